@@ -1,0 +1,76 @@
+"""Choose prompt, decoding and number of samples together, per user preference, within a budget of LM calls.
+
+```python
+import dspy
+from iapo_dspy import IAPO, Budget, MajorityVote, Preference
+
+optimizer = IAPO(
+    metric=exact_match,
+    strategy=MajorityVote("answer"),
+    preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=1.0)],
+    max_n=16,
+    budget=Budget(completions=5_000),
+)
+program = optimizer.compile(dspy.ChainOfThought("question -> answer"), trainset=train, candidates=instructions)
+program(question="...", preference="thrifty")
+```
+"""
+
+from iapo_dspy.environments.live import Progress
+from iapo_dspy.errors import (
+    AllCompletionsFailed,
+    BudgetTooSmall,
+    ConfigurationError,
+    IAPOError,
+    LabelRequired,
+    LedgerError,
+    LedgerLocked,
+    LedgerMismatch,
+    ReservedFieldName,
+    ScoreError,
+    StateError,
+    TooManyErrors,
+    UnknownPreference,
+)
+from iapo_dspy.program.compiled import CallReport, CompiledProgram
+from iapo_dspy.program.iapo import IAPO
+from iapo_dspy.program.quote import Quote
+from iapo_dspy.program.results import CompileResult, PreferenceResult
+from iapo_dspy.sampling.budget import Budget, Spent
+from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
+from iapo_dspy.types import Arm, Decoding, Preference
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IAPO",
+    "AllCompletionsFailed",
+    "Arm",
+    "BestOfN",
+    "Budget",
+    "BudgetTooSmall",
+    "CallReport",
+    "CompileResult",
+    "CompiledProgram",
+    "ConfigurationError",
+    "Decoding",
+    "IAPOError",
+    "LabelRequired",
+    "LedgerError",
+    "LedgerLocked",
+    "LedgerMismatch",
+    "MajorityVote",
+    "Objective",
+    "Preference",
+    "PreferenceResult",
+    "Progress",
+    "Quote",
+    "ReservedFieldName",
+    "ScoreError",
+    "Spent",
+    "StateError",
+    "Strategy",
+    "TooManyErrors",
+    "UnknownPreference",
+    "__version__",
+]

@@ -1,0 +1,152 @@
+"""What is known and which arms survive: the part of a trimming run that needs no pulls.
+
+PSST and its replay share this class, so a replay with the run's own contexts ends with the run's own policy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.problem import EstimatorFactory, Outcome, Problem, Round
+from iapo_dspy.bandit.trimming import best_arms, keep_best, trim
+from iapo_dspy.types import FloatArray, Observations, Pulls
+
+__all__ = ["CostScale", "Elimination", "no_observations"]
+
+_AVERAGE_COMPLETION = 0.01  # utility that one completion of average cost is worth at cost weight 1
+
+
+class CostScale:
+    """The utility of one raw cost unit: given, or learnt from the first observations that cover every prompt.
+
+    Args:
+        problem: `problem.cost_scale` is used as it is, unless it is `None`.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._fixed = problem.cost_scale
+        self._cost = np.zeros(problem.n_prompts)
+        self._completions = np.zeros(problem.n_prompts)
+
+    def observe(self, observations: Observations) -> None:
+        """Learn the scale and freeze it once every prompt has been pulled; afterwards nothing changes."""
+        if self._fixed is not None:
+            return
+        prompt = np.repeat(observations.pulls.prompt, observations.pulls.size)
+        self._cost += np.bincount(prompt, weights=observations.cost, minlength=len(self._cost))
+        self._completions += np.bincount(prompt, minlength=len(self._cost))
+        if (self._completions > 0).all():
+            self._fixed = self.value
+
+    @property
+    def value(self) -> float:
+        """The scale; before it is frozen, what the prompts pulled so far say. 0 where nothing costs anything."""
+        if self._fixed is not None:
+            return self._fixed
+        pulled = self._completions > 0
+        mean = float((self._cost[pulled] / self._completions[pulled]).mean()) if pulled.any() else 0.0
+        return _AVERAGE_COMPLETION / mean if mean > 0 else 0.0
+
+
+class Elimination:
+    """Estimates and surviving arms of one run.
+
+    Args:
+        problem: The problem.
+        estimator: Makes an empty estimator.
+        stockpile: Whether estimates use the observations of all rounds, or those of the last round only and older ones
+            just for arms that it did not reach.
+
+    Attributes:
+        active: Which arms are alive [C, P, N].
+    """
+
+    def __init__(self, problem: Problem, *, estimator: EstimatorFactory, stockpile: bool = True) -> None:
+        self.active: NDArray[np.bool_] = np.ones(problem.shape, dtype=bool)
+        self._problem = problem
+        self._new_estimator = estimator
+        self._stockpile = stockpile
+        self._estimator = estimator(problem)
+        self._estimates = self._estimator.estimates()
+        self._screened: Estimates | None = None
+        self._scale = CostScale(problem)
+        self._rounds: list[Round] = []
+        self._observations: list[Observations] = []
+
+    @property
+    def spent(self) -> int:
+        """Completions drawn so far."""
+        return sum(r.completions for r in self._rounds)
+
+    def observe(self, observations: Observations) -> None:
+        """Take in what one round brought (line 17); the arms that are alive now are noted as that round's."""
+        pulls = observations.pulls
+        self._rounds.append(Round(active=self.active.copy(), pulls=len(pulls), completions=pulls.completions))
+        self._observations.append(observations)
+        if not len(pulls):
+            return
+        self._scale.observe(observations)
+        if self._stockpile:
+            self._estimator.update(observations)
+            self._estimates = self._estimator.estimates()
+        else:
+            latest = self._new_estimator(self._problem)
+            latest.update(observations)
+            self._estimates = latest.estimates().or_else(self._estimates)
+
+    def trim(self) -> None:
+        """Drop the worse half of each context's arms (lines 18 to 22)."""
+        self.active = trim(self._q(), self._estimates.cost, self.active)
+
+    def restrict_to_single(self) -> None:
+        """Leave only the arms of scale 1 alive: the arms that screening compares."""
+        self.active = np.zeros(self._problem.shape, dtype=bool)
+        self.active[:, :, 0] = True
+
+    def screen(self, k: int) -> None:
+        """Keep each context's k best prompts at every scale, and forget the observations made so far.
+
+        They stay in reserve for a context that never gets others.
+        """
+        keep = np.full(self._problem.n_contexts, k)
+        kept = keep_best(self._q(), self._estimates.cost, self.active, keep)[:, :, :1]
+        self.active = np.repeat(kept, self._problem.max_n, axis=2)
+        self._screened = self._estimates
+        self._estimator = self._new_estimator(self._problem)
+        self._estimates = self._estimator.estimates()
+
+    def outcome(self, *, complete: bool) -> Outcome:
+        """Choose the best living arm of each context and report the run."""
+        q = self._q()
+        choice, cost = q, self._estimates.cost
+        if self._screened is not None:
+            seen = np.any(self.active & ~np.isnan(q), axis=(1, 2), keepdims=True)
+            screened = self._screened.utility(self._problem.contexts, self._scale.value)
+            choice = np.where(seen, q, screened)
+            cost = np.where(np.isnan(cost), self._screened.cost, cost)
+        return Outcome(
+            policy=best_arms(choice, cost, self.active),
+            q=q,
+            estimates=self._estimates,
+            spent=self.spent,
+            rounds=tuple(self._rounds),
+            observations=tuple(self._observations),
+            cost_scale=self._scale.value,
+            complete=complete,
+        )
+
+    def _q(self) -> FloatArray:
+        return self._estimates.utility(self._problem.contexts, self._scale.value)
+
+
+def no_observations(n_objectives: int) -> Observations:
+    """Return the observations of a round without pulls."""
+    nothing = np.empty(0, dtype=np.int64)
+    return Observations(
+        pulls=Pulls(nothing, nothing, nothing),
+        label=nothing,
+        score=np.empty((0, n_objectives)),
+        cost=np.empty(0),
+    )

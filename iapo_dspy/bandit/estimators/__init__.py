@@ -1,0 +1,1 @@
+"""Interchangeable ways of turning observations into estimates of every arm."""

@@ -1,0 +1,51 @@
+"""The port between algorithms and estimators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
+
+__all__ = ["Estimates", "Estimator"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimates:
+    """What a set of observations says about every arm.
+
+    Attributes:
+        reward: Mean task reward [C, P, N], NaN where there is no evidence.
+        cost: Mean raw cost of the n completions of an arm [P, N], NaN where there is no evidence.
+        count: Evidence behind each arm [P, N]; for block estimates the number of blocks. 0: no evidence.
+    """
+
+    reward: FloatArray
+    cost: FloatArray
+    count: IntArray
+
+    def utility(self, contexts: Contexts, cost_scale: float) -> FloatArray:
+        """Return Q [C, P, N]: task reward minus priced cost (eq. 1, eq. 2), NaN where there is no evidence."""
+        return self.reward - contexts.cost[:, None, None] * (cost_scale * self.cost)
+
+    def or_else(self, older: Estimates) -> Estimates:
+        """Return these estimates, and the older ones for arms without evidence here."""
+        new = self.count > 0
+        return Estimates(
+            reward=np.where(new, self.reward, older.reward),
+            cost=np.where(new, self.cost, older.cost),
+            count=np.where(new, self.count, older.count),
+        )
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Turns observations into estimates of every arm's value (Algorithm 1, line 17)."""
+
+    def update(self, observations: Observations) -> None:
+        """Take in one more batch; earlier batches are not looked at again."""
+
+    def estimates(self) -> Estimates:
+        """Return what is known by now."""

@@ -1,0 +1,157 @@
+"""What a bandit algorithm is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.estimators.port import Estimates, Estimator
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
+from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Policy, Pulls
+
+__all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Problem", "Round", "check_budget"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A contextual best-arm problem: which (prompt, scale) serves each context best.
+
+    Attributes:
+        n_prompts: P >= 1.
+        n_queries: X >= 1, the queries that pulls draw from.
+        max_n: The largest scale N_max >= 1.
+        contexts: The contexts to serve.
+        aggregator: How n completions become one answer (eq. 1, eq. 2).
+        cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run, such that one completion of
+            average cost (mean over prompts of the prompt's mean) costs 0.01, then frozen.
+
+    Raises:
+        ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.
+    """
+
+    n_prompts: int
+    n_queries: int
+    max_n: int
+    contexts: Contexts
+    aggregator: Aggregator
+    cost_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "n_queries", "max_n"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigurationError(f"Problem: {name} is {value!r}; it must be a whole number >= 1.")
+            object.__setattr__(self, name, int(value))
+        if self.cost_scale is not None and not (np.isfinite(self.cost_scale) and self.cost_scale >= 0):
+            raise ConfigurationError(
+                f"Problem: cost_scale is {self.cost_scale!r}; it must be finite and >= 0, or None."
+            )
+        self.aggregator.check(self.contexts.n_objectives)
+
+    @property
+    def n_contexts(self) -> int:
+        """C."""
+        return len(self.contexts)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, P, N): the shape of Q."""
+        return self.n_contexts, self.n_prompts, self.max_n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of a run.
+
+    Attributes:
+        active: Arms that were alive when the round began [C, P, N].
+        pulls: Pulls made.
+        completions: Completions drawn.
+    """
+
+    active: NDArray[np.bool_]
+    pulls: int
+    completions: int
+
+    @property
+    def arms(self) -> IntArray:
+        """How many arms were alive per context [C]."""
+        return np.asarray(self.active.sum(axis=(1, 2)), dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run found.
+
+    Attributes:
+        policy: The chosen arm of each context.
+        q: Estimated utility [C, P, N]; NaN where there is no evidence.
+        estimates: What `q` is made of: rewards, raw costs and the number of blocks behind them.
+        spent: Completions drawn.
+        rounds: What each round did, in order.
+        observations: What came back, one entry per round; a round that could not pay for a pull has an empty one.
+        cost_scale: Utility of one raw cost unit, as used in `q`.
+        complete: False where the environment was exhausted before the algorithm was done.
+    """
+
+    policy: Policy
+    q: FloatArray
+    estimates: Estimates
+    spent: int
+    rounds: tuple[Round, ...]
+    observations: tuple[Observations, ...]
+    cost_scale: float
+    complete: bool = True
+
+    @property
+    def count(self) -> IntArray:
+        """Blocks behind each estimate [P, N]."""
+        return self.estimates.count
+
+    @property
+    def reward(self) -> FloatArray:
+        """Estimated task reward without the cost [C, P, N]; NaN where there is no evidence."""
+        return self.estimates.reward
+
+    @property
+    def evidence(self) -> IntArray:
+        """Blocks behind each context's chosen arm [C]."""
+        return np.array([self.count[arm.prompt, arm.n - 1] for arm in self.policy.arms], dtype=np.int64)
+
+
+Algorithm = Generator[Pulls, Observations, Outcome]
+"""Yields one batch of pulls a round, is sent what came back, returns what it found."""
+
+EstimatorFactory = Callable[[Problem], Estimator]
+"""Makes an empty estimator for a problem."""
+
+
+def check_budget(budget: int, seed: int, *, least: int, what: str) -> None:
+    """Refuse a budget or a seed that a run cannot use, before anything is spent.
+
+    Args:
+        budget: Completions T.
+        seed: Root of every random stream of the run, a whole number >= 0.
+        least: The smallest T that the algorithm can work with.
+        what: What needs it, for the message.
+
+    Raises:
+        BudgetTooSmall: `budget < least`.
+        ConfigurationError: The budget or the seed is no whole number, or the seed is negative.
+    """
+    for name, value in (("budget", budget), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ConfigurationError(f"{name} is {value!r}; give a whole number.")
+    if seed < 0:
+        raise ConfigurationError(f"seed is {seed}; give a whole number >= 0.")
+    if budget < least:
+        raise BudgetTooSmall(
+            f"A budget of {budget} completions is too small: {what} needs at least {least}. "
+            "Raise the budget, or give fewer candidates or a smaller max_n.",
+            given=int(budget),
+            least=int(least),
+        )

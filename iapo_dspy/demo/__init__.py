@@ -1,0 +1,33 @@
+"""A real, tiny language model and two tasks to try the whole path offline in seconds.
+
+The model has about a million parameters and was trained from scratch for these tasks. It is a fixture for the path from
+DSPy's prompt through LiteLLM to sampling, parsing and aggregation. It is **no evidence about large language models**.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DemoServer": "server",
+    "DemoTask": "tasks",
+    "addition_task": "tasks",
+    "register": "provider",
+    "splitting_task": "tasks",
+}
+
+__all__ = ["DemoServer", "DemoTask", "addition_task", "register", "splitting_task"]  # noqa: F822 (loaded on first use)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Where completions come from, behind one port: live, recorded and synthetic."""

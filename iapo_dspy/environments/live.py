@@ -1,0 +1,364 @@
+"""The live environment: pulls become completions of a language model, on disk before they are used, then scored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+import numpy as np
+
+from iapo_dspy.errors import BudgetExceeded, LedgerError, TooManyErrors
+from iapo_dspy.sampling.budget import Meter, Reservation, Spent
+from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
+from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord
+from iapo_dspy.sampling.loop import run_on_loop
+from iapo_dspy.sampling.rollouts import Rollout, Sampler
+from iapo_dspy.scoring.scores import Metric, Scored
+from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.types import Decoding, Observations, Pull, Pulls
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["FailureReport", "LiveEnvironment", "LivePrompt", "Progress"]
+
+NOTHING_WORKS = 32  # failed completions without a single success after which a run stops
+
+
+@dataclass(frozen=True, kw_only=True)
+class LivePrompt:
+    """A program to sample and how its LM decodes."""
+
+    program: Any
+    decoding: Decoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        completions: Completions drawn so far, failed ones included.
+        budget: Completions at most; None without a limit.
+        failed: Failed ones among them.
+        spent: Everything spent so far.
+    """
+
+    completions: int
+    budget: int | None
+    failed: int
+    spent: Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureReport:
+    """Failed completions of a run.
+
+    Attributes:
+        completions: All completions of the run.
+        total: Failed ones.
+        errors: Failed ones where an exception, not the completion's text, was the cause.
+        share: Share of failed completions per prompt [P]; NaN for a prompt that was never pulled.
+        causes: The most frequent causes with their numbers.
+    """
+
+    completions: int
+    total: int
+    errors: int
+    share: tuple[float, ...]
+    causes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        causes = "; ".join(f"{n} x {cause}" for cause, n in self.causes[:3])
+        return f"{self.total} of {self.completions} completions failed and count as spent, without a vote: {causes}"
+
+
+@dataclass
+class _Failures:
+    """Counts failures while a run goes on."""
+
+    drawn: list[int]
+    failed: list[int]
+    errors: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, prompt: int, scored: Sequence[Scored]) -> None:
+        self.drawn[prompt] += len(scored)
+        for s in scored:
+            if s.failure is not None:
+                self.failed[prompt] += 1
+                self.errors += s.error
+                self.causes[s.failure[:200]] += 1
+
+    def report(self) -> FailureReport:
+        share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]
+        return FailureReport(
+            completions=sum(self.drawn),
+            total=sum(self.failed),
+            errors=self.errors,
+            share=tuple(share),
+            causes=tuple(self.causes.most_common(10)),
+        )
+
+
+class LiveEnvironment:
+    """Answers pulls from a language model.
+
+    Args:
+        prompts: The prompt set P.
+        examples: The training set X, with inputs and labels.
+        strategy: Scores completions.
+        metric: For strategies that need labels.
+        sampler: Draws completions.
+        meter: Holds the budget; shared with the sampler.
+        ledger: Where completions are kept before they are used.
+        max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
+        progress: Called after every pull.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompts: Sequence[LivePrompt],
+        examples: Sequence[dspy.Example],
+        strategy: Strategy,
+        metric: Metric | None,
+        sampler: Sampler,
+        meter: Meter,
+        ledger: LedgerPort,
+        max_errors: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._prompts = tuple(prompts)
+        self._examples = tuple(examples)
+        self._strategy = strategy
+        self._metric = metric
+        self._sampler = sampler
+        self._meter = meter
+        self._ledger = ledger
+        self._max_errors = max_errors
+        self._progress = progress
+        self._round = 0
+        self._labels: list[dict[str, int]] = [{} for _ in self._examples]
+        self._failures = _Failures([0] * len(self._prompts), [0] * len(self._prompts))
+
+    @property
+    def n_prompts(self) -> int:
+        """P."""
+        return len(self._prompts)
+
+    @property
+    def n_queries(self) -> int:
+        """X."""
+        return len(self._examples)
+
+    @property
+    def failures(self) -> FailureReport:
+        """Failed completions so far."""
+        return self._failures.report()
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Draw and score these pulls, all in flight together.
+
+        Raises:
+            TooManyErrors: See `max_errors`.
+            Exception: A fatal error of the provider, such as a wrong key.
+        """
+        results = run_on_loop(self._pull_all(pulls))
+        self._round += 1
+        report = self._failures.report()
+        if report.completions and report.total == report.completions:
+            raise TooManyErrors(f"Nothing has worked so far: {report}. {self._kept()}")
+        return self._observations(pulls, results)
+
+    async def _pull_all(self, pulls: Pulls) -> list[_Pulled | None]:
+        """Start every pull that the budget pays for; None for those it does not."""
+        tasks: list[asyncio.Task[_Pulled] | None] = []
+        refused = False
+        for position, pull in enumerate(pulls):
+            key = (self._round, position)
+            stored = self._ledger.completions(key)[: pull.size]
+            missing = pull.size - len(stored)
+            reservation: Reservation | None = None
+            if missing and not refused:
+                try:
+                    reservation = self._meter.reserve(completions=missing)
+                except BudgetExceeded as exc:
+                    logger.info("The budget is used up: %s", exc)
+                    refused = True
+            affordable = reservation is not None or not missing
+            work = self._pull_one(key, pull, stored, reservation) if affordable else None
+            tasks.append(asyncio.ensure_future(work) if work is not None else None)
+        started = [t for t in tasks if t is not None]
+        try:
+            await asyncio.gather(*started)
+        except BaseException:
+            for task in started:
+                task.cancel()
+            await asyncio.gather(*started, return_exceptions=True)
+            raise
+        finally:
+            self._ledger.flush()
+        return [t.result() if t is not None else None for t in tasks]
+
+    async def _pull_one(
+        self, key: PullKey, pull: Pull, stored: Sequence[CompletionRecord], reservation: Reservation | None
+    ) -> _Pulled:
+        self._check_stored(key, pull, stored)
+        self._meter.charge(_spent(stored))
+        example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
+        drawn: list[tuple[CompletionRecord, dspy.Prediction | None]] = []
+        if reservation is not None:
+            missing = pull.size - len(stored)
+            try:
+                rollouts = await self._sampler.sample(
+                    prompt.program,
+                    dict(example.inputs().items()),
+                    missing,
+                    key=[*key, len(stored)] if stored else list(key),
+                    decoding=prompt.decoding,
+                )
+            except BaseException:
+                reservation.release()
+                raise
+            paid = [r for r in rollouts if not r.unpaid]
+            reservation.settle(completions=len(paid))
+            for index, rollout in enumerate(paid, start=len(stored)):
+                record = _record(key, index, pull, rollout)
+                self._ledger.append(record)
+                drawn.append((record, rollout.prediction))
+        signature = _signature(prompt.program)
+        completions = [(r, _stored_prediction(r, signature)) for r in stored] + drawn
+        scored = await asyncio.to_thread(self._score, example, completions)
+        self._note(pull, scored)
+        return _Pulled(scored=tuple(scored), cost=tuple(r.completion_tokens for r, _ in completions))
+
+    def _check_stored(self, key: PullKey, pull: Pull, stored: Sequence[CompletionRecord]) -> None:
+        wrong = [r for r in stored if (r.prompt, r.query) != (pull.prompt, pull.query)]
+        if wrong or [r.index for r in stored] != list(range(len(stored))):
+            raise LedgerError(
+                f"The ledger's pull {key} is not the one this run makes ({pull}). It was written by another version "
+                "of this package; choose another log_dir."
+            )
+
+    def _score(
+        self, example: dspy.Example, completions: Sequence[tuple[CompletionRecord, dspy.Prediction | None]]
+    ) -> list[Scored]:
+        found = []
+        for record, prediction in completions:
+            if prediction is None:
+                found.append(Scored(failure=record.failure or "no prediction", error=record.error))
+                continue
+            name = f"{record.round}/{record.position}/{record.index}"
+            known = self._ledger.score(name)
+            if known is not None:
+                scores = tuple(known.scores) if known.scores is not None else None
+                scored = Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error)
+            else:
+                scored = self._strategy.score(example, prediction, self._metric)
+                self._ledger.append(
+                    ScoreRecord(
+                        key=name,
+                        answer=scored.answer,
+                        scores=scored.scores,
+                        failure=scored.failure,
+                        error=scored.error,
+                    )
+                )
+            found.append(scored)
+        return found
+
+    def _note(self, pull: Pull, scored: Sequence[Scored]) -> None:
+        self._failures.add(pull.prompt, scored)
+        report = self._failures.report()
+        if self._max_errors is not None and report.errors > self._max_errors:
+            raise TooManyErrors(
+                f"More than max_errors={self._max_errors} completions failed with errors: {report}. {self._kept()}"
+            )
+        several = sum(1 for d in self._failures.drawn if d) >= min(3, self.n_prompts)
+        if several and report.errors == report.completions >= NOTHING_WORKS:
+            raise TooManyErrors(f"Nothing has worked so far: {report}. {self._kept()}")
+        if self._progress is not None:
+            budget = self._meter.budget.completions if self._meter.budget is not None else None
+            self._progress(
+                Progress(completions=report.completions, budget=budget, failed=report.total, spent=self._meter.spent)
+            )
+
+    def _kept(self) -> str:
+        if isinstance(self._ledger, NullLedger):
+            return "Nothing kept what was paid for; set log_dir to keep it."
+        return "What was paid for is in the ledger; mend the cause and compile again to go on."
+
+    def _observations(self, pulls: Pulls, results: Sequence[_Pulled | None]) -> Observations:
+        """Put the results in the order of the pulls, so that nothing depends on which answer came first."""
+        made = [(i, r) for i, r in enumerate(results) if r is not None and r.scored]
+        index = np.array([i for i, _ in made], dtype=np.int64)
+        size = np.array([len(r.scored) for _, r in made], dtype=np.int64)
+        label: list[int] = []
+        score: list[tuple[float, ...]] = []
+        cost: list[float] = []
+        failed = (float("nan"),) * len(self._strategy.objectives)
+        for i, result in made:
+            labels = self._labels[int(pulls.query[i])]
+            for s in result.scored:
+                voted = s.scores is not None and s.answer is not None
+                label.append(labels.setdefault(s.answer, len(labels)) if voted and s.answer is not None else -1)
+                score.append(s.scores if s.scores is not None else failed)
+            cost.extend(result.cost)
+        return Observations(
+            pulls=Pulls(pulls.prompt[index], pulls.query[index], size),
+            label=np.array(label, dtype=np.int64),
+            score=np.array(score, dtype=np.float64).reshape(len(score), len(failed)),
+            cost=np.array(cost, dtype=np.float64),
+            exhausted=int(size.sum()) < pulls.completions,
+        )
+
+
+@dataclass(frozen=True)
+class _Pulled:
+    """One pull's completions as the algorithm sees them; fewer than asked for where a budget ended in between."""
+
+    scored: tuple[Scored, ...]
+    cost: tuple[float, ...]
+
+
+def _record(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> CompletionRecord:
+    return CompletionRecord(
+        round=key[0],
+        position=key[1],
+        index=index,
+        prompt=pull.prompt,
+        query=pull.query,
+        text=rollout.text,
+        fields=encode_prediction(rollout.prediction) if rollout.prediction is not None else None,
+        failure=rollout.failure,
+        error=rollout.error,
+        prompt_tokens=rollout.prompt_tokens,
+        completion_tokens=rollout.completion_tokens,
+        usd=rollout.usd,
+        latency_s=rollout.latency_s,
+        seed=rollout.seed,
+    )
+
+
+def _stored_prediction(record: CompletionRecord, signature: Any) -> dspy.Prediction | None:
+    return decode_prediction(record.fields, signature) if record.fields is not None else None
+
+
+def _signature(program: Any) -> Any:
+    predictors = program.predictors() if hasattr(program, "predictors") else []
+    return predictors[-1].signature if predictors else None
+
+
+def _spent(stored: Sequence[CompletionRecord]) -> Spent:
+    return Spent(
+        completions=len(stored),
+        prompt_tokens=round(sum(r.prompt_tokens for r in stored)),
+        completion_tokens=round(sum(r.completion_tokens for r in stored)),
+        usd=sum(r.usd or 0.0 for r in stored),
+    )

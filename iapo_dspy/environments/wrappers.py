@@ -1,0 +1,161 @@
+"""Environments around environments: what can go wrong between an algorithm and the world, at will."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from iapo_dspy.environments.port import Environment
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import Observations, Pulls
+
+__all__ = ["Delay", "Drift", "Failures", "Noise"]
+
+
+class _Wrapper:
+    def __init__(self, inner: Environment) -> None:
+        self._inner = inner
+
+    @property
+    def n_prompts(self) -> int:
+        """P."""
+        return self._inner.n_prompts
+
+    @property
+    def n_queries(self) -> int:
+        """X."""
+        return self._inner.n_queries
+
+
+class Noise(_Wrapper):
+    """Adds Gaussian noise to every score: a judge or reward model that is not sure.
+
+    Args:
+        inner: The environment.
+        sd: Standard deviation of the noise, >= 0.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, inner: Environment, *, sd: float, seed: int = 0) -> None:
+        super().__init__(inner)
+        if not sd >= 0:
+            raise ConfigurationError(f"Noise: sd is {sd!r}; give a number >= 0.")
+        self._sd = sd
+        self._rng = np.random.default_rng(seed)
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`."""
+        seen = self._inner.pull(pulls)
+        return replace(seen, score=seen.score + self._rng.normal(0.0, self._sd, size=seen.score.shape))
+
+
+class Failures(_Wrapper):
+    """Lets completions fail: they cost what they cost, and neither vote nor score.
+
+    Args:
+        inner: The environment.
+        share: Probability that a completion fails, in [0, 1].
+        seed: Seed of the failures.
+    """
+
+    def __init__(self, inner: Environment, *, share: float, seed: int = 0) -> None:
+        super().__init__(inner)
+        if not 0 <= share <= 1:
+            raise ConfigurationError(f"Failures: share is {share!r}; give a number from 0 to 1.")
+        self._share = share
+        self._rng = np.random.default_rng(seed)
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`."""
+        seen = self._inner.pull(pulls)
+        failed = self._rng.random(len(seen.label)) < self._share
+        score = np.where(failed[:, None], np.nan, seen.score)
+        return replace(seen, label=np.where(failed, -1, seen.label), score=score)
+
+
+class Delay(_Wrapper):
+    """Waits before it answers: a server with a latency per batch and a throughput.
+
+    Args:
+        inner: The environment.
+        seconds: Wait per batch of pulls, >= 0.
+        per_completion: Further wait per completion in seconds, >= 0.
+        sleep: What waits; a test may count instead.
+    """
+
+    def __init__(
+        self,
+        inner: Environment,
+        *,
+        seconds: float,
+        per_completion: float = 0.0,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        super().__init__(inner)
+        if not (seconds >= 0 and per_completion >= 0):
+            raise ConfigurationError(f"Delay: seconds {seconds!r} and per_completion {per_completion!r} must be >= 0.")
+        self._seconds = seconds
+        self._per_completion = per_completion
+        self._sleep = sleep
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`."""
+        self._sleep(self._seconds + self._per_completion * pulls.completions)
+        return self._inner.pull(pulls)
+
+
+class Drift(_Wrapper):
+    """Turns from one environment into another: a model or a query distribution that changes under the run.
+
+    Each pull is answered by `later` with a probability that grows linearly from 0 to 1.
+
+    Args:
+        inner: The environment at the start.
+        later: The environment in the end; as many prompts and queries, same objectives.
+        over: Completions until the change is complete, >= 1.
+        seed: Seed of which environment answers.
+    """
+
+    def __init__(self, inner: Environment, later: Environment, *, over: int, seed: int = 0) -> None:
+        super().__init__(inner)
+        if (inner.n_prompts, inner.n_queries) != (later.n_prompts, later.n_queries):
+            raise ConfigurationError("Drift: both environments need the same numbers of prompts and queries.")
+        if over < 1:
+            raise ConfigurationError(f"Drift: over is {over!r}; give at least 1 completion.")
+        self._later = later
+        self._over = over
+        self._drawn = 0
+        self._rng = np.random.default_rng(seed)
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`."""
+        before = self._drawn + np.cumsum(pulls.size) - pulls.size
+        self._drawn += pulls.completions
+        changed = self._rng.random(len(pulls)) < before / self._over
+        parts = [
+            (mask, environment.pull(pulls.take(np.flatnonzero(mask))))
+            for mask, environment in ((~changed, self._inner), (changed, self._later))
+            if mask.any()
+        ]
+        if len(parts) == 1:
+            return parts[0][1]
+        if any(seen.pulls.completions < pulls.take(np.flatnonzero(mask)).completions for mask, seen in parts):
+            # Which pulls are missing is known to neither part alone: hand back what each of them made.
+            order = np.arange(sum(seen.pulls.completions for _, seen in parts))
+            made = Pulls(
+                *(np.concatenate([getattr(s.pulls, f) for _, s in parts]) for f in ("prompt", "query", "size"))
+            )
+        else:
+            owner = np.repeat(changed, pulls.size)
+            order = np.argsort(np.concatenate([np.flatnonzero(~owner), np.flatnonzero(owner)]), kind="stable")
+            made = pulls
+        return Observations(
+            pulls=made,
+            label=np.concatenate([seen.label for _, seen in parts])[order],
+            score=np.concatenate([seen.score for _, seen in parts])[order],
+            cost=np.concatenate([seen.cost for _, seen in parts])[order],
+            exhausted=any(seen.exhausted for _, seen in parts),
+        )

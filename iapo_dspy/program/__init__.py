@@ -1,0 +1,1 @@
+"""The optimizer and the compiled program: the only layer that knows DSPy's modules and teleprompters."""

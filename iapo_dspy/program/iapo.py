@@ -1,0 +1,301 @@
+"""`IAPO`, the optimizer: a DSPy teleprompter that chooses prompt, decoding and N per preference."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+from tqdm.auto import tqdm
+
+from iapo_dspy.bandit.problem import Outcome
+from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
+from iapo_dspy.environments.port import drive
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
+from iapo_dspy.program.policy import CompiledPolicy, PromptState, rounded
+from iapo_dspy.program.quote import Quote, make_quote
+from iapo_dspy.program.results import make_result, spent_dict
+from iapo_dspy.sampling.budget import Budget, Meter
+from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
+from iapo_dspy.sampling.rollouts import Sampler
+from iapo_dspy.scoring.scores import Metric
+from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.types import Decoding, Preference
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["DEFAULT_PREFERENCES", "IAPO"]
+
+DEFAULT_PREFERENCES = (
+    Preference("quality", cost=0.0),
+    Preference("balanced", cost=0.2),
+    Preference("thrifty", cost=1.0),
+)
+
+
+class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
+    """Inference-aware prompt optimization: for each preference the best prompt and number of samples, in one budget.
+
+    The paper's PSST (Algorithm 1) spends a fixed number of completions on candidate prompts; one pull serves every
+    preference and every N up to its size. See `compile`.
+
+    Args:
+        strategy: How N completions become one answer: `MajorityVote(field)` or `BestOfN(objectives=[...])`.
+        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded.
+        metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
+            Needed by majority vote. It is tried once, on the first example's own labels, before anything is spent.
+        preferences: What users of the compiled program may ask for. Default: quality, balanced and thrifty, at cost
+            weights 0, 0.2 and 1.
+        max_n: Largest number of completions per call, >= 1.
+        candidates: The instructions to choose from; `compile` may be given others. Strings, dictionaries predictor ->
+            instruction, or whole programs of the student's class with their demos. The student's own instruction
+            takes part only if the student is one of them.
+        decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own.
+        algorithm: "psst", or "psst+k4" and the like for Top-K screening.
+        default_preference: Name of the preference that a call uses when it names none. Default: the first one.
+        preference_field: Keyword by which calls choose their preference. None if the student has an input field of
+            that name: then `program.with_preference(...)` chooses.
+        seed: Root of every random choice of the optimizer, >= 0. The LM's own randomness is its own; give the LM
+            an integer `seed` to have each request sent one that is derived from it.
+        num_threads: LM requests in flight at most. Default: `dspy.settings.num_threads` where that was raised
+            above DSPy's own default, else 64.
+        max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
+            Default: stop only where nothing has worked at all.
+        log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
+            paid call and ends with the same policy.
+        track_stats: Whether `program.detailed_results` is kept.
+        progress: A progress bar, or a function that is called with a `Progress` instead.
+
+    Raises:
+        ConfigurationError: An argument that cannot be used; the message says which and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        strategy: Strategy,
+        budget: Budget | int,
+        metric: Metric | None = None,
+        preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
+        max_n: int = 16,
+        candidates: Iterable[Any] | None = None,
+        decoding: Decoding | Sequence[Decoding] | None = None,
+        algorithm: str = "psst",
+        default_preference: str | None = None,
+        preference_field: str | None = "preference",
+        seed: int = 0,
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        log_dir: str | Path | None = None,
+        track_stats: bool = True,
+        progress: bool | Callable[[Progress], None] = True,
+    ) -> None:
+        super().__init__()
+        if not isinstance(strategy, Strategy):
+            raise ConfigurationError(
+                f"strategy={strategy!r}: give MajorityVote('answer') or BestOfN(objectives=[...])."
+            )
+        if metric is not None and not callable(metric):
+            raise ConfigurationError(f"metric={metric!r}: give a function metric(example, prediction, trace=None).")
+        strategy.check(metric=metric)
+        _check_count("max_n", max_n, 1)
+        _check_count("seed", seed, 0)
+        if num_threads is not None:
+            _check_count("num_threads", num_threads, 1)
+        if max_errors is not None:
+            _check_count("max_errors", max_errors, 0)
+        if preference_field is not None and not (isinstance(preference_field, str) and preference_field.isidentifier()):
+            raise ConfigurationError(f"preference_field={preference_field!r}: give a keyword, or None.")
+        parse_algorithm(algorithm)
+        self.metric = metric
+        self.strategy = strategy
+        self.preferences = check_preferences(preferences, strategy.objectives)
+        names = [str(p.name) for p in self.preferences]
+        if default_preference is not None and default_preference not in names:
+            raise ConfigurationError(f"default_preference={default_preference!r}: it must be one of {names}.")
+        self.default_preference = default_preference or names[0]
+        self.max_n = max_n
+        self.budget = Budget.of(budget)
+        self.candidates = list(candidates) if candidates is not None and not isinstance(candidates, str) else candidates
+        self.decoding = _decodings(decoding)
+        self.algorithm = algorithm
+        self.preference_field = preference_field
+        self.seed = seed
+        self.num_threads = num_threads
+        self.max_errors = max_errors
+        self.log_dir = Path(log_dir) if log_dir is not None else None
+        self.track_stats = track_stats
+        self.progress = progress
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        candidates: Iterable[Any] | None = None,
+        **kwargs: Any,
+    ) -> CompiledProgram:
+        """Find the best arm of every preference and return the program that knows them.
+
+        Args:
+            student: Any DSPy program with at least one predictor; a copy is compiled.
+            trainset: Examples with inputs (`.with_inputs(...)`) and, for majority vote, the labels of the metric.
+            teacher: Not used; must be None.
+            valset: Not used: the policy is chosen on the trainset.
+            candidates: Candidates of this call instead of the optimizer's own.
+            **kwargs: None are known.
+
+        Returns:
+            The compiled program.
+
+        Raises:
+            ConfigurationError: Something cannot work; raised before the first LM call.
+            TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
+            KeyboardInterrupt: Ctrl-C; what was paid for is in the ledger if there is a `log_dir`.
+        """
+        if kwargs or teacher is not None:
+            unknown = sorted(kwargs) + (["teacher"] if teacher is not None else [])
+            raise ConfigurationError(f"IAPO.compile does not know {unknown}; settings belong to IAPO(...).")
+        if valset is not None:
+            logger.info("IAPO chooses on the trainset; the %d examples of the valset are not used.", len(valset))
+        plan = self._plan(student, trainset, candidates)
+        meter = Meter(self.budget)
+        with ExitStack() as stack:
+            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed)
+            ledger = self._ledger(plan)
+            stack.callback(ledger.close)
+            bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
+            environment = LiveEnvironment(
+                prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
+                examples=plan.examples,
+                strategy=self.strategy,
+                metric=self.metric,
+                sampler=sampler,
+                meter=meter,
+                ledger=ledger,
+                max_errors=self.max_errors,
+                progress=bar,
+            )
+            try:
+                outcome = drive(plan.start(), environment)
+            except KeyboardInterrupt:
+                kept = (
+                    f"they are kept in {self.log_dir}; compile again to go on" if self.log_dir else "nothing kept them"
+                )
+                logger.warning("Stopped by the user after %d completions; %s.", meter.spent.completions, kept)
+                raise
+        return self._conclude(plan, outcome, environment, meter)
+
+    def quote(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        candidates: Iterable[Any] | None = None,
+    ) -> Quote:
+        """Say what `compile` would take at most, without any LM call.
+
+        Raises:
+            ConfigurationError: What `compile` would refuse, this refuses too.
+        """
+        return make_quote(self._plan(student, trainset, candidates))
+
+    # -- parts of compile
+
+    def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None) -> Plan:
+        return make_plan(
+            student,
+            trainset,
+            candidates if candidates is not None else self.candidates,
+            strategy=self.strategy,
+            metric=self.metric,
+            preferences=self.preferences,
+            max_n=self.max_n,
+            budget=self.budget,
+            decodings=self.decoding,
+            algorithm=self.algorithm,
+            preference_field=self.preference_field,
+            seed=self.seed,
+        )
+
+    def _ledger(self, plan: Plan) -> LedgerPort:
+        if self.log_dir is None:
+            return NullLedger()
+        settings = plan.settings(self.strategy, self.preferences)
+        return Ledger.open(self.log_dir, fingerprint=fingerprint_of(settings), settings=settings)
+
+    def _conclude(self, plan: Plan, outcome: Outcome, environment: LiveEnvironment, meter: Meter) -> CompiledProgram:
+        spent, failures = meter.spent, environment.failures
+        if not outcome.complete:
+            logger.warning(
+                "A budget ended the run early, after %d of at most %d completions: the policy rests on %s observations "
+                "per preference.", spent.completions, self.budget.completions, outcome.evidence.tolist(),
+            )  # fmt: skip
+        if failures.total:
+            logger.warning("%s", failures)
+        policy = CompiledPolicy(
+            preferences=self.preferences,
+            arms=outcome.policy.arms,
+            default=self.default_preference,
+            prompts=tuple(PromptState.of(p) for p in plan.prompts),
+            max_n=self.max_n,
+            n_queries=len(plan.examples),
+            cost_scale=outcome.cost_scale,
+            algorithm=self.algorithm,
+            screening=plan.screening,
+            strategy=self.strategy.to_dict(),
+            evidence=rounded(outcome.observations),
+            spent=spent_dict(spent),
+        )
+        program = CompiledProgram(plan.student, self.strategy, policy, preference_field=self.preference_field)
+        if self.track_stats:
+            program.detailed_results = make_result(self.preferences, plan.prompts, outcome, spent, failures)
+        return program
+
+
+class _ProgressBar:
+    """A tqdm bar over the budget, or the user's own function."""
+
+    def __init__(self, progress: bool | Callable[[Progress], None], total: int) -> None:
+        self._callback = progress if callable(progress) else None
+        self._bar = None if callable(progress) or not progress else tqdm(total=total, unit="completion", desc="IAPO")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how far the run is."""
+        if self._callback is not None:
+            self._callback(progress)
+        elif self._bar is not None:
+            self._bar.update(progress.completions - self._bar.n)
+            if progress.spent.usd:
+                self._bar.set_postfix(usd=f"{progress.spent.usd:.2f}", refresh=False)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
+
+
+def _decodings(decoding: Decoding | Sequence[Decoding] | None) -> tuple[Decoding, ...]:
+    given = (
+        (decoding,) if isinstance(decoding, Decoding) else tuple(decoding if decoding is not None else (Decoding(),))
+    )
+    if not given or not all(isinstance(d, Decoding) for d in given):
+        raise ConfigurationError(f"decoding={decoding!r}: give a Decoding(temperature=...), or a list of them.")
+    if len(set(given)) < len(given):
+        raise ConfigurationError(f"decoding={decoding!r}: two of them are the same.")
+    return given

@@ -1,0 +1,269 @@
+"""Everything that can be checked before the first LM call, and what a run needs afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from iapo_dspy.bandit.problem import Algorithm, Problem
+from iapo_dspy.bandit.psst import psst, psst_least
+from iapo_dspy.bandit.screening import Screening
+from iapo_dspy.errors import ConfigurationError, ReservedFieldName, ScoreError
+from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
+from iapo_dspy.sampling.budget import Budget
+from iapo_dspy.sampling.params import effective_temperature, request_params
+from iapo_dspy.sampling.pricing import check_budget
+from iapo_dspy.scoring.scores import Metric
+from iapo_dspy.scoring.strategies import Strategy, explain_probe_failure, stand_in_prediction
+from iapo_dspy.types import Contexts, Decoding, Preference
+
+__all__ = ["Plan", "check_preferences", "make_plan", "parse_algorithm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that has been checked: nothing in it has been paid for yet.
+
+    Attributes:
+        student: The program to optimize, as given.
+        prompts: The prompt set P.
+        examples: The training set X.
+        problem: The bandit problem.
+        algorithm: Its name.
+        screening: Top-K screening, if any.
+        budget: The limits.
+        seed: Root of the random streams.
+    """
+
+    student: dspy.Module
+    prompts: tuple[Prompt, ...]
+    examples: tuple[dspy.Example, ...]
+    problem: Problem
+    algorithm: str
+    screening: Screening | None
+    budget: Budget
+    seed: int
+
+    def start(self) -> Algorithm:
+        """Return the algorithm's generator.
+
+        Raises:
+            BudgetTooSmall: The budget does not reach for it.
+        """
+        return psst(self.problem, budget=self.budget.completions, seed=self.seed, screening=self.screening)
+
+    @property
+    def least(self) -> int:
+        """The smallest budget that the algorithm accepts, in completions."""
+        return psst_least(self.problem, self.screening)
+
+    def settings(self, strategy: Strategy, preferences: Sequence[Preference]) -> dict[str, Any]:
+        """Return what the run depends on, part by part, as JSON data without secrets."""
+        return {
+            "student": type(self.student).__qualname__,
+            "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.prompts]),
+            "examples": _digest([[dict(e.items()), sorted(e.inputs().keys())] for e in self.examples]),
+            "lms": _digest([[public_params(lm) for lm in lms_of(p.program)] for p in self.prompts]),
+            "strategy": strategy.to_dict(),
+            "preferences": [p.to_dict() for p in preferences],
+            "max_n": self.problem.max_n,
+            "completions": self.budget.completions,
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+        }
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=repr, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+_NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
+
+
+def public_params(lm: dspy.BaseLM) -> dict[str, Any]:
+    """Return what decides the LM's answers; not where it is served, and no secret."""
+    kept = {k: v for k, v in lm.kwargs.items() if v is not None and not _NOT_GENERATION.search(k)}
+    return {"model": lm.model, "model_type": lm.model_type, **kept}
+
+
+def lms_of(program: dspy.Module) -> list[dspy.BaseLM]:
+    """Return the LM of every predictor: its own, or the configured one.
+
+    Raises:
+        ConfigurationError: A predictor has none.
+    """
+    found = []
+    for name, predictor in program.named_predictors():
+        lm = predictor.lm or dspy.settings.lm
+        if not isinstance(lm, dspy.BaseLM):
+            raise ConfigurationError(
+                f"Predictor {name!r} has no LM (found {lm!r}): call dspy.configure(lm=dspy.LM('provider/model')) first."
+            )
+        found.append(lm)
+    return found
+
+
+def parse_algorithm(name: str) -> Screening | None:
+    """Read an algorithm's name: "psst", or "psst+kK" for PSST with Top-K screening.
+
+    Raises:
+        ConfigurationError: There is no such algorithm.
+    """
+    match = re.fullmatch(r"psst(?:\+k([1-9]\d*))?", name) if isinstance(name, str) else None
+    if match is None:
+        raise ConfigurationError(f"algorithm={name!r}: give 'psst', or 'psst+k4' and the like for Top-K screening.")
+    return Screening(k=int(match[1])) if match[1] else None
+
+
+def check_preferences(preferences: Iterable[Preference] | None, objectives: Sequence[str]) -> tuple[Preference, ...]:
+    """Return the preferences to compile.
+
+    Raises:
+        ConfigurationError: None, one without a name, two of one name, or one that weighs an unknown objective.
+    """
+    if isinstance(preferences, (Preference, str, Mapping)):
+        raise ConfigurationError(f"preferences must be a list of Preference, got {preferences!r}.")
+    found = tuple(preferences or ())
+    if not found:
+        raise ConfigurationError("No preferences: give at least one, e.g. [Preference('quality', cost=0.0)].")
+    for i, preference in enumerate(found):
+        if not isinstance(preference, Preference):
+            raise ConfigurationError(f"preferences[{i}] is {preference!r}; give Preference('name', cost=...).")
+        if preference.name is None:
+            raise ConfigurationError(f"preferences[{i}] has no name; calls choose compiled preferences by name.")
+        preference.vector(objectives)
+    names = [p.name for p in found]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigurationError(f"Preference names must differ; given more than once: {twice}.")
+    return found
+
+
+def make_plan(
+    student: Any,
+    trainset: Any,
+    candidates: Iterable[Any] | None,
+    *,
+    strategy: Strategy,
+    metric: Metric | None,
+    preferences: Sequence[Preference],
+    max_n: int,
+    budget: Budget,
+    decodings: Sequence[Decoding],
+    algorithm: str,
+    preference_field: str | None,
+    seed: int,
+) -> Plan:
+    """Check a run from end to end without an LM call.
+
+    Raises:
+        ConfigurationError: Anything that cannot work; a subclass where there is one.
+        ScoreError: The metric or an objective returns no score for the first training example.
+    """
+    if not isinstance(student, dspy.Module):
+        raise ConfigurationError(f"compile needs a program, a dspy.Module; got {student!r}.")
+    if not student.named_predictors():
+        raise ConfigurationError(
+            f"The student {type(student).__name__} has no predictors (dspy.Predict and the like), so there is no "
+            "instruction to choose."
+        )
+    examples = _check_examples(trainset, student)
+    _check_reserved_field(student, examples, preference_field)
+    outputs = output_fields(student)
+    strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
+    prompts = build_prompts(student, candidates, decodings)
+    _check_sampling(prompts, max_n, budget)
+    screening = parse_algorithm(algorithm)
+    problem = Problem(
+        n_prompts=len(prompts),
+        n_queries=len(examples),
+        max_n=max_n,
+        contexts=Contexts.from_preferences(preferences, strategy.objectives),
+        aggregator=strategy.aggregator(),
+    )
+    plan = Plan(
+        student=student,
+        prompts=prompts,
+        examples=examples,
+        problem=problem,
+        algorithm=algorithm,
+        screening=screening,
+        budget=budget,
+        seed=seed,
+    )
+    plan.start().close()  # raises BudgetTooSmall
+    _probe(strategy, metric, examples[0], outputs)
+    return plan
+
+
+def _check_examples(trainset: Any, student: dspy.Module) -> tuple[dspy.Example, ...]:
+    try:
+        examples = tuple(trainset)
+    except TypeError:
+        raise ConfigurationError(f"trainset must be a list of dspy.Example, got {trainset!r}.") from None
+    if not examples:
+        raise ConfigurationError("The trainset is empty: give at least one dspy.Example with inputs and labels.")
+    fields = input_fields(student)
+    keys: set[str] | None = None
+    for i, example in enumerate(examples):
+        if not isinstance(example, dspy.Example):
+            raise ConfigurationError(f"trainset[{i}] is a {type(example).__name__}; give dspy.Example objects.")
+        try:
+            given = set(example.inputs().keys())
+        except ValueError:
+            raise ConfigurationError(
+                f"trainset[{i}] does not say which fields are inputs: add .with_inputs('question') or the like."
+            ) from None
+        keys = keys or given
+        missing = set(fields if fields is not None else keys) - given
+        if missing or not given:
+            raise ConfigurationError(f"trainset[{i}] lacks the input fields {sorted(missing)}; it has {sorted(given)}.")
+    return examples
+
+
+def _check_reserved_field(student: dspy.Module, examples: Sequence[dspy.Example], preference_field: str | None) -> None:
+    used = {*examples[0].inputs().keys(), *(input_fields(student) or ())}
+    if preference_field is not None and preference_field in used:
+        raise ReservedFieldName(
+            f"The student has an input field called {preference_field!r}, the keyword by which a call of the compiled "
+            "program chooses its preference. Either rename the field, or build IAPO(..., preference_field=None): calls "
+            "then pass the field to the student, and program.with_preference('name') chooses the preference."
+        )
+    if "iapo" in output_fields(student):
+        raise ReservedFieldName(
+            "The student has an output field called 'iapo', where a call's report is kept; rename it."
+        )
+
+
+def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget) -> None:
+    for prompt in prompts:
+        for lm, (name, predictor) in zip(lms_of(prompt.program), prompt.program.named_predictors(), strict=True):
+            temperature = effective_temperature(lm, predictor.config, prompt.decoding)
+            if max_n > 1 and temperature == 0:
+                raise ConfigurationError(
+                    f"Predictor {name!r} of candidates[{prompt.candidate}] samples at temperature 0: all N completions "
+                    "would be the same. Set a temperature > 0 on the LM or in decoding=[Decoding(temperature=...)], or "
+                    "max_n=1."
+                )
+            params = request_params(lm, predictor.config, prompt.decoding)
+            check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None)
+
+
+def _probe(strategy: Strategy, metric: Metric | None, example: dspy.Example, outputs: Mapping[str, Any]) -> None:
+    """Try the metric or the objectives once, so that a wrong one costs nothing."""
+    prediction, complete = stand_in_prediction(example, outputs)
+    try:
+        strategy.probe(example, prediction, metric)
+    except (ScoreError, ConfigurationError):
+        raise
+    except Exception as exc:
+        if complete:
+            raise explain_probe_failure("The metric" if metric is not None else "An objective", exc) from exc
+        # Fields without a label were made up, so the user's code may well refuse them.

@@ -1,0 +1,186 @@
+"""Prompts: candidate programs with their decoding, made from copies of the student, and their saved form."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.proposers.given import Proposal, read_candidates
+from iapo_dspy.types import Decoding
+
+__all__ = ["Prompt", "build_prompts", "clone", "input_fields", "output_fields", "program_state", "restore"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One element of the prompt set: a program and how it is decoded.
+
+    Attributes:
+        program: A copy of the student with this candidate's instructions and demos.
+        decoding: Settings that override the LM's own.
+        candidate: Position in the user's list of candidates.
+    """
+
+    program: dspy.Module
+    decoding: Decoding
+    candidate: int
+
+    @property
+    def instructions(self) -> dict[str, str]:
+        """Predictor name -> instruction."""
+        return {name: p.signature.instructions for name, p in self.program.named_predictors()}
+
+    @property
+    def label(self) -> str:
+        """A short text for tables: the instructions, and the decoding where there is one."""
+        texts = self.instructions
+        text = next(iter(texts.values())) if len(texts) == 1 else "; ".join(f"{k}: {v}" for k, v in texts.items())
+        settings = ", ".join(f"{k}={v}" for k, v in self.decoding.as_kwargs().items())
+        return f"{text} [{settings}]" if settings else text
+
+
+def clone(program: dspy.Module) -> dspy.Module:
+    """Copy a program deeply, sharing its LMs: copying those would copy their histories and connection pools.
+
+    The predictors of the copy never write their LM into saved state, because settings of an LM (headers, provider
+    credentials) are secrets.
+    """
+    shared = {id(p.lm): p.lm for _, p in program.named_predictors() if p.lm is not None}
+    twin: dspy.Module
+    try:
+        twin = copy.deepcopy(program, memo=dict(shared))
+    except Exception:  # noqa: BLE001  # any attribute may refuse; DSPy's own copy knows how to go around it
+        twin = program.deepcopy()
+        for (_, old), (_, new) in zip(program.named_predictors(), twin.named_predictors(), strict=True):
+            new.lm = old.lm
+    for _, predictor in twin.named_predictors():
+        predictor.__class__ = _without_lm_in_state(type(predictor))
+    return twin
+
+
+@functools.cache
+def _without_lm_in_state(cls: Any) -> Any:
+    if "_iapo_stands_for" in vars(cls):
+        return cls
+
+    def dump_state(self: Any, json_mode: bool = True) -> dict[str, Any]:
+        state: dict[str, Any] = {**cls.dump_state(self, json_mode=json_mode), "lm": None}
+        return state
+
+    namespace = {
+        "dump_state": dump_state,
+        "_iapo_stands_for": cls,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": lambda self, protocol: (_revive, (cls, self.__getstate__())),
+    }
+    return type(cls)(cls.__name__, (cls,), namespace)
+
+
+def _revive(cls: type, state: Mapping[str, Any]) -> Any:
+    """Make an instance again when it is copied or pickled: the class made above has no importable name."""
+    hidden = _without_lm_in_state(cls)
+    twin = hidden.__new__(hidden)
+    twin.__setstate__(dict(state))
+    return twin
+
+
+def build_prompts(
+    student: dspy.Module, candidates: Iterable[Any] | None, decodings: Sequence[Decoding]
+) -> tuple[Prompt, ...]:
+    """Fold candidates and decoding configurations into the prompt set P.
+
+    Args:
+        student: The program to optimize; it is not changed.
+        candidates: What the user gave.
+        decodings: At least one; every candidate is combined with every decoding.
+
+    Raises:
+        ConfigurationError: A candidate cannot be used with this student, or two prompts are the same.
+    """
+    names = [name for name, _ in student.named_predictors()]
+    proposals = read_candidates(candidates, names, lambda c: isinstance(c, dspy.Module))
+    prompts: list[Prompt] = []
+    seen: dict[str, int] = {}
+    for index, proposal in enumerate(proposals):
+        program = _apply(student, proposal, index)
+        identity = json.dumps(program_state(program), sort_keys=True, default=str)
+        if identity in seen:
+            raise ConfigurationError(
+                f"candidates[{index}] is the same as candidates[{seen[identity]}]: leave one of them out, or the "
+                "budget pays for it twice."
+            )
+        seen[identity] = index
+        prompts.extend(Prompt(program=program, decoding=d, candidate=index) for d in decodings)
+    return tuple(prompts)
+
+
+def _apply(student: dspy.Module, proposal: Proposal, index: int) -> dspy.Module:
+    if proposal.program is None:
+        program = clone(student)
+        for name, predictor in program.named_predictors():
+            if name in proposal.instructions:
+                predictor.signature = predictor.signature.with_instructions(proposal.instructions[name])
+        return program
+    given = proposal.program
+    mine, theirs = _shape(student), _shape(given)
+    if type(given) is not type(student) or mine != theirs:
+        raise ConfigurationError(
+            f"candidates[{index}] is a {type(given).__name__} with predictors {theirs}; the student is a "
+            f"{type(student).__name__} with {mine}. A program that is a candidate must be of the student's class and "
+            "have its predictors and fields, or the compiled program could not be loaded again."
+        )
+    return clone(given)
+
+
+def _shape(program: dspy.Module) -> dict[str, list[str]]:
+    return {name: sorted(p.signature.fields) for name, p in program.named_predictors()}
+
+
+def program_state(program: dspy.Module) -> dict[str, Any]:
+    """Return instructions, demos and the like of every predictor as JSON data, without any LM."""
+    return {name: {**p.dump_state(), "lm": None} for name, p in program.named_predictors()}
+
+
+def restore(student: dspy.Module, state: Mapping[str, Any]) -> dspy.Module:
+    """Make a copy of the student with a saved state; its predictors keep the student's LMs.
+
+    Raises:
+        StateError: The state names other predictors than the student has.
+    """
+    program = clone(student)
+    predictors = dict(program.named_predictors())
+    if set(predictors) != set(state):
+        raise StateError(
+            f"The saved program has the predictors {sorted(state)}, this student has {sorted(predictors)}. Load it "
+            "into the class of student that it was compiled from."
+        )
+    for name, predictor in predictors.items():
+        lm = predictor.lm
+        predictor.load_state(dict(state[name]))
+        predictor.lm = lm
+    return program
+
+
+def input_fields(student: dspy.Module) -> tuple[str, ...] | None:
+    """Return the student's input fields, or None for a module whose `forward` alone knows them."""
+    predictors = student.named_predictors()
+    if isinstance(student, (dspy.Predict, dspy.ChainOfThought)) and len(predictors) == 1:
+        return tuple(predictors[0][1].signature.input_fields)
+    return None
+
+
+def output_fields(student: dspy.Module) -> dict[str, Any]:
+    """Return output field -> annotation over all predictors; later predictors win."""
+    fields: dict[str, Any] = {}
+    for _, predictor in student.named_predictors():
+        fields.update({name: f.annotation for name, f in predictor.signature.output_fields.items()})
+    return fields

@@ -1,0 +1,133 @@
+"""What a run found and what it cost: `program.detailed_results`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import dspy
+import numpy as np
+
+from iapo_dspy.bandit.problem import Outcome, Round
+from iapo_dspy.environments.live import FailureReport
+from iapo_dspy.program.prompts import Prompt
+from iapo_dspy.sampling.budget import Spent
+from iapo_dspy.types import Arm, FloatArray, IntArray, Preference
+
+__all__ = ["CompileResult", "PreferenceResult", "make_result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceResult:
+    """The arm of one preference with its training estimates.
+
+    Attributes:
+        preference: The preference.
+        arm: Its prompt and N.
+        label: The prompt in words.
+        utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
+        reward: Estimated task reward without the cost.
+        tokens: Estimated output tokens per query.
+        evidence: Groups of N completions behind the estimates.
+    """
+
+    preference: Preference
+    arm: Arm
+    label: str
+    utility: float
+    reward: float
+    tokens: float
+    evidence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileResult:
+    """The results of one `compile`.
+
+    Attributes:
+        policy: One row per preference.
+        labels: The prompts in words [P].
+        q: Estimated utility [C, P, N], NaN where there is no evidence.
+        reward: Estimated task reward [C, P, N].
+        tokens: Estimated output tokens [P, N].
+        count: Blocks behind each estimate [P, N].
+        cost_scale: Utility of one output token at cost weight 1.
+        spent: What the run took.
+        failures: Failed completions.
+        rounds: What each round did.
+        complete: False where a budget ended the run early.
+        candidate_programs: One program per prompt, in order.
+    """
+
+    policy: tuple[PreferenceResult, ...]
+    labels: tuple[str, ...]
+    q: FloatArray = field(repr=False)
+    reward: FloatArray = field(repr=False)
+    tokens: FloatArray = field(repr=False)
+    count: IntArray = field(repr=False)
+    cost_scale: float
+    spent: Spent
+    failures: FailureReport
+    rounds: tuple[Round, ...] = field(repr=False)
+    complete: bool
+    candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        """Return a small table."""
+        rows = [
+            f"{r.preference.name or '':<12} N={r.arm.n:<3} utility={r.utility:.3f} reward={r.reward:.3f} "
+            f"tokens={r.tokens:.0f}  {r.label}"
+            for r in self.policy
+        ]
+        return "\n".join(rows)
+
+
+def make_result(
+    preferences: Sequence[Preference],
+    prompts: Sequence[Prompt],
+    outcome: Outcome,
+    spent: Spent,
+    failures: FailureReport,
+) -> CompileResult:
+    """Put the outcome of a run into the user's words."""
+    estimates = outcome.estimates
+    rows = []
+    for c, (preference, arm) in enumerate(zip(preferences, outcome.policy.arms, strict=True)):
+        at = arm.prompt, arm.n - 1
+        rows.append(
+            PreferenceResult(
+                preference=preference,
+                arm=arm,
+                label=prompts[arm.prompt].label,
+                utility=float(outcome.q[c][at]),
+                reward=float(outcome.reward[c][at]),
+                tokens=float(estimates.cost[at]),
+                evidence=int(estimates.count[at]),
+            )
+        )
+    return CompileResult(
+        policy=tuple(rows),
+        labels=tuple(p.label for p in prompts),
+        q=outcome.q,
+        reward=outcome.reward,
+        tokens=np.asarray(estimates.cost),
+        count=outcome.count,
+        cost_scale=outcome.cost_scale,
+        spent=spent,
+        failures=failures,
+        rounds=outcome.rounds,
+        complete=outcome.complete,
+        candidate_programs=tuple(p.program for p in prompts),
+    )
+
+
+def spent_dict(spent: Spent) -> Mapping[str, float]:
+    """Return what a run took as JSON data."""
+    return {
+        "completions": spent.completions,
+        "requests": spent.requests,
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "usd": spent.usd,
+        "seconds": round(spent.seconds, 3),
+    }

@@ -1,0 +1,1 @@
+"""Where candidate instructions come from."""

@@ -1,0 +1,300 @@
+"""What a run may spend, and the meter that holds it there under any concurrency.
+
+Everything is reserved by an upper bound before it is dispatched and settled by what it really took afterwards.
+Dollars are counted in whole picodollars, so that a million small sums neither drift nor overshoot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+
+__all__ = ["Budget", "Meter", "Reservation", "Spent"]
+
+logger = logging.getLogger(__name__)
+
+_PICO = 10**12
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one run; whichever is reached first ends it, and none is ever exceeded.
+
+    Args:
+        completions: Completions drawn, >= 1.
+        tokens: Prompt and completion tokens together, as billed, >= 1. Needs `max_tokens` on the LM.
+        usd: Dollars, > 0. Needs `max_tokens` on the LM and a known price.
+        seconds: Wall-clock time after which nothing new is sent, > 0.
+
+    Raises:
+        ConfigurationError: A limit that is no positive, finite number.
+    """
+
+    completions: int
+    tokens: int | None = field(default=None, kw_only=True)
+    usd: float | None = field(default=None, kw_only=True)
+    seconds: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, value in (("completions", self.completions), ("tokens", self.tokens)):
+            if value is None and name == "tokens":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"Budget {name}={value!r}: give a whole number >= 1.")
+        for name, amount in (("usd", self.usd), ("seconds", self.seconds)):
+            if amount is None:
+                continue
+            number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+            if not number or not math.isfinite(amount) or amount <= 0:
+                raise ConfigurationError(f"Budget {name}={amount!r}: give a finite number > 0, or leave it out.")
+
+    @classmethod
+    def of(cls, value: int | Budget) -> Budget:
+        """Return a budget; a whole number is a limit on completions alone."""
+        return value if isinstance(value, Budget) else cls(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What was spent, or is reserved.
+
+    Attributes:
+        completions: Completions drawn.
+        requests: HTTP attempts (or LM calls), failed ones and retries included.
+        prompt_tokens: Tokens read, counted once per request.
+        completion_tokens: Tokens written.
+        usd: Dollars, as far as prices are known.
+        seconds: Wall-clock time since the meter was made, plus what an earlier, resumed process took.
+    """
+
+    completions: int = 0
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Reservation:
+    """A share of a budget that nobody else can spend until it is settled or released; either works once."""
+
+    __slots__ = ("_meter", "_open", "completions", "picodollars", "tokens")
+
+    def __init__(self, meter: Meter, completions: int, tokens: int, picodollars: int) -> None:
+        self._meter = meter
+        self._open = True
+        self.completions = completions
+        self.tokens = tokens
+        self.picodollars = picodollars
+
+    def settle(
+        self,
+        *,
+        completions: int = 0,
+        requests: int = 0,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        usd: float | None = 0.0,
+    ) -> None:
+        """Replace the reservation by what was really spent."""
+        if not self._open:
+            return
+        self._open = False
+        self._meter._close(
+            self,
+            Spent(
+                completions=completions,
+                requests=requests,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                usd=usd or 0.0,
+            ),
+        )
+
+    def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
+        """Count all that was reserved as spent: nobody knows what a request that timed out will be billed."""
+        self.settle(
+            completions=self.completions,
+            requests=requests,
+            prompt_tokens=min(prompt_tokens, self.tokens),
+            completion_tokens=max(self.tokens - prompt_tokens, 0),
+            usd=self.picodollars / _PICO,
+        )
+
+    def release(self) -> None:
+        """Give everything back: nothing was spent."""
+        self.settle()
+
+
+class Meter:
+    """Counts what a run spends and refuses what would exceed its budget. Thread-safe.
+
+    Args:
+        budget: The limits; None counts without limiting.
+        spent: What an earlier process of the same run already spent.
+        clock: Seconds that only grow; for tests.
+    """
+
+    def __init__(
+        self,
+        budget: Budget | int | None = None,
+        *,
+        spent: Spent | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget = None if budget is None else Budget.of(budget)
+        self._clock = clock
+        self._start = clock() - (spent.seconds if spent else 0.0)
+        self._lock = threading.Lock()
+        self._spent = spent or Spent()
+        self._pico = round(self._spent.usd * _PICO)
+        self._reserved_completions = 0
+        self._reserved_tokens = 0
+        self._reserved_pico = 0
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    @property
+    def bounds_requests(self) -> bool:
+        """Whether every request needs an upper bound of its tokens or dollars."""
+        return self.budget is not None and (self.budget.tokens is not None or self.budget.usd is not None)
+
+    @property
+    def spent(self) -> Spent:
+        """What has been spent so far."""
+        with self._lock:
+            return replace(self._spent, usd=self._pico / _PICO, seconds=self._clock() - self._start)
+
+    @property
+    def reserved(self) -> Spent:
+        """What is reserved at the moment; the tokens stand under `completion_tokens`."""
+        with self._lock:
+            return Spent(
+                completions=self._reserved_completions,
+                completion_tokens=self._reserved_tokens,
+                usd=self._reserved_pico / _PICO,
+            )
+
+    @property
+    def left(self) -> int | None:
+        """Completions that can still be reserved; None without a limit."""
+        if self.budget is None:
+            return None
+        with self._lock:
+            return max(self.budget.completions - self._spent.completions - self._reserved_completions, 0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether some limit is used up by what was spent alone."""
+        return self._obstacle(1, 1, 1, spent_only=True) is not None
+
+    def reserve(self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0) -> Reservation:
+        """Set an upper bound aside.
+
+        Raises:
+            BudgetExceeded: It does not fit beside what is spent and reserved.
+        """
+        pico = math.ceil(usd * _PICO)
+        with self._lock:
+            obstacle = self._obstacle(completions, tokens, pico)
+            if obstacle is not None:
+                raise BudgetExceeded(obstacle)
+            self._reserved_completions += completions
+            self._reserved_tokens += tokens
+            self._reserved_pico += pico
+        return Reservation(self, completions, tokens, pico)
+
+    async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
+        """Like `reserve`, but wait where requests in flight may still give back what is needed.
+
+        Upper bounds are several times what requests really take; without waiting, a run would end while most of its
+        budget is only set aside.
+        """
+        pico = math.ceil(usd * _PICO)
+        while True:
+            try:
+                return self.reserve(tokens=tokens, usd=usd)
+            except BudgetExceeded:
+                loop = asyncio.get_running_loop()
+                waiter: asyncio.Future[None] = loop.create_future()
+                with self._lock:
+                    nothing_in_flight = not self._reserved_tokens and not self._reserved_pico
+                    if nothing_in_flight and self._obstacle(0, tokens, pico) is None:
+                        continue
+                    if nothing_in_flight or self._obstacle(0, tokens, pico, spent_only=True) is not None:
+                        raise
+                    self._waiters.append((loop, waiter))
+            await waiter
+
+    def charge(self, spent: Spent) -> None:
+        """Count what was spent without a reservation: a resumed run's stored completions, a failed attempt."""
+        with self._lock:
+            self._add(spent)
+
+    def _obstacle(self, completions: int, tokens: int, pico: int, *, spent_only: bool = False) -> str | None:
+        """Say which limit an addition would exceed, None if it fits. Needs no lock to be safe, only to be exact."""
+        budget = self.budget
+        if budget is None:
+            return None
+        share = 0 if spent_only else 1
+        used = self._spent.completions + share * self._reserved_completions
+        if completions and used + completions > budget.completions:
+            return f"{completions} completions do not fit: {used} of {budget.completions} are spent or reserved."
+        used = self._spent.tokens + share * self._reserved_tokens
+        if budget.tokens is not None and used + tokens > budget.tokens:
+            return f"Up to {tokens} tokens do not fit: {used} of {budget.tokens} are spent or reserved."
+        used = self._pico + share * self._reserved_pico
+        if budget.usd is not None and used + pico > math.floor(budget.usd * _PICO):
+            return f"Up to {pico / _PICO} dollars do not fit: {used / _PICO} of {budget.usd} are spent or reserved."
+        if budget.seconds is not None and self._clock() - self._start >= budget.seconds:
+            return f"The {budget.seconds} seconds of the budget are over."
+        return None
+
+    def _add(self, spent: Spent) -> None:
+        # Rounded up, so that what is shown never lies below what a provider adds up.
+        self._pico += math.ceil(round(spent.usd * _PICO, 3))
+        now = self._spent
+        self._spent = Spent(
+            completions=now.completions + spent.completions,
+            requests=now.requests + spent.requests,
+            prompt_tokens=now.prompt_tokens + spent.prompt_tokens,
+            completion_tokens=now.completion_tokens + spent.completion_tokens,
+        )
+
+    def _close(self, reservation: Reservation, spent: Spent) -> None:
+        with self._lock:
+            self._reserved_completions -= reservation.completions
+            self._reserved_tokens -= reservation.tokens
+            self._reserved_pico -= reservation.picodollars
+            self._add(spent)
+            waiters, self._waiters = self._waiters, []
+        beyond = []
+        if self.bounds_requests and spent.tokens > reservation.tokens > 0:
+            beyond.append(f"{spent.tokens} tokens instead of at most {reservation.tokens}")
+        if spent.completions > reservation.completions:
+            beyond.append(f"{spent.completions} completions instead of at most {reservation.completions}")
+        if beyond:
+            logger.warning("A request took more than its upper bound: %s.", "; ".join(beyond))
+        for loop, waiter in waiters:
+            _wake(loop, waiter)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
+    def finish(*_: Any) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(finish)

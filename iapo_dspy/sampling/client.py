@@ -1,0 +1,437 @@
+"""One request to a language model, through LiteLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
+
+import dspy
+
+from iapo_dspy.errors import BudgetExceeded, IAPOError
+from iapo_dspy.sampling.budget import Meter, Reservation
+from iapo_dspy.sampling.loop import Gate
+from iapo_dspy.sampling.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
+from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
+from iapo_dspy.sampling.retry import backoff, is_fatal, is_refused, is_retryable, retry_after
+
+__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "LiteLLMCompleter", "Reply"]
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = 600.0  # seconds, where neither the LM nor the caller sets one
+_GRACE = 5.0  # seconds that LiteLLM gets to notice a timeout itself
+_LONGEST_WAIT = 120.0  # seconds; who is told to wait longer is out of quota, not out of luck
+
+
+class EmptyReplyError(IAPOError):
+    """A server answered with no choice at all."""
+
+    status_code = 502
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """One successful request, for DSPy's history and usage tracker.
+
+    Attributes:
+        messages: What was sent.
+        params: What it was sent with.
+        outputs: What came back, as DSPy adapters expect it.
+        response: LiteLLM's response.
+        usage: Tokens.
+        usd: Dollars, None where the price is unknown.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    params: Mapping[str, Any]
+    outputs: Sequence[Any]
+    response: Any
+    usage: Usage
+    usd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRequest:
+    """`n` independent completions of one prompt.
+
+    Attributes:
+        model: The LM's model string.
+        messages: The prompt.
+        n: Completions wanted, >= 1.
+        params: Everything else that is sent, complete: the LM's settings, the predictor's and the decoding.
+        key: What is drawn for; requests with different keys get different seeds.
+        first: How many identical requests this draw made before.
+        record: Told of every successful request.
+    """
+
+    model: str
+    messages: Sequence[dict[str, Any]]
+    n: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    key: Any = ()
+    first: int = 0
+    record: Callable[[Exchange], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One completion, or why it could not be had.
+
+    Attributes:
+        text: The completion as text, None if there is none.
+        output: What DSPy adapters expect: the text, or a dictionary with `text` and what came with it
+            (`reasoning_content`, `tool_calls`, `logprobs`, `citations`).
+        finish_reason: As the provider says.
+        prompt_tokens: Its share of the request's prompt tokens.
+        completion_tokens: Its share of the request's completion tokens.
+        usd: Its share of the dollars; None where the price is unknown.
+        latency_s: Seconds of the request that brought it, without waiting for a slot.
+        seed: The seed that was sent.
+        error: Why there is no completion.
+    """
+
+    text: str | None = None
+    output: Any = None
+    finish_reason: str | None = None
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    latency_s: float = 0.0
+    seed: int | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What a request brought.
+
+    Attributes:
+        choices: As many as were asked for; those that could not be had carry their error.
+        prompt_tokens: Over all HTTP requests it took.
+        completion_tokens: Over all HTTP requests it took.
+        usd: Over all HTTP requests it took; None where the price is unknown.
+        latency_s: From the first dispatch to the last answer.
+        requests: HTTP attempts, failed ones included.
+        recounted: Whether some usage could not be right and was counted anew.
+    """
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+    latency_s: float = 0.0
+    requests: int = 0
+    recounted: bool = False
+
+
+@runtime_checkable
+class Completer(Protocol):
+    """Where completions come from."""
+
+    async def complete(self, request: CompletionRequest) -> Reply:
+        """Return as many choices as were asked for.
+
+        Raises:
+            Exception: Only what no other request could escape, such as a wrong key (`retry.is_fatal`).
+        """
+
+
+@dataclass
+class Tally:
+    """Adds up what the HTTP requests of one `CompletionRequest` took."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+    recounted: bool = False
+
+    def add(self, usage: Usage, usd: float | None) -> None:
+        """Count one successful request."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.recounted |= usage.recounted
+        if usd is not None:
+            self.usd = (self.usd or 0.0) + usd
+
+    def reply(self, choices: Sequence[Choice], start: float) -> Reply:
+        """Return the reply as a whole."""
+        return Reply(
+            choices=tuple(choices),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            usd=self.usd,
+            latency_s=time.perf_counter() - start,
+            requests=self.requests,
+            recounted=self.recounted,
+        )
+
+
+def raise_fatal(errors: Sequence[BaseException]) -> None:
+    """Raise the first error that is no matter of one request."""
+    for error in errors:
+        if not isinstance(error, Exception) or is_fatal(error):
+            raise error
+
+
+class LiteLLMCompleter:
+    """Asks a `dspy.LM` with `model_type="chat"` through `litellm.acompletion`, cache and silent retries off.
+
+    One HTTP request brings n completions where the provider takes n. What is missing is asked for again, and a server
+    that answered n > 1 with a single choice twice is asked for one completion at a time from then on.
+
+    Args:
+        lm: The language model; only read.
+        gate: Bounds the HTTP requests in flight.
+        meter: Reserves and counts tokens and dollars; None does not count.
+        num_retries: Attempts after the first one; None takes the LM's.
+        timeout: Seconds per attempt; None takes the LM's, or ten minutes.
+        seed: Seed of the jitter between attempts.
+    """
+
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        *,
+        gate: Gate,
+        meter: Meter | None = None,
+        num_retries: int | None = None,
+        timeout: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._lm = lm
+        self._gate = gate
+        self._meter = meter or Meter()
+        self._retries = lm.num_retries if num_retries is None else num_retries
+        self._timeout = timeout
+        self._rng = random.Random(seed)
+        self._price = price_of(lm)
+        self._own_price = lm.kwargs.get("input_cost_per_token") is not None
+        self._ignored_n = 0  # times in a row that a single choice came back for n > 1
+        self._one_by_one = False
+        self._took_n = False
+
+    async def complete(self, request: CompletionRequest) -> Reply:
+        """Draw `request.n` completions. See `Completer`."""
+        start = time.perf_counter()
+        tally = Tally()
+        choices: list[Choice] = []
+        asked = request.first
+        while (missing := request.n - len(choices)) > 0:
+            if missing > 1 and self._takes_n(request.params):
+                choices += await self._together(request, missing, asked, tally)
+                asked += 1
+            else:
+                choices += await self._apart(request, missing, asked, tally)
+                asked += missing
+        return tally.reply(choices, start)
+
+    def _takes_n(self, params: Mapping[str, Any]) -> bool:
+        # Greedy decoding with n > 1 is a bad request on several servers, vLLM among them.
+        if self._one_by_one or params.get("temperature") == 0:
+            return False
+        return supports_n(self._lm.model, params.get("custom_llm_provider"))
+
+    async def _together(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+        """Ask for n at once; return what came, at least one."""
+        try:
+            got = await self._attempts(request, n, index, tally)
+        except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
+            raise_fatal([error])
+            if not self._may_refuse_n(error):
+                return [Choice(error=error)] * n
+            return await self._try_one(request, n, index, tally, error)
+        if len(got) == 1:
+            self._ignored_n += 1
+            if self._ignored_n >= 2 and not self._one_by_one:
+                self._one_by_one = True
+                logger.info("%s ignores n; completions are asked for one by one.", self._lm.model)
+        else:
+            self._ignored_n, self._took_n = 0, True
+        return got
+
+    def _may_refuse_n(self, error: Exception) -> bool:
+        names = {cls.__name__ for cls in type(error).__mro__}
+        other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
+        refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError"}
+        return not self._took_n and bool(names & refusals) and not names & other
+
+    async def _try_one(
+        self, request: CompletionRequest, n: int, index: int, tally: Tally, refusal: Exception
+    ) -> list[Choice]:
+        """Find out whether it was n that a server did not like."""
+        try:
+            got = await self._attempts(request, 1, index, tally)
+        except Exception as error:  # noqa: BLE001 - see `_together`
+            raise_fatal([error])
+            return [Choice(error=refusal)] * n
+        self._one_by_one = True
+        logger.info("%s refuses n > 1; completions are asked for one by one.", self._lm.model)
+        return got
+
+    async def _apart(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+        """Ask n times for one completion."""
+        calls = (self._attempts(request, 1, index + i, tally) for i in range(n))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        raise_fatal([r for r in results if isinstance(r, BaseException)])
+        choices: list[Choice] = []
+        for result in results:
+            choices += [Choice(error=result)] if isinstance(result, Exception) else cast(list[Choice], result)
+        return choices
+
+    async def _attempts(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+        """Send one HTTP request until it succeeds or there is no point; return 1 to n choices."""
+        params, seed = self._seeded(request, index)
+        attempt = 0
+        while True:
+            try:
+                return await self._attempt(request, params, n, seed, tally)
+            except BudgetExceeded:
+                raise
+            except Exception as error:
+                asked = retry_after(error)
+                if attempt >= self._retries or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
+                    raise
+                delay = backoff(attempt, asked, self._rng)
+                logger.debug("Attempt %d failed (%s); next in %.2f s.", attempt + 1, type(error).__name__, delay)
+                if asked is not None:
+                    self._gate.pause(asked)
+            attempt += 1
+            await asyncio.sleep(delay)
+
+    def _seeded(self, request: CompletionRequest, index: int) -> tuple[dict[str, Any], int | None]:
+        base = self._lm.kwargs.get("seed")
+        if isinstance(base, bool) or not isinstance(base, int):
+            return dict(request.params), None
+        seed = derive_seed(base, request.key, canonical(request.messages), index)
+        return {**request.params, "seed": seed}, seed
+
+    async def _attempt(
+        self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None, tally: Tally
+    ) -> list[Choice]:
+        async with self._gate():
+            reservation, prompt = await self._reserve(request, n)
+            tally.requests += 1
+            start = time.perf_counter()
+            try:
+                response = await self._send(request, params, n)
+            except BaseException as error:
+                if isinstance(error, Exception) and is_refused(error):
+                    reservation.settle(requests=1)
+                else:  # cut off: whatever it may have cost is gone
+                    reservation.forfeit(requests=1, prompt_tokens=prompt)
+                raise
+            latency = time.perf_counter() - start
+        return self._read(request, params, response, n, seed, latency, reservation, tally)
+
+    async def _reserve(self, request: CompletionRequest, n: int) -> tuple[Reservation, int]:
+        if not self._meter.bounds_requests:
+            return await self._meter.areserve(), 0
+        budget = self._meter.budget
+        assert budget is not None
+        check_budget(self._lm, request.params, tokens=budget.tokens is not None, usd=budget.usd is not None)
+        prompt = prompt_bound(request.messages, request.params)
+        completion = n * (max_output_tokens(request.params) or 0)
+        usd = self._price.bound(prompt, completion) if self._price and budget.usd is not None else 0.0
+        return await self._meter.areserve(tokens=prompt + completion, usd=usd), prompt
+
+    async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
+        sent = {k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token")}
+        timeout = self._timeout or sent.pop("timeout", None) or _TIMEOUT
+        sent.pop("timeout", None)
+        if n > 1:
+            sent["n"] = n
+        call = import_litellm().acompletion(
+            model=request.model,
+            messages=list(request.messages),
+            num_retries=0,
+            max_retries=0,
+            cache={"no-cache": True, "no-store": True},
+            timeout=timeout,
+            **sent,
+        )
+        limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
+        return await asyncio.wait_for(call, limit)
+
+    def _read(
+        self,
+        request: CompletionRequest,
+        params: dict[str, Any],
+        response: Any,
+        n: int,
+        seed: int | None,
+        latency: float,
+        reservation: Reservation,
+        tally: Tally,
+    ) -> list[Choice]:
+        try:
+            outputs = self._lm._process_completion(response, params)
+            reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
+            texts = [o if isinstance(o, str) else (o or {}).get("text") for o in outputs]
+            usage = getattr(response, "usage", None)
+            counted = check_usage(
+                model=request.model,
+                messages=request.messages,
+                texts=[_whole(o) for o in outputs],
+                truncated=reasons.count("length"),
+                limit=max_output_tokens(params),
+                prompt_tokens=getattr(usage, "prompt_tokens", None),
+                completion_tokens=getattr(usage, "completion_tokens", None),
+            )
+            usd = self._usd(response, counted)
+        except BaseException:
+            reservation.forfeit(requests=1)
+            raise
+        reservation.settle(
+            requests=1, prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens, usd=usd
+        )
+        tally.add(counted, usd)
+        if not outputs:
+            raise EmptyReplyError(f"{request.model} answered without any choice.")
+        if request.record is not None:
+            request.record(
+                Exchange(
+                    messages=request.messages,
+                    params={**params, "n": n} if n > 1 else params,
+                    outputs=outputs,
+                    response=response,
+                    usage=counted,
+                    usd=usd,
+                )
+            )
+        share = min(len(outputs), n)
+        return [
+            Choice(
+                text=text,
+                output=output,
+                finish_reason=reason,
+                prompt_tokens=counted.prompt_tokens / share,
+                completion_tokens=counted.completion_tokens / share,
+                usd=None if usd is None else usd / share,
+                latency_s=latency,
+                seed=seed,
+            )
+            for text, output, reason in zip(texts[:n], outputs[:n], reasons[:n], strict=True)
+        ]
+
+    def _usd(self, response: Any, usage: Usage) -> float | None:
+        """Price a request: LiteLLM's own sum knows cached prompt tokens, ours knows the user's prices."""
+        if not self._own_price and not usage.recounted:
+            cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+            if isinstance(cost, (int, float)):
+                return float(cost)
+        return None if self._price is None else self._price.of(usage.prompt_tokens, usage.completion_tokens)
+
+
+def _whole(output: Any) -> str | None:
+    """Everything a choice made the LM write, for counting."""
+    if isinstance(output, str) or output is None:
+        return output
+    parts = [output.get("reasoning_content"), output.get("text")]
+    parts += [canonical(call) for call in output.get("tool_calls") or ()]
+    return "\n".join(p for p in parts if p) or None

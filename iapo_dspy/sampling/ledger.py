@@ -1,0 +1,411 @@
+"""Everything that was paid for, on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
+
+The first line says what the file is and what run it belongs to; every other line is one record. A process that is
+killed may leave half a line at the end; it is cut off at the next start. A lock keeps a second process out. The lock
+is the operating system's, so that it ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Protocol, runtime_checkable
+
+from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
+from iapo_dspy.sampling.fields import jsonable
+
+__all__ = [
+    "CompletionRecord",
+    "Ledger",
+    "LedgerPort",
+    "NullLedger",
+    "PullKey",
+    "ScoreRecord",
+    "fingerprint_of",
+    "without_secrets",
+]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "iapo_dspy.ledger"
+_VERSION = 1
+_SECRET = re.compile(
+    r"(api|access|private|secret)_?key|secret|password|passwd|credential|authorization|headers?$|(^|_)token$|bearer",
+    re.IGNORECASE,
+)
+
+PullKey = tuple[int, int]
+"""(round, position in the round's batch): what a resumed run asks for again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRecord:
+    """One completion of one pull.
+
+    Attributes:
+        round: Number of the batch of pulls, 0-based.
+        position: The pull's position in its batch.
+        index: The completion's position in its pull.
+        prompt: Index of the prompt.
+        query: Index of the query.
+        text: The raw completion.
+        fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
+        failure: What went wrong, one line; None for a success.
+        error: Whether a failure was one of transport, provider or program rather than of the text.
+        prompt_tokens: Its share.
+        completion_tokens: Its share.
+        usd: Its share; None where the price is unknown.
+        latency_s: Seconds.
+        seed: The seed that was sent.
+    """
+
+    round: int
+    position: int
+    index: int
+    prompt: int
+    query: int
+    text: str | None = None
+    fields: Mapping[str, Any] | None = None
+    failure: str | None = None
+    error: bool = False
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    latency_s: float = 0.0
+    seed: int | None = None
+
+    @property
+    def pull(self) -> PullKey:
+        """The pull it belongs to."""
+        return (self.round, self.position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """How one completion was scored.
+
+    Attributes:
+        key: Names the completion; the caller's choice, such as round, position and index.
+        answer: Key of the answer that it votes for; None where there is no vote.
+        scores: One per objective; None for a failure.
+        failure: Why there is no score.
+        error: Whether an exception of the metric was the cause.
+    """
+
+    key: str
+    answer: str | None = None
+    scores: Sequence[float] | None = None
+    failure: str | None = None
+    error: bool = False
+
+
+@runtime_checkable
+class LedgerPort(Protocol):
+    """What a run needs of a ledger."""
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return what is stored of a pull, in the order of the completions."""
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the stored score of an answer."""
+
+    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+        """Store a record before what it describes is used."""
+
+    def flush(self) -> None:
+        """Make everything appended survive a power failure."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+def fingerprint_of(data: Any) -> str:
+    """Return a hash of what a run belongs to: student, candidates, data, settings. Secrets do not enter it."""
+    text = json.dumps(without_secrets(jsonable(data)), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_secrets(value: Any) -> Any:
+    """Return JSON data without the entries that look like keys, passwords or headers."""
+    if isinstance(value, Mapping):
+        return {str(k): without_secrets(v) for k, v in value.items() if not _SECRET.search(str(k))}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(v) for v in value]
+    return value
+
+
+class NullLedger:
+    """Keeps nothing: a run without `log_dir`."""
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return nothing."""
+        return ()
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return nothing."""
+        return None
+
+    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+        """Forget it."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> NullLedger:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+
+class Ledger:
+    """The ledger of one run; opened by `Ledger.open`. Thread-safe.
+
+    What was stored by earlier processes is kept in memory to be looked up; what this process appends is not, because
+    who appended it has it already. So memory does not grow with the run.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes], *, header: Mapping[str, Any], sync_every: int):
+        self.path = path
+        self.header = header
+        self._file = file
+        self._lock_file = lock
+        self._sync_every = sync_every
+        self._unsynced = 0
+        self._lock = threading.Lock()
+        self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
+        self._scores: dict[str, ScoreRecord] = {}
+
+    @classmethod
+    def open(
+        cls,
+        log_dir: str | os.PathLike[str],
+        *,
+        fingerprint: str,
+        settings: Mapping[str, Any] | None = None,
+        sync_every: int = 64,
+    ) -> Ledger:
+        """Create the ledger of a run, or resume it.
+
+        Args:
+            log_dir: The run's directory; made if it does not exist.
+            fingerprint: Hash of what the run belongs to (`fingerprint_of`).
+            settings: The same for people to read; secrets are left out.
+            sync_every: Records between two `fsync`. Each record reaches the operating system at once, so that the
+                death of the process loses none; `fsync` is for the death of the machine.
+
+        Raises:
+            LedgerLocked: Another process has it open.
+            LedgerMismatch: It belongs to another run.
+            LedgerError: It is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+        """
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "ledger.jsonl"
+        plain = without_secrets(jsonable(dict(settings or {})))
+        header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
+        lock = _acquire(folder / "ledger.lock")
+        try:
+            with contextlib.ExitStack() as undo:
+                file = undo.enter_context(path.open("a+b"))
+                lines = _read_lines(file, path)
+                if lines:
+                    _check_header(lines[0], header, path)
+                ledger = cls(path, file, lock, header=header, sync_every=max(int(sync_every), 1))
+                if lines:
+                    ledger._load(lines[1:])
+                else:
+                    ledger._write({"kind": "header", **header})
+                    ledger.flush()
+                undo.pop_all()
+                return ledger
+        except BaseException:
+            lock.close()
+            raise
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return what earlier processes stored of a pull, in the order of the completions."""
+        stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
+        return tuple(stored[index] for index in sorted(stored))
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for an answer."""
+        return self._scores.get(key)
+
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Every completion that earlier processes stored, in the order of rounds and positions."""
+        return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
+
+    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+        """Write a record; when this returns, the death of the process no longer loses it."""
+        kind = "completion" if isinstance(record, CompletionRecord) else "score"
+        self._write({"kind": kind, **jsonable(_shallow(record))})
+
+    def extend(self, records: Iterable[CompletionRecord | ScoreRecord]) -> None:
+        """Write several records."""
+        for record in records:
+            self.append(record)
+
+    def flush(self) -> None:
+        """Make everything appended survive a power failure."""
+        with self._lock:
+            self._sync()
+
+    def close(self) -> None:
+        """Flush, close the file and let another process in. Closing twice is fine."""
+        with self._lock:
+            if self._file.closed:
+                return
+            self._sync()
+            self._file.close()
+            self._lock_file.close()
+
+    def __enter__(self) -> Ledger:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            if self._file.closed:
+                raise LedgerError(f"{self.path} is closed; open it again to write to it.")
+            self._file.write(line)
+            self._file.flush()
+            self._unsynced += 1
+            if self._unsynced >= self._sync_every:
+                self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        for line in lines:
+            if line.get("kind") == "completion":
+                completion = CompletionRecord(**_known(CompletionRecord, line))
+                self._pulls.setdefault(completion.pull, {})[completion.index] = completion
+            elif line.get("kind") == "score":
+                score = ScoreRecord(**_known(ScoreRecord, line))
+                self._scores[score.key] = score
+
+
+def _shallow(record: Any) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+def _known(cls: Any, line: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {k: v for k, v in line.items() if k in names}
+
+
+def _read_lines(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
+    """Read all whole lines, and cut off what a killed process left at the end."""
+    file.seek(0)
+    lines: list[dict[str, Any]] = []
+    good = 0
+    for number, raw in enumerate(file, start=1):
+        try:
+            line = json.loads(raw) if raw.endswith(b"\n") else None
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            rest = file.read()
+            if b"\n" in rest:
+                raise LedgerError(
+                    f"{path} is damaged at line {number}, not only at its end. Repair or move the file, then run again."
+                )
+            logger.warning("%s ended in half a line; it was cut off.", path.name)
+            file.truncate(good)
+            break
+        lines.append(line)
+        good += len(raw)
+    file.seek(0, os.SEEK_END)
+    return lines
+
+
+def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    if found.get("format") != _FORMAT:
+        raise LedgerError(f"{path} is no ledger of this package. Choose another log_dir.")
+    if found.get("version") != _VERSION:
+        raise LedgerError(
+            f"{path} has version {found.get('version')!r}; this package writes version {_VERSION}. "
+            "Use the package that wrote it, or another log_dir."
+        )
+    if found.get("fingerprint") != wanted["fingerprint"]:
+        differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
+        raise LedgerMismatch(
+            f"{path} belongs to another run. Different: {differing or 'student, candidates or data'}. "
+            "Choose another log_dir, or restore what was changed to resume."
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            label = f"{name}.{key}" if name else str(key)
+            if key not in old or key not in new:
+                found.append(f"{label} ({'new' if key in new else 'gone'})")
+            else:
+                found += _differences(old[key], new[key], label)
+        return found
+    return [] if old == new else [f"{name} (was {_short(old)}, is {_short(new)})"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _acquire(path: Path) -> IO[bytes]:
+    """Take the lock file, or say who has it."""
+    file = path.open("a+b")
+    try:
+        _lock_file(file)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read(32).decode(errors="replace").strip()
+        file.close()
+        raise LedgerLocked(
+            f"{path.parent} is in use by {f'process {holder}' if holder else 'another process'}. "
+            "Wait for it to end, or choose another log_dir."
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n".encode())
+    file.flush()
+    return file
+
+
+if os.name == "nt":  # pragma: no cover - not run on the machines that test this
+
+    def _lock_file(file: IO[bytes]) -> None:
+        import msvcrt
+
+        # A byte far behind the content, so that the holder's number stays readable.
+        file.seek(2**30)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+else:
+
+    def _lock_file(file: IO[bytes]) -> None:
+        import fcntl
+
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

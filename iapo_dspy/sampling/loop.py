@@ -1,0 +1,223 @@
+"""One private event loop for all LM calls of the process, and daemon threads for programs.
+
+A loop of its own makes the same code work in a script, in a worker thread and inside a running loop (a notebook). All
+threads are daemons: an LM that never answers must not keep the interpreter from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import contextvars
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["Gate", "ThreadGate", "await_on_loop", "background_loop", "in_thread", "run_on_loop"]
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_owner: int | None = None
+_POLL = 1.0  # seconds; a wait without a timeout cannot be interrupted by Ctrl-C on Windows
+_FAREWELL = 5.0  # seconds that cancelled work gets to end
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """Return the private loop; started at first use, and again in a forked child."""
+    global _loop, _owner
+    with _lock:
+        if _loop is None or _loop.is_closed() or _owner != os.getpid():
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=_serve, args=(loop,), name="iapo-dspy-loop", daemon=True).start()
+            if _owner is None:
+                atexit.register(_stop)
+            _loop, _owner = loop, os.getpid()
+        return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _stop() -> None:
+    """Cancel what is left and stop the loop, so that no task is destroyed while pending."""
+    global _loop
+    with _lock:
+        loop, _loop = _loop, None
+    if loop is None or loop.is_closed() or _owner != os.getpid():
+        return
+
+    async def cancel_all() -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    future = asyncio.run_coroutine_threadsafe(cancel_all(), loop)
+    concurrent.futures.wait([future], timeout=_FAREWELL)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the private loop, in the caller's context, and wait for it.
+
+    Raises:
+        KeyboardInterrupt: After what was in flight has been cancelled.
+    """
+    loop = background_loop()
+    if _running_loop() is loop:
+        coroutine.close()
+        raise RuntimeError("A coroutine on the sampling loop must await, not block; use the async form.")
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    try:
+        while not concurrent.futures.wait([future], timeout=_POLL).done:
+            pass
+    except BaseException:
+        future.cancel()
+        _settle(loop)
+        raise
+    return future.result()
+
+
+async def await_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the private loop and await it from any loop; cancelling the wait cancels the work."""
+    loop = background_loop()
+    if _running_loop() is loop:
+        return await coroutine
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+
+
+def _settle(loop: asyncio.AbstractEventLoop) -> None:
+    """Give cancelled tasks a moment to undo their reservations."""
+
+    async def tick() -> None:
+        await asyncio.sleep(0.05)
+
+    concurrent.futures.wait([asyncio.run_coroutine_threadsafe(tick(), loop)], timeout=_FAREWELL)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run a function in a new daemon thread, in a copy of the current context; await the result on this loop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result: T | None = None
+        error: BaseException | None = None
+        try:
+            result = context.run(function)
+        except BaseException as caught:  # noqa: BLE001 - handed to the awaiting task, which decides
+            # A future refuses StopIteration, and an exit asked for by a program must not end the loop.
+            plain = isinstance(caught, Exception) and not isinstance(caught, StopIteration)
+            error = caught if plain else RuntimeError(f"{type(caught).__name__}: {caught}")
+        if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed between the check and the call
+                loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=work, name="iapo-dspy-rollout", daemon=True).start()
+    return future
+
+
+class Gate:
+    """Bounds the requests in flight; a provider that asks for patience pauses all of them.
+
+    Args:
+        limit: Requests in flight at most, >= 1.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self._slots = asyncio.Semaphore(limit)
+        self._not_before = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Let no further request start for so long."""
+        self._not_before = max(self._not_before, time.monotonic() + seconds)
+
+    @contextlib.asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        """Hold one slot."""
+        async with self._slots:
+            while (wait := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+            self.in_flight += 1
+            try:
+                yield
+            finally:
+                self.in_flight -= 1
+
+
+class ThreadGate:
+    """Admits whole groups of threads, first come first served.
+
+    The rollouts of one pull wait for each other, so all of them must be able to run at once: half a group admitted
+    would wait for the other half forever. A group larger than the limit runs alone.
+
+    Args:
+        limit: Threads at most, unless one group alone needs more.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._queue: list[tuple[int, asyncio.Future[None]]] = []
+
+    @contextlib.asynccontextmanager
+    async def __call__(self, size: int) -> AsyncIterator[None]:
+        """Hold `size` threads."""
+        ticket: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (size, ticket)
+        self._queue.append(entry)
+        self._admit()
+        try:
+            await ticket
+        except asyncio.CancelledError:
+            if entry in self._queue:
+                self._queue.remove(entry)
+            elif ticket.done() and not ticket.cancelled():
+                self._leave(size)
+            self._admit()
+            raise
+        try:
+            yield
+        finally:
+            self._leave(size)
+
+    def _leave(self, size: int) -> None:
+        self._used -= size
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._queue and (not self._used or self._used + self._queue[0][0] <= self.limit):
+            size, ticket = self._queue.pop(0)
+            if ticket.done():  # its pull was cancelled while it waited
+                continue
+            self._used += size
+            ticket.set_result(None)

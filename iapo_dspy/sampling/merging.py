@@ -1,0 +1,321 @@
+"""Identical requests of the rollouts of one pull become one request with n = their number.
+
+The rollouts of a pull run in threads of their own. Their LM calls arrive at a `Group`, which counts: as soon as every
+unfinished rollout waits for an LM, what has arrived is grouped by equality and sent, one request per group. No clock is
+involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety net: a
+rollout that waits for something another one holds (a lock, a slow tool) would otherwise hold up all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import dspy
+from dspy.utils.callback import with_callbacks
+
+from iapo_dspy.errors import BudgetExceeded
+from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.loop import background_loop
+from iapo_dspy.sampling.params import canonical, request_params
+from iapo_dspy.sampling.retry import is_fatal
+from iapo_dspy.types import Decoding
+
+__all__ = ["Aborted", "Group", "SamplingLM", "Seat", "current_seat"]
+
+logger = logging.getLogger(__name__)
+
+current_seat: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("iapo_dspy_seat", default=None)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+_with_callbacks = cast(Callable[[F], F], with_callbacks)
+
+
+class Aborted(BaseException):
+    """Ends a rollout whose pull was cancelled; no `except Exception` of a program must hold it up."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """One rollout of a group, and what its LM calls took so far."""
+
+    group: Group
+    index: int
+    pending: int = 0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    text: str | None = None
+    seed: int | None = None
+    unpaid: bool = False
+
+    def take(self, choice: Choice) -> None:
+        """Book one choice."""
+        self.prompt_tokens += choice.prompt_tokens
+        self.completion_tokens += choice.completion_tokens
+        self.seed = choice.seed if self.seed is None else self.seed
+        self.unpaid |= isinstance(choice.error, BudgetExceeded)
+        if choice.usd is not None:
+            self.usd = (self.usd or 0.0) + choice.usd
+        if choice.error is None:
+            self.text = choice.text
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One LM call of one rollout that waits for its answer."""
+
+    seat: Seat
+    order: int
+    lm: dspy.BaseLM
+    messages: Sequence[dict[str, Any]]
+    params: Mapping[str, Any]
+    same: str
+    answer: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
+
+
+class Group:
+    """The rollouts of one pull. All state is changed on the sampling loop only.
+
+    Args:
+        size: Rollouts.
+        key: What the pull is drawn for.
+        completer: Finds the completer of an LM.
+        decoding: Applies to every LM call of the pull.
+        recorder: Makes the recorder of an LM; None where nothing is recorded.
+        patience: Seconds without any news after which waiting requests are sent, all present or not.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        key: Any,
+        completer: Callable[[dspy.BaseLM], Completer],
+        decoding: Decoding | None = None,
+        recorder: Callable[[dspy.BaseLM], Callable[[Exchange], None]] | None = None,
+        patience: float = 1.0,
+    ) -> None:
+        self.seats = [Seat(self, i) for i in range(size)]
+        self.decoding = decoding
+        self.fatal: BaseException | None = None
+        self.records = recorder is not None
+        self._key = key
+        self._completer = completer
+        self._recorder = recorder
+        self._patience = patience
+        self._loop = background_loop()
+        # Requests are made in the context of who pulls, not of the rollout whose call happened to be the last.
+        self._context = contextvars.copy_context()
+        self._active = set(self.seats)
+        self._waiting: list[_Ticket] = []
+        self._open: set[_Ticket] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: dict[str, int] = {}
+        self._orders = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def arrive(
+        self, seat: Seat, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]
+    ) -> concurrent.futures.Future[Any]:
+        """Hand in an LM call, from any thread; the future brings the output that DSPy adapters expect."""
+        same = canonical([id(lm), messages, params])
+        ticket = _Ticket(seat, next(self._orders), lm, messages, params, same)
+        self._loop.call_soon_threadsafe(self._arrived, ticket)
+        return ticket.answer
+
+    def leave(self, seat: Seat) -> None:
+        """Say that a rollout has ended."""
+        self._active.discard(seat)
+        self._consider()
+
+    def abort(self, reason: BaseException) -> None:
+        """Fail everything that waits, and everything that is still to come."""
+        self.fatal = self.fatal or reason
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._waiting.clear()
+        for ticket in list(self._open):
+            self._answer(ticket, None, reason)
+
+    def _arrived(self, ticket: _Ticket) -> None:
+        self._open.add(ticket)
+        ticket.seat.pending += 1
+        if self.fatal is not None:
+            self._answer(ticket, None, self.fatal)
+            return
+        self._waiting.append(ticket)
+        self._consider()
+
+    def _consider(self) -> None:
+        """Send when nobody else can arrive before an answer does."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ready():
+            # One turn of the loop later, because a rollout may hand in several calls at a time.
+            self._loop.call_soon(self._send_if_ready)
+        elif self._waiting and not self._holds():
+            self._timer = self._loop.call_later(self._patience, self._send)
+
+    def _ready(self) -> bool:
+        return bool(self._waiting) and not self._holds() and all(seat.pending for seat in self._active)
+
+    def _holds(self) -> bool:
+        """Whether what has arrived must wait for what is in flight.
+
+        Who is in flight need not be waited for, and without a seed is not: rollouts that differ have nothing to merge.
+        With a seed, which requests are merged must not depend on which answer came first, or a run would not repeat.
+        """
+        in_flight = len(self._open) > len(self._waiting)
+        return in_flight and any(ticket.lm.kwargs.get("seed") is not None for ticket in self._waiting)
+
+    def _send_if_ready(self) -> None:
+        if self._ready():
+            self._send()
+
+    def _send(self) -> None:
+        batches: dict[str, list[_Ticket]] = {}
+        for ticket in sorted(self._waiting, key=lambda t: (t.seat.index, t.order)):
+            batches.setdefault(ticket.same, []).append(ticket)
+        self._waiting.clear()
+        for batch in batches.values():
+            task = self._context.run(self._loop.create_task, self._ask(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, batch: list[_Ticket]) -> None:
+        ticket = batch[0]
+        first = self._asked.get(ticket.same, 0)
+        self._asked[ticket.same] = first + len(batch)
+        request = CompletionRequest(
+            model=ticket.lm.model,
+            messages=ticket.messages,
+            n=len(batch),
+            params=ticket.params,
+            key=self._key,
+            first=first,
+            record=self._recorder(ticket.lm) if self._recorder else None,
+        )
+        try:
+            reply = await self._completer(ticket.lm).complete(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it goes to the rollouts; a fatal one also ends the pull
+            if is_fatal(error):
+                self.abort(error)
+            for ticket in batch:
+                self._answer(ticket, None, error)
+            self._consider()
+            return
+        for ticket, choice in zip(batch, reply.choices, strict=True):
+            ticket.seat.take(choice)
+            self._answer(ticket, choice.output, choice.error)
+        self._consider()
+
+    def _answer(self, ticket: _Ticket, output: Any, error: BaseException | None) -> None:
+        if ticket not in self._open:
+            return
+        self._open.discard(ticket)
+        ticket.seat.pending -= 1
+        if ticket.answer.set_running_or_notify_cancel():
+            if error is None:
+                ticket.answer.set_result(output)
+            else:
+                ticket.answer.set_exception(error)
+
+
+class SamplingLM(dspy.BaseLM):  # type: ignore[misc]
+    """Stands in for an LM while rollouts run: what is asked of it goes to the group of the rollout that asks.
+
+    Args:
+        lm: The LM it stands in for.
+        alone: Answers a call that belongs to no rollout, such as one from a thread that a program started without
+            its context: messages and parameters in, output out.
+    """
+
+    def __init__(
+        self, lm: dspy.BaseLM, alone: Callable[[dspy.BaseLM, Sequence[dict[str, Any]], Mapping[str, Any]], Any]
+    ) -> None:
+        super().__init__(model=lm.model, model_type=lm.model_type, cache=False, num_retries=lm.num_retries)
+        self.kwargs = {k: v for k, v in lm.kwargs.items() if k not in ("n", "num_generations")}
+        self._lm = lm
+        self._alone = alone
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """The LM's own callbacks, where the rollout is recorded."""
+        seat = current_seat.get()
+        return list(self._lm.callbacks or []) if seat is not None and seat.group.records else []
+
+    @callbacks.setter
+    def callbacks(self, value: Any) -> None:
+        """Do nothing: they are the LM's."""
+
+    @property
+    def supports_function_calling(self) -> bool:
+        """As the LM says."""
+        return bool(self._lm.supports_function_calling)
+
+    @property
+    def supports_reasoning(self) -> bool:
+        """As the LM says."""
+        return bool(self._lm.supports_reasoning)
+
+    @property
+    def supports_response_schema(self) -> bool:
+        """As the LM says."""
+        return bool(self._lm.supports_response_schema)
+
+    @property
+    def supported_params(self) -> set[str]:
+        """As the LM says."""
+        return set(self._lm.supported_params)
+
+    def __getattr__(self, name: str) -> Any:
+        """Take public attributes of the LM's own kind from the LM."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._lm, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SamplingLM:
+        """Return itself: a copy of a program made by a rollout asks the same LM."""
+        return self
+
+    @_with_callbacks
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> list[Any]:
+        """Return outputs as DSPy adapters expect them."""
+        seat, content, params, n = self._request(prompt, messages, kwargs)
+        if seat is None:
+            return [self._alone(self._lm, content, params) for _ in range(n)]
+        answers = [seat.group.arrive(seat, self._lm, content, params) for _ in range(n)]
+        return [answer.result() for answer in answers]
+
+    @_with_callbacks
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> list[Any]:
+        """Return outputs as DSPy adapters expect them."""
+        seat, content, params, n = self._request(prompt, messages, kwargs)
+        if seat is None:
+            return [await asyncio.to_thread(self._alone, self._lm, content, params) for _ in range(n)]
+        answers = [seat.group.arrive(seat, self._lm, content, params) for _ in range(n)]
+        return list(await asyncio.gather(*(asyncio.wrap_future(answer) for answer in answers)))
+
+    def _request(
+        self, prompt: Any, messages: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Seat | None, Sequence[dict[str, Any]], dict[str, Any], int]:
+        if "request" in kwargs or not (messages or isinstance(prompt, str)):
+            raise TypeError("While sampling, an LM takes a prompt or messages, not an lm15 Request.")
+        seat = current_seat.get()
+        content = list(messages) if messages else [{"role": "user", "content": prompt}]
+        params = request_params(self, kwargs, seat.group.decoding if seat is not None else None)
+        # Only a call that a program makes by itself still asks for n; predictors have had theirs taken away.
+        return seat, content, params, int(kwargs.get("n") or 1)

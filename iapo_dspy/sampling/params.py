@@ -1,0 +1,137 @@
+"""What is sent with a request: the LM's settings, the predictor's, the decoding configuration and the seed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+import pydantic
+
+from iapo_dspy.types import Decoding
+
+__all__ = [
+    "canonical",
+    "derive_seed",
+    "effective_temperature",
+    "import_litellm",
+    "is_reasoning_model",
+    "max_output_tokens",
+    "request_params",
+    "supports_n",
+]
+
+logger = logging.getLogger(__name__)
+
+# Settings of DSPy itself, and those that this package decides on: none of them goes to a provider as it is.
+_NOT_SENT = frozenset(
+    {"n", "num_generations", "cache", "rollout_id", "num_retries", "max_retries", "prompt_cache", "seed", "stream"}
+)
+_REASONING = re.compile(r"^(o[1345](-(mini|nano|pro))?(-\d{4}-\d{2}-\d{2})?|gpt-5(\.\d+)*(?!-chat)(-.*)?)$")
+
+
+@functools.cache
+def import_litellm() -> Any:
+    """Import LiteLLM at first use: it costs seconds. Its price table is the one it ships with, not a download."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    import litellm
+
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    return litellm
+
+
+def is_reasoning_model(model: str) -> bool:
+    """Whether this is one of OpenAI's reasoning models, which accept no temperature but 1."""
+    return _REASONING.match(model.rsplit("/", 1)[-1].lower()) is not None
+
+
+def request_params(
+    lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None
+) -> dict[str, Any]:
+    """Merge what a request is sent with; later sources win: LM, predictor, decoding.
+
+    `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0: DSPy would turn it
+    into 0.7 as soon as n > 1, and a provider's own default is not the same everywhere. OpenAI's reasoning models,
+    which refuse a temperature, are left alone.
+    """
+    merged = {**lm.kwargs, **(config or {})}
+    params = {k: v for k, v in merged.items() if k not in _NOT_SENT and v is not None}
+    chosen = decoding.as_kwargs() if decoding is not None else {}
+    if "max_tokens" in chosen and ("max_completion_tokens" in params or is_reasoning_model(lm.model)):
+        params.pop("max_tokens", None)
+        chosen["max_completion_tokens"] = chosen.pop("max_tokens")
+    params.update(chosen)
+    if not is_reasoning_model(lm.model):
+        params.setdefault("temperature", 1.0)
+    return params
+
+
+def effective_temperature(
+    lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None
+) -> float | None:
+    """Return the temperature a request is sent with; None where the LM is sent none or does not sample by it.
+
+    At 0 all completions of a query are the same, so that drawing more than one is money for nothing.
+    """
+    from dspy.utils.dummies import DummyLM
+
+    if isinstance(lm, DummyLM):  # scripted answers: its fixed temperature of 0 says nothing
+        return None
+    value = request_params(lm, config, decoding).get("temperature")
+    return None if value is None else float(value)
+
+
+def max_output_tokens(params: Mapping[str, Any]) -> int | None:
+    """Return the limit on the tokens of one completion, None if there is none."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = params.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def supports_n(model: str, provider: str | None = None) -> bool:
+    """Ask LiteLLM whether one request can return several completions. Unknown models get the benefit of the doubt."""
+    try:
+        known = import_litellm().get_supported_openai_params(model=model, custom_llm_provider=provider)
+    except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds here; what comes back is checked anyway
+        logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
+        known = None
+    return known is None or "n" in known
+
+
+def canonical(value: Any) -> str:
+    """Write a request as text that is equal for equal requests, in any process."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_describe)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, type) and issubclass(value, pydantic.BaseModel):
+        return {"schema": value.model_json_schema()}
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    return repr(value)
+
+
+def derive_seed(base: int, key: Sequence[Any] | str | int, messages: str, index: int) -> int:
+    """Return the seed of one request: different for every draw, the same whenever the run is repeated.
+
+    Args:
+        base: The LM's own `seed`.
+        key: What the caller draws for, such as (round, position).
+        messages: The request in canonical form.
+        index: Which request of this draw it is.
+
+    Returns:
+        A number in [0, 2**31), which every provider accepts.
+    """
+    text = json.dumps([base, key, messages, index], default=str, ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 2**31

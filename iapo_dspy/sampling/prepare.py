@@ -1,0 +1,118 @@
+"""Makes a program run on stand-ins for its LMs, without touching the program."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.primitives.base_module import BaseModule
+
+__all__ = ["Prepared", "predictors_of", "prepare", "quiet_adapter", "state_of"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A program ready to be sampled.
+
+    Attributes:
+        program: The program itself where no predictor has an LM of its own, else a copy on stand-ins.
+        originals: id of a predictor of the copy -> the program's own predictor.
+        state: What the copy was made from; while it is the same, the copy can be used again.
+        kept: Objects whose ids `state` and `originals` name, kept alive.
+    """
+
+    program: Any
+    originals: dict[int, Any]
+    state: tuple[Any, ...]
+    kept: tuple[Any, ...]
+
+
+def state_of(program: Any) -> tuple[Any, ...]:
+    """Return what distinguishes two states of a program, cheaply: by identity, not by value."""
+    return tuple(
+        (id(p.signature), id(p.demos), len(p.demos), id(p.lm), repr(sorted(p.config.items(), key=lambda kv: kv[0])))
+        for p in predictors_of(program)
+    )
+
+
+def prepare(program: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Prepared:
+    """Return the program, or a copy whose bound LMs are replaced and whose predictors ask for one sample at a time.
+
+    The copy is made once, not per rollout: rollouts of one program share it as calls of one program share its
+    attributes.
+    """
+    state = state_of(program)
+    lms = {id(lm): lm for lm in _bound_lms(program)}
+    several = any(p.config.get("n") or p.config.get("num_generations") for p in predictors_of(program))
+    kept = tuple(x for p in predictors_of(program) for x in (p.signature, p.demos, p.lm))
+    if not lms and not several:
+        return Prepared(program=program, originals={}, state=state, kept=kept)
+    stand_ins = {key: stand_in(lm) for key, lm in lms.items()}
+    # deepcopy finds the stand-ins where it would copy the LMs, however deep they lie (bound methods, tools).
+    memo: dict[int, Any] = dict(stand_ins)
+    try:
+        copied = copy.deepcopy(program, memo)
+    except Exception as error:  # noqa: BLE001 - locks and clients refuse in many ways; sharing them is right then
+        logger.debug("A %s is shared instead of copied (%s).", type(program).__name__, type(error).__name__)
+        copied = _clone(program, dict(stand_ins))
+    originals: dict[int, Any] = {}
+    for (_, mine), (_, theirs) in zip(_modules(copied), _modules(program), strict=True):
+        mine.callbacks = theirs.callbacks
+        if isinstance(mine, dspy.Predict):
+            originals[id(mine)] = theirs
+            mine.config = {k: v for k, v in mine.config.items() if k not in ("n", "num_generations")}
+    return Prepared(program=copied, originals=originals, state=state, kept=(*kept, copied))
+
+
+def quiet_adapter(adapter: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Any:
+    """Return the configured adapter as rollouts use it.
+
+    ChatAdapter would answer an unparseable completion by a second call in JSON mode; while sampling, such a completion
+    simply fails. An LM that an adapter keeps for itself is replaced like those of predictors.
+    """
+    if adapter is None:
+        return dspy.ChatAdapter(use_json_adapter_fallback=False)
+    changes: dict[str, Any] = {k: stand_in(v) for k, v in vars(adapter).items() if isinstance(v, dspy.BaseLM)}
+    if getattr(adapter, "use_json_adapter_fallback", False):
+        changes["use_json_adapter_fallback"] = False
+    if not changes:
+        return adapter
+    quiet = copy.copy(adapter)
+    vars(quiet).update(changes)
+    return quiet
+
+
+def _modules(program: Any) -> list[tuple[str, Any]]:
+    return list(program.named_sub_modules()) if isinstance(program, BaseModule) else []
+
+
+def predictors_of(program: Any) -> list[Any]:
+    """Return every predictor of a program; unlike `named_predictors`, also those of sub-modules marked as compiled."""
+    return [m for _, m in _modules(program) if isinstance(m, dspy.Predict)]
+
+
+def _bound_lms(program: Any) -> Iterator[dspy.BaseLM]:
+    for _, module in _modules(program):
+        yield from (v for v in vars(module).values() if isinstance(v, dspy.BaseLM))
+
+
+def _clone(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy modules and the containers that hold them; share everything else."""
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, BaseModule):
+        twin = copy.copy(value)
+        memo[id(value)] = twin
+        vars(twin).update({k: _clone(v, memo) for k, v in vars(value).items()})
+        return twin
+    if type(value) is dict:
+        return {k: _clone(v, memo) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_clone(v, memo) for v in value)
+    return value

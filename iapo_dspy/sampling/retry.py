@@ -1,0 +1,175 @@
+"""Which errors go away by waiting, which never will, and how long to wait."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from iapo_dspy.errors import ConfigurationError
+
+__all__ = ["backoff", "describe", "is_fatal", "is_refused", "is_retryable", "retry_after", "secrets_of"]
+
+_FATAL = frozenset(
+    {
+        "AuthenticationError",
+        "PermissionDeniedError",
+        "NotFoundError",
+        "PaymentRequiredError",
+        "BudgetExceededError",
+        "LMAuthError",
+        "LMBillingError",
+        "LMConfigurationError",
+        "LMNotConfiguredError",
+        "LMUnsupportedModelError",
+    }
+)
+_TRANSIENT = frozenset(
+    {"Timeout", "APITimeoutError", "APIConnectionError", "LMTimeoutError", "LMTransportError", "LMRateLimitError"}
+)
+_LATER = frozenset({408, 409, 429})
+# The answer was on its way: it was made, so it may be billed, whatever status LiteLLM gives the error.
+_BROKEN = frozenset(
+    {
+        "ClientPayloadError",
+        "ContentLengthError",
+        "IncompleteRead",
+        "JSONDecodeError",
+        "ReadError",
+        "ReadTimeout",
+        "RemoteProtocolError",
+        "ServerDisconnectedError",
+    }
+)
+_SECRET_NAME = re.compile(r"key|secret|password|token$|credential|authorization", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
+_LONGEST_LINE = 300
+
+
+def _names(error: BaseException) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
+
+
+def _status(error: BaseException) -> int | None:
+    value = getattr(error, "status_code", None)
+    if value is None:
+        value = getattr(error, "status", None)
+    try:
+        return int(value) if value is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether every other request will fail the same way: wrong key, no permission, no money, no such model."""
+    names = _names(error)
+    if names & _FATAL or isinstance(error, ConfigurationError):
+        return True
+    text = str(error)
+    if "RateLimitError" in names or _status(error) == 429:
+        return "insufficient_quota" in text
+    # LiteLLM reports a provider it does not know as a bad request.
+    return "BadRequestError" in names and "LLM Provider NOT provided" in text
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if is_fatal(error):
+        return False
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError, ConnectionError)) or _names(error) & _TRANSIENT:
+        return True
+    if _is_broken(error):
+        return True
+    status = _status(error)
+    return status is not None and (status in _LATER or status >= 500)
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether the provider surely billed nothing: it answered with an error, or was not reached."""
+    if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or _names(error) & {"Timeout", "APITimeoutError"}:
+        return False
+    if _is_broken(error):
+        return False
+    status = _status(error)
+    return status is not None and status >= 400
+
+
+def _is_broken(error: BaseException) -> bool:
+    """Whether an answer was cut off or garbled on its way."""
+    chain: list[BaseException] = [error]
+    for link in chain:
+        if _names(link) & _BROKEN:
+            return True
+        chain += [e for e in (link.__cause__, link.__context__) if e is not None and e not in chain]
+    return False
+
+
+def retry_after(error: BaseException) -> float | None:
+    """Return the seconds that the provider asks to wait, wherever its headers are kept; None if it does not say."""
+    for holder in (getattr(error, "response", None), error):
+        for name in ("headers", "litellm_response_headers", "response_headers"):
+            headers = getattr(holder, name, None)
+            if headers is None or not hasattr(headers, "items"):
+                continue
+            found = {str(k).lower(): str(v) for k, v in headers.items()}
+            for key in ("retry-after-ms", "llm_provider-retry-after-ms"):
+                if (seconds := _number(found.get(key))) is not None:
+                    return seconds / 1000
+            for key in ("retry-after", "llm_provider-retry-after"):
+                if key in found:
+                    return _seconds(found[key])
+    return _number(getattr(error, "retry_after", None))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if 0 <= number < float("inf") else None
+
+
+def _seconds(value: str) -> float | None:
+    if (number := _number(value)) is not None:
+        return number
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError):
+        return None
+
+
+def backoff(
+    attempt: int, asked: float | None, rng: random.Random, *, base: float = 0.5, longest: float = 60.0
+) -> float:
+    """Return the seconds to wait after attempt 0, 1, ...: what the provider asked for, else doubling with jitter.
+
+    Jitter is added on top of what was asked for, never taken off, so that a crowd of requests does not come back at
+    the same moment and no request comes back early.
+    """
+    if asked is not None:
+        return asked + rng.uniform(0.0, min(0.25, 0.1 + 0.1 * asked))
+    return min(longest, base * 2.0**attempt) * rng.uniform(0.5, 1.0)
+
+
+def secrets_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the secret values among an LM's settings, headers included, so that they can be kept out of messages."""
+    found: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found += [v for v in value.values() if isinstance(v, str)] if "headers" in name else secrets_of(value)
+        elif isinstance(value, str) and _SECRET_NAME.search(name):
+            found.append(value)
+    return tuple(v for v in found if len(v) >= 6)
+
+
+def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return type and message as one short line without keys."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    for secret in secrets:
+        text = text.replace(secret, "[secret]")
+    return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]

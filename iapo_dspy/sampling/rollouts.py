@@ -1,0 +1,438 @@
+"""Turns (program, inputs, m) into m independent rollouts, with as few requests as the provider allows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import datetime
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import dspy
+import pydantic
+from dspy.primitives.base_module import BaseModule
+from dspy.utils.exceptions import AdapterParseError
+
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+from iapo_dspy.sampling.budget import Meter
+from iapo_dspy.sampling.cache import IdentityCache
+from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
+from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.fast import Plan, plan, predictor_of
+from iapo_dspy.sampling.loop import Gate, ThreadGate, await_on_loop, in_thread, run_on_loop
+from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
+from iapo_dspy.sampling.params import request_params
+from iapo_dspy.sampling.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of
+from iapo_dspy.sampling.pricing import check_budget
+from iapo_dspy.sampling.retry import describe, secrets_of
+from iapo_dspy.types import Decoding
+
+__all__ = ["Rollout", "Sampler"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_DEFAULT_CONCURRENCY = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One completion: what the program returned, or why it did not.
+
+    Attributes:
+        prediction: The program's output; None for a failure.
+        failure: Type and message of what went wrong, one line without keys; None for a success.
+        error: True where transport, provider or the program itself raised; False where text could not be read.
+        unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
+            counted against it.
+        text: The raw completion; of several LM calls, the last one's.
+        prompt_tokens: Its share of the prompt tokens, which a request with n > 1 pays once.
+        completion_tokens: Its share of the completion tokens.
+        usd: Its share of the dollars; None where the price is unknown.
+        latency_s: Seconds from dispatch to answer.
+        seed: The seed sent with its (first) request, None if none was sent.
+        trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
+            filled when recording.
+    """
+
+    prediction: dspy.Prediction | None = None
+    failure: str | None = None
+    error: bool = False
+    unpaid: bool = False
+    text: str | None = None
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    latency_s: float = 0.0
+    seed: int | None = None
+    trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a prediction."""
+        return self.prediction is not None
+
+
+class Sampler:
+    """Draws rollouts of programs.
+
+    `max_concurrency` bounds HTTP requests in flight, not completions: one request may bring n of them.
+
+    Args:
+        lm: Used for predictors without an LM of their own; None takes `dspy.settings.lm` at the time of the call.
+        meter: Counts requests, tokens and dollars and holds them within a budget. Completions are reserved by who
+            pulls. None counts without limits.
+        max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
+            configured above DSPy's default of 8, else 64.
+        num_retries: Attempts after the first one; None takes the LM's.
+        timeout: Seconds per attempt; None takes the LM's, or ten minutes.
+        seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
+        patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
+            have not come to theirs; see `merging`.
+        completer: Finds the completer of an LM, for tests and other transports.
+    """
+
+    def __init__(
+        self,
+        *,
+        lm: dspy.BaseLM | None = None,
+        meter: Meter | None = None,
+        max_concurrency: int | None = None,
+        num_retries: int | None = None,
+        timeout: float | None = None,
+        seed: int = 0,
+        patience: float = 1.0,
+        completer: Callable[[dspy.BaseLM], Completer] | None = None,
+    ) -> None:
+        if max_concurrency is None:
+            configured = dspy.settings.num_threads or 0
+            max_concurrency = configured if configured > 8 else _DEFAULT_CONCURRENCY
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise ConfigurationError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1.")
+        self.lm = lm
+        self.meter = meter or Meter()
+        self.max_concurrency = max_concurrency
+        self._gate = Gate(max_concurrency)
+        self._pulls = asyncio.Semaphore(max_concurrency)
+        self._threads = ThreadGate(max(max_concurrency, _DEFAULT_CONCURRENCY))
+        self._settings: dict[str, Any] = {"num_retries": num_retries, "timeout": timeout, "seed": seed}
+        self._patience = patience
+        self._make = completer
+        self._completers: IdentityCache[Completer] = IdentityCache()
+        self._stand_ins: IdentityCache[dspy.BaseLM] = IdentityCache()
+        self._prepared: IdentityCache[Prepared] = IdentityCache()
+
+    def check(self, program: Any, *, decoding: Decoding | None = None, lm: dspy.BaseLM | None = None) -> None:
+        """Refuse what cannot work, before anything is sent.
+
+        Raises:
+            ConfigurationError: No LM, or a budget of tokens or dollars that cannot be held with these settings.
+        """
+        predictors = predictors_of(program)
+        budget = self.meter.budget
+        for predictor in predictors:
+            used = self._lm_for(predictor, lm)
+            if budget is not None and self.meter.bounds_requests:
+                params = request_params(used, predictor.config, decoding)
+                check_budget(used, params, tokens=budget.tokens is not None, usd=budget.usd is not None)
+
+    async def sample(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        *,
+        key: Any,
+        decoding: Decoding | None = None,
+        lm: dspy.BaseLM | None = None,
+        record: bool = False,
+    ) -> list[Rollout]:
+        """Draw m rollouts, at once. Awaitable on any event loop.
+
+        Args:
+            program: Any DSPy module, or another callable that returns a `dspy.Prediction`.
+            inputs: Its keyword arguments.
+            m: How many, >= 1.
+            key: What is drawn for, such as (round, position): equal keys give equal seeds, where the LM has a seed.
+            decoding: Applies to every LM call of the rollouts, over the predictors' own settings.
+            lm: For predictors without an LM of their own.
+            record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
+
+        Returns:
+            m rollouts; failures are among them, never dropped.
+
+        Raises:
+            Exception: Only what no other request could escape (`retry.is_fatal`).
+            ConfigurationError: No LM is configured, or the budget cannot be held.
+        """
+        if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+            raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
+        return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record))
+
+    def sample_sync(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        *,
+        key: Any,
+        decoding: Decoding | None = None,
+        lm: dspy.BaseLM | None = None,
+        record: bool = False,
+    ) -> list[Rollout]:
+        """Like `sample`, for code that does not await. Works inside a running event loop too."""
+        return self.run(self.sample(program, inputs, m, key=key, decoding=decoding, lm=lm, record=record))
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, such as many `sample` calls gathered, on the sampling loop; Ctrl-C cancels all of it."""
+        return run_on_loop(coroutine)
+
+    async def _sample(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        key: Any,
+        decoding: Decoding | None,
+        lm: dspy.BaseLM | None,
+        record: bool,
+    ) -> list[Rollout]:
+        async with self._pulls:
+            predictor = predictor_of(program)
+            used = None if predictor is None else self._lm_for(predictor, lm)
+            if predictor is not None and used is not None and not (record and _callbacks(program, predictor, used)):
+                try:
+                    with _settings(record):
+                        adapter = quiet_adapter(dspy.settings.adapter, self._stand_in)
+                        ready = plan(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
+                except ConfigurationError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
+                    return [Rollout(failure=self._line(error, used), error=True)] * m
+                if ready is not None:
+                    return await self._predict(ready, m, key, record)
+            return await self._run(program, inputs, m, key, decoding, lm, record)
+
+    async def _predict(self, ready: Plan, m: int, key: Any, record: bool) -> list[Rollout]:
+        """The fast path: one request, m parses."""
+        request = CompletionRequest(
+            model=ready.lm.model,
+            messages=ready.messages,
+            n=m,
+            params=ready.params,
+            key=key,
+            record=_Recorder(ready.lm) if record else None,
+        )
+        reply = await self._completer(ready.lm).complete(request)
+        with _settings(record):
+            return [self._read(ready, choice, record) for choice in reply.choices]
+
+    def _read(self, ready: Plan, choice: Choice, record: bool) -> Rollout:
+        prediction: dspy.Prediction | None = None
+        failure, error = None, False
+        if choice.error is not None:
+            failure, error = self._line(choice.error, ready.lm), True
+        else:
+            try:
+                prediction = ready.parse(choice.output)
+            except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
+                cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
+                failure = self._line(caught, ready.lm) + cut
+        return Rollout(
+            prediction=prediction,
+            failure=failure,
+            error=error,
+            unpaid=isinstance(choice.error, BudgetExceeded),
+            text=choice.text,
+            prompt_tokens=choice.prompt_tokens,
+            completion_tokens=choice.completion_tokens,
+            usd=choice.usd,
+            latency_s=choice.latency_s,
+            seed=choice.seed,
+            trace=((ready.predictor, ready.inputs, prediction),) if record and prediction is not None else (),
+        )
+
+    async def _run(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        key: Any,
+        decoding: Decoding | None,
+        lm: dspy.BaseLM | None,
+        record: bool,
+    ) -> list[Rollout]:
+        """The general path: m threads, merged requests."""
+        prepared = self._prepare(program)
+        base = lm or self.lm or dspy.settings.lm
+        if base is not None and not isinstance(base, dspy.BaseLM):
+            raise ConfigurationError(f"lm={base!r}: give a dspy.LM.")
+        group = Group(
+            m,
+            key=key,
+            completer=self._completer,
+            decoding=decoding,
+            recorder=_Recorder if record else None,
+            patience=self._patience,
+        )
+        settings: dict[str, Any] = {
+            "lm": None if base is None else self._stand_in(base),
+            "adapter": quiet_adapter(dspy.settings.adapter, self._stand_in),
+            # What is recorded is recorded once per request; rollouts that share it must not do so again.
+            "disable_history": True,
+            "usage_tracker": None,
+            "track_usage": False,
+            "send_stream": None,
+        }
+        if not record:
+            settings["callbacks"] = []
+        async with self._threads(m):
+            try:
+                rollouts = await asyncio.gather(
+                    *(self._seated(seat, prepared, inputs, settings, record) for seat in group.seats)
+                )
+            except BaseException:
+                group.abort(Aborted())
+                raise
+        if group.fatal is not None:
+            raise group.fatal
+        return rollouts
+
+    async def _seated(
+        self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any], record: bool
+    ) -> Rollout:
+        def work() -> tuple[Any, list[Any]]:
+            current_seat.set(seat)
+            trace: list[Any] = []
+            with dspy.context(**settings, trace=trace):
+                return _call(prepared.program, inputs), trace
+
+        start = time.perf_counter()
+        prediction: dspy.Prediction | None = None
+        trace: list[Any] = []
+        failure, error = None, False
+        try:
+            prediction, trace = await in_thread(work)
+            if not isinstance(prediction, dspy.Prediction):
+                failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
+                prediction = None
+        except Exception as caught:  # noqa: BLE001 - a rollout that raises is a failed completion
+            failure = self._line(caught, settings["lm"])
+            error = not isinstance(caught, (AdapterParseError, pydantic.ValidationError))
+        finally:
+            seat.group.leave(seat)
+        own = prepared.originals
+        return Rollout(
+            prediction=prediction,
+            failure=failure,
+            error=error,
+            unpaid=seat.unpaid,
+            text=seat.text,
+            prompt_tokens=seat.prompt_tokens,
+            completion_tokens=seat.completion_tokens,
+            usd=seat.usd,
+            latency_s=time.perf_counter() - start,
+            seed=seat.seed,
+            trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),
+        )
+
+    def _prepare(self, program: Any) -> Prepared:
+        state = state_of(program)
+        return self._prepared.get(
+            program, lambda: prepare(program, self._stand_in), fresh=lambda known: known.state == state
+        )
+
+    def _stand_in(self, lm: dspy.BaseLM) -> dspy.BaseLM:
+        return self._stand_ins.get(lm, lambda: SamplingLM(lm, self._alone))
+
+    def _alone(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Any:
+        request = CompletionRequest(model=lm.model, messages=messages, n=1, params=params, key="alone")
+        choice = run_on_loop(self._completer(lm).complete(request)).choices[0]
+        if choice.error is not None:
+            raise choice.error
+        return choice.output
+
+    def _lm_for(self, predictor: dspy.Predict, lm: dspy.BaseLM | None) -> dspy.BaseLM:
+        used = predictor.lm or lm or self.lm or dspy.settings.lm
+        if not isinstance(used, dspy.BaseLM):
+            raise ConfigurationError(
+                f"lm={used!r}: give a dspy.LM, or configure one: dspy.configure(lm=dspy.LM('openai/gpt-4o-mini'))."
+            )
+        return used
+
+    def _completer(self, lm: dspy.BaseLM) -> Completer:
+        def make() -> Completer:
+            if self._make is not None:
+                return self._make(lm)
+            if isinstance(lm, SamplingLM):  # a sampler inside a rollout: its calls wait for the outer one's slots
+                return CallableCompleter(lm, gate=Gate(self.max_concurrency), meter=self.meter)
+            return completer_for(lm, gate=self._gate, meter=self.meter, **self._settings)
+
+        return self._completers.get(lm, make)
+
+    def _line(self, error: BaseException, lm: Any) -> str:
+        return describe(error, secrets_of(getattr(lm, "kwargs", None) or {}))
+
+
+def _call(program: Any, inputs: Mapping[str, Any]) -> Any:
+    only_async = isinstance(program, BaseModule) and not hasattr(type(program), "forward")
+    result = program.acall(**inputs) if only_async else program(**inputs)
+    if inspect.isawaitable(result):
+
+        async def wait() -> Any:
+            return await result
+
+        return asyncio.run(wait())
+    return result
+
+
+def _callbacks(program: Any, predictor: dspy.Predict, lm: dspy.BaseLM) -> bool:
+    return bool(dspy.settings.callbacks or program.callbacks or predictor.callbacks or lm.callbacks)
+
+
+def _settings(record: bool) -> Any:
+    return dspy.context(send_stream=None) if record else dspy.context(send_stream=None, callbacks=[])
+
+
+class _Recorder:
+    """Writes a request to DSPy's history and usage tracker, as an LM call of DSPy's own would be."""
+
+    def __init__(self, lm: dspy.BaseLM) -> None:
+        self._lm = lm
+        # The tracker and the calling modules are those of who asked, not those of the loop.
+        self._context = contextvars.copy_context()
+
+    def __call__(self, exchange: Exchange) -> None:
+        self._context.run(self._write, exchange)
+
+    def _write(self, exchange: Exchange) -> None:
+        usage = dict(getattr(exchange.response, "usage", None) or {})
+        if exchange.usage.recounted:
+            usage |= {
+                "prompt_tokens": exchange.usage.prompt_tokens,
+                "completion_tokens": exchange.usage.completion_tokens,
+                "total_tokens": exchange.usage.prompt_tokens + exchange.usage.completion_tokens,
+            }
+        if dspy.settings.usage_tracker is not None:
+            dspy.settings.usage_tracker.add_usage(self._lm.model, usage)
+        self._lm.update_history(
+            {
+                "prompt": None,
+                "messages": list(exchange.messages),
+                "kwargs": {k: v for k, v in exchange.params.items() if not k.startswith("api_")},
+                "response": exchange.response,
+                "outputs": list(exchange.outputs),
+                "usage": usage,
+                "cost": exchange.usd,
+                "timestamp": datetime.datetime.now().isoformat(),
+                "uuid": str(uuid.uuid4()),
+                "model": self._lm.model,
+                "response_model": getattr(exchange.response, "model", None),
+                "model_type": self._lm.model_type,
+            }
+        )

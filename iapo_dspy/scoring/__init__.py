@@ -1,0 +1,1 @@
+"""Answers, scores and strategies: what a completion is worth."""

@@ -1,0 +1,113 @@
+"""Best-of-N selects when there are no labels: find objectives that read one, before anything is spent."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import dspy
+
+from iapo_dspy.errors import LabelRequired
+
+__all__ = ["InputsOnly", "check_reads_no_label", "field_reads"]
+
+
+class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
+    """An example that shows its inputs only: reading a label raises `LabelRequired`."""
+
+    def __init__(self, example: dspy.Example, *, objective: str) -> None:
+        inputs = dict(example.inputs().items())
+        super().__init__(base=inputs)
+        self._input_keys = set(inputs)
+        self._iapo_labels = frozenset(example.labels().keys())
+        self._iapo_objective = objective
+
+    def _refuse(self, name: Any) -> None:
+        if name in self.__dict__.get("_iapo_labels", ()):
+            raise LabelRequired(_message(self._iapo_objective, [name]))
+
+    def __getattr__(self, name: str) -> Any:
+        self._refuse(name)
+        return super().__getattr__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self._refuse(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an input, as `dspy.Example.get` does."""
+        self._refuse(name)
+        return super().get(name, default)
+
+
+def _message(objective: str, names: Iterable[str]) -> str:
+    shown = ", ".join(f"`{n}`" for n in sorted(names))
+    return (
+        f"Objective {objective!r} reads {shown} of the example, which is no input: when the program is deployed there "
+        "are no labels to select with. Score what the inputs and the prediction show (a checker, a judge, a length), "
+        "or use MajorityVote, which needs labels only while compiling."
+    )
+
+
+def field_reads(function: Callable[..., Any], position: int) -> frozenset[str]:
+    """Return the field names that a Python function reads from one positional parameter.
+
+    `p.name`, `p["name"]` and `p.get("name")` count. The function is read, not called; for what is not written in
+    Python nothing is found.
+    """
+    target = inspect.unwrap(function)
+    if not inspect.isroutine(target) and not inspect.isclass(target):
+        target = type(target).__call__
+        position += 1
+    if inspect.ismethod(target):
+        target, position = target.__func__, position + 1
+    code = getattr(target, "__code__", None)
+    if code is None or position >= code.co_argcount:
+        return frozenset()
+    parameter = code.co_varnames[position]
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "NOP", "PUSH_NULL", "RESUME")]
+    found = set()
+    for here, step in enumerate(steps):
+        loaded = step.argval[-1] if isinstance(step.argval, tuple) and step.argval else step.argval
+        if not step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) or loaded != parameter:
+            continue
+        after = steps[here + 1 : here + 4]
+        if not after:
+            continue
+        if after[0].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            name = after[0].argval
+            constant = [i.argval for i in after[1:2] if i.opname.startswith("LOAD_CONST")]
+            if name == "get" and constant:
+                found.add(constant[0])
+            elif not name.startswith("_") and name not in _EXAMPLE_METHODS:
+                found.add(name)
+        elif after[0].opname.startswith("LOAD_CONST") and len(after) > 1:
+            subscript = after[1].opname == "BINARY_SUBSCR" or (
+                after[1].opname == "BINARY_OP" and after[1].argrepr.startswith("[")
+            )
+            if subscript and isinstance(after[0].argval, str):
+                found.add(after[0].argval)
+    return frozenset(found)
+
+
+_EXAMPLE_METHODS = frozenset(n for n in dir(dspy.Prediction) if not n.startswith("_")) | {"inputs", "labels"}
+
+
+def check_reads_no_label(name: str, score: Callable[..., Any], inputs: Iterable[str] | None = None) -> None:
+    """Raise if an objective reads a label.
+
+    Args:
+        name: The objective's name.
+        score: Its function `(example, prediction) -> score`.
+        inputs: The student's input fields; None while they are not known. Then a field that is read from both the
+            example and the prediction gives it away, for no DSPy signature has a field on both sides.
+
+    Raises:
+        LabelRequired: It does.
+    """
+    read = field_reads(score, 0)
+    wrong = read & field_reads(score, 1) if inputs is None else read - set(inputs)
+    if wrong:
+        raise LabelRequired(_message(name, wrong))

@@ -1,0 +1,304 @@
+"""The words of the package as types: frozen, validated, shared by every layer.
+
+Axes, always in this order where an array has several of them:
+
+| letter | axis | index |
+| --- | --- | --- |
+| C | contexts (the user's preferences) | position in `Contexts` |
+| P | prompts (candidate programs) | position in the run's list of prompts |
+| X | queries (training examples) | position in the training set |
+| N | scales | column n - 1 holds scale n |
+| K | objectives | position in the strategy's list of objectives |
+| A | answer classes of one query | integer label >= 0; -1 is no vote |
+| B | pulls of one batch | position in `Pulls` |
+| S | completions of one batch | pull after pull, S = sum of the pulls' sizes |
+
+Scores: higher is better. Costs: >= 0, in the run's raw unit (output tokens in a live run), turned into
+utility by `cost_scale`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.errors import ConfigurationError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+__all__ = [
+    "Arm",
+    "Contexts",
+    "Decoding",
+    "FloatArray",
+    "IntArray",
+    "Observations",
+    "Policy",
+    "Preference",
+    "Pull",
+    "Pulls",
+]
+
+
+@dataclass(frozen=True, order=True)
+class Arm:
+    """A prompt together with a scale.
+
+    Attributes:
+        prompt: Index of the prompt, 0-based.
+        n: Completions drawn and aggregated, >= 1.
+    """
+
+    prompt: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.prompt < 0 or self.n < 1:
+            raise ConfigurationError(f"Arm(prompt={self.prompt}, n={self.n}): need prompt >= 0 and n >= 1.")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What a user wants: weights over the objectives and the price of completions (the paper's context).
+
+    Args:
+        name: How it is called at deployment; may be left out for an ad hoc preference.
+        cost: Weight of the cost, >= 0. One completion of average length (mean tokens over all prompts of the run)
+            costs 0.01, so `cost=1` says that a hundred average completions are worth one whole point of the
+            objective.
+        weights: Objective name -> weight >= 0, for Best-of-N with several objectives. Objectives left out weigh 0.
+            `None` means equal weights that sum to 1 (majority vote: the metric weighs 1).
+
+    Raises:
+        ConfigurationError: A name that is empty, or a weight that is negative, not finite or no number.
+    """
+
+    name: str | None = None
+    cost: float = field(default=0.0, kw_only=True)
+    weights: Mapping[str, float] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
+            raise ConfigurationError(f"Preference name {self.name!r}: give a non-empty string, or leave it out.")
+        label = f"Preference({self.name!r})"
+        object.__setattr__(self, "cost", _weight(self.cost, f"{label}: cost"))
+        if self.weights is not None:
+            if not isinstance(self.weights, Mapping) or not self.weights:
+                raise ConfigurationError(f"{label}: weights must map objective names to numbers, got {self.weights!r}.")
+            weights = {str(k): _weight(v, f"{label}: weight of {k!r}") for k, v in self.weights.items()}
+            if not any(weights.values()):
+                raise ConfigurationError(f"{label}: every objective weighs 0; give at least one of them a weight > 0.")
+            object.__setattr__(self, "weights", dict(sorted(weights.items())))
+
+    def __hash__(self) -> int:
+        """Hash by value, so that preferences can be dictionary keys."""
+        return hash((self.name, self.cost, tuple((self.weights or {}).items())))
+
+    def vector(self, objectives: Sequence[str]) -> FloatArray:
+        """Return the weights [K] in the order of `objectives`.
+
+        Raises:
+            ConfigurationError: A weight names an objective that does not exist.
+        """
+        if self.weights is None:
+            return np.full(len(objectives), 1.0 / len(objectives))
+        unknown = [k for k in self.weights if k not in objectives]
+        if unknown:
+            raise ConfigurationError(
+                f"Preference({self.name!r}) weighs {unknown}, but the objectives are {list(objectives)}."
+            )
+        return np.array([self.weights.get(k, 0.0) for k in objectives])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that `from_dict` reads back."""
+        return {"name": self.name, "cost": self.cost, "weights": dict(self.weights) if self.weights else None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Preference:
+        """Read what `to_dict` wrote."""
+        return cls(data["name"], cost=data["cost"], weights=data["weights"])
+
+
+def _weight(value: Any, what: str) -> float:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ConfigurationError(f"{what} is {value!r}; it must be a finite number >= 0.")
+    return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How completions are sampled. A field left at None is the LM's own setting.
+
+    Attributes:
+        temperature: >= 0.
+        top_p: In (0, 1].
+        max_tokens: >= 1.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigurationError(f"Decoding temperature {self.temperature!r}: give a finite number >= 0.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"Decoding top_p {self.top_p!r}: give a number in (0, 1].")
+        if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 1):
+            raise ConfigurationError(f"Decoding max_tokens {self.max_tokens!r}: give a whole number >= 1.")
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return the settings that were given, by their request names."""
+        pairs = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        return {k: v for k, v in pairs.items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The finite set C of contexts as arrays.
+
+    Attributes:
+        weights: Objective weights [C, K], >= 0.
+        cost: Cost weights [C], >= 0.
+    """
+
+    weights: FloatArray
+    cost: FloatArray
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights, dtype=float)
+        cost = np.asarray(self.cost, dtype=float)
+        if weights.ndim != 2 or cost.shape != weights.shape[:1] or not weights.size:
+            raise ConfigurationError(f"Contexts: need weights [C, K] and cost [C], got {weights.shape}, {cost.shape}.")
+        if not (np.isfinite(weights).all() and np.isfinite(cost).all() and (weights >= 0).all() and (cost >= 0).all()):
+            raise ConfigurationError("Contexts: every weight must be finite and >= 0.")
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "cost", cost)
+
+    def __len__(self) -> int:
+        """Return C."""
+        return len(self.cost)
+
+    @property
+    def n_objectives(self) -> int:
+        """K."""
+        return int(self.weights.shape[1])
+
+    @classmethod
+    def from_preferences(cls, preferences: Sequence[Preference], objectives: Sequence[str]) -> Contexts:
+        """Stack preferences in order; `objectives` gives the K axis."""
+        return cls(
+            np.stack([p.vector(objectives) for p in preferences]), np.array([p.cost for p in preferences], dtype=float)
+        )
+
+
+@dataclass(frozen=True)
+class Pull:
+    """`size` completions of one prompt on one query."""
+
+    prompt: int
+    query: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """A batch of pulls that may all be in flight together.
+
+    Attributes:
+        prompt: Prompt indices [B].
+        query: Query indices [B].
+        size: Completions per pull [B], >= 1.
+    """
+
+    prompt: IntArray
+    query: IntArray
+    size: IntArray
+
+    def __post_init__(self) -> None:
+        arrays = [np.asarray(a, dtype=np.int64) for a in (self.prompt, self.query, self.size)]
+        if any(a.ndim != 1 or a.shape != arrays[0].shape for a in arrays) or (arrays[2] < 1).any():
+            raise ConfigurationError("Pulls: need three arrays [B] of one length, every size >= 1.")
+        for name, array in zip(("prompt", "query", "size"), arrays, strict=True):
+            object.__setattr__(self, name, array)
+
+    def __len__(self) -> int:
+        """Return B."""
+        return len(self.size)
+
+    def __iter__(self) -> Iterator[Pull]:
+        """Yield the pulls one by one."""
+        for p, x, m in zip(self.prompt.tolist(), self.query.tolist(), self.size.tolist(), strict=True):
+            yield Pull(p, x, m)
+
+    @property
+    def completions(self) -> int:
+        """S, the completions that the batch draws."""
+        return int(self.size.sum())
+
+    def take(self, index: IntArray) -> Pulls:
+        """Return the pulls at these positions."""
+        return Pulls(self.prompt[index], self.query[index], self.size[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """What came back for a batch of pulls, completion after completion.
+
+    Attributes:
+        pulls: The pulls that were really made. An environment whose budget ends returns fewer than it was asked for.
+        label: Answer class of each completion within its query [S]; -1 where there is no vote. Labels of one query
+            mean the same in every batch of a run. Best-of-N does not use them.
+        score: Scores [S, K]; NaN in every objective marks a failed completion.
+        cost: Raw cost [S], >= 0.
+        exhausted: True when no further pull can be paid for.
+    """
+
+    pulls: Pulls
+    label: IntArray
+    score: FloatArray
+    cost: FloatArray
+    exhausted: bool = False
+
+    def __post_init__(self) -> None:
+        label = np.asarray(self.label, dtype=np.int64)
+        score = np.asarray(self.score, dtype=float)
+        cost = np.asarray(self.cost, dtype=float)
+        total = self.pulls.completions
+        if label.shape != (total,) or score.ndim != 2 or len(score) != total or cost.shape != (total,):
+            raise ConfigurationError(
+                f"Observations of {total} completions: got label {label.shape}, score {score.shape}, cost {cost.shape}."
+            )
+        for name, array in (("label", label), ("score", score), ("cost", cost)):
+            object.__setattr__(self, name, array)
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which completions failed [S]."""
+        return np.any(np.isnan(self.score), axis=1)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Context -> arm (the paper's pi).
+
+    Attributes:
+        arms: One arm per context, in the order of the contexts [C].
+    """
+
+    arms: tuple[Arm, ...]
+
+    def __getitem__(self, context: int) -> Arm:
+        """Return the arm of one context."""
+        return self.arms[context]
+
+    def __len__(self) -> int:
+        """Return C."""
+        return len(self.arms)

@@ -1,0 +1,210 @@
+"""A fault-injecting, OpenAI-compatible server on loopback that counts what it is asked."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import dspy
+
+Answer = Callable[[dict[str, Any], int], str]
+
+
+def chat(**fields: str) -> str:
+    """Write an answer as ChatAdapter reads it."""
+    parts = [f"[[ ## {name} ## ]]\n{value}" for name, value in fields.items()]
+    return "\n\n".join([*parts, "[[ ## completed ## ]]"])
+
+
+@dataclass
+class Faults:
+    """What goes wrong. Shares are probabilities per request, drawn from a seeded generator.
+
+    `first` faults hit the first requests one after another, whatever the shares say: statuses, "hang", "truncated".
+    """
+
+    ignore_n: bool = False
+    fewer: bool = False  # answer n > 1 with n - 1 choices
+    refuse_n: bool = False  # answer n > 1 by a 400
+    miscount: bool = False  # count one choice
+    no_usage: bool = False
+    greedy_n_is_400: bool = False  # answer temperature 0 with n > 1 by a 400, as vLLM does
+    first: Sequence[Any] = ()
+    shares: dict[Any, float] = field(default_factory=dict)
+    retry_after: str | None = None
+    hang: float = 30.0
+
+
+class Loopback:
+    """The server, as a context manager.
+
+    Args:
+        answer: (request body, index of the choice over all requests) -> text.
+        latency: Seconds per request.
+        faults: What goes wrong.
+        api_key: If given, every other key is a 401.
+    """
+
+    def __init__(
+        self,
+        answer: Answer | None = None,
+        *,
+        latency: float = 0.0,
+        faults: Faults | None = None,
+        api_key: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.answer = answer or (lambda body, i: chat(answer=str(i)))
+        self.latency = latency
+        self.faults = faults or Faults()
+        self.api_key = api_key
+        self.requests = 0
+        self.completions = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.in_flight = 0
+        self.max_in_flight = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.statuses: Counter[int] = Counter()
+        self.keep_bodies = True
+        self._rng = random.Random(seed)
+        self._first = list(self.faults.first)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def base(self) -> str:
+        assert self._server is not None
+        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def lm(self, model: str = "openai/fake", **kwargs: Any) -> dspy.LM:
+        """Return an LM that asks this server."""
+        settings: dict[str, Any] = {"api_base": self.base, "api_key": "sk-loopback-secret", "cache": False}
+        return dspy.LM(model, **{**settings, **kwargs})
+
+    def __enter__(self) -> Loopback:
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                owner._serve(self, body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 1024
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass  # a client that hangs up is part of the tests
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server is not None
+        self._stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with self._lock:
+            self.requests += 1
+            self.in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.in_flight)
+            self.times.append(time.monotonic())
+            if self.keep_bodies:
+                self.bodies.append(body)
+            fault = self._fault()
+        try:
+            if self.latency:
+                self._stop.wait(self.latency)
+            self._respond(handler, body, fault)
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+
+    def _fault(self) -> Any:
+        if self._first:
+            return self._first.pop(0)
+        draw = self._rng.random()
+        for kind, share in self.faults.shares.items():
+            if draw < share:
+                return kind
+            draw -= share
+        return None
+
+    def _respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], fault: Any) -> None:
+        n = int(body.get("n") or 1)
+        if self.api_key is not None and handler.headers.get("Authorization") != f"Bearer {self.api_key}":
+            key = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
+            return self._error(handler, 401, f"Incorrect API key provided: {key}.")
+        if fault == "hang":
+            self._stop.wait(self.faults.hang)
+            return self._error(handler, 500, "too late")
+        if fault == "truncated":
+            return self._write(handler, 200, b'{"id": "x", "choices": [{"index": 0, "mess')
+        if isinstance(fault, int):
+            return self._error(handler, fault, "injected")
+        if n > 1 and self.faults.refuse_n:
+            return self._error(handler, 400, "n must be 1")
+        if n > 1 and self.faults.greedy_n_is_400 and body.get("temperature") == 0:
+            return self._error(handler, 400, "n must be 1 when using greedy sampling")
+        count = 1 if self.faults.ignore_n else max(n - 1, 1) if (self.faults.fewer or fault == "fewer") else n
+        with self._lock:
+            first = self.completions
+            self.completions += count
+        texts = ["not what was asked for"] if fault == "garbage" else []
+        texts += [self.answer(body, first + i) for i in range(len(texts), count)]
+        prompt = sum(len(str(m["content"]).split()) for m in body["messages"])
+        completion = sum(len(t.split()) for t in texts)
+        with self._lock:
+            self.prompt_tokens += prompt
+            self.completion_tokens += completion
+        reported = len(texts[0].split()) // 4 if self.faults.miscount else completion
+        payload: dict[str, Any] = {
+            "id": f"chatcmpl-{first}",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body.get("model"),
+            "choices": [
+                {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"}
+                for i, t in enumerate(texts)
+            ],
+            "usage": {"prompt_tokens": prompt, "completion_tokens": reported, "total_tokens": prompt + reported},
+        }
+        if self.faults.no_usage:
+            del payload["usage"]
+        self._write(handler, 200, json.dumps(payload).encode())
+
+    def _error(self, handler: BaseHTTPRequestHandler, status: int, message: str) -> None:
+        body = json.dumps({"error": {"message": message, "type": "injected", "code": None, "param": None}}).encode()
+        headers = {"Retry-After": self.faults.retry_after} if status == 429 and self.faults.retry_after else {}
+        self._write(handler, status, body, headers)
+
+    def _write(
+        self, handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None
+    ) -> None:
+        with self._lock:
+            self.statuses[status] += 1
+        handler.send_response(status)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
