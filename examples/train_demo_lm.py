@@ -6,7 +6,9 @@ slip, and the model learns the teacher's probabilities, so that its mistakes are
 
 The result is a fixture for the path from prompt to vote. It is no evidence about large language models.
 
-    python examples/train_demo_lm.py --steps 1000 --out iapo_dspy/demo/weights
+    python examples/train_demo_lm.py --out iapo_dspy/demo/weights
+
+On busy cores set ``OMP_WAIT_POLICY=passive``: threads that wait for each other by spinning are many times slower.
 """
 
 from __future__ import annotations
@@ -139,12 +141,31 @@ PARAPHRASES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-BEFORE = ("Please follow this rule. ", "You are a helpful assistant. ", "Solve the problem. ", "You are given a number. ")
+BEFORE = (
+    "Please follow this rule. ",
+    "You are a helpful assistant. ",
+    "Solve the problem. ",
+    "You are given a number. ",
+)
 AFTER = (" Thank you.", " Be kind.", " Use plain digits.", " Follow the format.")
 QUESTIONS = ("What is {a} + {b}?", "{a} + {b}", "Compute {a} + {b}.", "{a} + {b} = ?", "Add {a} and {b}.")
 STUB = "No working."
 LESSON = "To add means to put two numbers together into one. "
-PIECES = (" + ", " - ", " = ", "; ", ", ", ". ", "Units: ", "Tens: ", "Hundreds: ", "write ", ", carry ", "Again: ", STUB)
+PIECES = (
+    " + ",
+    " - ",
+    " = ",
+    "; ",
+    ", ",
+    ". ",
+    "Units: ",
+    "Tens: ",
+    "Hundreds: ",
+    "write ",
+    ", carry ",
+    "Again: ",
+    STUB,
+)
 
 
 def instructions() -> dict[str, list[tuple[str, str]]]:
@@ -185,6 +206,7 @@ class Writer:
         self.soft: dict[int, np.ndarray] = {}
 
     def text(self, text: str) -> None:
+        """Writes fixed text."""
         self.ids += self.tokenizer.encode(text)
 
     def digit(self, chances: np.ndarray) -> int:
@@ -232,16 +254,19 @@ def columns(
 
 
 def form_steps(w: Writer, k: int, x: int, y: int, carry: int, chances: np.ndarray) -> int:
+    """Writes a column as ``3 + 6 + 0 = 09`` and returns the sum."""
     w.text(f"{'; ' if k else ''}{x} + {y} + {carry} = ")
     return w.total(chances)
 
 
 def form_terse(w: Writer, k: int, x: int, y: int, carry: int, chances: np.ndarray) -> int:
+    """Writes a column as ``09`` and returns the sum."""
     w.text(", " if k else "")
     return w.total(chances)
 
 
 def form_careful(w: Writer, k: int, x: int, y: int, carry: int, chances: np.ndarray) -> int:
+    """Writes a column as ``Units: 3 + 6 + 0 = 09, write 9, carry 0.`` and returns the sum."""
     w.text(f"{DIGITS[k]}{x} + {y} + {carry} = ")
     value = w.total(chances)
     w.text(f", write {value % 10}, carry {value // 10}. ")
@@ -431,7 +456,6 @@ def sample(
     if rng.random() < 0.05:  # a demonstration without working, as DSPy's bootstrapping may add
         _, shown, solve_shown = question()
         demo = Writer(tokenizer, rng)
-        _, answer = solve_shown(Writer(tokenizer, rng))
         demo.text("[[ ## answer ## ]]\n")
         if task == "splitting" or style in ("direct", "default", "rough"):
             solve_shown(demo)[1]()
@@ -494,6 +518,7 @@ def make_batch(
 
 
 def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """RMSNorm over the last axis."""
     return functional.rms_norm(x, (WIDTH,), weight, EPS)
 
 
@@ -514,6 +539,7 @@ class Layer(nn.Module):
         self.down_proj = nn.Linear(INNER, WIDTH, bias=False)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Maps (rows, length, width) to the same shape."""
         rows, length, _ = x.shape
         y = norm(x, self.input_layernorm)
 
@@ -550,6 +576,7 @@ class Model(nn.Module):
     def forward(
         self, ids: torch.Tensor, segment: torch.Tensor, position: torch.Tensor, where: torch.Tensor
     ) -> torch.Tensor:
+        """The logits at the flat positions ``where``: (k, vocab)."""
         size = WIDTH // HEADS
         angle = position[:, None, :, None] * ROPE_THETA ** (-torch.arange(0, size, 2) / size)
         cos, sin = (f(angle).repeat(1, 1, 1, 2) for f in (torch.cos, torch.sin))
@@ -562,8 +589,8 @@ class Model(nn.Module):
         return norm(x.reshape(-1, WIDTH)[where], self.norm) @ self.embed_tokens.T
 
 
-def train(out: Path, *, steps: int, rows: int, seed: int, minutes: float) -> None:
-    """Trains and saves the model; stops early after ``minutes`` with the schedule run down in time."""
+def train(out: Path, *, steps: int, rows: int, seed: int) -> None:
+    """Trains and saves the model; the learning rate is flat for half of the steps and then falls to 0."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 11])
     tokenizer = build_tokenizer()
@@ -577,9 +604,7 @@ def train(out: Path, *, steps: int, rows: int, seed: int, minutes: float) -> Non
     adam = torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     start = time.perf_counter()
     for step in range(steps):
-        done = max(step / steps, (time.perf_counter() - start) / (60 * minutes))
-        if done >= 1:
-            break
+        done = step / steps
         factor = min(1.0, (step + 1) / 20) * min(1.0, (1 - done) / 0.5)
         for group in muon.param_groups:
             group["lr"] = 0.02 * factor
@@ -654,11 +679,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=40, help="rows of 256 tokens in a batch")
+    parser.add_argument("--rows", type=int, default=20, help="rows of 256 tokens in a batch")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=30.0, help="stop after this time")
     options = parser.parse_args()
-    train(options.out, steps=options.steps, rows=options.rows, seed=options.seed, minutes=options.minutes)
+    train(options.out, steps=options.steps, rows=options.rows, seed=options.seed)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ IAPOError
 ├── LedgerError                         a run directory cannot be used as it is
 │   ├── LedgerMismatch                  it belongs to another run
 │   └── LedgerLocked                    another process is using it
+├── LMRefused                           the provider refuses every request: a wrong key, an unknown model
 ├── TooManyErrors                       more completions failed than `max_errors` allows
 ├── AllCompletionsFailed                every completion of one deployed call failed
 └── StateError                          a saved program cannot be loaded
@@ -22,12 +23,16 @@ Messages say what was given, what is needed and what to do.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 __all__ = [
     "AllCompletionsFailed",
     "BudgetExceeded",
     "BudgetTooSmall",
     "ConfigurationError",
     "IAPOError",
+    "LMRefused",
     "LabelRequired",
     "LedgerError",
     "LedgerLocked",
@@ -37,7 +42,20 @@ __all__ = [
     "StateError",
     "TooManyErrors",
     "UnknownPreference",
+    "one_line",
 ]
+
+_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
+_LONGEST_LINE = 300
+
+
+def one_line(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return type and message of any exception as one short line without keys."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    for secret in secrets:
+        text = text.replace(secret, "[secret]")
+    return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]
 
 
 class IAPOError(Exception):
@@ -98,6 +116,10 @@ class LedgerLocked(LedgerError):
     """Another process holds the run directory."""
 
 
+class LMRefused(IAPOError):
+    """The provider refuses every request, for example because of a wrong key or an unknown model."""
+
+
 class TooManyErrors(IAPOError):
     """More completions failed than `max_errors` allows; what was paid for is in the ledger."""
 
@@ -107,11 +129,22 @@ class AllCompletionsFailed(IAPOError):
 
     Attributes:
         causes: One line per failed completion.
+        prompt_tokens: Input tokens that were paid for all the same.
+        completion_tokens: Output tokens that were paid for all the same.
     """
 
-    def __init__(self, message: str, *, causes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        causes: tuple[str, ...] = (),
+        prompt_tokens: float = 0.0,
+        completion_tokens: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.causes = causes
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
 
 
 class StateError(IAPOError):

@@ -126,10 +126,14 @@ class Preference:
 
 
 def _weight(value: Any, what: str) -> float:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    if not _is_number(value) or value < 0:
         raise ConfigurationError(f"{what} is {value!r}; it must be a finite number >= 0.")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +151,12 @@ class Decoding:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
+        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature >= 0):
             raise ConfigurationError(f"Decoding temperature {self.temperature!r}: give a finite number >= 0.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ConfigurationError(f"Decoding top_p {self.top_p!r}: give a number in (0, 1].")
-        if self.max_tokens is not None and (not isinstance(self.max_tokens, int) or self.max_tokens < 1):
+        whole = isinstance(self.max_tokens, int) and not isinstance(self.max_tokens, bool)
+        if self.max_tokens is not None and not (whole and self.max_tokens >= 1):
             raise ConfigurationError(f"Decoding max_tokens {self.max_tokens!r}: give a whole number >= 1.")
 
     def as_kwargs(self) -> dict[str, Any]:
@@ -282,7 +287,8 @@ class Observations:
     @property
     def failed(self) -> NDArray[np.bool_]:
         """Which completions failed [S]."""
-        return np.any(np.isnan(self.score), axis=1)
+        failed: NDArray[np.bool_] = np.isnan(self.score).max(axis=1, initial=False)
+        return failed
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,15 @@ class BlockLayout:
         start: Where each block begins [B].
         end: Where it ends, exclusive [B].
         first: Position of the first block of each scale [N].
+        count: Blocks of each scale [N].
+        used: Completions in the blocks of each scale [N].
     """
 
     start: IntArray
     end: IntArray
     first: IntArray
+    count: IntArray
+    used: IntArray
 
 
 @lru_cache(maxsize=1024)
@@ -49,13 +53,14 @@ def block_layout(m: int, max_n: int) -> BlockLayout:
     first = np.cumsum(blocks) - blocks
     size = np.repeat(scales, blocks)
     start = (np.arange(int(blocks.sum())) - np.repeat(first, blocks)) * size
-    return BlockLayout(start, start + size, first)
+    return BlockLayout(start, start + size, first, blocks, blocks * scales)
 
 
 @lru_cache(maxsize=1024)
 def whole(m: int) -> BlockLayout:
     """Take all m completions as one block."""
-    return BlockLayout(np.array([0]), np.array([m]), np.array([0]))
+    one, all_of_it = np.array([1]), np.array([m])
+    return BlockLayout(np.array([0]), all_of_it, np.array([0]), one, all_of_it)
 
 
 @runtime_checkable

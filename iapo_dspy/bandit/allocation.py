@@ -28,4 +28,4 @@ def allocate(scales: IntArray, budget: int) -> int:
         scales: N_p,max [P], from `largest_scales`; M is their sum.
         budget: n_r, the completions of this round.
     """
-    return int(budget // scales.sum())
+    return budget // int(scales.sum())

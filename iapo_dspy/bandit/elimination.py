@@ -29,15 +29,19 @@ class CostScale:
         self._fixed = problem.cost_scale
         self._cost = np.zeros(problem.n_prompts)
         self._completions = np.zeros(problem.n_prompts)
+        self._pulled = np.zeros(problem.n_prompts, dtype=bool)
 
     def observe(self, observations: Observations) -> None:
         """Learn the scale and freeze it once every prompt has been pulled; afterwards nothing changes."""
         if self._fixed is not None:
             return
-        prompt = np.repeat(observations.pulls.prompt, observations.pulls.size)
-        self._cost += np.bincount(prompt, weights=observations.cost, minlength=len(self._cost))
+        # What failed before it cost anything, such as a refused request, says nothing of a completion's price.
+        counts = ~(observations.failed & (observations.cost == 0))
+        prompt = np.repeat(observations.pulls.prompt, observations.pulls.size)[counts]
+        self._cost += np.bincount(prompt, weights=observations.cost[counts], minlength=len(self._cost))
         self._completions += np.bincount(prompt, minlength=len(self._cost))
-        if (self._completions > 0).all():
+        self._pulled[observations.pulls.prompt] = True
+        if self._pulled.all() and self._completions.any():
             self._fixed = self.value
 
     @property
@@ -58,20 +62,25 @@ class Elimination:
         estimator: Makes an empty estimator.
         stockpile: Whether estimates use the observations of all rounds, or those of the last round only and older ones
             just for arms that it did not reach.
+        prefer_cheaper: Whether ties go to the cheaper arm, or to the one that comes first.
 
     Attributes:
         active: Which arms are alive [C, P, N].
     """
 
-    def __init__(self, problem: Problem, *, estimator: EstimatorFactory, stockpile: bool = True) -> None:
+    def __init__(
+        self, problem: Problem, *, estimator: EstimatorFactory, stockpile: bool = True, prefer_cheaper: bool = True
+    ) -> None:
         self.active: NDArray[np.bool_] = np.ones(problem.shape, dtype=bool)
         self._problem = problem
         self._new_estimator = estimator
         self._stockpile = stockpile
+        self._prefer_cheaper = prefer_cheaper
         self._estimator = estimator(problem)
         self._estimates = self._estimator.estimates()
         self._screened: Estimates | None = None
         self._scale = CostScale(problem)
+        self._answered = np.zeros(problem.n_prompts, dtype=bool)
         self._rounds: list[Round] = []
         self._observations: list[Observations] = []
 
@@ -88,6 +97,7 @@ class Elimination:
         if not len(pulls):
             return
         self._scale.observe(observations)
+        self._answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
         if self._stockpile:
             self._estimator.update(observations)
             self._estimates = self._estimator.estimates()
@@ -98,7 +108,7 @@ class Elimination:
 
     def trim(self) -> None:
         """Drop the worse half of each context's arms (lines 18 to 22)."""
-        self.active = trim(self._q(), self._estimates.cost, self.active)
+        self.active = trim(self._q(), self._price(self._estimates.cost), self.active)
 
     def restrict_to_single(self) -> None:
         """Leave only the arms of scale 1 alive: the arms that screening compares."""
@@ -111,7 +121,7 @@ class Elimination:
         They stay in reserve for a context that never gets others.
         """
         keep = np.full(self._problem.n_contexts, k)
-        kept = keep_best(self._q(), self._estimates.cost, self.active, keep)[:, :, :1]
+        kept = keep_best(self._q(), self._price(self._estimates.cost), self.active, keep)[:, :, :1]
         self.active = np.repeat(kept, self._problem.max_n, axis=2)
         self._screened = self._estimates
         self._estimator = self._new_estimator(self._problem)
@@ -124,10 +134,11 @@ class Elimination:
         if self._screened is not None:
             seen = np.any(self.active & ~np.isnan(q), axis=(1, 2), keepdims=True)
             screened = self._screened.utility(self._problem.contexts, self._scale.value)
+            screened[:, ~self._answered] = np.nan
             choice = np.where(seen, q, screened)
             cost = np.where(np.isnan(cost), self._screened.cost, cost)
         return Outcome(
-            policy=best_arms(choice, cost, self.active),
+            policy=best_arms(choice, self._price(cost), self.active),
             q=q,
             estimates=self._estimates,
             spent=self.spent,
@@ -137,8 +148,15 @@ class Elimination:
             complete=complete,
         )
 
+    def _price(self, cost: FloatArray) -> FloatArray | None:
+        return cost if self._prefer_cheaper else None
+
     def _q(self) -> FloatArray:
-        return self._estimates.utility(self._problem.contexts, self._scale.value)
+        """Utilities; a prompt that has never answered has none, for a cheap failure is no cheap answer."""
+        q = self._estimates.utility(self._problem.contexts, self._scale.value)
+        if self._answered.any():
+            q[:, ~self._answered] = np.nan
+        return q
 
 
 def no_observations(n_objectives: int) -> Observations:

@@ -89,7 +89,7 @@ class Outcome:
 
     Attributes:
         policy: The chosen arm of each context.
-        q: Estimated utility [C, P, N]; NaN where there is no evidence.
+        q: Estimated utility [C, P, N]; NaN where there is no evidence, and for prompts that never answered.
         estimates: What `q` is made of: rewards, raw costs and the number of blocks behind them.
         spent: Completions drawn.
         rounds: What each round did, in order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from iapo_dspy.bandit.problem import Algorithm, EstimatorFactory, Problem, check
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["draw_pulls", "psst", "psst_least"]
+__all__ = ["Share", "draw_pulls", "psst", "psst_least", "screened_rounds", "trimming_rounds"]
+
+Share = Callable[[int, int, int, IntArray], int]
+"""(round r, rounds R, completions spent, largest scales [P]) -> lambda, the pulls of each prompt in the round."""
 
 
 def psst_least(problem: Problem, screening: Screening | None = None) -> int:
@@ -56,29 +60,49 @@ def psst(
     if screening:
         what += f" after Top-K screening (k={screening.k}, rho={screening.rho:g})"
     check_budget(budget, seed, least=psst_least(problem, screening), what=what)
+
+    def share(r: int, rounds: int, spent: int, scales: IntArray) -> int:
+        times = allocate(scales, (budget - spent) // (rounds - r + 1))  # lines 7 and 8, eq. 6
+        return max(times, 1) if r == 1 else times
+
     state = Elimination(problem, estimator=estimator, stockpile=stockpile)
-    return _run(problem, state, budget, seed, screening)
+    if screening is None:
+        return trimming_rounds(problem, state, seed, share)
+    return screened_rounds(problem, state, seed, share, screening.k, screening.budget(budget))
 
 
-def _run(problem: Problem, state: Elimination, budget: int, seed: int, screening: Screening | None) -> Algorithm:
-    if screening:
-        state.restrict_to_single()
-        times = screening.budget(budget) // problem.n_prompts
-        pulls = draw_pulls(problem, np.ones(problem.n_prompts, dtype=np.int64), times, seed, 0)
-        observations = yield pulls
-        state.observe(observations)
-        if _cut_short(observations, pulls):
-            return state.outcome(complete=False)
-        state.screen(screening.k)
+def screened_rounds(
+    problem: Problem, state: Elimination, seed: int, share: Share, k: int, screening_budget: int
+) -> Algorithm:
+    """Compare all prompts at scale 1, keep each context's `k` best, and run `trimming_rounds` on them."""
+    state.restrict_to_single()
+    times = screening_budget // problem.n_prompts
+    pulls = draw_pulls(problem, np.ones(problem.n_prompts, dtype=np.int64), times, seed, 0)
+    observations = yield pulls
+    state.observe(observations)
+    if _cut_short(observations, pulls):
+        return state.outcome(complete=False)
+    state.screen(k)
+    return (yield from trimming_rounds(problem, state, seed, share))
 
-    rounds = math.ceil(math.log2(state.active[0].sum()))  # line 4
+
+def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Share) -> Algorithm:
+    """Run lines 4 to 24 of Algorithm 1 on the arms that are alive.
+
+    Args:
+        problem: The problem.
+        state: The arms that are alive, as many in every context, and what is known of them.
+        seed: Root of the random streams.
+        share: How often each prompt is pulled in a round.
+    """
+    arms = int(state.active[0].sum())
+    rounds = max(math.ceil(math.log2(arms)), 1)  # line 4; where there is nothing to choose, the only arm is measured
     for r in range(1, rounds + 1):  # line 5
         scales = largest_scales(state.active)
-        left = budget - state.spent
-        times = allocate(scales, left // (rounds - r + 1))  # lines 7 and 8, eq. 6
-        if r == 1:
-            times = max(times, 1)
-        pulls = draw_pulls(problem, scales, times, seed, r)  # lines 9 to 15
+        times = share(r, rounds, state.spent, scales)
+        if arms == 1:
+            times = min(times, problem.n_queries)
+        pulls = draw_pulls(problem, scales, times, seed, r)  # lines 6 to 15
         if not len(pulls):
             state.observe(no_observations(problem.contexts.n_objectives))
         else:

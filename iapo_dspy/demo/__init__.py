@@ -17,7 +17,7 @@ _HOME = {
     "splitting_task": "tasks",
 }
 
-__all__ = ["DemoServer", "DemoTask", "addition_task", "register", "splitting_task"]  # noqa: F822 (loaded on first use)
+__all__ = ["DemoServer", "DemoTask", "addition_task", "register", "splitting_task"]
 
 
 def __getattr__(name: str) -> Any:

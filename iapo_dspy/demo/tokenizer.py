@@ -69,7 +69,9 @@ def _byte_token(value: int) -> str:
     return f"<0x{value:02X}>"
 
 
-def render_chat(*, instruction: str, field: str, value: str, reasoning: bool, integer: bool = False) -> list[dict[str, str]]:
+def render_chat(
+    *, instruction: str, field: str, value: str, reasoning: bool, integer: bool = False
+) -> list[dict[str, str]]:
     """The messages that DSPy 3.4's `ChatAdapter` sends for ``<field> -> answer`` without demonstrations.
 
     The model is trained on this text; a test compares it with the installed DSPy.
@@ -84,7 +86,15 @@ def render_chat(*, instruction: str, field: str, value: str, reasoning: bool, in
     Returns:
         A system and a user message.
     """
-    kind, note, hint = ("int", "        # note: the value you produce must be a single int value", " (must be formatted as a valid Python int)") if integer else ("str", "", "")
+    kind, note, hint = (
+        (
+            "int",
+            "        # note: the value you produce must be a single int value",
+            " (must be formatted as a valid Python int)",
+        )
+        if integer
+        else ("str", "", "")
+    )
     outputs = f"1. `reasoning` (str): \n2. `answer` ({kind}):" if reasoning else f"1. `answer` ({kind}):"
     shape = "[[ ## reasoning ## ]]\n{reasoning}\n\n" if reasoning else ""
     order = "[[ ## reasoning ## ]]`, then `[[ ## answer ## ]]" if reasoning else "[[ ## answer ## ]]"
@@ -283,7 +293,9 @@ def _text_of(content: object, position: int) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+        parts = [
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+        ]
         if all(isinstance(part, str) for part in parts):
             return "".join(str(part) for part in parts)
     raise ValueError(f"messages[{position}].content must be text, got {type(content).__name__}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,10 +15,10 @@ from typing import Any
 import dspy
 import numpy as np
 
-from iapo_dspy.errors import BudgetExceeded, LedgerError, TooManyErrors
+from iapo_dspy.errors import BudgetExceeded, TooManyErrors
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
-from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord
+from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
@@ -144,6 +147,11 @@ class LiveEnvironment:
         self._max_errors = max_errors
         self._progress = progress
         self._round = 0
+        self._diverged = False
+        self._used: set[tuple[PullKey, int]] = set()
+        self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
+        self._scorer = strategy.digest(metric)
+        self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._labels: list[dict[str, int]] = [{} for _ in self._examples]
         self._failures = _Failures([0] * len(self._prompts), [0] * len(self._prompts))
 
@@ -162,6 +170,12 @@ class LiveEnvironment:
         """Failed completions so far."""
         return self._failures.report()
 
+    def close(self, *, finished: bool) -> None:
+        """End the threads that score, and say in the ledger whether the run came to its end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if finished:
+            self._note_spent(finished=True)
+
     def pull(self, pulls: Pulls) -> Observations:
         """Draw and score these pulls, all in flight together.
 
@@ -178,11 +192,12 @@ class LiveEnvironment:
 
     async def _pull_all(self, pulls: Pulls) -> list[_Pulled | None]:
         """Start every pull that the budget pays for; None for those it does not."""
-        tasks: list[asyncio.Task[_Pulled] | None] = []
+        tasks: dict[int, asyncio.Task[_Pulled]] = {}
+        listed = list(pulls)
         refused = False
-        for position, pull in enumerate(pulls):
-            key = (self._round, position)
-            stored = self._ledger.completions(key)[: pull.size]
+        for position in _in_turns(pulls):
+            pull, key = listed[position], (self._round, position)
+            stored = self._stored(key, pull)
             missing = pull.size - len(stored)
             reservation: Reservation | None = None
             if missing and not refused:
@@ -191,36 +206,63 @@ class LiveEnvironment:
                 except BudgetExceeded as exc:
                     logger.info("The budget is used up: %s", exc)
                     refused = True
-            affordable = reservation is not None or not missing
-            work = self._pull_one(key, pull, stored, reservation) if affordable else None
-            tasks.append(asyncio.ensure_future(work) if work is not None else None)
-        started = [t for t in tasks if t is not None]
+            if reservation is not None or not missing:
+                tasks[position] = asyncio.ensure_future(self._pull_one(key, pull, stored, reservation))
         try:
-            await asyncio.gather(*started)
+            await asyncio.gather(*tasks.values())
         except BaseException:
-            for task in started:
+            for task in tasks.values():
                 task.cancel()
-            await asyncio.gather(*started, return_exceptions=True)
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
             raise
         finally:
+            self._note_spent()
             self._ledger.flush()
-        return [t.result() if t is not None else None for t in tasks]
+        return [tasks[i].result() if i in tasks else None for i in range(len(pulls))]
+
+    def _stored(self, key: PullKey, pull: Pull) -> dict[int, CompletionRecord]:
+        """Return what an earlier process of this run paid for, by position in the pull.
+
+        Completions that an error kept from being made are drawn again, unless the run had come to its end: then they
+        are part of what it found.
+
+        A metric that was changed in between makes the algorithm ask for other pulls. From the first of those on, what
+        is stored of a prompt and a query serves any pull of the two.
+        """
+        finished = self._ledger.spent.finished
+        found = [r for r in self._ledger.completions(key) if r.index < pull.size]
+        self._diverged |= any((r.prompt, r.query) != (pull.prompt, pull.query) for r in found)
+        if self._diverged:
+            pool = self._pool().get((pull.prompt, pull.query), [])
+            found, pool[:] = pool[: pull.size], pool[pull.size :]
+            return dict(enumerate(found))
+        self._used.update((r.pull, r.index) for r in found)
+        return {r.index: r for r in found if finished or not _lost(r)}
+
+    def _pool(self) -> dict[tuple[int, int], list[CompletionRecord]]:
+        """What is stored and not used yet, by prompt and query; made when the run leaves the stored one's path."""
+        if self._unused is None:
+            self._unused = {}
+            for r in self._ledger.stored:
+                if (r.pull, r.index) not in self._used and not _lost(r):
+                    self._unused.setdefault((r.prompt, r.query), []).append(r)
+        return self._unused
 
     async def _pull_one(
-        self, key: PullKey, pull: Pull, stored: Sequence[CompletionRecord], reservation: Reservation | None
+        self, key: PullKey, pull: Pull, stored: dict[int, CompletionRecord], reservation: Reservation | None
     ) -> _Pulled:
-        self._check_stored(key, pull, stored)
-        self._meter.charge(_spent(stored))
+        self._meter.charge(Spent(completions=len(stored)))  # tokens and dollars of earlier processes are known already
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
-        drawn: list[tuple[CompletionRecord, dspy.Prediction | None]] = []
+        signature = _signature(prompt.program)
+        known = {i: (r, _stored_prediction(r, signature)) for i, r in stored.items()}
         if reservation is not None:
-            missing = pull.size - len(stored)
+            missing = [i for i in range(pull.size) if i not in stored]
             try:
                 rollouts = await self._sampler.sample(
                     prompt.program,
                     dict(example.inputs().items()),
-                    missing,
-                    key=[*key, len(stored)] if stored else list(key),
+                    len(missing),
+                    key=[*key, missing[0]] if stored else list(key),
                     decoding=prompt.decoding,
                 )
             except BaseException:
@@ -228,50 +270,56 @@ class LiveEnvironment:
                 raise
             paid = [r for r in rollouts if not r.unpaid]
             reservation.settle(completions=len(paid))
-            for index, rollout in enumerate(paid, start=len(stored)):
+            for index, rollout in zip(missing, paid, strict=False):
                 record = _record(key, index, pull, rollout)
                 self._ledger.append(record)
-                drawn.append((record, rollout.prediction))
-        signature = _signature(prompt.program)
-        completions = [(r, _stored_prediction(r, signature)) for r in stored] + drawn
-        scored = await asyncio.to_thread(self._score, example, completions)
+                known[index] = (record, rollout.prediction)
+            self._note_spent()
+        completions = [known[i] for i in sorted(known)]
+        work = (self._in_thread(self._score, example, record, prediction) for record, prediction in completions)
+        scored = await asyncio.gather(*work)
         self._note(pull, scored)
         return _Pulled(scored=tuple(scored), cost=tuple(r.completion_tokens for r, _ in completions))
 
-    def _check_stored(self, key: PullKey, pull: Pull, stored: Sequence[CompletionRecord]) -> None:
-        wrong = [r for r in stored if (r.prompt, r.query) != (pull.prompt, pull.query)]
-        if wrong or [r.index for r in stored] != list(range(len(stored))):
-            raise LedgerError(
-                f"The ledger's pull {key} is not the one this run makes ({pull}). It was written by another version "
-                "of this package; choose another log_dir."
-            )
+    async def _in_thread(self, function: Callable[..., Scored], *args: Any) -> Scored:
+        """Score in a thread, as many at a time as requests may be in flight: a metric may be a judge that waits."""
+        context = contextvars.copy_context()
+        call = functools.partial(context.run, function, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
-    def _score(
-        self, example: dspy.Example, completions: Sequence[tuple[CompletionRecord, dspy.Prediction | None]]
-    ) -> list[Scored]:
-        found = []
-        for record, prediction in completions:
-            if prediction is None:
-                found.append(Scored(failure=record.failure or "no prediction", error=record.error))
-                continue
-            name = f"{record.round}/{record.position}/{record.index}"
-            known = self._ledger.score(name)
-            if known is not None:
-                scores = tuple(known.scores) if known.scores is not None else None
-                scored = Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error)
-            else:
-                scored = self._strategy.score(example, prediction, self._metric)
-                self._ledger.append(
-                    ScoreRecord(
-                        key=name,
-                        answer=scored.answer,
-                        scores=scored.scores,
-                        failure=scored.failure,
-                        error=scored.error,
-                    )
-                )
-            found.append(scored)
-        return found
+    def _note_spent(self, *, finished: bool = False) -> None:
+        spent = self._meter.spent
+        self._ledger.append(
+            SpentRecord(
+                requests=spent.requests,
+                prompt_tokens=spent.prompt_tokens,
+                completion_tokens=spent.completion_tokens,
+                usd=spent.usd,
+                seconds=spent.seconds,
+                finished=finished,
+            )
+        )
+
+    def _score(self, example: dspy.Example, record: CompletionRecord, prediction: dspy.Prediction | None) -> Scored:
+        if prediction is None:
+            return Scored(failure=record.failure or "no prediction", error=record.error)
+        name = f"{record.round}/{record.position}/{record.index}"
+        known = self._ledger.score(name)
+        if known is not None and known.scorer == self._scorer and not known.error:
+            scores = tuple(known.scores) if known.scores is not None else None
+            return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error)
+        scored = self._strategy.score(example, prediction, self._metric)
+        self._ledger.append(
+            ScoreRecord(
+                key=name,
+                answer=scored.answer,
+                scores=scored.scores,
+                failure=scored.failure,
+                error=scored.error,
+                scorer=self._scorer,
+            )
+        )
+        return scored
 
     def _note(self, pull: Pull, scored: Sequence[Scored]) -> None:
         self._failures.add(pull.prompt, scored)
@@ -355,10 +403,16 @@ def _signature(program: Any) -> Any:
     return predictors[-1].signature if predictors else None
 
 
-def _spent(stored: Sequence[CompletionRecord]) -> Spent:
-    return Spent(
-        completions=len(stored),
-        prompt_tokens=round(sum(r.prompt_tokens for r in stored)),
-        completion_tokens=round(sum(r.completion_tokens for r in stored)),
-        usd=sum(r.usd or 0.0 for r in stored),
-    )
+def _lost(record: CompletionRecord) -> bool:
+    """Whether an error kept this completion from being made."""
+    return record.error and record.text is None
+
+
+def _in_turns(pulls: Pulls) -> list[int]:
+    """Positions ordered such that prompts take turns: a budget that ends early must not starve the last of them."""
+    seen: dict[int, int] = {}
+    turns = []
+    for position, prompt in enumerate(pulls.prompt.tolist()):
+        seen[prompt] = seen.get(prompt, 0) + 1
+        turns.append((seen[prompt], prompt, position))
+    return [position for *_, position in sorted(turns)]

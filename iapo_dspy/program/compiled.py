@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import inspect
@@ -70,7 +71,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         strategy: Needed for loading where the strategy has functions of yours (objectives, `normalize`).
         policy: What was learnt; None before one is loaded.
         preference_field: The keyword by which a call chooses its preference; None if the student has an input field
-            of that name, then `with_preference` is the only way.
+            of that name, then `with_preference` is the only way. A loaded program has its own.
+        programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
     """
 
     def __init__(
@@ -80,14 +82,13 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         policy: CompiledPolicy | None = None,
         *,
         preference_field: str | None = "preference",
+        programs: Sequence[dspy.Module] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
-        self.policy = PolicyTable(student, strategy, policy)
+        self.policy = PolicyTable(student, strategy, policy, programs, preference_field)
         self.arms = self.policy.arms
-        self.preference_field = preference_field
-        self.default_preference: str | Preference | None = None
         self.detailed_results: Any = None
 
     # -- what DSPy asks of a module
@@ -119,7 +120,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for name, value in self.__getstate__().items():
-            shared = name in ("detailed_results", "default_preference", "arms", "policy")
+            shared = name in ("detailed_results", "arms", "policy")
             twin.__dict__[name] = value if shared else copy.deepcopy(value, memo)
         twin.policy = copy.deepcopy(self.policy, memo)
         twin.arms = twin.policy.arms
@@ -143,7 +144,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         self._resolve(preference)
         twin = copy.copy(self)
         twin.history, twin.callbacks = [], list(self.callbacks)
-        twin.default_preference = preference
+        twin.policy = self.policy.with_default(preference)
+        twin.arms = twin.policy.arms
         return twin
 
     def solve(self, preference: str | Preference | None = None) -> Arm:
@@ -153,7 +155,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _resolve(self, preference: Any) -> Preference:
         data = self.policy.ready
         if preference is None:
-            preference = self.default_preference if self.default_preference is not None else data.default
+            preference = self.policy.default if self.policy.default is not None else data.default
         if isinstance(preference, str):
             return data.named(preference)
         if isinstance(preference, Preference):
@@ -182,14 +184,16 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
         """Do what `forward` does without blocking the event loop."""
-        preference, arm, inputs = self._prepare(args, kwargs)
+        # Solving, scoring and whatever else may take its time runs in a thread: the event loop stays free.
+        preference, arm, inputs = await asyncio.to_thread(self._prepare, args, kwargs)
         program = self.policy.program_of(arm.prompt)
         decoding = self.policy.ready.prompts[arm.prompt].decoding
         rollouts = await _sampler().sample(program, inputs, arm.n, key="call", decoding=decoding, record=True)
-        return self._conclude(preference, arm, inputs, rollouts)
+        return await asyncio.to_thread(self._conclude, preference, arm, inputs, rollouts)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Preference, Arm, dict[str, Any]]:
-        asked = kwargs.pop(self.preference_field, None) if self.preference_field else None
+        keyword = self.policy.preference_field
+        asked = kwargs.pop(keyword, None) if keyword else None
         preference = self._resolve(asked)
         if args:
             kwargs = {**_names(self.policy.student, args), **kwargs}
@@ -209,7 +213,12 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             failures.update({i: "no usable answer" for i, _ in drawn})
             causes = tuple(f"completion {i}: {why}" for i, why in sorted(failures.items()))
             shown = "; ".join(causes[:3]) + ("; ..." if len(causes) > 3 else "")
-            raise AllCompletionsFailed(f"All {arm.n} completions of this call failed: {shown}", causes=causes)
+            raise AllCompletionsFailed(
+                f"All {arm.n} completions of this call failed: {shown}",
+                causes=causes,
+                prompt_tokens=sum(r.prompt_tokens for r in rollouts),
+                completion_tokens=sum(r.completion_tokens for r in rollouts),
+            )
         winner = drawn[selection.index][0]
         prediction = _merge([p for _, p in drawn], selection.index)
         prices = [r.usd for r in rollouts]
@@ -217,7 +226,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             preference=preference.name,
             cost_weight=preference.cost,
             prompt=arm.prompt,
-            label=self.policy.ready.prompts[arm.prompt].label,
+            label=self.policy.label_of(arm.prompt),
             n=arm.n,
             votes=dict(selection.votes) if selection.votes is not None else None,
             utilities=_spread(selection, drawn, arm.n),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from tqdm.auto import tqdm
 from iapo_dspy.bandit.problem import Outcome
 from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
 from iapo_dspy.environments.port import drive
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
 from iapo_dspy.program.policy import CompiledPolicy, PromptState, rounded
 from iapo_dspy.program.quote import Quote, make_quote
 from iapo_dspy.program.results import make_result, spent_dict
-from iapo_dspy.sampling.budget import Budget, Meter
+from iapo_dspy.sampling.budget import Budget, Meter, Spent
 from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric
@@ -47,7 +47,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     Args:
         strategy: How N completions become one answer: `MajorityVote(field)` or `BestOfN(objectives=[...])`.
-        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded.
+        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. LM calls that a metric or
+            an objective makes of its own (judges) are not counted.
         metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
             Needed by majority vote. It is tried once, on the first example's own labels, before anything is spent.
         preferences: What users of the compiled program may ask for. Default: quality, balanced and thrifty, at cost
@@ -97,7 +98,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         progress: bool | Callable[[Progress], None] = True,
     ) -> None:
         super().__init__()
-        if not isinstance(strategy, Strategy):
+        if isinstance(strategy, type) or not isinstance(strategy, Strategy):
             raise ConfigurationError(
                 f"strategy={strategy!r}: give MajorityVote('answer') or BestOfN(objectives=[...])."
             )
@@ -122,7 +123,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.default_preference = default_preference or names[0]
         self.max_n = max_n
         self.budget = Budget.of(budget)
-        self.candidates = list(candidates) if candidates is not None and not isinstance(candidates, str) else candidates
+        self.candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
         self.decoding = _decodings(decoding)
         self.algorithm = algorithm
         self.preference_field = preference_field
@@ -167,11 +168,21 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if valset is not None:
             logger.info("IAPO chooses on the trainset; the %d examples of the valset are not used.", len(valset))
         plan = self._plan(student, trainset, candidates)
-        meter = Meter(self.budget)
         with ExitStack() as stack:
-            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed)
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
+            before = ledger.spent
+            meter = Meter(
+                self.budget,
+                spent=Spent(
+                    requests=before.requests,
+                    prompt_tokens=before.prompt_tokens,
+                    completion_tokens=before.completion_tokens,
+                    usd=before.usd,
+                    seconds=before.seconds,
+                ),
+            )
+            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed)
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
                 prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
@@ -184,8 +195,10 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 max_errors=self.max_errors,
                 progress=bar,
             )
+            stack.callback(environment.close, finished=False)
             try:
                 outcome = drive(plan.start(), environment)
+                environment.close(finished=True)
             except KeyboardInterrupt:
                 kept = (
                     f"they are kept in {self.log_dir}; compile again to go on" if self.log_dir else "nothing kept them"
@@ -235,9 +248,16 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     def _conclude(self, plan: Plan, outcome: Outcome, environment: LiveEnvironment, meter: Meter) -> CompiledProgram:
         spent, failures = meter.spent, environment.failures
         if not outcome.complete:
+            blind = [i for i, share in enumerate(failures.share) if share != share]
+            if len(blind) == len(plan.prompts):
+                raise BudgetTooSmall(
+                    f"{self.budget} does not pay for a single completion, so there is nothing to choose by. Raise its "
+                    "tokens, dollars or seconds.", given=0, least=plan.least,
+                )  # fmt: skip
             logger.warning(
                 "A budget ended the run early, after %d of at most %d completions: the policy rests on %s observations "
-                "per preference.", spent.completions, self.budget.completions, outcome.evidence.tolist(),
+                "per preference%s.", spent.completions, self.budget.completions, outcome.evidence.tolist(),
+                f", and the prompts {blind} were never tried" if blind else "",
             )  # fmt: skip
         if failures.total:
             logger.warning("%s", failures)
@@ -245,7 +265,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             preferences=self.preferences,
             arms=outcome.policy.arms,
             default=self.default_preference,
-            prompts=tuple(PromptState.of(p) for p in plan.prompts),
+            prompts=tuple(PromptState.of(p, plan.student) for p in plan.prompts),
             max_n=self.max_n,
             n_queries=len(plan.examples),
             cost_scale=outcome.cost_scale,
@@ -255,7 +275,13 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             evidence=rounded(outcome.observations),
             spent=spent_dict(spent),
         )
-        program = CompiledProgram(plan.student, self.strategy, policy, preference_field=self.preference_field)
+        program = CompiledProgram(
+            plan.student,
+            self.strategy,
+            policy,
+            preference_field=self.preference_field,
+            programs=[p.program for p in plan.prompts],
+        )
         if self.track_stats:
             program.detailed_results = make_result(self.preferences, plan.prompts, outcome, spent, failures)
         return program
@@ -291,9 +317,9 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _decodings(decoding: Decoding | Sequence[Decoding] | None) -> tuple[Decoding, ...]:
-    given = (
-        (decoding,) if isinstance(decoding, Decoding) else tuple(decoding if decoding is not None else (Decoding(),))
-    )
+    if decoding is None or isinstance(decoding, Decoding):
+        return (decoding or Decoding(),)
+    given = tuple(decoding) if isinstance(decoding, Iterable) else ()
     if not given or not all(isinstance(d, Decoding) for d in given):
         raise ConfigurationError(f"decoding={decoding!r}: give a Decoding(temperature=...), or a list of them.")
     if len(set(given)) < len(given):

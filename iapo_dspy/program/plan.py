@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import pydantic
 
 from iapo_dspy.bandit.problem import Algorithm, Problem
 from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.errors import ConfigurationError, ReservedFieldName, ScoreError
+from iapo_dspy.errors import ConfigurationError, LabelRequired, ReservedFieldName, ScoreError, one_line
 from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
 from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.params import effective_temperature, request_params
 from iapo_dspy.sampling.pricing import check_budget
+from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
-from iapo_dspy.scoring.strategies import Strategy, explain_probe_failure, stand_in_prediction
+from iapo_dspy.scoring.strategies import StandIn, Strategy
 from iapo_dspy.types import Contexts, Decoding, Preference
 
 __all__ = ["Plan", "check_preferences", "make_plan", "parse_algorithm"]
@@ -68,6 +71,7 @@ class Plan:
         return {
             "student": type(self.student).__qualname__,
             "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.prompts]),
+            "adapter": _digest(dspy.settings.adapter),
             "examples": _digest([[dict(e.items()), sorted(e.inputs().keys())] for e in self.examples]),
             "lms": _digest([[public_params(lm) for lm in lms_of(p.program)] for p in self.prompts]),
             "strategy": strategy.to_dict(),
@@ -80,8 +84,29 @@ class Plan:
 
 
 def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=repr, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON data that is the same for equal values in every process: no addresses, no order of sets."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_plain(v), sort_keys=True) for v in value)
+    if isinstance(value, pydantic.BaseModel):
+        return [type(value).__qualname__, _plain(value.model_dump(mode="json"))]
+    if getattr(type(value), "__repr__", None) is not object.__repr__ and not hasattr(value, "__dict__"):
+        return repr(value)
+    attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and not callable(v)}
+    return [type(value).__qualname__, {k: _plain(v) for k, v in attributes.items() if _is_data(v)}]
+
+
+def _is_data(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool, list, tuple, dict, set, frozenset))
 
 
 _NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
@@ -128,7 +153,7 @@ def check_preferences(preferences: Iterable[Preference] | None, objectives: Sequ
     Raises:
         ConfigurationError: None, one without a name, two of one name, or one that weighs an unknown objective.
     """
-    if isinstance(preferences, (Preference, str, Mapping)):
+    if isinstance(preferences, (Preference, str, Mapping)) or not isinstance(preferences, (Iterable, type(None))):
         raise ConfigurationError(f"preferences must be a list of Preference, got {preferences!r}.")
     found = tuple(preferences or ())
     if not found:
@@ -170,6 +195,12 @@ def make_plan(
     if not isinstance(student, dspy.Module):
         raise ConfigurationError(f"compile needs a program, a dspy.Module; got {student!r}.")
     if not student.named_predictors():
+        frozen = [name for name, m in student.named_sub_modules(dspy.Predict) if name != "self"]
+        if frozen:
+            raise ConfigurationError(
+                f"The predictors of the student {type(student).__name__} belong to compiled sub-modules, which DSPy "
+                f"freezes: {frozen}. Set `_compiled = False` on those sub-modules to let IAPO change them."
+            )
         raise ConfigurationError(
             f"The student {type(student).__name__} has no predictors (dspy.Predict and the like), so there is no "
             "instruction to choose."
@@ -199,7 +230,7 @@ def make_plan(
         seed=seed,
     )
     plan.start().close()  # raises BudgetTooSmall
-    _probe(strategy, metric, examples[0], outputs)
+    _probe(strategy, metric, examples, outputs)
     return plan
 
 
@@ -225,7 +256,23 @@ def _check_examples(trainset: Any, student: dspy.Module) -> tuple[dspy.Example, 
         missing = set(fields if fields is not None else keys) - given
         if missing or not given:
             raise ConfigurationError(f"trainset[{i}] lacks the input fields {sorted(missing)}; it has {sorted(given)}.")
+        if fields is None:
+            _check_forward(student, given, i)
     return examples
+
+
+def _check_forward(student: dspy.Module, inputs: set[str], i: int) -> None:
+    """Refuse inputs that the student's own `forward` does not take."""
+    forward = getattr(type(student), "forward", None)
+    if forward is None:
+        return
+    try:
+        inspect.signature(forward).bind(student, **dict.fromkeys(inputs))
+    except TypeError as exc:
+        raise ConfigurationError(
+            f"trainset[{i}] has the inputs {sorted(inputs)}, which {type(student).__name__}.forward does not take: "
+            f"{exc}. Mark others with .with_inputs(...)."
+        ) from None
 
 
 def _check_reserved_field(student: dspy.Module, examples: Sequence[dspy.Example], preference_field: str | None) -> None:
@@ -256,14 +303,51 @@ def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget) -> No
             check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None)
 
 
-def _probe(strategy: Strategy, metric: Metric | None, example: dspy.Example, outputs: Mapping[str, Any]) -> None:
-    """Try the metric or the objectives once, so that a wrong one costs nothing."""
-    prediction, complete = stand_in_prediction(example, outputs)
-    try:
-        strategy.probe(example, prediction, metric)
-    except (ScoreError, ConfigurationError):
-        raise
-    except Exception as exc:
-        if complete:
-            raise explain_probe_failure("The metric" if metric is not None else "An objective", exc) from exc
-        # Fields without a label were made up, so the user's code may well refuse them.
+PROBED = 100  # examples on which a metric is tried before anything is spent
+
+
+class ProbeReachedLM(Exception):  # not an error: the probe has found a judge
+    """A metric asked the configured LM while it was tried: it is a judge, and judges are not tried."""
+
+
+class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
+    """The configured LM while a metric is tried: every call is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(model="iapo_dspy/no-calls")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise ProbeReachedLM
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        raise ProbeReachedLM
+
+
+def _probe(
+    strategy: Strategy, metric: Metric | None, examples: Sequence[dspy.Example], outputs: Mapping[str, Any]
+) -> None:
+    """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing."""
+    what = "The metric" if metric is not None else "An objective"
+    with dspy.context(lm=_NoCalls()):
+        for i, example in enumerate(examples[:PROBED]):
+            prediction = StandIn(example, outputs)
+            try:
+                strategy.probe(example, prediction, metric)
+            except ScoreError as exc:
+                raise ScoreError(
+                    f"{exc} (trainset[{i}] with its own labels as the prediction; nothing was spent)"
+                ) from exc
+            except ConfigurationError:
+                raise
+            except ProbeReachedLM:
+                return
+            except Exception as exc:
+                hidden = [n for n in example.labels().keys() if repr(n) in str(exc)]
+                if metric is None and isinstance(exc, (KeyError, AttributeError)) and hidden:
+                    raise LabelRequired(label_message("of Best-of-N", hidden)) from exc
+                if prediction.made_up_read:  # a field without a label was made up: the user's code may well refuse it
+                    continue
+                raise ScoreError(
+                    f"{what} raised {one_line(exc)} for trainset[{i}] with its own labels as the prediction. Mend "
+                    "it, or the example's fields; no LM call was made."
+                ) from exc

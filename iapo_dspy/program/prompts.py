@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,8 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.proposers.given import Proposal, read_candidates
 from iapo_dspy.types import Decoding
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Prompt", "build_prompts", "clone", "input_fields", "output_fields", "program_state", "restore"]
 
@@ -65,10 +67,18 @@ def clone(program: dspy.Module) -> dspy.Module:
     return twin
 
 
-@functools.cache
+_HIDDEN: dict[Any, Any] = {}  # class of predictor -> the class that writes no LM
+
+
 def _without_lm_in_state(cls: Any) -> Any:
     if "_iapo_stands_for" in vars(cls):
         return cls
+    if cls not in _HIDDEN:
+        _HIDDEN[cls] = _make_hidden(cls)
+    return _HIDDEN[cls]
+
+
+def _make_hidden(cls: Any) -> Any:
 
     def dump_state(self: Any, json_mode: bool = True) -> dict[str, Any]:
         state: dict[str, Any] = {**cls.dump_state(self, json_mode=json_mode), "lm": None}
@@ -112,7 +122,8 @@ def build_prompts(
     seen: dict[str, int] = {}
     for index, proposal in enumerate(proposals):
         program = _apply(student, proposal, index)
-        identity = json.dumps(program_state(program), sort_keys=True, default=str)
+        lms = [id(p.lm) for _, p in program.named_predictors()]
+        identity = json.dumps([_stripped(program_state(program)), lms], sort_keys=True, default=str)
         if identity in seen:
             raise ConfigurationError(
                 f"candidates[{index}] is the same as candidates[{seen[identity]}]: leave one of them out, or the "
@@ -132,13 +143,49 @@ def _apply(student: dspy.Module, proposal: Proposal, index: int) -> dspy.Module:
         return program
     given = proposal.program
     mine, theirs = _shape(student), _shape(given)
-    if type(given) is not type(student) or mine != theirs:
+    if _kind(given) is not _kind(student) or mine != theirs:
         raise ConfigurationError(
             f"candidates[{index}] is a {type(given).__name__} with predictors {theirs}; the student is a "
             f"{type(student).__name__} with {mine}. A program that is a candidate must be of the student's class and "
             "have its predictors and fields, or the compiled program could not be loaded again."
         )
+    own, others = _attributes(student), _attributes(given)
+    differing = sorted(k for k in own.keys() | others.keys() if own.get(k) != others.get(k))
+    if differing:
+        raise ConfigurationError(
+            f"candidates[{index}] differs from the student in {differing}. A saved program holds instructions, demos "
+            "and decoding, so other attributes must be the student's own, or the compiled program would not be the one "
+            "that was measured."
+        )
     return clone(given)
+
+
+def _kind(module: Any) -> type:
+    kind: type = getattr(type(module), "_iapo_stands_for", type(module))
+    return kind
+
+
+def _attributes(program: dspy.Module) -> dict[str, Any]:
+    """Plain attributes of a program and its sub-modules, predictors' own state left out."""
+    found: dict[str, Any] = {}
+    for path, module in program.named_sub_modules(dspy.Module):
+        if isinstance(module, dspy.Predict):
+            continue
+        for name, value in vars(module).items():
+            if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None))):
+                found[f"{path}.{name}"] = value
+    return found
+
+
+def _stripped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A program's state with blanks around instructions removed, which no LM tells apart."""
+    text = json.dumps(state, default=str)
+    data: dict[str, Any] = json.loads(text)
+    for predictor in data.values():
+        instructions = predictor.get("signature", {}).get("instructions")
+        if isinstance(instructions, str):
+            predictor["signature"]["instructions"] = instructions.strip()
+    return data
 
 
 def _shape(program: dspy.Module) -> dict[str, list[str]]:
@@ -146,8 +193,21 @@ def _shape(program: dspy.Module) -> dict[str, list[str]]:
 
 
 def program_state(program: dspy.Module) -> dict[str, Any]:
-    """Return instructions, demos and the like of every predictor as JSON data, without any LM."""
-    return {name: {**p.dump_state(), "lm": None} for name, p in program.named_predictors()}
+    """Return instructions, demos, config and the like of every predictor as JSON data, without any LM."""
+    return {
+        name: {**p.dump_state(), "config": _json_only(p.config), "lm": None} for name, p in program.named_predictors()
+    }
+
+
+def _json_only(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what JSON cannot hold, such as a `response_format` that is a class."""
+    kept = {}
+    for name, value in config.items():
+        try:
+            kept[name] = json.loads(json.dumps(value))
+        except TypeError:
+            logger.warning("Predictor config %r is not saved with the program: JSON cannot hold it.", name)
+    return kept
 
 
 def restore(student: dspy.Module, state: Mapping[str, Any]) -> dspy.Module:

@@ -20,6 +20,8 @@ __all__ = ["Quote", "make_quote"]
 class Quote:
     """Upper bounds of one run; retries of failed requests come on top, and are rarely billed.
 
+    LM calls that a metric or an objective makes (judges) are not counted.
+
     Attributes:
         prompts: Size of the prompt set P.
         completions: Completions at most: the budget.
@@ -115,7 +117,7 @@ def _settings(prompt: Prompt) -> tuple[dspy.BaseLM, Any, dict[str, Any]]:
 def _longest_prompt(prompt: Prompt, examples: Sequence[dspy.Example]) -> int:
     _, predictor, params = _settings(prompt)
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    longest = max(examples, key=lambda e: sum(len(str(v)) for v in e.inputs().values()))
+    longest = max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
     messages = adapter.format(predictor.signature, predictor.demos, dict(longest.inputs().items()))
     return prompt_bound(messages, params)
 

@@ -40,6 +40,10 @@ def read_candidates(
     """
     if isinstance(candidates, (str, Mapping)) or is_program(candidates):
         raise ConfigurationError(f"candidates must be a list, got one {type(candidates).__name__}; write [candidate].")
+    if isinstance(candidates, (set, frozenset)):
+        raise ConfigurationError("candidates is a set, which has no order to number the prompts by; give a list.")
+    if candidates is not None and not isinstance(candidates, Iterable):
+        raise ConfigurationError(f"candidates must be a list, got {candidates!r}.")
     given = list(candidates or ())
     if not given:
         raise ConfigurationError(

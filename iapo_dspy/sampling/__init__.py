@@ -12,6 +12,7 @@ from iapo_dspy.sampling.ledger import (
     ScoreRecord,
     fingerprint_of,
 )
+from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.params import effective_temperature
 from iapo_dspy.sampling.pricing import price_of
 from iapo_dspy.sampling.retry import is_fatal
@@ -39,6 +40,7 @@ __all__ = [
     "effective_temperature",
     "encode_prediction",
     "fingerprint_of",
+    "in_thread",
     "is_fatal",
     "price_of",
 ]

@@ -21,10 +21,11 @@ from iapo_dspy.sampling.client import (
     Reply,
     Tally,
     raise_fatal,
+    whole_text,
 )
 from iapo_dspy.sampling.loop import Gate, in_thread
 from iapo_dspy.sampling.params import canonical, derive_seed, max_output_tokens
-from iapo_dspy.sampling.pricing import Usage, check_budget, price_of, prompt_bound
+from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
 
 __all__ = ["CallableCompleter", "completer_for"]
 
@@ -86,6 +87,17 @@ class CallableCompleter:
                 raise
             latency = time.perf_counter() - start
         usage = _total(tracker)
+        if usage.recounted and self._meter.bounds_requests:
+            # A budget of tokens must not be escaped by an LM that reports none.
+            usage = check_usage(
+                model=request.model,
+                messages=request.messages,
+                texts=[whole_text(o) for o in outputs],
+                truncated=0,
+                limit=None,
+                prompt_tokens=None,
+                completion_tokens=None,
+            )
         usd = self._price.of(usage.prompt_tokens, usage.completion_tokens) if self._price else None
         reservation.settle(
             requests=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, usd=usd

@@ -72,7 +72,7 @@ class CompletionRequest:
     model: str
     messages: Sequence[dict[str, Any]]
     n: int
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict, repr=False)  # it holds the key
     key: Any = ()
     first: int = 0
     record: Callable[[Exchange], None] | None = None
@@ -377,7 +377,7 @@ class LiteLLMCompleter:
             counted = check_usage(
                 model=request.model,
                 messages=request.messages,
-                texts=[_whole(o) for o in outputs],
+                texts=[whole_text(o) for o in outputs],
                 truncated=reasons.count("length"),
                 limit=max_output_tokens(params),
                 prompt_tokens=getattr(usage, "prompt_tokens", None),
@@ -428,7 +428,7 @@ class LiteLLMCompleter:
         return None if self._price is None else self._price.of(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _whole(output: Any) -> str | None:
+def whole_text(output: Any) -> str | None:
     """Everything a choice made the LM write, for counting."""
     if isinstance(output, str) or output is None:
         return output

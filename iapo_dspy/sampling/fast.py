@@ -67,7 +67,9 @@ def plan(
         None where an adapter does more than format, ask and parse: such a program takes the general path.
     """
     # An adapter of the user's own, or one with an LM of its own, may call an LM while it parses; that needs a thread.
-    if not type(adapter).__module__.startswith("dspy.") or any(isinstance(v, dspy.BaseLM) for v in vars(adapter).values()):
+    if not type(adapter).__module__.startswith("dspy.") or any(
+        isinstance(v, dspy.BaseLM) for v in vars(adapter).values()
+    ):
         return None
     call = type(adapter).__call__
     json_mode = call is dspy.JSONAdapter.__call__

@@ -29,6 +29,7 @@ __all__ = [
     "NullLedger",
     "PullKey",
     "ScoreRecord",
+    "SpentRecord",
     "fingerprint_of",
     "without_secrets",
 ]
@@ -98,13 +99,40 @@ class ScoreRecord:
         scores: One per objective; None for a failure.
         failure: Why there is no score.
         error: Whether an exception of the metric was the cause.
+        scorer: Hash of the code that scored; a score of other code is not used again.
     """
 
     key: str
+    scorer: str = ""
     answer: str | None = None
     scores: Sequence[float] | None = None
     failure: str | None = None
     error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpentRecord:
+    """What the run has taken so far, this process and earlier ones together.
+
+    Attributes:
+        requests: HTTP attempts.
+        prompt_tokens: Tokens read, those of failed attempts included.
+        completion_tokens: Tokens written.
+        usd: Dollars, as far as prices are known.
+        seconds: Wall-clock time.
+        finished: Whether the run came to its end.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+    finished: bool = False
+
+
+Record = CompletionRecord | ScoreRecord | SpentRecord
+_KINDS: dict[type, str] = {CompletionRecord: "completion", ScoreRecord: "score", SpentRecord: "spent"}
 
 
 @runtime_checkable
@@ -117,7 +145,15 @@ class LedgerPort(Protocol):
     def score(self, key: str) -> ScoreRecord | None:
         """Return the stored score of an answer."""
 
-    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Every completion that earlier processes stored, in the order of rounds and positions."""
+
+    @property
+    def spent(self) -> SpentRecord:
+        """What earlier processes of the run took."""
+
+    def append(self, record: Record) -> None:
         """Store a record before what it describes is used."""
 
     def flush(self) -> None:
@@ -153,7 +189,17 @@ class NullLedger:
         """Return nothing."""
         return None
 
-    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def spent(self) -> SpentRecord:
+        """Nothing."""
+        return SpentRecord()
+
+    def append(self, record: Record) -> None:
         """Forget it."""
 
     def flush(self) -> None:
@@ -187,6 +233,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
         self._scores: dict[str, ScoreRecord] = {}
+        self._spent = SpentRecord()
 
     @classmethod
     def open(
@@ -212,7 +259,12 @@ class Ledger:
             LedgerError: It is no ledger, is of a newer version, or is damaged elsewhere than at its end.
         """
         folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"log_dir {folder} cannot be made ({error}). Choose a directory you can write to."
+            ) from None
         path = folder / "ledger.jsonl"
         plain = without_secrets(jsonable(dict(settings or {})))
         header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
@@ -245,16 +297,20 @@ class Ledger:
         return self._scores.get(key)
 
     @property
+    def spent(self) -> SpentRecord:
+        """What earlier processes of the run took."""
+        return self._spent
+
+    @property
     def stored(self) -> tuple[CompletionRecord, ...]:
         """Every completion that earlier processes stored, in the order of rounds and positions."""
         return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
 
-    def append(self, record: CompletionRecord | ScoreRecord) -> None:
+    def append(self, record: Record) -> None:
         """Write a record; when this returns, the death of the process no longer loses it."""
-        kind = "completion" if isinstance(record, CompletionRecord) else "score"
-        self._write({"kind": kind, **jsonable(_shallow(record))})
+        self._write({"kind": _KINDS[type(record)], **jsonable(_shallow(record))})
 
-    def extend(self, records: Iterable[CompletionRecord | ScoreRecord]) -> None:
+    def extend(self, records: Iterable[Record]) -> None:
         """Write several records."""
         for record in records:
             self.append(record)
@@ -305,6 +361,8 @@ class Ledger:
             elif line.get("kind") == "score":
                 score = ScoreRecord(**_known(ScoreRecord, line))
                 self._scores[score.key] = score
+            elif line.get("kind") == "spent":
+                self._spent = SpentRecord(**_known(SpentRecord, line))
 
 
 def _shallow(record: Any) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """One private event loop for all LM calls of the process, and daemon threads for programs.
 
 A loop of its own makes the same code work in a script, in a worker thread and inside a running loop (a notebook). All
-threads are daemons: an LM that never answers must not keep the interpreter from ending.
+threads are daemons: an LM that never answers must not keep the interpreter from ending. The loop is never stopped:
+LiteLLM keeps a worker task on it, which logs an error when it is cancelled and flushes itself at exit when it is not.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextlib
 import contextvars
@@ -35,37 +35,13 @@ def background_loop() -> asyncio.AbstractEventLoop:
         if _loop is None or _loop.is_closed() or _owner != os.getpid():
             loop = asyncio.new_event_loop()
             threading.Thread(target=_serve, args=(loop,), name="iapo-dspy-loop", daemon=True).start()
-            if _owner is None:
-                atexit.register(_stop)
             _loop, _owner = loop, os.getpid()
         return _loop
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
-
-
-def _stop() -> None:
-    """Cancel what is left and stop the loop, so that no task is destroyed while pending."""
-    global _loop
-    with _lock:
-        loop, _loop = _loop, None
-    if loop is None or loop.is_closed() or _owner != os.getpid():
-        return
-
-    async def cancel_all() -> None:
-        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    future = asyncio.run_coroutine_threadsafe(cancel_all(), loop)
-    concurrent.futures.wait([future], timeout=_FAREWELL)
-    loop.call_soon_threadsafe(loop.stop)
+    loop.run_forever()
 
 
 def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:

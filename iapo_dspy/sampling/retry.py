@@ -7,12 +7,12 @@ import email.utils
 import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["backoff", "describe", "is_fatal", "is_refused", "is_retryable", "retry_after", "secrets_of"]
+__all__ = ["backoff", "is_fatal", "is_refused", "is_retryable", "retry_after", "secrets_of"]
 
 _FATAL = frozenset(
     {
@@ -46,8 +46,6 @@ _BROKEN = frozenset(
     }
 )
 _SECRET_NAME = re.compile(r"key|secret|password|token$|credential|authorization", re.IGNORECASE)
-_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
-_LONGEST_LINE = 300
 
 
 def _names(error: BaseException) -> set[str]:
@@ -164,12 +162,3 @@ def secrets_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
         elif isinstance(value, str) and _SECRET_NAME.search(name):
             found.append(value)
     return tuple(v for v in found if len(v) >= 6)
-
-
-def describe(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """Return type and message as one short line without keys."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    for secret in secrets:
-        text = text.replace(secret, "[secret]")
-    return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]

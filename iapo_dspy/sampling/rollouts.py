@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import datetime
+import contextlib
 import inspect
 import logging
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,18 +16,19 @@ import pydantic
 from dspy.primitives.base_module import BaseModule
 from dspy.utils.exceptions import AdapterParseError
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRefused, one_line
 from iapo_dspy.sampling.budget import Meter
 from iapo_dspy.sampling.cache import IdentityCache
 from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
-from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.loop import Gate, ThreadGate, await_on_loop, in_thread, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import request_params
 from iapo_dspy.sampling.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.pricing import check_budget
-from iapo_dspy.sampling.retry import describe, secrets_of
+from iapo_dspy.sampling.recording import Recorder
+from iapo_dspy.sampling.retry import is_fatal, secrets_of
 from iapo_dspy.types import Decoding
 
 __all__ = ["Rollout", "Sampler"]
@@ -38,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _DEFAULT_CONCURRENCY = 64
+_UNBOUNDED = 10**9
+_DSPY_DEFAULT = 8  # DSPy's own num_threads, which means threads, where nobody configured any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Sampler:
         meter: Counts requests, tokens and dollars and holds them within a budget. Completions are reserved by who
             pulls. None counts without limits.
         max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
-            configured above DSPy's default of 8, else 64.
+            configured to something else than DSPy's default of 8, else 64.
         num_retries: Attempts after the first one; None takes the LM's.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
@@ -110,20 +111,18 @@ class Sampler:
         completer: Callable[[dspy.BaseLM], Completer] | None = None,
     ) -> None:
         if max_concurrency is None:
-            configured = dspy.settings.num_threads or 0
-            max_concurrency = configured if configured > 8 else _DEFAULT_CONCURRENCY
+            configured = dspy.settings.num_threads
+            max_concurrency = _DEFAULT_CONCURRENCY if configured in (None, _DSPY_DEFAULT) else configured
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1.")
         self.lm = lm
         self.meter = meter or Meter()
         self.max_concurrency = max_concurrency
-        self._gate = Gate(max_concurrency)
-        self._pulls = asyncio.Semaphore(max_concurrency)
-        self._threads = ThreadGate(max(max_concurrency, _DEFAULT_CONCURRENCY))
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._settings: dict[str, Any] = {"num_retries": num_retries, "timeout": timeout, "seed": seed}
         self._patience = patience
         self._make = completer
-        self._completers: IdentityCache[Completer] = IdentityCache()
+        self._secrets: tuple[str, ...] = ()
         self._stand_ins: IdentityCache[dspy.BaseLM] = IdentityCache()
         self._prepared: IdentityCache[Prepared] = IdentityCache()
 
@@ -167,12 +166,20 @@ class Sampler:
             m rollouts; failures are among them, never dropped.
 
         Raises:
-            Exception: Only what no other request could escape (`retry.is_fatal`).
+            LMRefused: No request could succeed: a wrong key, an unknown model (`retry.is_fatal`).
             ConfigurationError: No LM is configured, or the budget cannot be held.
         """
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
-        return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record))
+        try:
+            return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record))
+        except IAPOError:
+            raise
+        except Exception as error:
+            if not is_fatal(error):
+                raise
+            refusal = LMRefused(f"The provider refuses every request: {self._line(error)}")
+        raise refusal  # outside the handler: the provider's own message may show keys
 
     def sample_sync(
         self,
@@ -202,7 +209,10 @@ class Sampler:
         lm: dspy.BaseLM | None,
         record: bool,
     ) -> list[Rollout]:
-        async with self._pulls:
+        self._bind()
+        # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
+        nested = current_seat.get() is not None
+        async with contextlib.nullcontext() if nested else self._pulls:
             predictor = predictor_of(program)
             used = None if predictor is None else self._lm_for(predictor, lm)
             if predictor is not None and used is not None and not (record and _callbacks(program, predictor, used)):
@@ -213,10 +223,20 @@ class Sampler:
                 except ConfigurationError:
                     raise
                 except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
-                    return [Rollout(failure=self._line(error, used), error=True)] * m
+                    return [Rollout(failure=self._line(error), error=True)] * m
                 if ready is not None:
                     return await self._predict(ready, m, key, record)
             return await self._run(program, inputs, m, key, decoding, lm, record)
+
+    def _bind(self) -> None:
+        """Make what belongs to one event loop; a forked child has another loop than its parent."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._gate = Gate(self.max_concurrency)
+            self._pulls = asyncio.Semaphore(self.max_concurrency)
+            self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
+            self._completers: IdentityCache[Completer] = IdentityCache()
 
     async def _predict(self, ready: Plan, m: int, key: Any, record: bool) -> list[Rollout]:
         """The fast path: one request, m parses."""
@@ -226,7 +246,7 @@ class Sampler:
             n=m,
             params=ready.params,
             key=key,
-            record=_Recorder(ready.lm) if record else None,
+            record=Recorder(ready.lm) if record else None,
         )
         reply = await self._completer(ready.lm).complete(request)
         with _settings(record):
@@ -236,13 +256,13 @@ class Sampler:
         prediction: dspy.Prediction | None = None
         failure, error = None, False
         if choice.error is not None:
-            failure, error = self._line(choice.error, ready.lm), True
+            failure, error = self._line(choice.error), True
         else:
             try:
                 prediction = ready.parse(choice.output)
             except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
                 cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
-                failure = self._line(caught, ready.lm) + cut
+                failure = self._line(caught) + cut
         return Rollout(
             prediction=prediction,
             failure=failure,
@@ -277,7 +297,7 @@ class Sampler:
             key=key,
             completer=self._completer,
             decoding=decoding,
-            recorder=_Recorder if record else None,
+            recorder=Recorder if record else None,
             patience=self._patience,
         )
         settings: dict[str, Any] = {
@@ -291,7 +311,7 @@ class Sampler:
         }
         if not record:
             settings["callbacks"] = []
-        async with self._threads(m):
+        async with contextlib.nullcontext() if current_seat.get() is not None else self._threads(m):
             try:
                 rollouts = await asyncio.gather(
                     *(self._seated(seat, prepared, inputs, settings, record) for seat in group.seats)
@@ -322,7 +342,7 @@ class Sampler:
                 failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
                 prediction = None
         except Exception as caught:  # noqa: BLE001 - a rollout that raises is a failed completion
-            failure = self._line(caught, settings["lm"])
+            failure = self._line(caught)
             error = not isinstance(caught, (AdapterParseError, pydantic.ValidationError))
         finally:
             seat.group.leave(seat)
@@ -367,16 +387,17 @@ class Sampler:
 
     def _completer(self, lm: dspy.BaseLM) -> Completer:
         def make() -> Completer:
+            self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs)})
             if self._make is not None:
                 return self._make(lm)
-            if isinstance(lm, SamplingLM):  # a sampler inside a rollout: its calls wait for the outer one's slots
-                return CallableCompleter(lm, gate=Gate(self.max_concurrency), meter=self.meter)
+            if isinstance(lm, SamplingLM):  # inside a rollout: what it asks for waits at the outer gate
+                return CallableCompleter(lm, gate=Gate(_UNBOUNDED), meter=self.meter)
             return completer_for(lm, gate=self._gate, meter=self.meter, **self._settings)
 
         return self._completers.get(lm, make)
 
-    def _line(self, error: BaseException, lm: Any) -> str:
-        return describe(error, secrets_of(getattr(lm, "kwargs", None) or {}))
+    def _line(self, error: BaseException) -> str:
+        return one_line(error, self._secrets)
 
 
 def _call(program: Any, inputs: Mapping[str, Any]) -> Any:
@@ -397,42 +418,3 @@ def _callbacks(program: Any, predictor: dspy.Predict, lm: dspy.BaseLM) -> bool:
 
 def _settings(record: bool) -> Any:
     return dspy.context(send_stream=None) if record else dspy.context(send_stream=None, callbacks=[])
-
-
-class _Recorder:
-    """Writes a request to DSPy's history and usage tracker, as an LM call of DSPy's own would be."""
-
-    def __init__(self, lm: dspy.BaseLM) -> None:
-        self._lm = lm
-        # The tracker and the calling modules are those of who asked, not those of the loop.
-        self._context = contextvars.copy_context()
-
-    def __call__(self, exchange: Exchange) -> None:
-        self._context.run(self._write, exchange)
-
-    def _write(self, exchange: Exchange) -> None:
-        usage = dict(getattr(exchange.response, "usage", None) or {})
-        if exchange.usage.recounted:
-            usage |= {
-                "prompt_tokens": exchange.usage.prompt_tokens,
-                "completion_tokens": exchange.usage.completion_tokens,
-                "total_tokens": exchange.usage.prompt_tokens + exchange.usage.completion_tokens,
-            }
-        if dspy.settings.usage_tracker is not None:
-            dspy.settings.usage_tracker.add_usage(self._lm.model, usage)
-        self._lm.update_history(
-            {
-                "prompt": None,
-                "messages": list(exchange.messages),
-                "kwargs": {k: v for k, v in exchange.params.items() if not k.startswith("api_")},
-                "response": exchange.response,
-                "outputs": list(exchange.outputs),
-                "usage": usage,
-                "cost": exchange.usd,
-                "timestamp": datetime.datetime.now().isoformat(),
-                "uuid": str(uuid.uuid4()),
-                "model": self._lm.model,
-                "response_model": getattr(exchange.response, "model", None),
-                "model_type": self._lm.model_type,
-            }
-        )

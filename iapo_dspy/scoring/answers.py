@@ -8,6 +8,8 @@ import unicodedata
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+
 from iapo_dspy.errors import ScoreError
 
 __all__ = ["Normalize", "answer_key", "is_hashable_type", "normalize_answer"]
@@ -29,15 +31,15 @@ def normalize_answer(value: Any) -> Hashable:
 
 
 def answer_key(value: Any, normalize: Normalize) -> str | None:
-    """Return the key under which this answer is counted, or None for no vote (None, or an empty string).
+    """Return the key under which this answer is counted; equal answers have equal keys, in every process.
+
+    None is an answer (of an optional field); an empty string is no vote.
 
     Raises:
-        ScoreError: The normalised answer is not hashable.
+        ScoreError: The normalised answer is not hashable, or nothing but its address tells it from others.
     """
-    if value is None:
-        return None
-    normal = normalize(value)
-    if normal is None or normal == "":
+    normal = normalize(value) if value is not None else None
+    if normal == "":
         return None
     try:
         hash(normal)
@@ -46,13 +48,24 @@ def answer_key(value: Any, normalize: Normalize) -> str | None:
             f"The answer {normal!r} ({type(normal).__name__}) is not hashable, so it cannot be counted. "
             "Give MajorityVote a `normalize` that returns a string, a number or a tuple."
         ) from None
-    if isinstance(normal, enum.Enum):
-        return f"{type(normal).__name__}.{normal.name}"
-    if isinstance(normal, str):
-        return normal
-    if isinstance(normal, float) and normal.is_integer():
-        normal = int(normal)  # 4.0 and 4 are one answer
-    return repr(normal)
+    return normal if isinstance(normal, str) else _key(normal)
+
+
+def _key(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)  # 4.0 and 4 are one answer
+    if isinstance(value, tuple):
+        return f"({', '.join(_key(v) for v in value)})"
+    if isinstance(value, frozenset):
+        return f"{{{', '.join(sorted(_key(v) for v in value))}}}"
+    if getattr(type(value), "__repr__", None) is object.__repr__:
+        raise ScoreError(
+            f"Answers of type {type(value).__name__} cannot be told apart by what they show. Give MajorityVote a "
+            "`normalize` that returns a string, a number or a tuple."
+        )
+    return repr(value)
 
 
 def is_hashable_type(annotation: Any) -> bool:

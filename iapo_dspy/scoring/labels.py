@@ -11,11 +11,15 @@ import dspy
 
 from iapo_dspy.errors import LabelRequired
 
-__all__ = ["InputsOnly", "check_reads_no_label", "field_reads"]
+__all__ = ["InputsOnly", "check_reads_no_label", "field_reads", "label_message"]
 
 
 class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
-    """An example that shows its inputs only: reading a label raises `LabelRequired`."""
+    """An example that shows its inputs only: reading a label raises `LabelRequired`.
+
+    Attributes:
+        label_read: The label that was asked for, if any: an objective may catch what is raised.
+    """
 
     def __init__(self, example: dspy.Example, *, objective: str) -> None:
         inputs = dict(example.inputs().items())
@@ -23,10 +27,17 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
         self._input_keys = set(inputs)
         self._iapo_labels = frozenset(example.labels().keys())
         self._iapo_objective = objective
+        self._iapo_read: str | None = None
+
+    @property
+    def label_read(self) -> str | None:
+        """The label that was asked for, if any."""
+        return self._iapo_read
 
     def _refuse(self, name: Any) -> None:
         if name in self.__dict__.get("_iapo_labels", ()):
-            raise LabelRequired(_message(self._iapo_objective, [name]))
+            self._iapo_read = str(name)
+            raise LabelRequired(label_message(self._iapo_objective, [name]))
 
     def __getattr__(self, name: str) -> Any:
         self._refuse(name)
@@ -41,13 +52,40 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
         self._refuse(name)
         return super().get(name, default)
 
+    def copy(self, **kwargs: Any) -> dspy.Example:
+        """Return an ordinary example of the inputs, as `dspy.Example.copy` does."""
+        return dspy.Example(**{**self._store, **kwargs}).with_inputs(*self._input_keys)
 
-def _message(objective: str, names: Iterable[str]) -> str:
+    def inputs(self) -> dspy.Example:
+        """Return an ordinary example of the inputs."""
+        return self.copy()
+
+    def without(self, *keys: str) -> dspy.Example:
+        """Return an ordinary example without these inputs."""
+        return self.copy().without(*keys)
+
+    def with_inputs(self, *keys: str) -> dspy.Example:
+        """Return an ordinary example with other inputs marked."""
+        return self.copy().with_inputs(*keys)
+
+    def labels(self) -> dspy.Example:
+        """Refuse: there are none when the program is deployed.
+
+        Raises:
+            LabelRequired: Always.
+        """
+        self._iapo_read = "labels()"
+        raise LabelRequired(label_message(self._iapo_objective, ["labels()"]))
+
+
+def label_message(objective: str, names: Iterable[str]) -> str:
+    """Say that an objective reads these labels, why that cannot be, and what to do."""
     shown = ", ".join(f"`{n}`" for n in sorted(names))
     return (
         f"Objective {objective!r} reads {shown} of the example, which is no input: when the program is deployed there "
         "are no labels to select with. Score what the inputs and the prediction show (a checker, a judge, a length), "
-        "or use MajorityVote, which needs labels only while compiling."
+        "or use MajorityVote, which needs labels only while compiling. If it is an input of the student, say so: "
+        "Objective(..., inputs=['name'])."
     )
 
 
@@ -95,7 +133,9 @@ def field_reads(function: Callable[..., Any], position: int) -> frozenset[str]:
 _EXAMPLE_METHODS = frozenset(n for n in dir(dspy.Prediction) if not n.startswith("_")) | {"inputs", "labels"}
 
 
-def check_reads_no_label(name: str, score: Callable[..., Any], inputs: Iterable[str] | None = None) -> None:
+def check_reads_no_label(
+    name: str, score: Callable[..., Any], inputs: Iterable[str] | None = None, *, declared: Iterable[str] = ()
+) -> None:
     """Raise if an objective reads a label.
 
     Args:
@@ -103,11 +143,12 @@ def check_reads_no_label(name: str, score: Callable[..., Any], inputs: Iterable[
         score: Its function `(example, prediction) -> score`.
         inputs: The student's input fields; None while they are not known. Then a field that is read from both the
             example and the prediction gives it away, for no DSPy signature has a field on both sides.
+        declared: Fields that the user says are inputs.
 
     Raises:
         LabelRequired: It does.
     """
     read = field_reads(score, 0)
-    wrong = read & field_reads(score, 1) if inputs is None else read - set(inputs)
+    wrong = (read & field_reads(score, 1)) - set(declared) if inputs is None else read - set(inputs)
     if wrong:
-        raise LabelRequired(_message(name, wrong))
+        raise LabelRequired(label_message(name, wrong))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
 
-__all__ = ["Metric", "Scored", "as_score", "check_bounds"]
+__all__ = ["Metric", "Scored", "as_score", "check_bounds", "function_digest"]
 
 Metric = Callable[..., Any]
 """`metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)`."""
@@ -76,3 +78,34 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] = (0.0, 1.0))
             f"{what} returned {score}; scores must lie in [{low:g}, {high:g}]. Rescale it, or set `bounds`."
         )
     return score
+
+
+def function_digest(*parts: Any) -> str:
+    """Return a hash of functions' own code (not of what they call) and of plain values, the same in every process."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(_describe(part).encode())
+        digest.update(b"|")
+    return digest.hexdigest()[:16]
+
+
+def _describe(part: Any) -> str:
+    if part is None or isinstance(part, (str, int, float, tuple)):
+        return repr(part)
+    function = inspect.unwrap(part) if callable(part) else part
+    inner = getattr(function, "func", None)  # functools.partial
+    if inner is not None:
+        return f"{_describe(inner)}{function.args!r}{sorted(function.keywords.items())!r}"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return f"{name}:{_code(code)}" if code is not None else str(name)
+
+
+def _code(code: Any) -> str:
+    constants = [_code(c) if hasattr(c, "co_code") else _constant(c) for c in code.co_consts]
+    return f"{code.co_code.hex()}{constants}{code.co_names}{code.co_varnames}"
+
+
+def _constant(value: Any) -> str:
+    return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

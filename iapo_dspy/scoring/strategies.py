@@ -12,10 +12,10 @@ import dspy
 import numpy as np
 
 from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator
-from iapo_dspy.errors import ConfigurationError, LabelRequired, ScoreError
+from iapo_dspy.errors import ConfigurationError, LabelRequired, one_line
 from iapo_dspy.scoring.answers import Normalize, answer_key, is_hashable_type, normalize_answer
-from iapo_dspy.scoring.labels import InputsOnly, check_reads_no_label
-from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds
+from iapo_dspy.scoring.labels import InputsOnly, check_reads_no_label, label_message
+from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds, function_digest
 from iapo_dspy.types import FloatArray
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class Strategy(Protocol):
     ) -> Selection | None:
         """Choose among the predictions of a deployed call; None if none of them can take part."""
 
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the code that scores; stored scores of other code are not used again."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that identifies the strategy; callables by name only."""
 
@@ -117,10 +120,15 @@ class MajorityVote:
 
     def check(self, *, metric: Metric | None) -> None:
         """Raise ConfigurationError without a callable metric."""
-        if not callable(metric):
+        if metric is None or not callable(metric):
             raise ConfigurationError(
                 f"MajorityVote needs a metric to know which answers are right, got metric={metric!r}. Pass "
                 "metric(example, prediction, trace=None) -> bool or a number."
+            )
+        misfit = _misfit(metric)
+        if misfit is not None:
+            raise ConfigurationError(
+                f"metric {_name(metric)}{misfit}: it must be callable as metric(example, prediction, trace=None)."
             )
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
@@ -141,18 +149,20 @@ class MajorityVote:
 
     def key(self, prediction: dspy.Prediction) -> str | None:
         """Return the key under which this prediction votes; None for no vote."""
-        return answer_key(getattr(prediction, self.field, None), self.normalize)
+        # Not getattr: a field may be called `labels` or `items`, as methods of a Prediction are.
+        return answer_key(prediction[self.field], self.normalize)
 
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
         """Score one completion with the metric."""
         try:
             return self._score(example, prediction, metric)
         except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
-            return Scored(failure=f"{type(exc).__name__}: {exc}", error=True)
+            return Scored(failure=one_line(exc), error=True)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
-        self._score(example, prediction, metric)
+        if metric is not None and self.field in prediction:
+            as_score(metric(example, prediction), what=_name(metric), bounds=self.bounds)
 
     def _score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
         if metric is None:
@@ -173,13 +183,16 @@ class MajorityVote:
         first: dict[str, int] = {}
         failures: dict[int, str] = {}
         for i, prediction in enumerate(predictions):
+            if self.field not in prediction:
+                failures[i] = f"the prediction has no field {self.field!r}"
+                continue
             try:
                 answer = self.key(prediction)
             except Exception as exc:  # noqa: BLE001  # the user's normalize
-                failures[i] = f"{type(exc).__name__}: {exc}"
+                failures[i] = one_line(exc)
                 continue
             if answer is None:
-                failures[i] = f"field {self.field!r} is empty or missing"
+                failures[i] = f"field {self.field!r} is empty"
                 continue
             votes[answer] = votes.get(answer, 0) + 1
             first.setdefault(answer, i)
@@ -187,6 +200,10 @@ class MajorityVote:
             return None
         ranked = dict(sorted(votes.items(), key=lambda item: (-item[1], first[item[0]])))
         return Selection(index=first[next(iter(ranked))], votes=ranked, failures=failures)
+
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the metric's and the normalisation's code."""
+        return function_digest(metric, self.normalize, self.bounds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
@@ -202,11 +219,14 @@ class Objective:
         name: How preferences weigh it.
         score: `(example, prediction) -> bool or number`; the example shows its inputs only, here and when deployed.
         bounds: Lowest and highest score, both allowed; higher is better.
+        inputs: Input fields of the student that the function reads from the example and, under the same name, from the
+            prediction. Otherwise a field that is read from both is taken for a label.
     """
 
     name: str
     score: Callable[[dspy.Example, dspy.Prediction], Any]
     bounds: tuple[float, float] = (0.0, 1.0)
+    inputs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -214,8 +234,13 @@ class Objective:
         if not callable(self.score):
             raise ConfigurationError(f"Objective {self.name!r}: score must be callable, got {self.score!r}.")
         object.__setattr__(self, "bounds", check_bounds(self.bounds, f"Objective {self.name!r}"))
-        _check_arguments(self.name, self.score)
-        check_reads_no_label(self.name, self.score)
+        misfit = _misfit(self.score)
+        if misfit is not None:
+            raise LabelRequired(
+                f"Objective {self.name!r}: score{misfit} must be callable as score(example, prediction). When the "
+                "program is deployed there is nothing else to give it, no label and no gold answer."
+            )
+        check_reads_no_label(self.name, self.score, declared=self.inputs)
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
         """Score one completion.
@@ -238,7 +263,9 @@ class BestOfN:
     """
 
     def __init__(self, objectives: Iterable[Objective]) -> None:
-        self._objectives = tuple(objectives) if not isinstance(objectives, Objective) else (objectives,)
+        if isinstance(objectives, (str, Mapping)) or not isinstance(objectives, Iterable):
+            raise ConfigurationError(f"BestOfN({objectives!r}): give a list of Objective('name', function).")
+        self._objectives = tuple(objectives)
         if not self._objectives:
             raise ConfigurationError("BestOfN: give at least one Objective(name, score, bounds).")
         for objective in self._objectives:
@@ -280,14 +307,20 @@ class BestOfN:
         except LabelRequired:
             raise  # no completion of this run can be scored: the objective itself is wrong
         except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
-            return Scored(failure=f"{type(exc).__name__}: {exc}", error=True)
+            return Scored(failure=one_line(exc), error=True)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
         self._scores(example, prediction)
 
     def _scores(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, ...]:
-        return tuple(o(InputsOnly(example, objective=o.name), prediction) for o in self._objectives)
+        scores = []
+        for objective in self._objectives:
+            shown = InputsOnly(example, objective=objective.name)
+            scores.append(objective(shown, prediction))
+            if shown.label_read is not None:  # the objective caught what reading a label raised
+                raise LabelRequired(label_message(objective.name, [shown.label_read]))
+        return tuple(scores)
 
     def select(
         self, inputs: Mapping[str, Any], predictions: Sequence[dspy.Prediction], weights: FloatArray
@@ -301,11 +334,15 @@ class BestOfN:
                 utilities.append(float(np.dot(weights, self._scores(example, prediction))))
             except Exception as exc:  # noqa: BLE001  # user code: this completion is never the best
                 utilities.append(None)
-                failures[i] = f"{type(exc).__name__}: {exc}"
+                failures[i] = one_line(exc)
         scored = [(u, -i) for i, u in enumerate(utilities) if u is not None]
         if not scored:
             return None
         return Selection(index=-max(scored)[1], utilities=tuple(utilities), failures=failures)
+
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the objectives' code."""
+        return function_digest(*(part for o in self._objectives for part in (o.score, o.bounds)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
@@ -321,43 +358,58 @@ def _name(function: Any) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 
-def _check_arguments(name: str, score: Callable[..., Any]) -> None:
+def _misfit(function: Callable[..., Any]) -> str | None:
+    """Return the signature of a function that cannot be called with two arguments; None if it can."""
     try:
-        signature = inspect.signature(score)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # not introspectable (a builtin): the probe before the run will tell
+        return None  # not introspectable (a builtin): the probe before the run will tell
     try:
         signature.bind(object(), object())
     except TypeError:
-        raise LabelRequired(
-            f"Objective {name!r}: score{signature} must be callable as score(example, prediction). When the program "
-            "is deployed there is nothing else to give it, no label and no gold answer."
-        ) from None
+        return str(signature)
+    return None
 
 
-def stand_in_prediction(example: dspy.Example, outputs: Mapping[str, Any]) -> tuple[dspy.Prediction, bool]:
-    """Build a prediction out of an example's labels, to try a metric on before anything is spent.
+class StandIn(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
+    """A prediction made of an example's labels, to try a metric on before anything is spent.
 
-    Returns:
-        The prediction, and whether every output field came from a label (then a metric has no excuse to fail).
+    Output fields without a label are made up; `made_up_read` tells whether any of those was looked at, for then a
+    metric may fail with good reason.
     """
-    labels = dict(example.labels().items())
-    missing = [f for f in outputs if f not in labels]
-    return dspy.Prediction(**{**{f: _blank(outputs[f]) for f in missing}, **labels}), not missing
+
+    def __init__(self, example: dspy.Example, outputs: Mapping[str, Any]) -> None:
+        labels = dict(example.labels().items())
+        made_up = {f: _blank(annotation) for f, annotation in outputs.items() if f not in labels}
+        super().__init__(**{**made_up, **labels})
+        self._iapo_made_up = frozenset(made_up)
+        self._iapo_read = False
+
+    @property
+    def made_up_read(self) -> bool:
+        """Whether a field without a label was looked at."""
+        return self._iapo_read
+
+    def _note(self, name: Any) -> None:
+        if name in self.__dict__.get("_iapo_made_up", ()):
+            self._iapo_read = True
+
+    def __getattr__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getattr__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        self._note(name)
+        return super().__getitem__(name)
+
+    def items(self, include_dspy: bool = False) -> Any:
+        """Return all fields, as `dspy.Example.items` does."""
+        self._iapo_read = self._iapo_read or bool(self._iapo_made_up)
+        return super().items(include_dspy)
 
 
 def _blank(annotation: Any) -> Any:
-    for kind in (str, bool, int, float, list, dict):
+    for kind in (bool, int, float, list, dict):
         if annotation is kind:
             return kind()
-    return ""
-
-
-def explain_probe_failure(what: str, exc: Exception) -> ScoreError:
-    """Return the error to raise when a metric fails on a prediction made of the example's own labels."""
-    if isinstance(exc, ScoreError):
-        return exc
-    return ScoreError(
-        f"{what} raised {type(exc).__name__}: {exc} for the first training example with its own labels as the "
-        "prediction. Mend it, or the example's fields; no LM call was made."
-    )
+    return "text"

@@ -252,6 +252,26 @@ def test_sampler_inside_a_rollout() -> None:
     assert server.bodies[0]["n"] == 6  # the six first steps of three rollouts
 
 
+def test_one_sampler_for_the_outer_and_the_inner_program() -> None:
+    shared = Sampler(max_concurrency=1, patience=60)
+
+    class Nested(dspy.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, question: str) -> dspy.Prediction:
+            drawn = shared.sample_sync(self.inner, {"question": question}, 10, key="inner")
+            return dspy.Prediction(answer=str(sum(r.ok for r in drawn)))
+
+    for inner in (dspy.Predict("question -> answer"), TwoSteps()):
+        with Loopback(lambda body, i: chat(draft="same", answer="a")) as server, dspy.context(lm=server.lm()):
+            rollouts = shared.sample_sync(Nested(inner), QUESTION, 10, key=0)
+            assert {r.prediction.answer for r in rollouts if r.prediction} == {"10"}
+            assert [body["n"] for body in server.bodies] == [100] * len(inner.predictors())
+            assert server.max_in_flight == 1
+
+
 def test_many_pulls_at_once_with_fewer_threads_than_rollouts() -> None:
     async def pulls(sampler: Sampler) -> list[Any]:
         program = TwoSteps()
@@ -365,6 +385,7 @@ def test_dummy_lm() -> None:
     assert len(lm.history) == 8
 
 
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs")
 def test_lm_subclass_with_forward_of_its_own() -> None:
     class Mine(dspy.BaseLM):
         calls = 0
@@ -393,7 +414,7 @@ def test_partial_failure_inside_a_program_is_the_programs_to_handle(monkeypatch:
         def forward(self, question: str) -> dspy.Prediction:
             try:
                 return super().forward(question)
-            except Exception:
+            except Exception:  # noqa: BLE001
                 return dspy.Prediction(answer="fallback")
 
     with Loopback(answer, faults=Faults(first=[400])) as server:

@@ -125,10 +125,10 @@ def test_bad_budgets_and_seeds_are_refused(settings):
         psst(problem(Coins(PAPER), [0.0]), **settings)
 
 
-def test_a_single_arm_needs_no_pulls():
+def test_a_single_arm_is_measured_once_per_query_at_most():
     env = Coins([[0.5]])
     outcome = drive(psst(problem(env, [0.0], max_n=1), budget=10, seed=0), env)
-    assert outcome.policy[0] == Arm(0, 1) and outcome.spent == 0 and outcome.complete
+    assert outcome.policy[0] == Arm(0, 1) and outcome.spent == 1 and outcome.complete
 
 
 def test_queries_depend_on_seed_round_and_prompt_only():
@@ -236,7 +236,9 @@ def test_a_prompt_that_always_fails_loses_on_merit():
         env = Failing([[1.0], [0.4]])
         outcome = drive(psst(problem(env, [0.0], aggregator=aggregator), budget=500, seed=0), env)
         assert outcome.policy[0].prompt == 1
-        assert outcome.q[0, 0, 0] == 0.0
+        assert np.isnan(outcome.q[0, 0, 0])
+        dear = drive(psst(problem(env, [100.0], aggregator=aggregator), budget=500, seed=0), env)
+        assert dear.policy[0].prompt == 1  # a cheap failure is no cheap answer
 
 
 @pytest.mark.parametrize("screening", [None, Screening(k=1), Screening(k=2)])

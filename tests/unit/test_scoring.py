@@ -1,4 +1,5 @@
 import enum
+import functools
 import math
 from typing import Any, Literal, Optional
 
@@ -10,8 +11,8 @@ import pytest
 from iapo_dspy.errors import ConfigurationError, LabelRequired, ScoreError
 from iapo_dspy.scoring.answers import answer_key, is_hashable_type, normalize_answer
 from iapo_dspy.scoring.labels import InputsOnly, field_reads
-from iapo_dspy.scoring.scores import as_score
-from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, stand_in_prediction
+from iapo_dspy.scoring.scores import as_score, function_digest
+from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, StandIn
 
 EXAMPLE = dspy.Example(question="1 + 1?", answer="2").with_inputs("question")
 
@@ -63,7 +64,7 @@ def test_no_vote_and_enums() -> None:
     class Color(enum.Enum):
         RED = "r"
 
-    assert answer_key(None, normalize_answer) is None
+    assert answer_key(None, normalize_answer) == "None"  # of an optional field
     assert answer_key("  ", normalize_answer) is None
     assert answer_key(Color.RED, normalize_answer) == "Color.RED"
     with pytest.raises(ScoreError, match="not hashable"):
@@ -149,9 +150,9 @@ def test_a_tie_goes_to_the_answer_drawn_first() -> None:
 
 
 def test_empty_answers_cast_no_vote() -> None:
-    selection = vote("", None, "x")
+    selection = vote("", " ", "x")
     assert (selection.index, selection.votes, set(selection.failures)) == (2, {"x": 1}, {0, 1})
-    assert vote("", None) is None
+    assert vote("", "") is None
 
 
 def test_scoring_a_vote() -> None:
@@ -223,7 +224,72 @@ def test_best_of_n_checks() -> None:
         Objective("a", length, bounds=(1, 0))
 
 
-def test_a_stand_in_prediction_uses_the_labels_and_fills_the_rest() -> None:
-    prediction, complete = stand_in_prediction(EXAMPLE, {"reasoning": str, "answer": str, "count": int})
-    assert (prediction.answer, prediction.reasoning, prediction.count, complete) == ("2", "", 0, False)
-    assert stand_in_prediction(EXAMPLE, {"answer": str})[1]
+def test_a_stand_in_prediction_uses_the_labels_and_knows_when_made_up_fields_are_read() -> None:
+    prediction = StandIn(EXAMPLE, {"reasoning": str, "answer": str, "count": int})
+    assert prediction.answer == "2" and not prediction.made_up_read
+    assert prediction.count == 0 and prediction.made_up_read
+    assert StandIn(EXAMPLE, {"reasoning": str})["reasoning"] == "text"
+
+
+def test_methods_of_predictions_are_no_answers() -> None:
+    strategy = MajorityVote("labels")
+    drawn = [dspy.Prediction(labels=v, note=str(i)) for i, v in enumerate(["no", "yes", "yes"])]
+    chosen = strategy.select({}, drawn, np.ones(1))
+    assert chosen is not None and (chosen.index, chosen.votes) == (1, {"yes": 2, "no": 1})
+
+
+def test_equal_answers_of_any_type_have_equal_keys() -> None:
+    assert answer_key([0, 8], frozenset) == answer_key([8, 0], frozenset)
+    assert answer_key([4.0, "x"], tuple) == answer_key([4, "x"], tuple)
+    with pytest.raises(ScoreError, match="told apart"):
+        answer_key("x", lambda v: object())
+
+
+def test_an_objective_may_use_examples_as_examples() -> None:
+    def judge(example: Any, pred: Any) -> float:
+        assert "answer" not in example.toDict() and example.without("question").keys() == []
+        return float(len(dict(**example.inputs())) + len(example.copy().with_inputs("question").inputs().keys()) == 2)
+
+    assert BestOfN([Objective("judge", judge)]).score(EXAMPLE, dspy.Prediction(answer="x"), None).scores == (1.0,)
+
+
+def test_a_label_read_that_the_objective_hides_is_found_all_the_same() -> None:
+    def hiding(example: Any, pred: Any) -> float:
+        try:
+            return float(getattr(example, "answer") == pred.answer)  # noqa: B009
+        except Exception:  # noqa: BLE001  # what this test is about
+            return 0.0
+
+    with pytest.raises(LabelRequired):
+        BestOfN([Objective("hiding", hiding)]).score(EXAMPLE, dspy.Prediction(answer="2"), None)
+    with pytest.raises(LabelRequired):
+        BestOfN([Objective("all", lambda e, p: float(e.labels() is None))]).score(EXAMPLE, dspy.Prediction(), None)
+
+
+def test_inputs_that_come_back_in_the_prediction_can_be_declared() -> None:
+    def faithful(example: Any, pred: Any) -> float:
+        return float(example.context == pred.context)
+
+    with pytest.raises(LabelRequired, match="inputs="):
+        Objective("faithful", faithful)
+    Objective("faithful", faithful, inputs=["context"])
+
+
+def test_the_digest_of_a_function_is_that_of_its_code() -> None:
+    def make(text: str) -> Any:
+        space: dict[str, Any] = {}
+        exec(text, space)
+        return space["f"]
+
+    one, same, other = make("def f(e, p): return 1.0"), make("def f(e, p): return 1.0"), make("def f(e, p): return 0.5")
+    assert function_digest(one) == function_digest(same) != function_digest(other)
+    assert function_digest(Judge()) == function_digest(Judge())
+    assert function_digest(functools.partial(one, 1)) != function_digest(functools.partial(one, 2))
+
+
+def test_keys_are_kept_out_of_failures() -> None:
+    def leaking(example: Any, pred: Any) -> float:
+        raise RuntimeError("Incorrect API key provided: sk-judge-SECRET-123456\nmore")
+
+    failure = str(MajorityVote("answer").score(EXAMPLE, dspy.Prediction(answer="2"), leaking).failure)
+    assert "SECRET" not in failure and "\n" not in failure and "Incorrect API key" in failure

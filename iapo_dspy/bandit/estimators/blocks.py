@@ -34,6 +34,9 @@ class BlockEstimator:
     def update(self, observations: Observations) -> None:
         """Implement `Estimator.update`."""
         size = observations.pulls.size
+        if len(size) == 1:
+            self._add_single(observations)
+            return
         start = np.cumsum(size) - size
         for pulls in self._batches(observations):
             self._add(observations, pulls, start[pulls], size[pulls])
@@ -43,6 +46,12 @@ class BlockEstimator:
         blocks = np.where(self._count > 0, self._count, np.nan)
         return Estimates(reward=self._reward / blocks, cost=self._cost / blocks, count=self._count.copy())
 
+    def of_prompt(self, prompt: int) -> Estimates:
+        """Return the estimates of one prompt's arms: arrays as in `Estimates`, without the axis P."""
+        count = self._count[prompt]
+        blocks = np.where(count > 0, count, np.nan)
+        return Estimates(reward=self._reward[:, prompt] / blocks, cost=self._cost[prompt] / blocks, count=count.copy())
+
     def _batches(self, observations: Observations) -> Iterator[IntArray]:
         """Split the pulls into groups of similar size, sorted by prompt.
 
@@ -50,9 +59,6 @@ class BlockEstimator:
         padding at most doubles the work.
         """
         pulls = observations.pulls
-        if len(pulls) == 1:  # what sequential algorithms ask for, thousands of times
-            yield np.zeros(1, dtype=np.int64)
-            return
         magnitude = np.frexp(pulls.size - 0.5)[1]  # sizes 1 | 2 | 3-4 | 5-8 | 9-16 | ...
         for level in np.unique(magnitude):
             members = np.flatnonzero(magnitude == level)
@@ -62,6 +68,17 @@ class BlockEstimator:
             step = max(1, _CHUNK // (blocks * max(m, self._problem.n_contexts)))
             for i in range(0, len(members), step):
                 yield members[i : i + step]
+
+    def _add_single(self, observations: Observations) -> None:
+        """Do what `_add` does for a single pull: sequential algorithms make thousands of them."""
+        weights = self._problem.contexts.weights
+        layout = block_layout(int(observations.pulls.size[0]), self._problem.max_n)
+        label, score = observations.label[None], observations.score[None]
+        reward = self._problem.aggregator.blocks(label, score, weights, layout)[:, :, 0]  # [C, B]
+        arms = int(observations.pulls.prompt[0]), slice(len(layout.first))
+        self._reward[:, arms[0], arms[1]] += np.add.reduceat(reward, layout.first, axis=1)
+        self._cost[arms] += observations.cost.cumsum()[layout.used - 1]
+        self._count[arms] += layout.count
 
     def _add(self, observations: Observations, pulls: IntArray, start: IntArray, size: IntArray) -> None:
         """Add the blocks of these pulls (positions in the batch, sorted by prompt) to the sums."""

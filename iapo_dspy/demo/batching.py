@@ -1,0 +1,226 @@
+"""From OpenAI-style requests to batches: a few worker threads serve what arrives from any thread or event loop."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import lru_cache
+from typing import Any, Final
+
+from iapo_dspy.demo.blas import one_blas_thread
+from iapo_dspy.demo.engine import Engine
+from iapo_dspy.demo.model import TinyLM
+from iapo_dspy.demo.requests import Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.tokenizer import Tokenizer
+
+GATHER_SECONDS: Final = 0.003
+"""How long an idle worker waits for company after the first request arrives."""
+
+
+def parse_request(
+    messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], tokenizer: Tokenizer, *, seed: int
+) -> GenerationRequest:
+    """Reads the options of an OpenAI chat completion.
+
+    Args:
+        messages: The conversation.
+        options: ``n``, ``temperature`` (default 1), ``top_p``, ``top_k`` (0 or -1 for all), ``max_tokens`` or
+            ``max_completion_tokens``, ``stop`` (a text or a list) and ``seed``; None means the default.
+        tokenizer: The model's tokenizer.
+        seed: The seed of a request without one.
+
+    Returns:
+        The request.
+
+    Raises:
+        InvalidRequestError: An option has a wrong type or range, asks for something that this model cannot do
+            (streaming, tools, log-probabilities, another response format than text), or a message is not text.
+    """
+    for name in ("stream", "tools", "functions", "logprobs", "top_logprobs"):
+        if options.get(name):
+            raise InvalidRequestError(f"{name} is not supported by the demo model")
+    form = options.get("response_format")
+    if form is not None and not (isinstance(form, Mapping) and form.get("type") == "text"):
+        raise InvalidRequestError("response_format must be text for the demo model")
+    stop = options.get("stop")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if not all(isinstance(text, str) for text in stops):
+        raise InvalidRequestError(f"stop must be a text or a list of texts, got {stop!r}")
+    longest = _integer(options, "max_completion_tokens", None)
+    given = _integer(options, "seed", None)
+    try:
+        prompt = tuple(tokenizer.encode_chat(messages))
+    except (ValueError, AttributeError) as error:
+        raise InvalidRequestError(str(error)) from error
+    return GenerationRequest(
+        prompt=prompt,
+        n=_integer(options, "n", 1) or 0,
+        temperature=_number(options, "temperature", 1.0),
+        top_p=_number(options, "top_p", 1.0),
+        top_k=0 if options.get("top_k") == -1 else _integer(options, "top_k", 0) or 0,
+        max_tokens=_integer(options, "max_tokens", None) if longest is None else longest,
+        stop=stops,
+        seed=seed if given is None else given,
+    )
+
+
+class SeedSource:
+    """Seeds for requests that bring none: fresh ones, or reproducible ones after `reset`. Thread-safe."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        """Starts with fresh seeds, or with reproducible ones if ``seed`` is given."""
+        self._lock = threading.Lock()
+        self.reset(seed)
+
+    def reset(self, seed: int | None) -> None:
+        """Starts over.
+
+        Args:
+            seed: The k-th request with the same content then always gets the same seed, in whatever order different
+                requests arrive. None goes back to fresh seeds.
+        """
+        with self._lock:
+            self._seed = seed
+            self._seen: Counter[bytes] = Counter()
+
+    def next(self, content: object) -> int:
+        """The seed for a request.
+
+        Args:
+            content: Anything whose ``repr`` identifies the request.
+
+        Returns:
+            A whole number in 0..2**63-1.
+        """
+        with self._lock:
+            if self._seed is None:
+                return secrets.randbits(63)
+            key = hashlib.sha256(repr(content).encode()).digest()
+            self._seen[key] += 1
+            text = f"{self._seed}/{self._seen[key]}/".encode() + key
+            return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+class Batcher:
+    """Runs an `Engine` in each of a few daemon threads, started when requests arrive.
+
+    Numpy lets other threads run while it calculates, so two engines use two cores. A completion's text does not depend
+    on which of them makes it.
+
+    Args:
+        model: The model.
+        slots: The most sequences in one batch, a multiple of 16.
+        workers: Threads at most; None: one a core, at most two.
+    """
+
+    def __init__(self, model: TinyLM, *, slots: int = 128, workers: int | None = None) -> None:
+        """Prepares the queue; see the class for the arguments."""
+        self.model = model
+        self._slots = slots
+        self._workers = workers or min(2, os.cpu_count() or 1)
+        self._changed = threading.Condition()
+        self._inbox: deque[tuple[GenerationRequest, Future[Generation]]] = deque()
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, request: GenerationRequest) -> Future[Generation]:
+        """Queues a request.
+
+        Args:
+            request: What to generate.
+
+        Returns:
+            A future for the completions; its exception is `ContextLengthError` if the prompt is too long.
+        """
+        future: Future[Generation] = Future()
+        with self._changed:
+            # After a fork the threads are gone in the child: is_alive is then false.
+            self._threads = [t for t in self._threads if t.is_alive()]
+            while len(self._threads) < self._workers:
+                self._threads.append(threading.Thread(target=self._run, name="iapo-demo-lm", daemon=True))
+                self._threads[-1].start()
+            self._inbox.append((request, future))
+            self._changed.notify()
+        return future
+
+    def _run(self) -> None:
+        engine = Engine(self.model, slots=self._slots)
+        while True:
+            with self._changed:
+                while not self._inbox:
+                    self._changed.wait()
+                self._changed.wait_for(lambda: len(self._inbox) >= self._slots, timeout=GATHER_SECONDS)
+            with one_blas_thread():
+                if not self._work(engine):
+                    engine = Engine(self.model, slots=self._slots)
+
+    def _work(self, engine: Engine) -> bool:
+        """Serves what has arrived and what arrives meanwhile; returns whether the engine is still sound."""
+        pending: set[Future[Generation]] = set()
+        busy = True
+        while busy:
+            arrived = self._take(self._slots - engine.active - engine.waiting)
+            try:
+                for request, future in arrived:
+                    if future.set_running_or_notify_cancel():
+                        pending.add(future)
+                        self._submit(engine, request, future, pending)
+                busy = engine.step()
+            except Exception as error:  # noqa: BLE001 (whatever went wrong, nobody may wait for ever)
+                for future in pending:
+                    future.set_exception(error)
+                return False
+        return True
+
+    def _take(self, room: int) -> list[tuple[GenerationRequest, Future[Generation]]]:
+        """Take as many requests as there is room for; the rest is for the other workers."""
+        taken = []
+        with self._changed:
+            while self._inbox and room > 0:
+                taken.append(self._inbox.popleft())
+                room -= taken[-1][0].n
+            if self._inbox:
+                self._changed.notify()
+        return taken
+
+    @staticmethod
+    def _submit(
+        engine: Engine, request: GenerationRequest, future: Future[Generation], pending: set[Future[Generation]]
+    ) -> None:
+        def done(result: Generation) -> None:
+            pending.discard(future)
+            future.set_result(result)
+
+        try:
+            engine.submit(request, done)
+        except InvalidRequestError as error:
+            pending.discard(future)
+            future.set_exception(error)
+
+
+@lru_cache(maxsize=1)
+def shared_batcher() -> Batcher:
+    """The process's batcher for the shipped weights; loaded when first used."""
+    return Batcher(TinyLM.load())
+
+
+def _integer(options: Mapping[str, Any], name: str, default: int | None) -> int | None:
+    value = options.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequestError(f"{name} must be a whole number, got {value!r}")
+    return value
+
+
+def _number(options: Mapping[str, Any], name: str, default: float) -> float:
+    value = options.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(f"{name} must be a number, got {value!r}")
+    return float(value)

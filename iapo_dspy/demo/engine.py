@@ -1,0 +1,317 @@
+"""Continuous batching for the demo model: sequences join when a slot is free and leave when they end.
+
+Axes used below: B sequences in the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from iapo_dspy.demo.blas import one_blas_thread
+from iapo_dspy.demo.model import CACHE_ROUND, MANY_ROWS, FloatArray, IntArray, Prefix, TinyLM, round_up
+from iapo_dspy.demo.requests import Choice, ContextLengthError, Generation, GenerationRequest
+
+
+@dataclass(kw_only=True)
+class _Job:
+    request: GenerationRequest
+    done: Callable[[Generation], None]
+    limit: int
+    started: int = 0
+    choices: dict[int, Choice] = field(default_factory=dict)
+
+
+class Engine:
+    """Serves many requests in one batch: sequences join when a slot is free and leave when they end.
+
+    Not thread-safe: one thread submits and steps.
+
+    Args:
+        model: The model.
+        slots: The most sequences in the batch, a multiple of 16.
+        prefixes: How many prompts' keys and values are kept for requests with the same prompt.
+    """
+
+    def __init__(self, model: TinyLM, *, slots: int = 128, prefixes: int = 128) -> None:
+        """Allocates the batch; see the class for the arguments."""
+        if slots < MANY_ROWS or slots % MANY_ROWS:
+            raise ValueError(f"slots must be a positive multiple of {MANY_ROWS}, got {slots}")
+        self.model = model
+        self._slots = slots
+        self._waiting: deque[_Job] = deque()
+        self._waiting_choices = 0
+        self._owners: list[tuple[_Job, int]] = []  # one (job, index of the choice) for each active slot
+        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
+        self._most_prefixes = prefixes
+        shape = (len(model._layers), slots, model.kv_heads, 2 * CACHE_ROUND, model.head_size)
+        self._keys: FloatArray = np.zeros(shape, dtype=np.float32)
+        self._values: FloatArray = np.zeros(shape, dtype=np.float32)
+        self._cached = np.zeros(slots, dtype=np.int64)
+        self._made = np.zeros(slots, dtype=np.int64)
+        self._limit = np.zeros(slots, dtype=np.int64)
+        self._last = np.zeros(slots, dtype=np.int64)
+        self._temperature = np.ones(slots, dtype=np.float64)
+        self._top_p = np.ones(slots, dtype=np.float64)
+        self._top_k = np.zeros(slots, dtype=np.int64)
+        self._stops = np.zeros(slots, dtype=np.bool_)
+        self._tokens = np.zeros((slots, model.context), dtype=np.int64)
+        self._uniforms = np.zeros((slots, model.context), dtype=np.float64)
+
+    @property
+    def active(self) -> int:
+        """The number of sequences in the batch."""
+        return len(self._owners)
+
+    @property
+    def waiting(self) -> int:
+        """The number of completions that have no slot yet."""
+        return self._waiting_choices
+
+    def submit(self, request: GenerationRequest, done: Callable[[Generation], None]) -> None:
+        """Queues a request.
+
+        Args:
+            request: What to generate.
+            done: Called from `step` with the result; it must not raise.
+
+        Raises:
+            ContextLengthError: The prompt has no room for one more token.
+        """
+        room = self.model.context - len(request.prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self.model.context} tokens. However, your messages have "
+                f"{len(request.prompt)} tokens, which leaves no room for a completion."
+            )
+        limit = min(room, request.max_tokens or room)
+        self._waiting.append(_Job(request=request, done=done, limit=limit))
+        self._waiting_choices += request.n
+
+    def step(self) -> bool:
+        """Lets waiting sequences in and adds one token to each sequence.
+
+        Returns:
+            Whether work is left.
+        """
+        free = self._slots - self.active
+        if self._waiting and (free >= self._slots // 8 or free >= self._waiting_choices):
+            self._admit(free)
+        if self._owners:
+            # Whole groups of sixteen rows: BLAS then works on every row the same way, whatever the batch is.
+            count = round_up(self.active, MANY_ROWS)
+            self._cached[self.active : count] = 0
+            span = round_up(int(self._cached[:count].max()) + 1)
+            self._grow(span)
+            logits = self.model.decode(
+                self._last[:count],
+                self._cached[:count],
+                self._keys[:, :count, :, :span],
+                self._values[:, :count, :, :span],
+            )
+            self._cached[: self.active] += 1
+            self._take(0, self.active, logits[: self.active])
+        return bool(self._owners or self._waiting)
+
+    def _grow(self, span: int) -> None:
+        if span > self._keys.shape[3]:
+            more = [(0, 0), (0, 0), (0, 0), (0, span + CACHE_ROUND - self._keys.shape[3]), (0, 0)]
+            self._keys, self._values = np.pad(self._keys, more), np.pad(self._values, more)
+
+    def _admit(self, free: int) -> None:
+        """Gives free slots to waiting completions and draws their first tokens."""
+        batch: list[tuple[_Job, int]] = []  # (job, how many of its choices)
+        while self._waiting and free:
+            job = self._waiting[0]
+            count = min(free, job.request.n - job.started)
+            batch.append((job, count))
+            free -= count
+            if job.started + count == job.request.n:
+                self._waiting.popleft()
+            else:
+                break
+        prefixes = self._prefill([job.request.prompt for job, _ in batch])
+        first = self.active
+        rows: list[FloatArray] = []
+        for job, count in batch:
+            at, request, prefix = self.active, job.request, prefixes[job.request.prompt]
+            here, length = slice(at, at + count), len(request.prompt)
+            self._grow(round_up(length))
+            self._keys[:, here, :, :length] = prefix.keys[:, None]
+            self._values[:, here, :, :length] = prefix.values[:, None]
+            self._cached[here] = length
+            self._made[here] = 0
+            self._limit[here] = job.limit
+            self._temperature[here] = request.temperature
+            self._top_p[here] = request.top_p
+            self._top_k[here] = request.top_k
+            self._stops[here] = bool(request.stop)
+            for slot in range(at, at + count):
+                index = job.started + slot - at
+                if request.temperature > 0:
+                    stream = np.random.Generator(np.random.PCG64([request.seed % 2**63, index]))
+                    self._uniforms[slot, : job.limit] = stream.random(job.limit)
+                self._owners.append((job, index))
+            rows += [prefix.logits] * count
+            job.started += count
+            self._waiting_choices -= count
+        self._take(first, self.active, np.stack(rows))
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Prefix]:
+        out: dict[tuple[int, ...], Prefix] = {}
+        missing: list[tuple[int, ...]] = []
+        for prompt in dict.fromkeys(prompts):
+            known = self._prefixes.get(prompt)
+            if known is None:
+                missing.append(prompt)
+            else:
+                self._prefixes.move_to_end(prompt)
+                out[prompt] = known
+        missing.sort(key=len)
+        for start in range(0, len(missing), 32):
+            some = missing[start : start + 32]
+            for prompt, prefix in zip(some, self.model.prefill(some), strict=True):
+                out[prompt] = self._prefixes[prompt] = prefix
+        while len(self._prefixes) > self._most_prefixes:
+            self._prefixes.popitem(last=False)
+        return out
+
+    def _take(self, first: int, end: int, logits: FloatArray) -> None:
+        """Draws a token for the slots first..end and retires the sequences that end with it."""
+        here = slice(first, end)
+        slots = np.arange(first, end)
+        made = self._made[here]
+        drawn = draw(
+            logits,
+            self._uniforms[slots, made],
+            temperature=self._temperature[here],
+            top_p=self._top_p[here],
+            top_k=self._top_k[here],
+        )
+        self._tokens[slots, made] = self._last[here] = drawn
+        self._made[here] += 1
+        ended = (drawn == self.model.tokenizer.end_id) | (self._made[here] >= self._limit[here]) | self._stops[here]
+        for slot in (np.flatnonzero(ended)[::-1] + first).tolist():
+            choice = self._ended(slot)
+            if choice is not None:
+                self._retire(slot, choice)
+
+    def _ended(self, slot: int) -> Choice | None:
+        tokens = tuple(self._tokens[slot, : self._made[slot]].tolist())
+        text = self.model.tokenizer.decode(tokens)
+        at = min((i for stop in self._owners[slot][0].request.stop if (i := text.find(stop)) >= 0), default=-1)
+        if at >= 0:
+            return Choice(text=text[:at], tokens=tokens, finish_reason="stop")
+        if tokens[-1] == self.model.tokenizer.end_id:
+            return Choice(text=text, tokens=tokens, finish_reason="stop")
+        if len(tokens) >= self._limit[slot]:
+            return Choice(text=text, tokens=tokens, finish_reason="length")
+        return None
+
+    def _retire(self, slot: int, choice: Choice) -> None:
+        """Reports a choice and moves the last sequence into its slot."""
+        job, index = self._owners[slot]
+        last = len(self._owners) - 1
+        if slot != last:
+            length, made = int(self._cached[last]), int(self._made[last])
+            self._owners[slot] = self._owners[last]
+            self._keys[:, slot, :, :length] = self._keys[:, last, :, :length]
+            self._values[:, slot, :, :length] = self._values[:, last, :, :length]
+            self._tokens[slot, :made] = self._tokens[last, :made]
+            self._uniforms[slot] = self._uniforms[last]
+            for column in (
+                self._cached,
+                self._made,
+                self._limit,
+                self._last,
+                self._temperature,
+                self._top_p,
+                self._top_k,
+                self._stops,
+            ):
+                column[slot] = column[last]
+        self._owners.pop()
+        job.choices[index] = choice
+        if len(job.choices) == job.request.n:
+            job.done(
+                Generation(
+                    choices=tuple(job.choices[i] for i in range(job.request.n)), prompt_tokens=len(job.request.prompt)
+                )
+            )
+
+
+def draw(
+    logits: FloatArray,
+    uniforms: npt.NDArray[np.float64],
+    *,
+    temperature: npt.NDArray[np.float64],
+    top_p: npt.NDArray[np.float64],
+    top_k: IntArray,
+) -> IntArray:
+    """Draws one token for each row by inverting the cumulative distribution.
+
+    Args:
+        logits: (B, V).
+        uniforms: Uniform numbers in [0, 1), (B,); unused where the temperature is 0.
+        temperature: (B,), 0 for the most likely token.
+        top_p: (B,), in (0, 1].
+        top_k: (B,), 0 for all tokens.
+
+    Returns:
+        Token ids, (B,).
+    """
+    out: IntArray = logits.argmax(axis=1)
+    rows = np.flatnonzero(temperature > 0)
+    if len(rows) == 0:
+        return out
+    every = len(rows) == len(logits)
+    scores = logits if every else logits[rows]
+    scores = (scores - scores.max(axis=1, keepdims=True)) / temperature[rows, None].astype(np.float32)
+    chances = np.exp(scores)
+    filtered = np.flatnonzero((top_p[rows] < 1) | (top_k[rows] > 0))
+    if len(filtered):
+        chances[filtered] = _keep(chances[filtered], top_p[rows[filtered]], top_k[rows[filtered]])
+    cumulative = chances.cumsum(axis=1, dtype=np.float64)
+    goal = uniforms[rows] * cumulative[:, -1]
+    out[rows] = (cumulative > goal[:, None]).argmax(axis=1)
+    return out
+
+
+def _keep(chances: FloatArray, top_p: npt.NDArray[np.float64], top_k: IntArray) -> FloatArray:
+    """Sets to 0 what top_k and then top_p leave out; (B, V) in and out."""
+    order = np.argsort(-chances, axis=1, kind="stable")
+    ranked = np.take_along_axis(chances, order, axis=1).astype(np.float64)
+    rank = np.arange(chances.shape[1])
+    ranked[(top_k[:, None] > 0) & (rank >= top_k[:, None])] = 0
+    before = ranked.cumsum(axis=1) - ranked
+    ranked[before >= top_p[:, None] * ranked.sum(axis=1, keepdims=True)] = 0
+    out = np.zeros_like(chances)
+    np.put_along_axis(out, order, ranked.astype(np.float32), axis=1)
+    return out
+
+
+def generate(model: TinyLM, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    """Serves requests together and waits for all of them.
+
+    Args:
+        model: The model.
+        requests: What to generate.
+
+    Returns:
+        One `Generation` for each request, in order.
+
+    Raises:
+        ContextLengthError: A prompt is too long; nothing was generated.
+    """
+    engine = Engine(model)
+    done: dict[int, Generation] = {}
+    for i, request in enumerate(requests):
+        engine.submit(request, lambda result, i=i: done.__setitem__(i, result))  # type: ignore[misc]
+    with one_blas_thread():
+        while engine.step():
+            pass
+    return [done[i] for i in range(len(requests))]

@@ -1,0 +1,281 @@
+"""The demo's experiment: compile on two tasks, then compare with what one would do otherwise, on held-out questions.
+
+The LM that ships is a fixture of a million parameters. It exercises the whole path on a real sampler and is no evidence
+about large language models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+import numpy as np
+
+from iapo_dspy.demo.tasks import DemoTask, default_instruction
+from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.iapo import IAPO
+from iapo_dspy.program.results import CompileResult
+from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
+from iapo_dspy.types import Arm, Preference
+
+__all__ = ["Experiment", "Row", "TaskReport"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One program under one preference on the held-out questions.
+
+    Attributes:
+        name: The preference, or the baseline.
+        preference: The preference by whose weights the utility is counted.
+        cost: Its cost weight.
+        instruction: What was asked of the LM.
+        n: Completions per question.
+        reward: Mean accuracy, or mean weighted objective, in [0, 1].
+        tokens: Mean output tokens per question.
+        utility: `reward - cost * cost_scale * tokens`.
+    """
+
+    name: str
+    preference: str
+    cost: float
+    instruction: str
+    n: int
+    reward: float
+    tokens: float
+    utility: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """One task's results.
+
+    Attributes:
+        reward_name: "accuracy" or "reward".
+        rows: The compiled program, one row per preference.
+        baselines: Every baseline under every preference.
+        acr: Mean utility of the compiled program over the preferences (eq. 4), held out.
+        completions: Completions that the compilation drew.
+        tokens: Tokens that it took, prompt and completion.
+        seconds: Its wall-clock time.
+    """
+
+    reward_name: str
+    rows: tuple[Row, ...]
+    baselines: tuple[Row, ...]
+    acr: float
+    completions: int
+    tokens: int
+    seconds: float
+
+    def baseline_acr(self) -> dict[str, float]:
+        """Mean utility of each baseline over the preferences."""
+        names = dict.fromkeys(b.name for b in self.baselines)
+        return {name: float(np.mean([b.utility for b in self.baselines if b.name == name])) for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON data."""
+        return {
+            "preferences": [
+                {
+                    "name": r.name,
+                    "cost": r.cost,
+                    "instruction": r.instruction,
+                    "n": r.n,
+                    self.reward_name: r.reward,
+                    "tokens_per_question": r.tokens,
+                    "utility": r.utility,
+                }
+                for r in self.rows
+            ],
+            "baselines": [
+                {
+                    "name": b.name,
+                    "preference": b.preference,
+                    "instruction": b.instruction,
+                    "n": b.n,
+                    self.reward_name: b.reward,
+                    "tokens_per_question": b.tokens,
+                    "utility": b.utility,
+                }
+                for b in self.baselines
+            ],
+            "acr": self.acr,
+            "spent": {"completions": self.completions, "tokens": self.tokens, "seconds": self.seconds},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Settings of one task's experiment.
+
+    Attributes:
+        task: The task.
+        preferences: What the program is compiled for.
+        max_n: Largest N.
+        budget: Completions of the compilation. The search for the best single-shot prompt may draw an eighth of it,
+            for it looks at N = 1 alone; the tuning of that prompt's N a quarter.
+        train: Training questions.
+        heldout: Held-out questions.
+        fixed_n: N of the baseline that samples the student as it is.
+        algorithm: The algorithm of the compilation.
+        seed: Root of the random choices.
+        progress: Whether bars are shown.
+    """
+
+    task: DemoTask
+    preferences: tuple[Preference, ...]
+    max_n: int
+    budget: int
+    train: int
+    heldout: int
+    fixed_n: int = 16
+    algorithm: str = "psst"
+    seed: int = 0
+    progress: bool = False
+    _measured: dict[Any, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
+
+    def run(self, say: Callable[[str], None] = lambda line: None) -> TaskReport:
+        """Compile, find the baselines, and evaluate all of them with the configured LM.
+
+        Args:
+            say: Told what is being done.
+        """
+        train = self.task.train(self.train, self.seed)
+        say(f"{self.task.name}: compiling on {self.train} questions with {self.budget:,} completions")
+        start = time.perf_counter()
+        program = self._compile(self.task.instructions, self.max_n, self.budget, train)
+        seconds = time.perf_counter() - start
+        result: CompileResult = program.detailed_results
+        say(f"{self.task.name}: the baselines")
+        single = self._compile(self.task.instructions, 1, self.budget // 8, train)
+        # A prompt that was chosen without a thought of N: the best one for the first preference, at N = 1.
+        best = self.task.instructions[single.policy.ready.arms[0].prompt]
+        tuned = self._compile([best], self.max_n, self.budget // 4, train)
+        say(f"{self.task.name}: {self.heldout} held-out questions")
+        heldout = self.task.heldout(self.heldout, self.seed)
+        return asyncio.run(self._evaluate(program, result, best, tuned, heldout, seconds))
+
+    async def _evaluate(
+        self,
+        program: CompiledProgram,
+        result: CompileResult,
+        best: str,
+        tuned: CompiledProgram,
+        heldout: Sequence[dspy.Example],
+        seconds: float,
+    ) -> TaskReport:
+        scale = result.cost_scale
+        rows, baselines = [], []
+        for preference in self.preferences:
+            arm = program.solve(preference)
+            rows.append(await self._row(program, arm, str(preference.name), preference, heldout, scale))
+        instructions = list(self.task.instructions)
+        student, single = instructions.index(default_instruction(self.task.signature)), instructions.index(best)
+        fixed = "best-of-n" if self.task.objectives else "majority vote"
+        for preference in self.preferences:
+            plain = [
+                ("student as it is", program, Arm(student, 1)),
+                ("best single-shot prompt", program, Arm(single, 1)),
+                ("best single-shot prompt, N tuned", tuned, tuned.solve(preference)),
+                (f"student, {fixed} at N={self.fixed_n}", program, Arm(student, min(self.fixed_n, self.max_n))),
+            ]
+            for name, source, arm in plain:
+                baselines.append(await self._row(source, arm, name, preference, heldout, scale))
+        return TaskReport(
+            reward_name="reward" if self.task.objectives else "accuracy",
+            rows=tuple(rows),
+            baselines=tuple(baselines),
+            acr=float(np.mean([r.utility for r in rows])),
+            completions=result.spent.completions,
+            tokens=result.spent.tokens,
+            seconds=seconds,
+        )
+
+    async def _row(
+        self,
+        program: CompiledProgram,
+        arm: Arm,
+        name: str,
+        preference: Preference,
+        heldout: Sequence[dspy.Example],
+        scale: float,
+    ) -> Row:
+        """Measure one arm on every held-out question, and price it by this preference."""
+        # A vote does not depend on the preference, so one measurement of an arm serves all of them.
+        weights = preference.weights if self.task.objectives else None
+        key = (id(program), arm, None if weights is None else tuple(weights.items()))
+        if key not in self._measured:
+            self._measured[key] = await self._measure(with_arm(program, preference, arm), preference, heldout)
+        reward, used = self._measured[key]
+        return Row(
+            name=name,
+            preference=str(preference.name),
+            cost=preference.cost,
+            instruction=program.policy.ready.prompts[arm.prompt].label,
+            n=arm.n,
+            reward=reward,
+            tokens=used,
+            utility=reward - preference.cost * scale * used,
+        )
+
+    async def _measure(
+        self, program: CompiledProgram, preference: Preference, heldout: Sequence[dspy.Example]
+    ) -> tuple[float, float]:
+        """Call the program on every held-out question, as an application would; mean reward and output tokens."""
+        results = await asyncio.gather(*(program.acall(**e.inputs()) for e in heldout), return_exceptions=True)
+        rewards, tokens = [], []
+        for example, prediction in zip(heldout, results, strict=True):
+            if isinstance(prediction, AllCompletionsFailed):  # no answer is a wrong answer
+                rewards.append(0.0)
+                tokens.append(prediction.completion_tokens)
+            elif isinstance(prediction, BaseException):
+                raise prediction
+            else:
+                rewards.append(self._reward(example, prediction, preference))
+                tokens.append(prediction.iapo.completion_tokens)
+        return float(np.mean(rewards)), float(np.mean(tokens))
+
+    def _reward(self, example: dspy.Example, prediction: dspy.Prediction, preference: Preference) -> float:
+        if not self.task.objectives:
+            return float(self.task.metric(example, prediction))
+        weights = preference.vector(list(self.task.objectives))
+        return float(np.dot(weights, [f(example, prediction) for f in self.task.objectives.values()]))
+
+    def _strategy(self) -> Strategy:
+        if not self.task.objectives:
+            return MajorityVote(self.task.answer_field)
+        return BestOfN([Objective(name, function) for name, function in self.task.objectives.items()])
+
+    def _compile(
+        self,
+        candidates: Sequence[str],
+        max_n: int,
+        budget: int,
+        train: Sequence[dspy.Example],
+    ) -> CompiledProgram:
+        optimizer = IAPO(
+            metric=None if self.task.objectives else self.task.metric,
+            strategy=self._strategy(),
+            preferences=self.preferences,
+            max_n=max_n,
+            budget=budget,
+            candidates=candidates,
+            algorithm=self.algorithm,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        return optimizer.compile(self.task.student(), trainset=train)
+
+
+def with_arm(program: CompiledProgram, preference: Preference, arm: Arm) -> CompiledProgram:
+    """Return a program that draws this arm for this preference, whatever was compiled."""
+    policy = program.policy.ready
+    fixed = dataclasses.replace(policy, preferences=(preference,), arms=(arm,), default=str(preference.name))
+    return CompiledProgram(program.policy.student, program.policy.strategy, fixed)

@@ -1,0 +1,153 @@
+"""The demo model as a LiteLLM provider inside this process.
+
+After `register`, ``dspy.LM("iapo_demo/tiny-adder", engine="litellm")`` and
+``litellm.acompletion(model="iapo_demo/tiny-adder", ...)`` work like any other model. Requests that arrive at about the
+same time, from any thread or event loop, run in one numpy batch.
+
+LiteLLM treats a custom provider as if it took all OpenAI parameters: ``litellm.get_supported_openai_params`` lists
+``n`` once `register` was called. ``n`` reaches the model, which returns that many choices and counts the prompt once.
+The model costs nothing, which is registered with LiteLLM too.
+
+The model is a test fixture of about a million parameters and no evidence about large language models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from iapo_dspy.demo.batching import SeedSource, parse_request, shared_batcher
+from iapo_dspy.demo.requests import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.sampling.params import import_litellm
+
+litellm = import_litellm()  # without the download that LiteLLM makes at import
+
+PROVIDER: Final = "iapo_demo"
+MODEL_NAME: Final = "tiny-adder"
+
+_lock = threading.Lock()
+_seeds = SeedSource()
+
+
+class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # litellm is not typed
+    """LiteLLM's port to the demo model."""
+
+    def completion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """Serves a blocking request.
+
+        Args:
+            model: ``"tiny-adder"``.
+            messages: The conversation.
+            **options: What LiteLLM passes to a custom provider; ``optional_params`` holds the sampling options and
+                ``model_response`` the response to fill.
+
+        Returns:
+            A `litellm.ModelResponse` with n choices.
+
+        Raises:
+            litellm.ContextWindowExceededError: The prompt is too long.
+            litellm.BadRequestError: Another option is wrong.
+            litellm.NotFoundError: The model's name is unknown.
+        """
+        try:
+            future = shared_batcher().submit(_request(model, messages, options))
+            return _fill(options["model_response"], model, future.result(timeout=_seconds(options.get("timeout"))))
+        except InvalidRequestError as error:
+            raise _translated(error, model) from error
+
+    async def acompletion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """Serves a request without blocking the event loop; see `completion`."""
+        try:
+            future = asyncio.wrap_future(shared_batcher().submit(_request(model, messages, options)))
+            result = await asyncio.wait_for(future, timeout=_seconds(options.get("timeout")))
+            return _fill(options["model_response"], model, result)
+        except InvalidRequestError as error:
+            raise _translated(error, model) from error
+
+
+def register(*, seed: int | None = None) -> None:
+    """Makes ``iapo_demo/tiny-adder`` known to LiteLLM. May be called any number of times from any thread.
+
+    Args:
+        seed: If given, `set_seed` is called with it.
+    """
+    with _lock:
+        if not any(entry["provider"] == PROVIDER for entry in litellm.custom_provider_map):
+            litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": DemoProvider()})
+        litellm.utils.custom_llm_setup()
+        name = f"{PROVIDER}/{MODEL_NAME}"
+        if name not in litellm.model_cost:
+            litellm.register_model(
+                {
+                    name: {
+                        "litellm_provider": PROVIDER,
+                        "mode": "chat",
+                        "input_cost_per_token": 0.0,
+                        "output_cost_per_token": 0.0,
+                        "cache_creation_input_token_cost": 0.0,
+                        "cache_read_input_token_cost": 0.0,
+                        "max_tokens": 512,
+                        "max_input_tokens": 511,
+                        "max_output_tokens": 511,
+                    }
+                }
+            )
+    if seed is not None:
+        set_seed(seed)
+
+
+def set_seed(seed: int | None) -> None:
+    """Makes requests without a seed reproducible.
+
+    The k-th request with the same messages and options then gives the same choices in every run, in whatever order
+    different requests arrive. A request's own ``seed`` goes before.
+
+    Args:
+        seed: Any whole number, or None for fresh randomness.
+    """
+    _seeds.reset(seed)
+
+
+def _request(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> GenerationRequest:
+    if model != MODEL_NAME:
+        raise litellm.NotFoundError(
+            message=f"the demo provider has only the model {MODEL_NAME!r}, got {model!r}",
+            model=model,
+            llm_provider=PROVIDER,
+        )
+    given = dict(options.get("optional_params") or {})
+    sampling = {**given, **(given.pop("extra_body", None) or {})}
+    seed = _seeds.next((messages, sorted(sampling.items(), key=lambda item: item[0])))
+    return parse_request(messages, sampling, shared_batcher().model.tokenizer, seed=seed)
+
+
+def _fill(response: Any, model: str, result: Generation) -> Any:
+    response.choices = [
+        litellm.Choices(
+            index=i,
+            finish_reason=choice.finish_reason,
+            message=litellm.Message(role="assistant", content=choice.text),
+        )
+        for i, choice in enumerate(result.choices)
+    ]
+    response.model = f"{PROVIDER}/{model}"
+    response.created = int(time.time())
+    response.usage = litellm.Usage(
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=result.completion_tokens,
+        total_tokens=result.prompt_tokens + result.completion_tokens,
+    )
+    return response
+
+
+def _translated(error: InvalidRequestError, model: str) -> Exception:
+    kind = litellm.ContextWindowExceededError if isinstance(error, ContextLengthError) else litellm.BadRequestError
+    translated: Exception = kind(message=str(error), model=model, llm_provider=PROVIDER)
+    return translated
+
+
+def _seconds(timeout: object) -> float | None:
+    return float(timeout) if isinstance(timeout, int | float) else None

@@ -1,0 +1,281 @@
+"""An OpenAI-compatible server for the demo model, with the standard library only.
+
+``with DemoServer() as server`` serves on a free loopback port; ``python -m iapo_dspy.demo.server --port 8000`` serves
+until it is interrupted. Model strings for LiteLLM: ``openai/tiny-adder`` and ``hosted_vllm/tiny-adder`` with
+``api_base=server.api_base`` and any API key.
+
+The model is a test fixture of about a million parameters and no evidence about large language models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import logging
+import socket
+import threading
+import time
+import uuid
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Final
+
+from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
+from iapo_dspy.demo.requests import ContextLengthError, Generation, InvalidRequestError
+
+MODEL_NAME: Final = "tiny-adder"
+_MOST_BYTES: Final = 4_000_000
+_MOST_SECONDS: Final = 300.0
+_log = logging.getLogger(__name__)
+
+
+class DemoServer:
+    """Serves ``/v1/chat/completions`` and ``/v1/models`` from a thread.
+
+    Args:
+        host: The address to bind to.
+        port: The port, 0 for a free one.
+        seed: Makes requests without a seed reproducible; None draws fresh randomness for each.
+        allow_remote: Must be True to bind to an address that is not loopback: the server asks for no API key.
+        batcher: Where the requests run; by default the process's own, shared with the LiteLLM provider.
+
+    Raises:
+        ValueError: The host is not loopback and ``allow_remote`` is False.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        seed: int | None = None,
+        allow_remote: bool = False,
+        batcher: Batcher | None = None,
+    ) -> None:
+        """Checks the host; see the class for the arguments."""
+        if not allow_remote and not _is_loopback(host):
+            raise ValueError(f"{host!r} is not a loopback address; pass allow_remote=True to serve other machines")
+        self._address = (host, port)
+        self._batcher = batcher
+        self._seeds = SeedSource(seed)
+        self._lock = threading.Lock()
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+        self.requests = 0
+        """Requests for chat completions so far, refused ones included."""
+        self.completions = 0
+        """Completions returned so far."""
+
+    @property
+    def api_base(self) -> str:
+        """The base URL, e.g. ``http://127.0.0.1:8000/v1``.
+
+        Raises:
+            RuntimeError: The server is not running.
+        """
+        if self._server is None:
+            raise RuntimeError("the server is not running; use it in a with statement or call start()")
+        host, port = self._server.server_address[:2]
+        name = str(host)
+        return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
+
+    def start(self) -> DemoServer:
+        """Loads the model and starts to serve.
+
+        Returns:
+            This server.
+
+        Raises:
+            OSError: The port is taken.
+        """
+        if self._server is None:
+            batcher = self._batcher or shared_batcher()
+            self._server = _Server(self._address, self, batcher)
+            self._thread = threading.Thread(target=self._server.serve_forever, name="iapo-demo-server", daemon=True)
+            self._thread.start()
+            _log.info("serving %s at %s", MODEL_NAME, self.api_base)
+        return self
+
+    def stop(self) -> None:
+        """Stops serving; does nothing if the server is not running."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+            self._server = self._thread = None
+
+    def __enter__(self) -> DemoServer:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _count(self, *, requests: int = 0, completions: int = 0) -> None:
+        with self._lock:
+            self.requests += requests
+            self.completions += completions
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def __init__(self, address: tuple[str, int], owner: DemoServer, batcher: Batcher) -> None:
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Handler)
+        self.owner = owner
+        self.batcher = batcher
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.debug("connection from %s broke off", client_address, exc_info=True)
+
+
+class _ApiError(Exception):
+    def __init__(self, status: HTTPStatus, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet for head and body
+    disable_nagle_algorithm = True
+    timeout = 60
+    server: _Server
+
+    def do_GET(self) -> None:
+        if self.path.rstrip("/") == "/v1/models":
+            entry = {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "iapo_dspy", "max_model_len": 512}
+            self._reply(HTTPStatus.OK, {"object": "list", "data": [entry]})
+        else:
+            self._fail(_ApiError(HTTPStatus.NOT_FOUND, f"no such path: {self.path}", "not_found"))
+
+    def do_POST(self) -> None:
+        try:
+            body = self._body()
+            if self.path.rstrip("/") != "/v1/chat/completions":
+                raise _ApiError(HTTPStatus.NOT_FOUND, f"no such path: {self.path}", "not_found")
+            self.server.owner._count(requests=1)
+            self._reply(HTTPStatus.OK, self._complete(json.loads(body)))
+        except _ApiError as error:
+            self._fail(error)
+        except ContextLengthError as error:
+            self._fail(_ApiError(HTTPStatus.BAD_REQUEST, str(error), "context_length_exceeded"))
+        except (InvalidRequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            self._fail(_ApiError(HTTPStatus.BAD_REQUEST, str(error), "invalid_request"))
+        except FutureTimeoutError:
+            self._fail(_ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model took too long", "timeout"))
+        except Exception:  # noqa: BLE001 (the client gets an answer, the log the traceback)
+            _log.exception("a request failed")
+            self._fail(_ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error", "internal_error"))
+
+    def _body(self) -> bytes:
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            self.close_connection = True
+            raise _ApiError(HTTPStatus.LENGTH_REQUIRED, "a Content-Length is needed") from None
+        if not 0 <= length <= _MOST_BYTES:
+            self.close_connection = True
+            raise _ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {_MOST_BYTES} bytes are read")
+        return self.rfile.read(length)
+
+    def _complete(self, body: Any) -> dict[str, Any]:
+        if not isinstance(body, dict):
+            raise InvalidRequestError("the body must be a JSON object")
+        if body.get("model") != MODEL_NAME:
+            message = f"The model {body.get('model')!r} does not exist; this server has {MODEL_NAME!r}."
+            raise _ApiError(HTTPStatus.NOT_FOUND, message, "model_not_found")
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise InvalidRequestError("messages must be a list of objects")
+        batcher = self.server.batcher
+        seed = self.server.owner._seeds.next(json.dumps(body, sort_keys=True))
+        request = parse_request(messages, body, batcher.model.tokenizer, seed=seed)
+        result = batcher.submit(request).result(timeout=_MOST_SECONDS)
+        self.server.owner._count(completions=len(result.choices))
+        return _response(result)
+
+    def _fail(self, error: _ApiError) -> None:
+        kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        content = {"message": str(error), "type": kind, "param": None, "code": error.code}
+        self._reply(error.status, {"error": content})
+
+    def _reply(self, status: HTTPStatus, content: dict[str, Any]) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        _log.debug(format, *args)
+
+
+def _response(result: Generation) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": MODEL_NAME,
+        "choices": [
+            {
+                "index": i,
+                "message": {"role": "assistant", "content": choice.text},
+                "logprobs": None,
+                "finish_reason": choice.finish_reason,
+            }
+            for i, choice in enumerate(result.choices)
+        ],
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.completion_tokens,
+            "total_tokens": result.prompt_tokens + result.completion_tokens,
+        },
+    }
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Serves until interrupted.
+
+    Args:
+        arguments: Command-line arguments, by default those of the process.
+    """
+    parser = argparse.ArgumentParser(prog="python -m iapo_dspy.demo.server", description="Serves the demo model.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=None, help="make requests without a seed reproducible")
+    parser.add_argument("--allow-remote", action="store_true", help="allow an address that is not loopback")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        server = DemoServer(host=options.host, port=options.port, seed=options.seed, allow_remote=options.allow_remote)
+    except ValueError as error:
+        parser.error(str(error))
+    with server:
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            _log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

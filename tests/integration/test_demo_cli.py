@@ -1,0 +1,74 @@
+"""`python -m iapo_dspy.demo` in small: the whole path on the model that ships."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from iapo_dspy.demo.__main__ import main
+from iapo_dspy.demo.server import DemoServer
+
+
+@pytest.fixture(autouse=True)
+def settings_as_before() -> Any:
+    before = dspy.settings.lm
+    yield
+    dspy.configure(lm=before)
+
+
+def run(tmp_path: Path, capsys: Any, *arguments: str) -> tuple[dict[str, Any], str]:
+    path = tmp_path / "out.json"
+    assert main([*arguments, "--json", str(path)]) == 0
+    return json.loads(path.read_text()), capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_both_tasks_print_and_write_what_they_found(tmp_path: Path, capsys: Any) -> None:
+    data, shown = run(tmp_path, capsys, "--scale", "0.1")
+    assert set(data) == {"mv", "bon"}
+    for name, reward in (("mv", "accuracy"), ("bon", "reward")):
+        report = data[name]
+        assert set(report) == {"preferences", "baselines", "acr", "spent"}
+        fields = {"name", "cost", "instruction", "n", reward, "tokens_per_question", "utility"}
+        assert all(set(row) == fields for row in report["preferences"]) and len(report["preferences"]) == 4
+        assert {b["preference"] for b in report["baselines"]} == {p["name"] for p in report["preferences"]}
+        assert len({b["name"] for b in report["baselines"]}) == 4
+        assert all(0 <= row[reward] <= 1 for row in report["preferences"] + report["baselines"])
+        mean = sum(p["utility"] for p in report["preferences"]) / 4
+        assert math.isclose(report["acr"], mean, abs_tol=1e-9)
+        assert report["spent"]["completions"] > 0 and report["spent"]["tokens"] > report["spent"]["completions"]
+    assert "no evidence about large language models" in shown
+    assert "instead, on the same held-out questions" in shown
+
+
+@pytest.mark.slow
+def test_the_same_seed_prints_the_same_numbers(tmp_path: Path, capsys: Any) -> None:
+    reports = []
+    for _ in range(2):
+        data, _ = run(tmp_path, capsys, "--task", "bon", "--scale", "0.1", "--seed", "3")
+        data["bon"]["spent"].pop("seconds")
+        reports.append(data)
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+def test_it_runs_on_a_server_of_the_users_own(tmp_path: Path, capsys: Any) -> None:
+    with DemoServer() as server:
+        arguments = ("--task", "bon", "--scale", "0.1", "--model", "openai/tiny-adder", "--api-base", server.api_base)
+        data, shown = run(tmp_path, capsys, *arguments)
+        assert server.completions >= data["bon"]["spent"]["completions"]
+    assert "The LM is openai/tiny-adder" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--api-base", "http://127.0.0.1:1/v1"], ["--scale", "0"], ["--seed", "-1"], ["--json", "/nowhere/at/all/x.json"]],
+)
+def test_arguments_that_cannot_be_used_exit_with_2(arguments: list[str], capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "error:" in capsys.readouterr().err
