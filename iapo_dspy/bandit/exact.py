@@ -128,7 +128,8 @@ def _win_shares(own: FloatArray, others: FloatArray, silent: FloatArray, max_n: 
                 product = _convolve(product, rival, min(m, rest), u if m <= rest else 1.0)
             total += product
         share[m:] += mine[m] * total
-    return np.asarray((share[1:] / _poisson(np.array([mean]), max_n)[1:]).T, dtype=float)
+    wins: FloatArray = np.transpose(share[1:] / _poisson(np.array([mean]), max_n)[1:])
+    return wins
 
 
 def _tie_nodes(rivals: int, ties: Ties) -> tuple[list[float], list[float]]:
@@ -141,7 +142,7 @@ def _tie_nodes(rivals: int, ties: Ties) -> tuple[list[float], list[float]]:
 
 def _convolve(product: FloatArray, rival: FloatArray, top: int, u: float) -> FloatArray:
     """Multiply by one rival's polynomial up to degree `top`, its last coefficient weighted by u; same length out."""
-    out = product * rival[0]
+    out: FloatArray = product * rival[0]
     for j in range(1, top + 1):
         out[j:] += product[: len(product) - j] * (rival[j] * u if j == top else rival[j])
     return out
@@ -149,7 +150,7 @@ def _convolve(product: FloatArray, rival: FloatArray, top: int, u: float) -> Flo
 
 def _poisson(mean: FloatArray, largest: int) -> FloatArray:
     """Return P(Poisson(mean) = j) for j = 0 .. largest [largest + 1, G]."""
-    pmf = np.empty((largest + 1, len(mean)))
+    pmf: FloatArray = np.empty((largest + 1, len(mean)))
     pmf[0] = np.exp(-mean)
     for j in range(1, largest + 1):
         pmf[j] = pmf[j - 1] * (mean / j)

@@ -3,13 +3,14 @@
 Format 1 of `.npz`: the arrays of the recording under their own names, `kind` ("vote" or "best-of") and `version`. Files
 without `kind` and `version` are read by the names of their arrays.
 
-Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, with the columns `prompt`, `query`, `probs`
-(list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The other arrays
-are JSON in the schema's metadata under the key `iapo_dspy.recording`, together with `kind`, `version` and the shapes.
+Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, with the columns `prompt`, `query`,
+`probs` (list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The
+other arrays are JSON in the schema's metadata under the key `iapo_dspy.recording`, with `kind`, `version`, and shapes.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ def save(recording: Recording, path: str | Path) -> None:
     arrays = {name: getattr(recording, name) for name in _FIELDS[kind]}
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     if path.suffix == ".npz":
-        np.savez_compressed(path, kind=np.array(kind), version=np.array(VERSION), **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(path, kind=np.array(kind), version=np.array(VERSION), **arrays)
     elif path.suffix == ".parquet":
         _save_parquet(kind, arrays, path)
     else:
@@ -130,8 +131,6 @@ def _load_parquet(path: Path) -> dict[str, NDArray[Any]]:
 
 def _pyarrow() -> tuple[Any, Any]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ImportError("Parquet recordings need pyarrow: pip install pyarrow") from error
-    return pyarrow, pyarrow.parquet

@@ -28,6 +28,7 @@ from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 __all__ = ["BestOfRecording", "ExactValues", "RecordedEnvironment", "Recording", "VotingRecording"]
 
 _ROUNDING = 1e-5  # recordings may be stored as float32
+_EXACT = 1e-12  # what sums of float64 may be off, and what is therefore left alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +298,8 @@ def _probabilities(values: FloatArray) -> FloatArray:
     if not np.isfinite(probs).all() or (probs < 0).any() or (total > 1 + _ROUNDING).any():
         raise ConfigurationError("probs must be >= 0 and sum to at most 1 in every (prompt, query).")
     # Sums off by rounding become exact; a sum that is really smaller leaves room for failures.
-    return np.where(total > 1 - _ROUNDING, probs / np.maximum(total, _ROUNDING), probs)
+    off = (total > 1 - _ROUNDING) & (np.abs(total - 1) > _EXACT)
+    return np.where(off, probs / np.where(off, total, 1.0), probs)
 
 
 def _costs(values: FloatArray, probs: FloatArray) -> FloatArray:

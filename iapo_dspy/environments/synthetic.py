@@ -17,8 +17,8 @@ e_px ~ N(0, 1). A completion costs .005 to .010, uniform over prompts; cost weig
 **Categorical** (two objectives, each 0, 1, 2, 3 or 4, so 25 outcomes). Objective k of prompt p on query x has the law
 proportional to exp(-(v - m_pk - d_xk)^2 / (2 s_p^2)), d_xk ~ N(0, 0.5^2), the objectives independent:
 
-- *bold* prompts (6 of 32): m around 1.5, leaning to one objective by up to 0.7, s_p = 1.3: modest on average, and a long
-  upper tail that Best-of-N finds;
+- *bold* prompts (6 of 32): m around 1.5, leaning to one objective by up to 0.7, s_p = 1.3: modest on average, and a
+  long upper tail that Best-of-N finds;
 - *deceptive* prompts (3 of 32): m around 2.4 with the same lean, s_p = 0.35: the best single completions, hardly better
   in many;
 - *plain* prompts (23 of 32): m around 1.0, s_p = 0.8.

@@ -1,0 +1,67 @@
+"""Tables of simulations, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["acr_table", "details_table", "significance_table"]
+
+
+def acr_table(summary: Mapping[str, Any]) -> str:
+    """Return mean ACR by algorithm (rows) and budget (columns)."""
+    budgets = list(dict.fromkeys(r["budget"] for r in summary["results"]))
+    names = list(dict.fromkeys(r["algorithm"] for r in summary["results"]))
+    acr = {(r["algorithm"], r["budget"]): r["acr"] for r in summary["results"]}
+    rows = [[name, *(_number(acr[name, b], 4) for b in budgets)] for name in names]
+    references = summary["references"]
+    rows += [["best train policy", _number(references["train_best"], 4)], ["oracle", _number(references["oracle"], 4)]]
+    return _table(["ACR", *(f"{b:,}" for b in budgets)], rows)
+
+
+def details_table(summary: Mapping[str, Any]) -> str:
+    """Return every number of every (algorithm, budget)."""
+    rows = [
+        [
+            r["algorithm"],
+            f"{r['budget']:,}",
+            _number(r["acr"], 4),
+            _number(r["sem"], 4),
+            _number(r["spent"], 0),
+            _number(r["regret"], 4),
+            _number(r["best_arm"], 3),
+        ]
+        for r in summary["results"]
+    ]
+    return _table(["algorithm", "budget", "ACR", "SEM", "spent", "regret", "P(best arm)"], rows)
+
+
+def significance_table(summary: Mapping[str, Any]) -> str:
+    """Return the paired tests, significant pairs marked with a star."""
+    rows = [
+        [
+            f"{t['budget']:,}",
+            f"{t['first']} - {t['second']}",
+            f"{t['difference']:+.4f}",
+            f"{t['p']:.2g}",
+            "*" if t["significant"] else "",
+        ]
+        for t in summary["tests"]
+    ]
+    return _table(["budget", "pair", "difference", "p", ""], rows)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    full = [[*row, *[""] * (len(head) - len(row))] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in full) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in full
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

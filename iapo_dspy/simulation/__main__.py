@@ -1,0 +1,104 @@
+"""Command line of the simulator: `python -m iapo_dspy.simulation --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from iapo_dspy.environments.synthetic import MAX_N
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.report.simulation_plots import plot_simulation
+from iapo_dspy.report.simulation_tables import acr_table, details_table, significance_table
+from iapo_dspy.simulation.entrants import NAMES, entrants
+from iapo_dspy.simulation.results import summarize, write_json
+from iapo_dspy.simulation.runner import need, simulate
+from iapo_dspy.simulation.sources import source
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit status."""
+    asked = _parser().parse_args(arguments)
+    try:
+        _check_outputs(asked)
+        where = source(asked.environment, ties=asked.ties, max_n=asked.max_n)
+        who = entrants(_split(asked.algorithms), asked.rule)
+        with tqdm(total=asked.runs, unit="run", disable=asked.quiet) as bar:
+            runs = simulate(
+                where,
+                who,
+                [int(b) for b in _split(asked.budgets)],
+                runs=asked.runs,
+                seed=asked.seed,
+                jobs=asked.jobs,
+                backend=asked.backend,
+                progress=lambda _: bar.update(),
+            )
+        settings = {
+            "runs": asked.runs,
+            "seed": asked.seed,
+            "ties": asked.ties,
+            "rule": asked.rule,
+            "max_n": asked.max_n,
+        }
+        summary = summarize(where.name, runs, settings)
+        if asked.json:
+            write_json(summary, asked.json)
+        if asked.plot:
+            plot_simulation(summary, asked.plot)
+    except (ConfigurationError, ImportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{where.name}: {asked.runs} runs, ties={asked.ties}, rule={asked.rule}\n")
+    print(acr_table(summary), details_table(summary), significance_table(summary), sep="\n\n")
+    return 0
+
+
+def _check_outputs(asked: argparse.Namespace) -> None:
+    """Find out before a long run, not after it, that its results could not be tested or written."""
+    need("scipy", "simulation")
+    if asked.plot:
+        need("matplotlib", "plots")
+    for path in (Path(p) for p in (asked.json, asked.plot) if p):
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m iapo_dspy.simulation", description=__doc__)
+    parser.add_argument(
+        "--environment",
+        required=True,
+        help="synthetic-bernoulli, synthetic-categorical, or a recording (.npz, .parquet, or a published .pkl)",
+    )
+    parser.add_argument("--algorithms", default="psst,psst+k4,uniform,triple,triple-random", help=", ".join(NAMES))
+    parser.add_argument("--budgets", default="1000,5000,20000", help="completions, separated by commas")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ties", choices=("paper", "half"), default="paper", help="credit of a tied vote: 1/t, or .5")
+    parser.add_argument(
+        "--rule",
+        choices=("bounded", "overspending"),
+        default="bounded",
+        help="bounded: never more than the budget; overspending: as the authors' code, to compare with its figures",
+    )
+    parser.add_argument("--max-n", type=int, default=MAX_N, help="largest number of completions that are aggregated")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; -1 for one per core; same numbers always")
+    parser.add_argument("--backend", choices=("processes", "ray"), default="processes")
+    parser.add_argument("--json", help="write the numbers here")
+    parser.add_argument("--plot", help="write the figures here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Summaries of simulations: means, standard errors, paired tests, JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.simulation.runner import Run, Trial, need
+from iapo_dspy.types import FloatArray
+
+__all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
+
+
+def summarize(
+    environment: str, runs: Sequence[Run], settings: Mapping[str, Any], *, alpha: float = 0.05
+) -> dict[str, Any]:
+    """Summarize runs as plain data.
+
+    Args:
+        environment: Its name.
+        runs: The runs.
+        settings: What the simulation was asked for; stored as it is.
+        alpha: Level of the paired tests.
+
+    Returns:
+        `{"environment", "settings", "references", "results", "tests"}`. Each result has `algorithm`, `budget`, `runs`,
+        `acr` (mean on the held-out queries), `sem` (its standard error over runs), `spent` (mean completions), `regret`
+        (mean simple regret on the training queries) and `best_arm` (share of contexts with the best arm); numbers are
+        `null` where the algorithm refused the budget. `references` has the mean ACR of the policy that is best on the
+        training queries, and of the best one on the held-out queries.
+    """
+    keys = list(runs[0].trials)
+    results = [
+        {"algorithm": name, "budget": budget, **_cell([r.trials[name, budget] for r in runs])} for name, budget in keys
+    ]
+    return {
+        "environment": environment,
+        "settings": dict(settings),
+        "references": {
+            "train_best": float(np.mean([r.train_best for r in runs])),
+            "oracle": float(np.mean([r.oracle for r in runs])),
+        },
+        "results": results,
+        "tests": paired_tests(runs, alpha=alpha),
+    }
+
+
+def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
+    made = [t for t in trials if t is not None]
+    if len(made) < len(trials):  # a budget is refused in every run or in none
+        return {"runs": 0, "acr": None, "sem": None, "spent": None, "regret": None, "best_arm": None}
+    acr = np.array([t.acr for t in made])
+    return {
+        "runs": len(made),
+        "acr": float(acr.mean()),
+        "sem": float(acr.std(ddof=1) / math.sqrt(len(acr))) if len(acr) > 1 else None,
+        "spent": float(np.mean([t.spent for t in made])),
+        "regret": float(np.mean([t.regret for t in made])),
+        "best_arm": float(np.mean([t.best for t in made])),
+    }
+
+
+def paired_tests(runs: Sequence[Run], *, alpha: float = 0.05) -> list[dict[str, Any]]:
+    """Compare every two algorithms at every budget by Wilcoxon's paired two-sided test over runs.
+
+    Args:
+        runs: The runs.
+        alpha: Level; the paper's is 0.05, without a correction for the number of pairs.
+
+    Returns:
+        One `{"budget", "first", "second", "difference", "p", "significant"}` per pair; the difference is the mean ACR
+        of the first minus that of the second.
+    """
+    names = list(dict.fromkeys(name for name, _ in runs[0].trials))
+    budgets = list(dict.fromkeys(budget for _, budget in runs[0].trials))
+    found = []
+    for budget in budgets:
+        acr = {name: [r.trials[name, budget] for r in runs] for name in names}
+        for first, second in itertools.combinations(names, 2):
+            pairs = [(a.acr, b.acr) for a, b in zip(acr[first], acr[second], strict=True) if a and b]
+            if len(pairs) < len(runs):
+                continue
+            difference = np.subtract(*np.array(pairs).T)
+            p = wilcoxon(difference)
+            found.append(
+                {
+                    "budget": budget,
+                    "first": first,
+                    "second": second,
+                    "difference": float(difference.mean()),
+                    "p": p,
+                    "significant": p < alpha,
+                }
+            )
+    return found
+
+
+def wilcoxon(difference: FloatArray) -> float:
+    """Return the p-value of Wilcoxon's signed-rank test, two-sided, for paired differences; 1 where all are 0.
+
+    Raises:
+        ImportError: scipy is not installed.
+    """
+    if not np.any(difference):
+        return 1.0
+    return float(need("scipy.stats", "simulation").wilcoxon(difference).pvalue)
+
+
+def write_json(summary: Mapping[str, Any], path: str | Path) -> None:
+    """Write a summary.
+
+    Raises:
+        ConfigurationError: The folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
+    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,190 @@
+"""Runs: environments x algorithms x budgets x seeds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from iapo_dspy.environments.port import drive
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
+from iapo_dspy.simulation.entrants import Entrant
+from iapo_dspy.simulation.sources import Instance, Source
+
+__all__ = ["Backend", "Run", "Trial", "need", "simulate"]
+
+Backend = Literal["processes", "ray"]
+_ENVIRONMENT = 1  # what a seed is for; the sources use others
+_BEST = 1e-12  # values closer than this are equal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One algorithm at one budget in one run.
+
+    Attributes:
+        acr: Average contextual return on the held-out queries (eq. 4), exact.
+        regret: Simple regret on the training queries: the best policy's ACR there minus this one's.
+        best: Share of contexts whose arm is the best one on the training queries.
+        spent: Completions drawn.
+    """
+
+    acr: float
+    regret: float
+    best: float
+    spent: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All trials of one run.
+
+    Attributes:
+        run: Its number.
+        trials: (algorithm, budget) -> trial; `None` where the algorithm refused the budget.
+        train_best: ACR on the held-out queries of the policy that is best on the training queries.
+        oracle: The largest ACR on the held-out queries.
+    """
+
+    run: int
+    trials: dict[tuple[str, int], Trial | None]
+    train_best: float
+    oracle: float
+
+
+def simulate(
+    source: Source,
+    entrants: Sequence[Entrant],
+    budgets: Sequence[int],
+    *,
+    runs: int,
+    seed: int,
+    jobs: int = 1,
+    backend: Backend = "processes",
+    progress: Callable[[int], None] | None = None,
+) -> list[Run]:
+    """Run every algorithm at every budget in every run.
+
+    Run i has its own split, or its own environment, which all algorithms and budgets share, so they can be compared in
+    pairs. Its numbers depend on (seed, i) alone: not on `jobs`, on the backend, or on which other algorithms, budgets
+    or runs there are.
+
+    Args:
+        source: The environments.
+        entrants: The algorithms.
+        budgets: Budgets T, completions.
+        runs: How many runs, >= 1.
+        seed: Root of all seeds, >= 0.
+        jobs: How many runs at once; -1 for one per core.
+        backend: "processes" on this machine, or "ray" for a Ray cluster (the one that `RAY_ADDRESS` names, or a local
+            one, which is stopped afterwards). The package must be installed on its workers.
+        progress: Called with the number of finished runs after each; with Ray, once all are done.
+
+    Returns:
+        The runs in order.
+
+    Raises:
+        ConfigurationError: An unusable argument.
+        ImportError: joblib, or Ray, is needed and not installed.
+    """
+    if runs < 1 or seed < 0 or not budgets or min(budgets) < 0 or len(set(budgets)) < len(budgets) or jobs == 0:
+        raise ConfigurationError(
+            f"Need runs >= 1, seed >= 0, distinct budgets >= 0 and jobs != 0; got runs={runs}, seed={seed}, "
+            f"budgets={list(budgets)}, jobs={jobs}."
+        )
+    done: list[Run] = []
+    for finished in _map(source, entrants, budgets, runs, seed, jobs, backend):
+        done.append(finished)
+        if progress:
+            progress(len(done))
+    return done
+
+
+def _map(
+    source: Source,
+    entrants: Sequence[Entrant],
+    budgets: Sequence[int],
+    runs: int,
+    seed: int,
+    jobs: int,
+    backend: Backend,
+) -> Iterator[Run]:
+    if jobs == 1 and backend == "processes":
+        for run in range(runs):
+            yield _one_run(source, entrants, budgets, seed, run)
+        return
+    joblib = need("joblib", "simulation")
+    tasks = (joblib.delayed(_one_run)(source, entrants, budgets, seed, run) for run in range(runs))
+    with _backend(joblib, backend):
+        # joblib's Ray backend hands all results back together, the processes one after the other.
+        return_as = "list" if backend == "ray" else "generator"
+        yield from joblib.Parallel(n_jobs=jobs, return_as=return_as)(tasks)
+
+
+def _backend(joblib: Any, backend: Backend) -> AbstractContextManager[Any]:
+    if backend == "processes":
+        return nullcontext()
+    return _ray(joblib)
+
+
+@contextmanager
+def _ray(joblib: Any) -> Iterator[None]:
+    ray = need("ray", "ray")
+    importlib.import_module("ray.util.joblib").register_ray()
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(log_to_driver=False)
+    try:
+        with joblib.parallel_config(backend="ray"):
+            yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def need(module: str, extra: str) -> Any:
+    """Return an optional module, or say how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'This needs {module}: pip install "iapo_dspy[{extra}]"') from error
+
+
+def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int], seed: int, run: int) -> Run:
+    instance = source.instance(seed, run)
+    trials = {
+        (entrant.name, budget): _trial(source, instance, entrant, budget, seed, run)
+        for entrant in entrants
+        for budget in budgets
+    }
+    contexts = np.arange(len(instance.q_train))
+    flat = instance.q_test.reshape(len(contexts), -1)
+    chosen = instance.q_train.reshape(len(contexts), -1).argmax(axis=1)
+    return Run(
+        run=run,
+        trials=trials,
+        train_best=float(flat[contexts, chosen].mean()),
+        oracle=float(flat.max(axis=1).mean()),
+    )
+
+
+def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, seed: int, run: int) -> Trial | None:
+    problem = instance.train.problem(source.max_n, source.ties)
+    stream = int(np.random.SeedSequence([seed, run, budget]).generate_state(1)[0])
+    try:
+        algorithm = entrant.start(problem, budget=budget, seed=stream)
+    except BudgetTooSmall:
+        return None
+    outcome = drive(algorithm, instance.train.environment(seed, run, _ENVIRONMENT, budget))
+    best = instance.q_train.max(axis=(1, 2))
+    value = entrant.value(outcome.policy, instance.q_train)
+    return Trial(
+        acr=float(entrant.value(outcome.policy, instance.q_test).mean()),
+        regret=float((best - value).mean()),
+        best=float((value >= best - _BEST).mean()),
+        spent=outcome.spent,
+    )

@@ -1,0 +1,150 @@
+"""The reader of published pickles: it reads what it knows, and runs nothing."""
+
+import codecs
+import io
+import os
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from iapo_dspy.environments.pickles import read_published
+from iapo_dspy.environments.recorded import BestOfRecording, VotingRecording
+from iapo_dspy.errors import ConfigurationError
+from tests.unit.test_sim_environments import best_of, voting
+
+
+class Published:
+    """Makes classes with the published names in a module of our own, as the authors' code would."""
+
+    def __init__(self, monkeypatch, module="envs_of_the_authors"):
+        home = types.ModuleType(module)
+        for name in ("CategoricalMVEnv", "CategoricalBoNEnv", "CostContext", "Context", "SomethingElse"):
+            setattr(home, name, type(name, (), {"__module__": module}))
+        monkeypatch.setitem(sys.modules, module, home)
+        self.home = home
+
+    def make(self, name, **state):
+        made = getattr(self.home, name)()
+        made.__dict__.update(state)
+        return made
+
+
+def dump(tmp_path, value, protocol=4):
+    path = tmp_path / "published.pkl"
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_published_voting_environments_are_read(tmp_path, monkeypatch, protocol):
+    published, whole = Published(monkeypatch), voting()
+    environment = published.make(
+        "CategoricalMVEnv",
+        cat_probs=whole.probs[:, :7],
+        cat_probs_te=whole.probs[:, 7:],
+        answers=whole.answers[:7],
+        answers_te=whole.answers[7:],
+        cost_per_prompt=whole.cost,
+        cost_coeffs={"low": 0.0, "mid": np.float64(0.2), "high": 1.0},
+        N_max=32,
+        rng=np.random.default_rng(0),
+        _contexts=[published.make("CostContext", level="low", weights=(1.0, -0.2))],
+    )
+    found = read_published(dump(tmp_path, environment, protocol))
+    assert isinstance(found, VotingRecording)
+    np.testing.assert_allclose(found.probs, whole.probs)
+    np.testing.assert_array_equal(found.answers, whole.answers)
+    assert found.cost_weights.tolist() == [0.0, 0.2, 1.0]
+
+
+def test_published_best_of_environments_are_read(tmp_path, monkeypatch):
+    published, whole = Published(monkeypatch), best_of()
+    environment = published.make(
+        "CategoricalBoNEnv",
+        outcome_vectors_train=whole.outcomes[:, :6],
+        outcome_vectors_test=whole.outcomes[:, 6:],
+        outcome_probs_train=whole.probs[:, :6],
+        outcome_probs_test=whole.probs[:, 6:],
+        cost_per_prompt=whole.cost,
+        _contexts=[published.make("Context", weights=(a, b, -c)) for a, b, c in whole.weights.tolist()],
+        rng=np.random.default_rng(0),
+    )
+    found = read_published(dump(tmp_path, environment))
+    assert isinstance(found, BestOfRecording)
+    np.testing.assert_allclose(found.exact(3).q(), whole.exact(3).q())
+
+
+class Attack:
+    """Pickles to a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Attack(os.system, "touch {path}"),
+        Attack(eval, "open({path!r}, 'w')"),
+        Attack(exec, "open({path!r}, 'w')"),
+        Attack(open, "{path}", "w"),
+        Attack(getattr, "a", "upper"),
+        Attack(codecs.encode, "text", "rot13"),
+        Attack(np.load, "{path}"),
+        Attack(np.save, "{path}", 1),
+        Attack(np.fromfile, "{path}"),
+        Attack(__import__, "os"),
+        np.array([Attack(os.system, "touch {path}")], dtype=object),
+        {"cat_probs": Attack(os.mkdir, "{path}")},
+        io.BytesIO(b""),
+    ],
+    ids=lambda v: repr(v)[:40],
+)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_malicious_pickles_are_refused_and_nothing_runs(tmp_path, value, protocol):
+    target = tmp_path / "owned"
+
+    def aim(v):
+        if isinstance(v, Attack):
+            function, arguments = v.call
+            return Attack(function, *(a.format(path=str(target)) if isinstance(a, str) else a for a in arguments))
+        return v
+
+    value = {k: aim(v) for k, v in value.items()} if isinstance(value, dict) else aim(value)
+    if isinstance(value, np.ndarray):
+        value = np.array([aim(v) for v in value], dtype=object)
+    if protocol == 0 and isinstance(value, io.BytesIO):
+        pytest.skip("cannot be pickled so")
+    modules = set(sys.modules)
+    with pytest.raises(ConfigurationError, match="Refused"):
+        read_published(dump(tmp_path, value, protocol))
+    assert not target.exists()
+    assert set(sys.modules) == modules
+
+
+def test_known_names_in_other_modules_are_no_way_in(tmp_path, monkeypatch):
+    # A class of a known name whose module would do harm when imported: nothing is imported.
+    payload = b"\x80\x04\x8c\x10a_missing_module\x8c\x10CategoricalMVEnv\x93)\x81."
+    path = tmp_path / "named.pkl"
+    path.write_bytes(payload)
+    with pytest.raises(ConfigurationError, match="no published environment"):
+        read_published(path)
+    assert "a_missing_module" not in sys.modules
+
+
+def test_other_pickles_are_refused(tmp_path, monkeypatch):
+    published = Published(monkeypatch)
+    for value in (published.make("SomethingElse"), published.make("CategoricalMVEnv", cat_probs=np.ones(3)), [1, 2]):
+        with pytest.raises(ConfigurationError):
+            read_published(dump(tmp_path, value))
+    (tmp_path / "cut.pkl").write_bytes(pickle.dumps([1, 2])[:-1])
+    with pytest.raises(ConfigurationError, match="Refused"):
+        read_published(tmp_path / "cut.pkl")
+    with pytest.raises(ConfigurationError, match="no pickle"):
+        read_published(tmp_path / "missing.pkl")
