@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import litellm
 import pytest
 
 from iapo_dspy.demo.server import MODEL_NAME, DemoServer
 from iapo_dspy.demo.tokenizer import render_chat
-
-litellm = pytest.importorskip("litellm")
 
 MESSAGES = render_chat(
     instruction="Work column by column, carrying, before you answer.",
@@ -72,7 +71,8 @@ def test_litellm_gets_typed_errors(server: DemoServer, prefix: str) -> None:
 
 
 async def test_dspy_works_through_the_server_with_requests_in_flight(server: DemoServer) -> None:
-    dspy = pytest.importorskip("dspy")
+    import dspy
+
     lm = dspy.LM(
         f"openai/{MODEL_NAME}", engine="litellm", api_base=server.api_base, api_key="any", temperature=1.0, cache=False
     )

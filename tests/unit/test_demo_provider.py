@@ -5,16 +5,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import litellm
 import pytest
 
-from iapo_dspy.demo import tasks
+from iapo_dspy.demo import provider, tasks
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
 from iapo_dspy.demo.model import TinyLM
 from iapo_dspy.demo.requests import GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.tokenizer import render_chat
 
-litellm = pytest.importorskip("litellm")
-provider = pytest.importorskip("iapo_dspy.demo.provider")
 provider.register()
 
 MESSAGES = render_chat(
@@ -128,7 +127,8 @@ def test_it_works_from_several_event_loops_and_threads_at_once() -> None:
 
 
 def test_dspy_predict_and_chain_of_thought_answer_through_the_provider() -> None:
-    dspy = pytest.importorskip("dspy")
+    import dspy
+
     lm = dspy.LM(tasks.MODEL, engine="litellm", temperature=0.0, cache=False)
     task = tasks.addition_task()
     (careful,) = tasks.ADDITION_STYLES["careful"]

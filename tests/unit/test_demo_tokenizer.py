@@ -27,7 +27,8 @@ def test_any_text_survives_the_round_trip_and_no_control_token_comes_from_text(t
 @given(anything)
 @settings(max_examples=200, deadline=None)
 def test_hugging_face_reads_the_same_file_and_gives_the_same_ids(text: str) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     other = tokenizers.Tokenizer.from_str(json.dumps(TOKENIZER.to_json()))
     for name in CONTROL_TOKENS:  # Hugging Face parses these in text, this tokenizer takes them as plain text
         text = text.replace(name, "")
@@ -82,7 +83,8 @@ def test_messages_that_are_not_text_are_refused(messages: list[dict[str, object]
 @pytest.mark.parametrize("reasoning", [False, True])
 @pytest.mark.parametrize("integer", [False, True])
 def test_the_training_prompts_are_those_of_the_installed_dspy(field: str, reasoning: bool, integer: bool) -> None:
-    dspy = pytest.importorskip("dspy")
+    import dspy
+
     signature = dspy.Signature(f"{field} -> answer" + (": int" if integer else "")).with_instructions("Answer at once.")
     if reasoning:
         signature = dspy.ChainOfThought(signature).predict.signature

@@ -85,7 +85,6 @@ def test_tables_show_every_number():
 
 
 def test_figures_have_the_two_panels(tmp_path):
-    pytest.importorskip("matplotlib")
     summary = summarize("world", [run(i, psst=0.5 + 0.01 * i, uniform=0.4, triple=None) for i in range(3)], {})
     plot_simulation(summary, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
