@@ -7,14 +7,14 @@ import concurrent.futures
 import contextvars
 import functools
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import numpy as np
 
+from iapo_dspy.environments.progress import FailureReport, Failures, Progress
 from iapo_dspy.errors import BudgetExceeded, TooManyErrors
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
@@ -38,75 +38,6 @@ class LivePrompt:
 
     program: Any
     decoding: Decoding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        completions: Completions drawn so far, failed ones included.
-        budget: Completions at most; None without a limit.
-        failed: Failed ones among them.
-        spent: Everything spent so far.
-    """
-
-    completions: int
-    budget: int | None
-    failed: int
-    spent: Spent
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailureReport:
-    """Failed completions of a run.
-
-    Attributes:
-        completions: All completions of the run.
-        total: Failed ones.
-        errors: Failed ones where an exception, not the completion's text, was the cause.
-        share: Share of failed completions per prompt [P]; NaN for a prompt that was never pulled.
-        causes: The most frequent causes with their numbers.
-    """
-
-    completions: int
-    total: int
-    errors: int
-    share: tuple[float, ...]
-    causes: tuple[tuple[str, int], ...]
-
-    def __str__(self) -> str:
-        """Return one line for a log."""
-        causes = "; ".join(f"{n} x {cause}" for cause, n in self.causes[:3])
-        return f"{self.total} of {self.completions} completions failed and count as spent, without a vote: {causes}"
-
-
-@dataclass
-class _Failures:
-    """Counts failures while a run goes on."""
-
-    drawn: list[int]
-    failed: list[int]
-    errors: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
-
-    def add(self, prompt: int, scored: Sequence[Scored]) -> None:
-        self.drawn[prompt] += len(scored)
-        for s in scored:
-            if s.failure is not None:
-                self.failed[prompt] += 1
-                self.errors += s.error
-                self.causes[s.failure[:200]] += 1
-
-    def report(self) -> FailureReport:
-        share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]
-        return FailureReport(
-            completions=sum(self.drawn),
-            total=sum(self.failed),
-            errors=self.errors,
-            share=tuple(share),
-            causes=tuple(self.causes.most_common(10)),
-        )
 
 
 class LiveEnvironment:
@@ -148,12 +79,14 @@ class LiveEnvironment:
         self._progress = progress
         self._round = 0
         self._diverged = False
+        self._finished = False
         self._used: set[tuple[PullKey, int]] = set()
         self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
         self._scorer = strategy.digest(metric)
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._labels: list[dict[str, int]] = [{} for _ in self._examples]
-        self._failures = _Failures([0] * len(self._prompts), [0] * len(self._prompts))
+        meter.keep_journal(self._write_spent)
+        self._failures = Failures([0] * len(self._prompts), [0] * len(self._prompts))
 
     @property
     def n_prompts(self) -> int:
@@ -270,11 +203,11 @@ class LiveEnvironment:
                 raise
             paid = [r for r in rollouts if not r.unpaid]
             reservation.settle(completions=len(paid))
-            for index, rollout in zip(missing, paid, strict=False):
-                record = _record(key, index, pull, rollout)
-                self._ledger.append(record)
-                known[index] = (record, rollout.prediction)
+            made = [(_record(key, i, pull, r), r.prediction) for i, r in zip(missing, paid, strict=False)]
+            # What it took comes first: who is killed in between has spent too much on paper, never too little.
             self._note_spent()
+            self._ledger.extend([record for record, _ in made])
+            known.update((record.index, (record, prediction)) for record, prediction in made)
         completions = [known[i] for i in sorted(known)]
         work = (self._in_thread(self._score, example, record, prediction) for record, prediction in completions)
         scored = await asyncio.gather(*work)
@@ -288,7 +221,10 @@ class LiveEnvironment:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def _note_spent(self, *, finished: bool = False) -> None:
-        spent = self._meter.spent
+        self._finished = finished
+        self._meter.write_journal()
+
+    def _write_spent(self, spent: Spent, reserved: Spent) -> None:
         self._ledger.append(
             SpentRecord(
                 requests=spent.requests,
@@ -296,7 +232,9 @@ class LiveEnvironment:
                 completion_tokens=spent.completion_tokens,
                 usd=spent.usd,
                 seconds=spent.seconds,
-                finished=finished,
+                finished=self._finished,
+                reserved_tokens=reserved.tokens,
+                reserved_usd=reserved.usd,
             )
         )
 

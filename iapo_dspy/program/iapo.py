@@ -22,7 +22,7 @@ from iapo_dspy.program.policy import CompiledPolicy, PromptState, rounded
 from iapo_dspy.program.quote import Quote, make_quote
 from iapo_dspy.program.results import make_result, spent_dict
 from iapo_dspy.sampling.budget import Budget, Meter, Spent
-from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
+from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, SpentRecord, fingerprint_of
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
@@ -69,7 +69,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
             Default: stop only where nothing has worked at all.
         log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
-            paid call and ends with the same policy.
+            paid call and ends with the same policy; only pulls in flight when it was killed are drawn again.
         track_stats: Whether `program.detailed_results` is kept.
         progress: A progress bar, or a function that is called with a `Progress` instead.
 
@@ -171,17 +171,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         with ExitStack() as stack:
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
-            before = ledger.spent
-            meter = Meter(
-                self.budget,
-                spent=Spent(
-                    requests=before.requests,
-                    prompt_tokens=before.prompt_tokens,
-                    completion_tokens=before.completion_tokens,
-                    usd=before.usd,
-                    seconds=before.seconds,
-                ),
-            )
+            meter = Meter(self.budget, spent=_spent_before(ledger.spent))
             sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed)
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
@@ -285,6 +275,22 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if self.track_stats:
             program.detailed_results = make_result(self.preferences, plan.prompts, outcome, spent, failures)
         return program
+
+
+def _spent_before(record: SpentRecord) -> Spent:
+    """What earlier processes of the run took. What one of them had in flight when it was killed may be billed."""
+    if record.reserved_usd or record.reserved_tokens:
+        logger.warning(
+            "The process before was killed with requests in flight; their upper bounds, %d tokens and %.6g dollars, "
+            "count as spent.", record.reserved_tokens, record.reserved_usd,
+        )  # fmt: skip
+    return Spent(
+        requests=record.requests,
+        prompt_tokens=record.prompt_tokens,
+        completion_tokens=record.completion_tokens + record.reserved_tokens,
+        usd=record.usd + record.reserved_usd,
+        seconds=record.seconds,
+    )
 
 
 class _ProgressBar:

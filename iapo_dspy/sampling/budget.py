@@ -165,6 +165,26 @@ class Meter:
         self._reserved_tokens = 0
         self._reserved_pico = 0
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._journal: Callable[[Spent, Spent], None] | None = None
+        self._journal_lock = threading.Lock()
+
+    def keep_journal(self, journal: Callable[[Spent, Spent], None] | None) -> None:
+        """Have what is spent and reserved written down before each request that a limit bounds.
+
+        Args:
+            journal: Called with (spent, reserved), one call at a time; what it writes last is never less than what
+                has been and may still be billed, so that a limit holds although the process may be killed.
+        """
+        self._journal = journal
+
+    def write_journal(self) -> None:
+        """Write down what is spent and reserved now."""
+        if self._journal is None:
+            return
+        with self._journal_lock:  # the order of the entries is the order in which they were true
+            with self._lock:
+                spent, reserved = self._spent_now(), self._reserved_now()
+            self._journal(spent, reserved)
 
     @property
     def bounds_requests(self) -> bool:
@@ -175,17 +195,23 @@ class Meter:
     def spent(self) -> Spent:
         """What has been spent so far."""
         with self._lock:
-            return replace(self._spent, usd=self._pico / _PICO, seconds=self._clock() - self._start)
+            return self._spent_now()
 
     @property
     def reserved(self) -> Spent:
         """What is reserved at the moment; the tokens stand under `completion_tokens`."""
         with self._lock:
-            return Spent(
-                completions=self._reserved_completions,
-                completion_tokens=self._reserved_tokens,
-                usd=self._reserved_pico / _PICO,
-            )
+            return self._reserved_now()
+
+    def _spent_now(self) -> Spent:
+        return replace(self._spent, usd=self._pico / _PICO, seconds=self._clock() - self._start)
+
+    def _reserved_now(self) -> Spent:
+        return Spent(
+            completions=self._reserved_completions,
+            completion_tokens=self._reserved_tokens,
+            usd=self._reserved_pico / _PICO,
+        )
 
     @property
     def left(self) -> int | None:
@@ -214,6 +240,8 @@ class Meter:
             self._reserved_completions += completions
             self._reserved_tokens += tokens
             self._reserved_pico += pico
+        if tokens or pico:
+            self.write_journal()
         return Reservation(self, completions, tokens, pico)
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:

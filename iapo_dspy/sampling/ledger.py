@@ -1,7 +1,7 @@
 """Everything that was paid for, on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
 
 The first line says what the file is and what run it belongs to; every other line is one record. A process that is
-killed may leave half a line at the end; it is cut off at the next start. A lock keeps a second process out. The lock
+killed may leave half a record at the end; it is cut off at the next start. A lock keeps a second process out. The lock
 is the operating system's, so that it ends with the process that holds it, however that ends.
 """
 
@@ -14,13 +14,21 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
 from iapo_dspy.sampling.fields import jsonable
+from iapo_dspy.sampling.records import (
+    CompletionRecord,
+    PullKey,
+    Record,
+    ScoreRecord,
+    SpentRecord,
+    decode_record,
+    encode_record,
+)
 
 __all__ = [
     "CompletionRecord",
@@ -31,6 +39,7 @@ __all__ = [
     "ScoreRecord",
     "SpentRecord",
     "fingerprint_of",
+    "read_ledger",
     "without_secrets",
 ]
 
@@ -42,97 +51,6 @@ _SECRET = re.compile(
     r"(api|access|private|secret)_?key|secret|password|passwd|credential|authorization|headers?$|(^|_)token$|bearer",
     re.IGNORECASE,
 )
-
-PullKey = tuple[int, int]
-"""(round, position in the round's batch): what a resumed run asks for again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletionRecord:
-    """One completion of one pull.
-
-    Attributes:
-        round: Number of the batch of pulls, 0-based.
-        position: The pull's position in its batch.
-        index: The completion's position in its pull.
-        prompt: Index of the prompt.
-        query: Index of the query.
-        text: The raw completion.
-        fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
-        failure: What went wrong, one line; None for a success.
-        error: Whether a failure was one of transport, provider or program rather than of the text.
-        prompt_tokens: Its share.
-        completion_tokens: Its share.
-        usd: Its share; None where the price is unknown.
-        latency_s: Seconds.
-        seed: The seed that was sent.
-    """
-
-    round: int
-    position: int
-    index: int
-    prompt: int
-    query: int
-    text: str | None = None
-    fields: Mapping[str, Any] | None = None
-    failure: str | None = None
-    error: bool = False
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    latency_s: float = 0.0
-    seed: int | None = None
-
-    @property
-    def pull(self) -> PullKey:
-        """The pull it belongs to."""
-        return (self.round, self.position)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRecord:
-    """How one completion was scored.
-
-    Attributes:
-        key: Names the completion; the caller's choice, such as round, position and index.
-        answer: Key of the answer that it votes for; None where there is no vote.
-        scores: One per objective; None for a failure.
-        failure: Why there is no score.
-        error: Whether an exception of the metric was the cause.
-        scorer: Hash of the code that scored; a score of other code is not used again.
-    """
-
-    key: str
-    scorer: str = ""
-    answer: str | None = None
-    scores: Sequence[float] | None = None
-    failure: str | None = None
-    error: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpentRecord:
-    """What the run has taken so far, this process and earlier ones together.
-
-    Attributes:
-        requests: HTTP attempts.
-        prompt_tokens: Tokens read, those of failed attempts included.
-        completion_tokens: Tokens written.
-        usd: Dollars, as far as prices are known.
-        seconds: Wall-clock time.
-        finished: Whether the run came to its end.
-    """
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
-    finished: bool = False
-
-
-Record = CompletionRecord | ScoreRecord | SpentRecord
-_KINDS: dict[type, str] = {CompletionRecord: "completion", ScoreRecord: "score", SpentRecord: "spent"}
 
 
 @runtime_checkable
@@ -155,6 +73,9 @@ class LedgerPort(Protocol):
 
     def append(self, record: Record) -> None:
         """Store a record before what it describes is used."""
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Store several records that belong together: after a kill, all of them are there or none."""
 
     def flush(self) -> None:
         """Make everything appended survive a power failure."""
@@ -201,6 +122,9 @@ class NullLedger:
 
     def append(self, record: Record) -> None:
         """Forget it."""
+
+    def extend(self, records: Sequence[Record]) -> None:
+        """Forget them."""
 
     def flush(self) -> None:
         """Do nothing."""
@@ -279,7 +203,7 @@ class Ledger:
                 if lines:
                     ledger._load(lines[1:])
                 else:
-                    ledger._write({"kind": "header", **header})
+                    ledger._write([{"kind": "header", **header}])
                     ledger.flush()
                 undo.pop_all()
                 return ledger
@@ -308,12 +232,15 @@ class Ledger:
 
     def append(self, record: Record) -> None:
         """Write a record; when this returns, the death of the process no longer loses it."""
-        self._write({"kind": _KINDS[type(record)], **jsonable(_shallow(record))})
+        self._write([encode_record(record)])
 
-    def extend(self, records: Iterable[Record]) -> None:
-        """Write several records."""
-        for record in records:
-            self.append(record)
+    def extend(self, records: Sequence[Record]) -> None:
+        """Write several records that belong together, such as the completions of one pull.
+
+        A process that is killed in between leaves a part of them, whose last line says that more should follow; the
+        next start cuts it off. A pull is then whole or asked for again as a whole, with the seed that it had.
+        """
+        self._write([encode_record(record) for record in records])
 
     def flush(self) -> None:
         """Make everything appended survive a power failure."""
@@ -337,14 +264,15 @@ class Ledger:
         """Close it."""
         self.close()
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        last = len(records) - 1
+        lines = b"".join(_line({**r, "more": True} if i < last else r) for i, r in enumerate(records))
         with self._lock:
             if self._file.closed:
                 raise LedgerError(f"{self.path} is closed; open it again to write to it.")
-            self._file.write(line)
+            self._file.write(lines)
             self._file.flush()
-            self._unsynced += 1
+            self._unsynced += len(records)
             if self._unsynced >= self._sync_every:
                 self._sync()
 
@@ -355,51 +283,78 @@ class Ledger:
 
     def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
-            if line.get("kind") == "completion":
-                completion = CompletionRecord(**_known(CompletionRecord, line))
-                self._pulls.setdefault(completion.pull, {})[completion.index] = completion
-            elif line.get("kind") == "score":
-                score = ScoreRecord(**_known(ScoreRecord, line))
-                self._scores[score.key] = score
-            elif line.get("kind") == "spent":
-                self._spent = SpentRecord(**_known(SpentRecord, line))
+            record = decode_record(line)
+            if isinstance(record, CompletionRecord):
+                self._pulls.setdefault(record.pull, {})[record.index] = record
+            elif isinstance(record, ScoreRecord):
+                self._scores[record.key] = record
+            elif isinstance(record, SpentRecord):
+                self._spent = record
 
 
-def _shallow(record: Any) -> dict[str, Any]:
-    return {f.name: getattr(record, f.name) for f in fields(record)}
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _known(cls: Any, line: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
-    return {k: v for k, v in line.items() if k in names}
+def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
+    """Read a run's ledger without locking or changing it; the run may still be going on.
+
+    Args:
+        log_dir: The run's directory.
+
+    Returns:
+        The header, with the run's `settings`, and every whole record in the order in which it was written.
+
+    Raises:
+        LedgerError: There is none, it is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+    """
+    path = Path(log_dir) / "ledger.jsonl"
+    try:
+        with path.open("rb") as file:
+            lines, _ = _whole_lines(file, path)
+    except OSError as error:
+        raise LedgerError(f"There is no ledger at {path} ({error.strerror}). Give the log_dir of a run.") from None
+    _check_format(lines[0] if lines else {}, path)
+    records = [decode_record(line) for line in lines[1:]]
+    return lines[0], [r for r in records if r is not None]
 
 
 def _read_lines(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
     """Read all whole lines, and cut off what a killed process left at the end."""
+    lines, good = _whole_lines(file, path)
+    if file.seek(0, os.SEEK_END) > good:
+        logger.warning("%s ended in half a record; it was cut off.", path.name)
+        file.truncate(good)
+        file.seek(0, os.SEEK_END)
+    return lines
+
+
+def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of all whole groups of records, and the number of bytes that they take."""
     file.seek(0)
     lines: list[dict[str, Any]] = []
-    good = 0
+    group: list[dict[str, Any]] = []
+    good = size = 0
     for number, raw in enumerate(file, start=1):
         try:
             line = json.loads(raw) if raw.endswith(b"\n") else None
         except ValueError:
             line = None
         if not isinstance(line, dict):
-            rest = file.read()
-            if b"\n" in rest:
+            if b"\n" in file.read():
                 raise LedgerError(
                     f"{path} is damaged at line {number}, not only at its end. Repair or move the file, then run again."
                 )
-            logger.warning("%s ended in half a line; it was cut off.", path.name)
-            file.truncate(good)
             break
-        lines.append(line)
-        good += len(raw)
-    file.seek(0, os.SEEK_END)
-    return lines
+        size += len(raw)
+        group.append(line)
+        if not line.pop("more", False):
+            lines += group
+            group, good = [], size
+    return lines, good
 
 
-def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+def _check_format(found: Mapping[str, Any], path: Path) -> None:
     if found.get("format") != _FORMAT:
         raise LedgerError(f"{path} is no ledger of this package. Choose another log_dir.")
     if found.get("version") != _VERSION:
@@ -407,6 +362,10 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
             f"{path} has version {found.get('version')!r}; this package writes version {_VERSION}. "
             "Use the package that wrote it, or another log_dir."
         )
+
+
+def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    _check_format(found, path)
     if found.get("fingerprint") != wanted["fingerprint"]:
         differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
         raise LedgerMismatch(

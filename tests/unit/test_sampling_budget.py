@@ -129,3 +129,23 @@ async def test_waiting_ends_when_nothing_comes_back() -> None:
     first.settle(prompt_tokens=40, completion_tokens=40)
     with pytest.raises(BudgetExceeded):
         await asyncio.wait_for(waiting, 1)
+
+
+def test_the_journal_never_lies_below_what_may_be_billed() -> None:
+    written: list[tuple[float, int]] = []
+    meter = Meter(Budget(10, usd=5.0, tokens=100))
+    meter.keep_journal(
+        lambda spent, reserved: written.append((spent.usd + reserved.usd, spent.tokens + reserved.tokens))
+    )
+    first = meter.reserve(tokens=10, usd=1.0)
+    assert written == [(1.0, 10)]  # before the request is sent
+    meter.reserve(tokens=20, usd=2.0)
+    assert written[-1] == (3.0, 30)
+    first.settle(prompt_tokens=2, completion_tokens=1, usd=0.25)
+    meter.reserve(completions=3)  # completions alone are nothing that is billed
+    assert len(written) == 2
+    meter.write_journal()
+    assert written[-1] == (2.25, 23)
+    with pytest.raises(BudgetExceeded):
+        meter.reserve(tokens=1, usd=4.0)
+    assert len(written) == 3

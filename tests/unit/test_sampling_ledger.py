@@ -26,6 +26,7 @@ from iapo_dspy.sampling import (
     encode_prediction,
     fingerprint_of,
 )
+from iapo_dspy.sampling.ledger import read_ledger
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +58,34 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
         assert len(ledger.completions((1, 0))) == 2
 
 
+def test_records_that_belong_together_are_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(0), record(1)])
+    path = tmp_path / "ledger.jsonl"
+    before = path.read_bytes()
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(i, (0, 1)) for i in range(3)])
+    whole = path.read_bytes()
+    for end in range(len(before) + 1, len(whole)):  # killed after any byte
+        path.write_bytes(whole[:end])
+        assert [r.pull for r in read_ledger(tmp_path)[1] if isinstance(r, CompletionRecord)] == [(0, 0), (0, 0)]
+        assert path.read_bytes() == whole[:end]  # reading changes nothing
+        with Ledger.open(tmp_path, fingerprint="f") as ledger:
+            assert ledger.completions((0, 1)) == () and len(ledger.completions((0, 0))) == 2
+        assert path.read_bytes() == before
+    path.write_bytes(whole)
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert [r.index for r in ledger.completions((0, 1))] == [0, 1, 2]
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="no ledger at"):
+        read_ledger(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text("")
+    with pytest.raises(LedgerError, match="no ledger of this package"):
+        read_ledger(tmp_path)
+
+
 @pytest.mark.parametrize("torn", [b'{"kind":"completion","rou', b"\xff\xfe", b'{"kind":"completion"}', b"\n", b"12\n"])
 def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
@@ -68,7 +97,7 @@ def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes, caplog: pytest.LogCa
         assert ledger.completions((0, 0)) == (record(0),)
         assert path.read_bytes() == whole
         ledger.append(record(1))
-    assert "half a line" in caplog.text
+    assert "half a record" in caplog.text
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
         assert len(ledger.completions((0, 0))) == 2
 

@@ -1,0 +1,83 @@
+"""How far a run is, and what failed in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from iapo_dspy.sampling.budget import Spent
+from iapo_dspy.scoring.scores import Scored
+
+__all__ = ["FailureReport", "Failures", "Progress"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        completions: Completions drawn so far, failed ones included.
+        budget: Completions at most; None without a limit.
+        failed: Failed ones among them.
+        spent: Everything spent so far.
+    """
+
+    completions: int
+    budget: int | None
+    failed: int
+    spent: Spent
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureReport:
+    """Failed completions of a run.
+
+    Attributes:
+        completions: All completions of the run.
+        total: Failed ones.
+        errors: Failed ones where an exception, not the completion's text, was the cause.
+        share: Share of failed completions per prompt [P]; NaN for a prompt that was never pulled.
+        causes: The most frequent causes with their numbers.
+    """
+
+    completions: int
+    total: int
+    errors: int
+    share: tuple[float, ...]
+    causes: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        """Return one line for a log."""
+        causes = "; ".join(f"{n} x {cause}" for cause, n in self.causes[:3])
+        return f"{self.total} of {self.completions} completions failed and count as spent, without a vote: {causes}"
+
+
+@dataclass
+class Failures:
+    """Counts failures while a run goes on."""
+
+    drawn: list[int]
+    failed: list[int]
+    errors: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, prompt: int, scored: Sequence[Scored]) -> None:
+        """Count the completions of one pull."""
+        self.drawn[prompt] += len(scored)
+        for s in scored:
+            if s.failure is not None:
+                self.failed[prompt] += 1
+                self.errors += s.error
+                self.causes[s.failure[:200]] += 1
+
+    def report(self) -> FailureReport:
+        """Return what was counted so far."""
+        share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]
+        return FailureReport(
+            completions=sum(self.drawn),
+            total=sum(self.failed),
+            errors=self.errors,
+            share=tuple(share),
+            causes=tuple(self.causes.most_common(10)),
+        )

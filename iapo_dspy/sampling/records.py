@@ -1,0 +1,132 @@
+"""What the ledger keeps: one record a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from iapo_dspy.sampling.fields import jsonable
+
+__all__ = [
+    "CompletionRecord",
+    "PullKey",
+    "Record",
+    "ScoreRecord",
+    "SpentRecord",
+    "decode_record",
+    "encode_record",
+]
+
+PullKey = tuple[int, int]
+"""(round, position in the round's batch): what a resumed run asks for again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRecord:
+    """One completion of one pull.
+
+    Attributes:
+        round: Number of the batch of pulls, 0-based.
+        position: The pull's position in its batch.
+        index: The completion's position in its pull.
+        prompt: Index of the prompt.
+        query: Index of the query.
+        text: The raw completion.
+        fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
+        failure: What went wrong, one line; None for a success.
+        error: Whether a failure was one of transport, provider or program rather than of the text.
+        prompt_tokens: Its share.
+        completion_tokens: Its share.
+        usd: Its share; None where the price is unknown.
+        latency_s: Seconds.
+        seed: The seed that was sent.
+    """
+
+    round: int
+    position: int
+    index: int
+    prompt: int
+    query: int
+    text: str | None = None
+    fields: Mapping[str, Any] | None = None
+    failure: str | None = None
+    error: bool = False
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    latency_s: float = 0.0
+    seed: int | None = None
+
+    @property
+    def pull(self) -> PullKey:
+        """The pull it belongs to."""
+        return (self.round, self.position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRecord:
+    """How one completion was scored.
+
+    Attributes:
+        key: Names the completion; the caller's choice, such as round, position and index.
+        answer: Key of the answer that it votes for; None where there is no vote.
+        scores: One per objective; None for a failure.
+        failure: Why there is no score.
+        error: Whether an exception of the metric was the cause.
+        scorer: Hash of the code that scored; a score of other code is not used again.
+    """
+
+    key: str
+    scorer: str = ""
+    answer: str | None = None
+    scores: Sequence[float] | None = None
+    failure: str | None = None
+    error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpentRecord:
+    """What the run has taken so far, this process and earlier ones together.
+
+    Attributes:
+        requests: HTTP attempts.
+        prompt_tokens: Tokens read, those of failed attempts included.
+        completion_tokens: Tokens written.
+        usd: Dollars, as far as prices are known.
+        seconds: Wall-clock time.
+        finished: Whether the run came to its end.
+        reserved_tokens: Upper bound of the tokens of requests in flight, where the budget needs one.
+        reserved_usd: Upper bound of their dollars. What a killed process had in flight may be billed, and nobody will
+            ever learn how much: a resumed run counts it as spent.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    seconds: float = 0.0
+    finished: bool = False
+    reserved_tokens: int = 0
+    reserved_usd: float = 0.0
+
+
+Record = CompletionRecord | ScoreRecord | SpentRecord
+_KINDS: dict[type, str] = {CompletionRecord: "completion", ScoreRecord: "score", SpentRecord: "spent"}
+_TYPES: dict[str, type] = {kind: cls for cls, kind in _KINDS.items()}
+
+
+def encode_record(record: Record) -> dict[str, Any]:
+    """Return a record as one line's JSON data."""
+    shallow = {f.name: getattr(record, f.name) for f in fields(record)}
+    return {"kind": _KINDS[type(record)], **jsonable(shallow)}
+
+
+def decode_record(line: Mapping[str, Any]) -> Record | None:
+    """Return the record of a line; None for a kind that later versions may add. Unknown fields are left out."""
+    cls = _TYPES.get(str(line.get("kind")))
+    if cls is None:
+        return None
+    names = {f.name for f in fields(cls)}
+    record: Record = cls(**{k: v for k, v in line.items() if k in names})
+    return record

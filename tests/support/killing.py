@@ -1,0 +1,64 @@
+"""Compiles in processes of their own that can be killed at any moment."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dspy
+import litellm  # noqa: F401 - imported once, by the fork server
+
+from iapo_dspy import IAPO, Budget, MajorityVote, Preference
+from tests.support.worlds import INSTRUCTIONS, exact, questions
+
+THREADS = 8
+PREFERENCES = [Preference("quality", cost=0.0), Preference("balanced", cost=3.0), Preference("thrifty", cost=30.0)]
+
+
+def compile_once(lm: Mapping[str, Any], log_dir: str | None, result: str, usd: float | None = None) -> None:
+    """Compile and write the policy's saved state to a file."""
+    with dspy.context(lm=dspy.LM("openai/fake", **lm)):
+        optimizer = IAPO(
+            metric=exact,
+            strategy=MajorityVote("answer"),
+            preferences=PREFERENCES,
+            max_n=8,
+            budget=Budget(800, usd=usd),
+            candidates=INSTRUCTIONS,
+            num_threads=THREADS,
+            log_dir=log_dir,
+            progress=False,
+        )
+        program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
+    Path(result).write_text(json.dumps(program.policy.dump_state()))
+
+
+class Victim:
+    """One such process. Imports are paid once, by a fork server."""
+
+    def __init__(self, *args: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._process = context.Process(target=compile_once, args=args, daemon=True)
+        self._process.start()
+
+    def kill(self) -> None:
+        """SIGKILL, as `kill -9` does: nothing in the process gets to run."""
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, signal.SIGKILL)
+        self.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def wait(self) -> int:
+        """Return the exit status."""
+        self._process.join(60)
+        assert self._process.exitcode is not None
+        return self._process.exitcode
