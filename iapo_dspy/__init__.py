@@ -16,6 +16,7 @@ program(question="...", preference="thrifty")
 ```
 """
 
+from iapo_dspy.environments.ledgers import export, recording_of
 from iapo_dspy.environments.live import Progress
 from iapo_dspy.errors import (
     AllCompletionsFailed,
@@ -75,4 +76,6 @@ __all__ = [
     "TooManyErrors",
     "UnknownPreference",
     "__version__",
+    "export",
+    "recording_of",
 ]

@@ -233,7 +233,15 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if self.log_dir is None:
             return NullLedger()
         settings = plan.settings(self.strategy, self.preferences)
-        return Ledger.open(self.log_dir, fingerprint=fingerprint_of(settings), settings=settings)
+        # What readers of the ledger need; it says nothing that the fingerprint does not depend on already.
+        about = {
+            "n_prompts": len(plan.prompts),
+            "n_queries": len(plan.examples),
+            "objectives": list(self.strategy.objectives),
+            "labels": [p.label for p in plan.prompts],
+        }
+        fingerprint = fingerprint_of(settings)
+        return Ledger.open(self.log_dir, fingerprint=fingerprint, settings={**settings, "about": about})
 
     def _conclude(self, plan: Plan, outcome: Outcome, environment: LiveEnvironment, meter: Meter) -> CompiledProgram:
         spent, failures = meter.spent, environment.failures
