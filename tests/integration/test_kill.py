@@ -14,8 +14,8 @@ import pytest
 
 from iapo_dspy.sampling.ledger import Ledger, read_ledger
 from iapo_dspy.sampling.records import CompletionRecord
-from tests.support.killing import THREADS, Victim
-from tests.support.loopback import Loopback
+from tests.support.killing import MAX_N, THREADS, Victim
+from tests.support.loopback import Faults, Loopback
 from tests.support.worlds import adder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and fork servers are POSIX")
@@ -49,10 +49,15 @@ def seeds(server: Loopback) -> list[int]:
     return [body["seed"] for body in server.bodies]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_compile_goes_on_where_it_was(kills: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "takes_n"),
+    [(4, True), pytest.param(20, True, marks=pytest.mark.slow), pytest.param(6, False, marks=pytest.mark.slow)],
+)
+def test_a_killed_compile_goes_on_where_it_was(kills: int, takes_n: bool, tmp_path: Path) -> None:
     rng = random.Random(kills)
-    with Loopback(adder, latency=0.02) as server:
+    faults = Faults(ignore_n=not takes_n)
+    in_flight = THREADS * (1 if takes_n else MAX_N)  # where n is ignored, a pull is as many requests as completions
+    with Loopback(adder, latency=0.02, faults=faults) as server:
         assert Victim(lm(server), None, str(tmp_path / "whole.json")).wait() == 0
         wanted, whole = json.loads((tmp_path / "whole.json").read_text()), Counter(seeds(server))
     assert max(whole.values()) == 1  # a seed names a request
@@ -61,7 +66,7 @@ def test_a_killed_compile_goes_on_where_it_was(kills: int, tmp_path: Path) -> No
     while died < kills:
         runs += 1
         log_dir, result = tmp_path / f"run{runs}", tmp_path / f"run{runs}.json"
-        with Loopback(adder, latency=0.02) as server:
+        with Loopback(adder, latency=0.02, faults=faults) as server:
             paid: set[int] = set()
             lost_at_all = 0
             while not result.exists():
@@ -79,7 +84,7 @@ def test_a_killed_compile_goes_on_where_it_was(kills: int, tmp_path: Path) -> No
                 assert not paid & set(asked), "a request was sent although its completions are on disk"
                 paid = stored(log_dir)
                 lost = set(asked) - paid
-                assert len(lost) <= THREADS, "more was lost than can have been in flight"
+                assert len(lost) <= in_flight, "more was lost than can have been in flight"
                 lost_at_all, lost_most = lost_at_all + len(lost), max(lost_most, len(lost))
             counts = Counter(seeds(server))
             assert set(counts) == set(whole)

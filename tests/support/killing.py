@@ -17,6 +17,7 @@ from iapo_dspy import IAPO, Budget, MajorityVote, Preference
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
 THREADS = 8
+MAX_N = 8
 PREFERENCES = [Preference("quality", cost=0.0), Preference("balanced", cost=3.0), Preference("thrifty", cost=30.0)]
 
 
@@ -27,7 +28,7 @@ def compile_once(lm: Mapping[str, Any], log_dir: str | None, result: str, usd: f
             metric=exact,
             strategy=MajorityVote("answer"),
             preferences=PREFERENCES,
-            max_n=8,
+            max_n=MAX_N,
             budget=Budget(800, usd=usd),
             candidates=INSTRUCTIONS,
             num_threads=THREADS,
