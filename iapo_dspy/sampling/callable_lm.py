@@ -23,9 +23,11 @@ from iapo_dspy.sampling.client import (
     raise_fatal,
     whole_text,
 )
-from iapo_dspy.sampling.loop import Gate, in_thread
+from iapo_dspy.sampling.gate import Gate
+from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.params import canonical, derive_seed, max_output_tokens
 from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
+from iapo_dspy.sampling.retry import is_throttled
 
 __all__ = ["CallableCompleter", "completer_for"]
 
@@ -75,17 +77,20 @@ class CallableCompleter:
             params.pop(name, None)
         # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
         params = {k: v for k, v in params.items() if k not in self._lm.kwargs or self._lm.kwargs[k] != v}
-        async with self._gate():
+        async with self._gate() as slot:
             reservation, prompt = await self._reserve(request)
             tally.requests += 1
             start = time.perf_counter()
             try:
                 with _usage(recorded=request.record is not None) as tracker:
                     outputs = await asyncio.wait_for(self._outputs(request.messages, params, index), self._timeout)
-            except BaseException:
+            except BaseException as error:
                 reservation.forfeit(requests=1, prompt_tokens=prompt)
+                if is_throttled(error):
+                    slot.throttled()
                 raise
             latency = time.perf_counter() - start
+            slot.succeeded()
         usage = _total(tracker)
         if usage.recounted and self._meter.bounds_requests:
             # A budget of tokens must not be escaped by an LM that reports none.

@@ -14,10 +14,11 @@ import dspy
 
 from iapo_dspy.errors import BudgetExceeded, IAPOError
 from iapo_dspy.sampling.budget import Meter, Reservation
-from iapo_dspy.sampling.loop import Gate
+from iapo_dspy.sampling.gate import Gate
+from iapo_dspy.sampling.loop import within
 from iapo_dspy.sampling.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
 from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
-from iapo_dspy.sampling.retry import backoff, is_fatal, is_refused, is_retryable, retry_after
+from iapo_dspy.sampling.retry import backoff, is_fatal, is_refused, is_retryable, is_throttled, retry_after
 
 __all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "LiteLLMCompleter", "Reply"]
 
@@ -295,7 +296,7 @@ class LiteLLMCompleter:
                 raise
             except Exception as error:
                 asked = retry_after(error)
-                if attempt >= self._retries or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
+                if attempt >= self._allowed(error) or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
                     raise
                 delay = backoff(attempt, asked, self._rng)
                 logger.debug("Attempt %d failed (%s); next in %.2f s.", attempt + 1, type(error).__name__, delay)
@@ -303,6 +304,11 @@ class LiteLLMCompleter:
                     self._gate.pause(asked)
             attempt += 1
             await asyncio.sleep(delay)
+
+    def _allowed(self, error: Exception) -> int:
+        """Attempts after the first: a 429 says something about the crowd, which takes some halvings to thin out."""
+        halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
+        return self._retries + halvings
 
     def _seeded(self, request: CompletionRequest, index: int) -> tuple[dict[str, Any], int | None]:
         base = self._lm.kwargs.get("seed")
@@ -314,7 +320,7 @@ class LiteLLMCompleter:
     async def _attempt(
         self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None, tally: Tally
     ) -> list[Choice]:
-        async with self._gate():
+        async with self._gate() as slot:
             reservation, prompt = await self._reserve(request, n)
             tally.requests += 1
             start = time.perf_counter()
@@ -325,8 +331,11 @@ class LiteLLMCompleter:
                     reservation.settle(requests=1)
                 else:  # cut off: whatever it may have cost is gone
                     reservation.forfeit(requests=1, prompt_tokens=prompt)
+                if is_throttled(error):
+                    slot.throttled()
                 raise
             latency = time.perf_counter() - start
+            slot.succeeded()
         return self._read(request, params, response, n, seed, latency, reservation, tally)
 
     async def _reserve(self, request: CompletionRequest, n: int) -> tuple[Reservation, int]:
@@ -346,17 +355,19 @@ class LiteLLMCompleter:
         sent.pop("timeout", None)
         if n > 1:
             sent["n"] = n
-        call = import_litellm().acompletion(
+        litellm = import_litellm()
+        if litellm.cache is not None:  # asking for no cache costs time even where there is none
+            sent["cache"] = {"no-cache": True, "no-store": True}
+        call = litellm.acompletion(
             model=request.model,
             messages=list(request.messages),
             num_retries=0,
             max_retries=0,
-            cache={"no-cache": True, "no-store": True},
             timeout=timeout,
             **sent,
         )
         limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
-        return await asyncio.wait_for(call, limit)
+        return await within(call, limit)
 
     def _read(
         self,

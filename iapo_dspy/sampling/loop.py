@@ -12,12 +12,14 @@ import concurrent.futures
 import contextlib
 import contextvars
 import os
+import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Gate", "ThreadGate", "await_on_loop", "background_loop", "in_thread", "run_on_loop"]
+from iapo_dspy.sampling.workers import WORKERS
+
+__all__ = ["ThreadGate", "await_on_loop", "background_loop", "in_thread", "run_on_loop", "within"]
 
 T = TypeVar("T")
 
@@ -90,7 +92,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a function in a new daemon thread, in a copy of the current context; await the result on this loop."""
+    """Run a function in a daemon thread, in a copy of the current context; await the result on this loop."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
@@ -116,38 +118,16 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
             with contextlib.suppress(RuntimeError):  # the loop was closed between the check and the call
                 loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=work, name="iapo-dspy-rollout", daemon=True).start()
+    WORKERS.submit(work)
     return future
 
 
-class Gate:
-    """Bounds the requests in flight; a provider that asks for patience pauses all of them.
-
-    Args:
-        limit: Requests in flight at most, >= 1.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.in_flight = 0
-        self._slots = asyncio.Semaphore(limit)
-        self._not_before = 0.0
-
-    def pause(self, seconds: float) -> None:
-        """Let no further request start for so long."""
-        self._not_before = max(self._not_before, time.monotonic() + seconds)
-
-    @contextlib.asynccontextmanager
-    async def __call__(self) -> AsyncIterator[None]:
-        """Hold one slot."""
-        async with self._slots:
-            while (wait := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            self.in_flight += 1
-            try:
-                yield
-            finally:
-                self.in_flight -= 1
+async def within(coroutine: Coroutine[Any, Any, T], seconds: float | None) -> T:
+    """Await a coroutine for so long at most; unlike `asyncio.wait_for`, without a task of its own where Python can."""
+    if sys.version_info >= (3, 11):
+        async with asyncio.timeout(seconds):
+            return await coroutine
+    return await asyncio.wait_for(coroutine, seconds)
 
 
 class ThreadGate:

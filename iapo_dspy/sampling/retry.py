@@ -12,7 +12,7 @@ from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["backoff", "is_fatal", "is_refused", "is_retryable", "retry_after", "secrets_of"]
+__all__ = ["backoff", "is_fatal", "is_refused", "is_retryable", "is_throttled", "retry_after", "secrets_of"]
 
 _FATAL = frozenset(
     {
@@ -84,6 +84,11 @@ def is_retryable(error: BaseException) -> bool:
         return True
     status = _status(error)
     return status is not None and (status in _LATER or status >= 500)
+
+
+def is_throttled(error: BaseException) -> bool:
+    """Whether the provider says that too much is asked of it at a time."""
+    return _status(error) == 429 or "LMRateLimitError" in _names(error)
 
 
 def is_refused(error: BaseException) -> bool:

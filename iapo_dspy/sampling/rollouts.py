@@ -22,7 +22,8 @@ from iapo_dspy.sampling.cache import IdentityCache
 from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
-from iapo_dspy.sampling.loop import Gate, ThreadGate, await_on_loop, in_thread, run_on_loop
+from iapo_dspy.sampling.gate import Gate
+from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, in_thread, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import request_params
 from iapo_dspy.sampling.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of

@@ -16,6 +16,7 @@ from dspy.utils import DummyLM
 from dspy.utils.usage_tracker import track_usage
 
 from iapo_dspy.sampling import Sampler
+from iapo_dspy.sampling.workers import WORKERS
 from tests.support.loopback import Faults, Loopback, chat
 
 QUESTION = {"question": "q"}
@@ -301,7 +302,7 @@ async def test_cancelling_the_wait_cancels_the_work() -> None:
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(sampler.sample(program, QUESTION, 3, key=0), 0.5)
             await asyncio.sleep(0.3)
-            assert not [t for t in threading.enumerate() if t.name == "iapo-dspy-rollout"]
+            assert WORKERS.busy == 0
             assert sampler.meter.spent.requests == 1
 
 

@@ -16,7 +16,8 @@ from dspy.utils import DummyLM
 
 from iapo_dspy.errors import ConfigurationError, one_line
 from iapo_dspy.sampling import CompletionRequest, Sampler, effective_temperature, is_fatal, price_of
-from iapo_dspy.sampling.loop import Gate, ThreadGate, in_thread
+from iapo_dspy.sampling.gate import Gate
+from iapo_dspy.sampling.loop import ThreadGate, in_thread
 from iapo_dspy.sampling.params import canonical, derive_seed, max_output_tokens, request_params, supports_n
 from iapo_dspy.sampling.pricing import check_usage, prompt_bound
 from iapo_dspy.sampling.retry import backoff, is_refused, is_retryable, retry_after, secrets_of

@@ -1,0 +1,124 @@
+"""How many requests may be in flight: as many as the provider bears, never more than the user allows."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+__all__ = ["Gate", "Slot"]
+
+logger = logging.getLogger(__name__)
+
+
+class Slot:
+    """One place in flight; an asynchronous context manager that knows when its request was sent."""
+
+    __slots__ = ("_gate", "sent")
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.sent = 0.0
+
+    async def __aenter__(self) -> Slot:
+        """Wait for the place."""
+        await self._gate._enter()
+        self.sent = self._gate._clock()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        self._gate._leave()
+
+    def succeeded(self) -> None:
+        """Say that the provider answered: a little more may be tried."""
+        self._gate._grow(self.sent)
+
+    def throttled(self) -> None:
+        """Say that the provider answered by a 429: half as much is tried from now on."""
+        self._gate._shrink(self.sent)
+
+
+class Gate:
+    """Bounds the requests in flight, and adapts the bound as TCP does its window.
+
+    A 429 halves the width, but not below `least`, and at most once per round trip: requests that were in flight
+    together are told off for the same crowd, so only one that was sent after the last halving says anything new. For
+    the same reason only the answers to such requests are good news; each adds 1 / width, which is one more place per
+    round trip, up to the limit. A provider that asks for patience pauses all requests.
+
+    Args:
+        limit: Requests in flight at most, >= 1; where the width starts.
+        least: The width never falls below it.
+        clock: Seconds that only grow; for tests.
+    """
+
+    def __init__(self, limit: int, *, least: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limit = limit
+        self.in_flight = 0
+        self._least = min(least, limit)
+        self._clock = clock
+        self._width = float(limit)
+        self._halved = float("-inf")
+        self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._not_before = 0.0
+
+    @property
+    def width(self) -> int:
+        """Requests that may be in flight now."""
+        return int(self._width)
+
+    def __call__(self) -> Slot:
+        """Return a place to be held with `async with`."""
+        return Slot(self)
+
+    def pause(self, seconds: float) -> None:
+        """Let no further request start for so long."""
+        self._not_before = max(self._not_before, self._clock() + seconds)
+
+    async def _enter(self) -> None:
+        if self.in_flight < self.width and not self._queue:
+            self.in_flight += 1
+        else:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await turn  # whoever lets it in has counted it already
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._leave()
+                raise
+        try:
+            while (wait := self._not_before - self._clock()) > 0:
+                await asyncio.sleep(wait)
+        except asyncio.CancelledError:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._queue and self.in_flight < self.width:
+            turn = self._queue.popleft()
+            if not turn.done():  # a cancelled one has left by itself
+                self.in_flight += 1
+                turn.set_result(None)
+
+    def _grow(self, sent: float) -> None:
+        if sent >= self._halved and self._width < self.limit:
+            self._width = min(self._width + 1.0 / self._width, float(self.limit))
+            self._admit()
+
+    def _shrink(self, sent: float) -> None:
+        if sent < self._halved:
+            return
+        self._halved = self._clock()
+        self._width = max(self._width / 2.0, float(self._least))
+        logger.info("The provider asks for less; at most %d requests are in flight now.", self.width)
