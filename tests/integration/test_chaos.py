@@ -54,7 +54,7 @@ def test_chaos_changes_what_a_run_takes_but_not_what_it_finds() -> None:
         assert server.statuses[429] and server.statuses[500]  # it was chaos
         assert server.completions <= spent.completions <= 450
         assert billed <= spent.usd <= 100.0
-        assert spent.requests == server.requests > len(results.rounds)
+        assert spent.requests >= server.requests > sum(r.pulls for r in results.rounds)  # retries are seen and counted
     assert results.complete
     assert program.policy.ready.arms == clean.policy.ready.arms
     quality, thrifty = program.solve("quality"), program.solve("thrifty")
@@ -63,7 +63,7 @@ def test_chaos_changes_what_a_run_takes_but_not_what_it_finds() -> None:
 
     report = results.failures
     assert report.completions == spent.completions and 0 < report.total < 0.1 * report.completions
-    assert all(0 <= share < 0.15 for share in report.share) and max(report.share) > 0
+    assert all(0 <= share < 0.25 for share in report.share) and max(report.share) > 0
     assert sum(n for _, n in report.causes) == report.total
     assert any("AdapterParseError" in cause for cause, _ in report.causes)
     assert clean.detailed_results.failures.total == 0
