@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from iapo_dspy.bandit.problem import Algorithm, Problem, check_budget
-from iapo_dspy.bandit.sequential import pick_best, run_sequentially
+from iapo_dspy.bandit.sequential import pick_best, pick_unseen, run_sequentially
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -14,6 +14,8 @@ __all__ = ["epsilon_greedy"]
 
 def epsilon_greedy(problem: Problem, *, budget: int, seed: int, epsilon: float = 0.15) -> Algorithm:
     """Pull the best arm of a random context, or with probability epsilon any arm.
+
+    An arm without a block comes before all others.
 
     Args:
         problem: The problem.
@@ -30,6 +32,9 @@ def epsilon_greedy(problem: Problem, *, budget: int, seed: int, epsilon: float =
         raise ConfigurationError(f"epsilon is {epsilon!r}; give a number from 0 to 1.")
 
     def rule(rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        unseen = pick_unseen(rng, count)
+        if unseen is not None:
+            return unseen
         if rng.random() < epsilon:
             return int(rng.integers(len(q)))
         return pick_best(rng, q)

@@ -17,7 +17,7 @@ from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round
 from iapo_dspy.bandit.trimming import best_arms
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Rule", "pick_best", "run_sequentially"]
+__all__ = ["Rule", "pick_best", "pick_unseen", "run_sequentially"]
 
 Rule = Callable[[np.random.Generator, FloatArray, IntArray], int]
 """(rng, estimated utility of each arm in the context, 0 before its first block; its blocks) -> chosen position."""
@@ -58,6 +58,16 @@ def run_sequentially(problem: Problem, rule: Rule, *, budget: int, seed: int) ->
             table.observe(observations)
         complete = made == pulls.completions and (not observations.exhausted or spent >= budget)
     return table.outcome(spent, steps, complete)
+
+
+def pick_unseen(rng: np.random.Generator, count: IntArray) -> int | None:
+    """Return the position of a random arm without a block, None once all have one.
+
+    Every rule looks at all arms first: an estimate of 0 for an arm that nobody has looked at is a bias towards or
+    against it, depending on where the utility's zero happens to lie.
+    """
+    unseen = np.flatnonzero(count == 0)
+    return int(unseen[rng.integers(len(unseen))]) if len(unseen) else None
 
 
 def pick_best(rng: np.random.Generator, values: FloatArray) -> int:

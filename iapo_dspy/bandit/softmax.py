@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from iapo_dspy.bandit.problem import Algorithm, Problem, check_budget
-from iapo_dspy.bandit.sequential import run_sequentially
+from iapo_dspy.bandit.sequential import pick_unseen, run_sequentially
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -14,6 +14,8 @@ __all__ = ["softmax"]
 
 def softmax(problem: Problem, *, budget: int, seed: int, temperature: float = 0.05) -> Algorithm:
     """Pull an arm of a random context with probability proportional to exp(Q / temperature).
+
+    An arm without a block comes before all others.
 
     Args:
         problem: The problem.
@@ -30,6 +32,9 @@ def softmax(problem: Problem, *, budget: int, seed: int, temperature: float = 0.
         raise ConfigurationError(f"temperature is {temperature!r}; give a number > 0.")
 
     def rule(rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        unseen = pick_unseen(rng, count)
+        if unseen is not None:
+            return unseen
         below = np.cumsum(np.exp((q - q.max()) / temperature))
         return int(min(np.searchsorted(below, rng.random() * below[-1], side="right"), len(q) - 1))
 

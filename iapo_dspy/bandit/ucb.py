@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from iapo_dspy.bandit.problem import Algorithm, Problem, check_budget
-from iapo_dspy.bandit.sequential import pick_best, run_sequentially
+from iapo_dspy.bandit.sequential import pick_best, pick_unseen, run_sequentially
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -34,9 +34,9 @@ def ucb(problem: Problem, *, budget: int, seed: int, c: float = 0.1) -> Algorith
         raise ConfigurationError(f"c is {c!r}; give a number >= 0.")
 
     def rule(rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
-        if not count.all():
-            unseen = np.flatnonzero(count == 0)
-            return int(unseen[rng.integers(len(unseen))])
+        unseen = pick_unseen(rng, count)
+        if unseen is not None:
+            return unseen
         return pick_best(rng, q + c * np.sqrt(math.log(int(count.sum())) / count))
 
     return run_sequentially(problem, rule, budget=budget, seed=seed)

@@ -18,6 +18,15 @@ __all__ = ["Delay", "Drift", "Failures", "Noise"]
 class _Wrapper:
     def __init__(self, inner: Environment) -> None:
         self._inner = inner
+        self.depth: int = getattr(inner, "depth", 0) + 1
+
+    def _stream(self, seed: int, kind: int) -> np.random.Generator:
+        """Return a random stream of this wrapper's own.
+
+        Without its kind and depth it would be the stream that the environment below draws with when both have one
+        seed, and trouble would strike just the completions that came out a certain way.
+        """
+        return np.random.default_rng([seed, self.depth, kind])
 
     @property
     def n_prompts(self) -> int:
@@ -44,7 +53,7 @@ class Noise(_Wrapper):
         if not sd >= 0:
             raise ConfigurationError(f"Noise: sd is {sd!r}; give a number >= 0.")
         self._sd = sd
-        self._rng = np.random.default_rng(seed)
+        self._rng = self._stream(seed, 1)
 
     def pull(self, pulls: Pulls) -> Observations:
         """Implement `Environment.pull`."""
@@ -66,7 +75,7 @@ class Failures(_Wrapper):
         if not 0 <= share <= 1:
             raise ConfigurationError(f"Failures: share is {share!r}; give a number from 0 to 1.")
         self._share = share
-        self._rng = np.random.default_rng(seed)
+        self._rng = self._stream(seed, 2)
 
     def pull(self, pulls: Pulls) -> Observations:
         """Implement `Environment.pull`."""
@@ -128,7 +137,7 @@ class Drift(_Wrapper):
         self._later = later
         self._over = over
         self._drawn = 0
-        self._rng = np.random.default_rng(seed)
+        self._rng = self._stream(seed, 3)
 
     def pull(self, pulls: Pulls) -> Observations:
         """Implement `Environment.pull`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             runs = simulate(
                 where,
                 who,
-                [int(b) for b in _split(asked.budgets)],
+                _budgets(asked.budgets),
                 runs=asked.runs,
                 seed=asked.seed,
                 jobs=asked.jobs,
@@ -47,16 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "max_n": asked.max_n,
         }
         summary = summarize(where.name, runs, settings)
-        if asked.json:
-            write_json(summary, asked.json)
-        if asked.plot:
-            plot_simulation(summary, asked.plot)
     except (ConfigurationError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{where.name}: {asked.runs} runs, ties={asked.ties}, rule={asked.rule}\n")
     print(acr_table(summary), details_table(summary), significance_table(summary), sep="\n\n")
+    try:  # after the tables: a full disk must not take them along
+        if asked.json:
+            write_json(summary, asked.json)
+        if asked.plot:
+            plot_simulation(summary, asked.plot)
+    except OSError as error:
+        print(f"error: the results could not be written: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        return [int(b) for b in _split(text)]
+    except ValueError:
+        raise ConfigurationError(f"--budgets {text!r}: give whole numbers, separated by commas: 1000,5000.") from None
 
 
 def _check_outputs(asked: argparse.Namespace) -> None:
@@ -67,6 +79,10 @@ def _check_outputs(asked: argparse.Namespace) -> None:
     for path in (Path(p) for p in (asked.json, asked.plot) if p):
         if not path.parent.is_dir():
             raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigurationError(f"Cannot write {path}: it is a folder, or may not be written.")
+    if asked.plot and Path(asked.plot).suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ConfigurationError(f"Cannot plot to {asked.plot}: give a name that ends in .png, .pdf or .svg.")
 
 
 def _split(text: str) -> list[str]:

@@ -79,7 +79,7 @@ def simulate(
         budgets: Budgets T, completions.
         runs: How many runs, >= 1.
         seed: Root of all seeds, >= 0.
-        jobs: How many runs at once; -1 for one per core.
+        jobs: How many runs at once; -1 for one per core. With Ray, 1 means as many as the cluster has cores.
         backend: "processes" on this machine, or "ray" for a Ray cluster (the one that `RAY_ADDRESS` names, or a local
             one, which is stopped afterwards). The package must be installed on its workers.
         progress: Called with the number of finished runs after each; with Ray, once all are done.
@@ -122,7 +122,9 @@ def _map(
     with _backend(joblib, backend):
         # joblib's Ray backend hands all results back together, the processes one after the other.
         return_as = "list" if backend == "ray" else "generator"
-        yield from joblib.Parallel(n_jobs=jobs, return_as=return_as)(tasks)
+        # One job at a time would run in this process, not on the cluster.
+        n_jobs = -1 if backend == "ray" and jobs == 1 else jobs
+        yield from joblib.Parallel(n_jobs=n_jobs, return_as=return_as)(tasks)
 
 
 def _backend(joblib: Any, backend: Backend) -> AbstractContextManager[Any]:
