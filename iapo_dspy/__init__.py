@@ -39,6 +39,7 @@ from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.quote import Quote
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.sampling.budget import Budget, Spent
+from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.types import Arm, Decoding, Preference
 
@@ -68,6 +69,7 @@ __all__ = [
     "PreferenceResult",
     "Progress",
     "Quote",
+    "ReplicatedLM",
     "ReservedFieldName",
     "ScoreError",
     "Spent",

@@ -15,6 +15,7 @@ from iapo_dspy.sampling.ledger import (
 from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.params import effective_temperature
 from iapo_dspy.sampling.pricing import price_of
+from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.sampling.retry import is_fatal
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 
@@ -30,6 +31,7 @@ __all__ = [
     "Meter",
     "NullLedger",
     "PullKey",
+    "ReplicatedLM",
     "Reply",
     "Reservation",
     "Rollout",

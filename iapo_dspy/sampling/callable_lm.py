@@ -20,14 +20,13 @@ from iapo_dspy.sampling.client import (
     LiteLLMCompleter,
     Reply,
     Tally,
-    raise_fatal,
-    whole_text,
 )
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.params import canonical, derive_seed, max_output_tokens
-from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
-from iapo_dspy.sampling.retry import is_throttled
+from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound, whole_text
+from iapo_dspy.sampling.replicas import ReplicatedLM
+from iapo_dspy.sampling.retry import is_throttled, raise_fatal
 
 __all__ = ["CallableCompleter", "completer_for"]
 
@@ -162,6 +161,10 @@ def completer_for(
     seed: int = 0,
 ) -> Completer:
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
+    if isinstance(lm, ReplicatedLM):
+        return LiteLLMCompleter(
+            lm, gate=gate, meter=meter, num_retries=num_retries, timeout=timeout, seed=seed, send=lm.acompletion
+        )
     if _litellm_reaches(lm):
         return LiteLLMCompleter(lm, gate=gate, meter=meter, num_retries=num_retries, timeout=timeout, seed=seed)
     return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout)

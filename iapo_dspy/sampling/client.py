@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -17,8 +17,16 @@ from iapo_dspy.sampling.budget import Meter, Reservation
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import within
 from iapo_dspy.sampling.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
-from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound
-from iapo_dspy.sampling.retry import backoff, is_fatal, is_refused, is_retryable, is_throttled, retry_after
+from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound, whole_text
+from iapo_dspy.sampling.retry import (
+    backoff,
+    is_refused,
+    is_retryable,
+    is_throttled,
+    is_unsent,
+    raise_fatal,
+    retry_after,
+)
 
 __all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "LiteLLMCompleter", "Reply"]
 
@@ -173,13 +181,6 @@ class Tally:
         )
 
 
-def raise_fatal(errors: Sequence[BaseException]) -> None:
-    """Raise the first error that is no matter of one request."""
-    for error in errors:
-        if not isinstance(error, Exception) or is_fatal(error):
-            raise error
-
-
 class LiteLLMCompleter:
     """Asks a `dspy.LM` with `model_type="chat"` through `litellm.acompletion`, cache and silent retries off.
 
@@ -193,6 +194,7 @@ class LiteLLMCompleter:
         num_retries: Attempts after the first one; None takes the LM's.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts.
+        send: Takes the place of `litellm.acompletion`, such as a Router's.
     """
 
     def __init__(
@@ -204,8 +206,10 @@ class LiteLLMCompleter:
         num_retries: int | None = None,
         timeout: float | None = None,
         seed: int = 0,
+        send: Callable[..., Coroutine[Any, Any, Any]] | None = None,
     ) -> None:
         self._lm = lm
+        self._ask = send
         self._gate = gate
         self._meter = meter or Meter()
         self._retries = lm.num_retries if num_retries is None else num_retries
@@ -327,7 +331,10 @@ class LiteLLMCompleter:
             try:
                 response = await self._send(request, params, n)
             except BaseException as error:
-                if isinstance(error, Exception) and is_refused(error):
+                if is_unsent(error):
+                    tally.requests -= 1
+                    reservation.release()
+                elif isinstance(error, Exception) and is_refused(error):
                     reservation.settle(requests=1)
                 else:  # cut off: whatever it may have cost is gone
                     reservation.forfeit(requests=1, prompt_tokens=prompt)
@@ -350,15 +357,16 @@ class LiteLLMCompleter:
         return await self._meter.areserve(tokens=prompt + completion, usd=usd), prompt
 
     async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
-        sent = {k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token")}
-        timeout = self._timeout or sent.pop("timeout", None) or _TIMEOUT
-        sent.pop("timeout", None)
+        sent = {
+            k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
+        }
+        timeout = self._timeout or params.get("timeout") or _TIMEOUT
         if n > 1:
             sent["n"] = n
         litellm = import_litellm()
         if litellm.cache is not None:  # asking for no cache costs time even where there is none
             sent["cache"] = {"no-cache": True, "no-store": True}
-        call = litellm.acompletion(
+        call = (self._ask or litellm.acompletion)(
             model=request.model,
             messages=list(request.messages),
             num_retries=0,
@@ -437,12 +445,3 @@ class LiteLLMCompleter:
             if isinstance(cost, (int, float)):
                 return float(cost)
         return None if self._price is None else self._price.of(usage.prompt_tokens, usage.completion_tokens)
-
-
-def whole_text(output: Any) -> str | None:
-    """Everything a choice made the LM write, for counting."""
-    if isinstance(output, str) or output is None:
-        return output
-    parts = [output.get("reasoning_content"), output.get("text")]
-    parts += [canonical(call) for call in output.get("tool_calls") or ()]
-    return "\n".join(p for p in parts if p) or None

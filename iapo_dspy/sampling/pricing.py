@@ -13,7 +13,7 @@ import dspy
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.params import canonical, import_litellm, max_output_tokens
 
-__all__ = ["Price", "Usage", "check_budget", "check_usage", "price_of", "prompt_bound"]
+__all__ = ["Price", "Usage", "check_budget", "check_usage", "price_of", "prompt_bound", "whole_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -157,3 +157,12 @@ def check_usage(
     counted = sum(int(counter(model=model, text=text)) for text in full)
     logger.debug("Usage of %d choices from %s cannot be right; recounted.", len(texts), model)
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
+
+
+def whole_text(output: Any) -> str | None:
+    """Everything a choice made the LM write, for counting."""
+    if isinstance(output, str) or output is None:
+        return output
+    parts = [output.get("reasoning_content"), output.get("text")]
+    parts += [canonical(call) for call in output.get("tool_calls") or ()]
+    return "\n".join(p for p in parts if p) or None

@@ -7,12 +7,22 @@ import email.utils
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["backoff", "is_fatal", "is_refused", "is_retryable", "is_throttled", "retry_after", "secrets_of"]
+__all__ = [
+    "backoff",
+    "is_fatal",
+    "is_refused",
+    "is_retryable",
+    "is_throttled",
+    "is_unsent",
+    "raise_fatal",
+    "retry_after",
+    "secrets_of",
+]
 
 _FATAL = frozenset(
     {
@@ -80,10 +90,24 @@ def is_retryable(error: BaseException) -> bool:
         return False
     if isinstance(error, (asyncio.TimeoutError, TimeoutError, ConnectionError)) or _names(error) & _TRANSIENT:
         return True
+    if is_unsent(error):
+        return True
     if _is_broken(error):
         return True
     status = _status(error)
     return status is not None and (status in _LATER or status >= 500)
+
+
+def raise_fatal(errors: Sequence[BaseException]) -> None:
+    """Raise the first error that is no matter of one request."""
+    for error in errors:
+        if not isinstance(error, Exception) or is_fatal(error):
+            raise error
+
+
+def is_unsent(error: BaseException) -> bool:
+    """Whether no replica was asked, because all of them have failed a moment ago."""
+    return bool(_names(error) & {"RouterRateLimitError", "RouterRateLimitErrorBasic"})
 
 
 def is_throttled(error: BaseException) -> bool:
@@ -103,29 +127,38 @@ def is_refused(error: BaseException) -> bool:
 
 def _is_broken(error: BaseException) -> bool:
     """Whether an answer was cut off or garbled on its way."""
+    return any(_names(link) & _BROKEN for link in _chain(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an error and everything it was raised from."""
     chain: list[BaseException] = [error]
     for link in chain:
-        if _names(link) & _BROKEN:
-            return True
         chain += [e for e in (link.__cause__, link.__context__) if e is not None and e not in chain]
-    return False
+    return chain
 
 
 def retry_after(error: BaseException) -> float | None:
     """Return the seconds that the provider asks to wait, wherever its headers are kept; None if it does not say."""
-    for holder in (getattr(error, "response", None), error):
-        for name in ("headers", "litellm_response_headers", "response_headers"):
-            headers = getattr(holder, name, None)
-            if headers is None or not hasattr(headers, "items"):
-                continue
-            found = {str(k).lower(): str(v) for k, v in headers.items()}
-            for key in ("retry-after-ms", "llm_provider-retry-after-ms"):
-                if (seconds := _number(found.get(key))) is not None:
-                    return seconds / 1000
-            for key in ("retry-after", "llm_provider-retry-after"):
-                if key in found:
-                    return _seconds(found[key])
-    return _number(getattr(error, "retry_after", None))
+    for link in _chain(error):  # some of LiteLLM's errors have lost the headers that the provider's own error still has
+        for holder in (getattr(link, "response", None), link):
+            for name in ("headers", "litellm_response_headers", "response_headers"):
+                if (seconds := _asked(getattr(holder, name, None))) is not None:
+                    return seconds
+    return _number(getattr(error, "cooldown_time" if is_unsent(error) else "retry_after", None))
+
+
+def _asked(headers: Any) -> float | None:
+    if headers is None or not hasattr(headers, "items"):
+        return None
+    found = {str(k).lower(): str(v) for k, v in headers.items()}
+    for key in ("retry-after-ms", "llm_provider-retry-after-ms"):
+        if (seconds := _number(found.get(key))) is not None:
+            return seconds / 1000
+    for key in ("retry-after", "llm_provider-retry-after"):
+        if key in found:
+            return _seconds(found[key])
+    return None
 
 
 def _number(value: Any) -> float | None:

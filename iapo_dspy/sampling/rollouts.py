@@ -388,7 +388,7 @@ class Sampler:
 
     def _completer(self, lm: dspy.BaseLM) -> Completer:
         def make() -> Completer:
-            self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs)})
+            self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs), *getattr(lm, "secrets", ())})
             if self._make is not None:
                 return self._make(lm)
             if isinstance(lm, SamplingLM):  # inside a rollout: what it asks for waits at the outer gate

@@ -177,3 +177,37 @@ def test_an_lm_that_reports_no_usage_does_not_escape_a_token_budget() -> None:
     rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 60, key=0)
     assert any(r.ok for r in rollouts) and any(r.unpaid for r in rollouts)
     assert 3_000 < meter.spent.tokens <= 6_000
+
+
+async def many(sampler: Sampler, count: int) -> list[Any]:
+    program = dspy.Predict("question -> answer")
+    pulls = (sampler.sample(program, {"question": f"q{i}"}, 1, key=i) for i in range(count))
+    return [r for rollouts in await asyncio.gather(*pulls) for r in rollouts]
+
+
+def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iapo_dspy.sampling.client.backoff", lambda attempt, asked, rng: rng.uniform(0.02, 0.06))
+    faults = Faults(most_in_flight=6)
+    with Loopback(latency=0.03, faults=faults) as server:
+        sampler = Sampler(lm=server.lm(num_retries=3), max_concurrency=32, seed=7)
+        drawn = sampler.run(many(sampler, 200))
+        assert all(r.ok for r in drawn)
+        refused = server.statuses[429]
+        # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all.
+        assert 0 < refused < 150
+        assert sampler.meter.spent.requests == server.requests == 200 + refused
+        assert 1 <= sampler._gate.width <= 12
+        faults.most_in_flight = None
+        server.max_in_flight = 0
+        assert all(r.ok for r in sampler.run(many(sampler, 800)))
+        assert sampler._gate.width == 32
+        assert 8 < server.max_in_flight <= 32
+
+
+@pytest.mark.parametrize("model", ["mistral/fake", "anthropic/claude-3-haiku-20240307", "cohere_chat/fake"])
+def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
+    with Loopback(faults=Faults(first=[429], retry_after="0.6")) as server:
+        sampler = Sampler(lm=server.lm(model, num_retries=1))
+        # The other providers' formats are not spoken here: it is the second request that counts.
+        sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 1, key=0)
+    assert server.times[1] - server.times[0] >= 0.6

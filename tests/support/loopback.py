@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -39,6 +40,7 @@ class Faults:
     first: Sequence[Any] = ()
     shares: dict[Any, float] = field(default_factory=dict)
     retry_after: str | None = None
+    most_in_flight: int | None = None  # beyond it, requests are answered by a 429 at once
     hang: float = 30.0
 
 
@@ -50,6 +52,7 @@ class Loopback:
         latency: Seconds per request.
         faults: What goes wrong.
         api_key: If given, every other key is a 401.
+        slots: Requests it works on at a time, as a machine does; the others wait. None: all.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Loopback:
         faults: Faults | None = None,
         api_key: str | None = None,
         seed: int = 0,
+        slots: int | None = None,
     ) -> None:
+        self._slots = threading.Semaphore(slots) if slots is not None else contextlib.nullcontext()
         self.answer = answer or (lambda body, i: chat(answer=str(i)))
         self.latency = latency
         self.faults = faults or Faults()
@@ -130,9 +135,12 @@ class Loopback:
             if self.keep_bodies:
                 self.bodies.append(body)
             fault = self._fault()
+            if self.faults.most_in_flight is not None and self.in_flight > self.faults.most_in_flight:
+                fault = 429
         try:
-            if self.latency:
-                self._stop.wait(self.latency)
+            if self.latency and not (fault == 429 and self.faults.most_in_flight):
+                with self._slots:
+                    self._stop.wait(self.latency)
             self._respond(handler, body, fault)
         finally:
             with self._lock:
