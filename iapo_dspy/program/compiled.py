@@ -13,7 +13,8 @@ import dspy
 from pydantic import BaseModel, ConfigDict
 
 from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError, StateError
-from iapo_dspy.program.policy import CompiledPolicy, PolicyTable
+from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 from iapo_dspy.scoring.strategies import Selection, Strategy
 from iapo_dspy.types import Arm, Preference

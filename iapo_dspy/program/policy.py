@@ -1,35 +1,26 @@
-"""The policy with all it rests on, as one DSPy parameter that survives saving, loading and nesting."""
+"""The policy with all it rests on, and its saved form."""
 
 from __future__ import annotations
 
-import copy
-import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 import numpy as np
-from dspy.predict.parameter import Parameter
 
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.bandit.replay import solve
 from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.errors import ConfigurationError, StateError, UnknownPreference
-from iapo_dspy.program.prompts import Prompt, clone, program_state, restore
-from iapo_dspy.scoring.strategies import MajorityVote, Strategy
+from iapo_dspy.errors import StateError, UnknownPreference
+from iapo_dspy.program.prompts import Prompt, program_state
+from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm, Contexts, Decoding, Observations, Preference, Pulls
 
-logger = logging.getLogger(__name__)
-
-__all__ = ["CompiledPolicy", "PolicyTable", "PromptState", "strategy_from_dict"]
+__all__ = ["CompiledPolicy", "PromptState", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
 VERSION = 1
-MOST_SOLVED = 256  # ad hoc preferences whose arms are remembered
-THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled for deserves a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,240 +228,3 @@ def _load(data: Mapping[str, Any]) -> Observations:
 def rounded(observations: Sequence[Observations]) -> tuple[Observations, ...]:
     """Return the observations as they would be read back, so that a loaded program solves exactly like this one."""
     return tuple(_load(_dump(o)) for o in observations)
-
-
-def strategy_from_dict(data: Mapping[str, Any]) -> Strategy:
-    """Rebuild a strategy that needs no code of the user's.
-
-    Raises:
-        StateError: It has callables (objectives, a custom `normalize`), which JSON cannot hold.
-    """
-    if data.get("kind") == "majority_vote" and data.get("normalize") is None:
-        return MajorityVote(data["field"], bounds=tuple(data["bounds"]), strict=False)
-    names = [o["name"] for o in data.get("objectives", ())] or [data.get("normalize")]
-    raise StateError(
-        f"The program was compiled with functions of yours ({names}), which plain JSON cannot hold. Pass the same "
-        "strategy again: CompiledProgram(student, strategy=...)."
-    )
-
-
-def _compare(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Refuse another strategy; functions are compared by name only, and only with a warning."""
-
-    def split(data: Mapping[str, Any]) -> tuple[Any, Any]:
-        objectives = [{k: v for k, v in o.items() if k != "score"} for o in data.get("objectives", ())]
-        names = [data.get("normalize"), *(o.get("score") for o in data.get("objectives", ()))]
-        rest = {k: v for k, v in data.items() if k not in ("objectives", "normalize")}
-        return [rest, objectives, data.get("normalize") is None], names
-
-    (mine, my_names), (theirs, their_names) = split(given), split(saved)
-    if mine != theirs:
-        raise StateError(
-            f"The program was compiled with the strategy {dict(saved)}, but was given {dict(given)}. Pass the strategy "
-            "it was compiled with."
-        )
-    if my_names != their_names:
-        logger.warning("The program was compiled with the functions %s; it now uses %s.", their_names, my_names)
-
-
-class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
-    """A `CompiledPolicy` and its programs as a DSPy parameter.
-
-    DSPy saves and loads parameters by name wherever they are nested, which it does not do for a module's own
-    `dump_state`. The table therefore holds everything that the compiled program needs.
-
-    Args:
-        student: The program that was compiled, or a fresh one of its class; it is copied.
-        strategy: The strategy; None for one that the saved state describes completely.
-        data: The policy; None before one is loaded.
-        programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
-        preference_field: The keyword by which a call chooses its preference, or None.
-
-    Attributes:
-        default: The preference of calls that name none; None is the policy's own default.
-    """
-
-    def __init__(
-        self,
-        student: dspy.Module,
-        strategy: Strategy | None = None,
-        data: CompiledPolicy | None = None,
-        programs: Sequence[dspy.Module] | None = None,
-        preference_field: str | None = "preference",
-    ) -> None:
-        self.student = clone(student)
-        self.strategy = strategy
-        self.default: str | Preference | None = None
-        self.preference_field = preference_field
-        self._measured = tuple(programs) if programs is not None else None
-        self._given_strategy = strategy
-        self.data: CompiledPolicy | None = None
-        self.arms: list[dspy.Module] = []  # the programs of the compiled arms, in the order of `in_use`
-        self.in_use: tuple[int, ...] = ()
-        self._others: dict[int, dspy.Module] = {}
-        self._solved: OrderedDict[Preference, Arm] = OrderedDict()
-        self._lock = threading.Lock()
-        if data is not None:
-            self._adopt(data)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PolicyTable:
-        """Copy the programs; policies are frozen and strategies hold the user's functions, so they are shared."""
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.student = clone(self.student)
-        twin.strategy, twin._given_strategy, twin.data = self.strategy, self._given_strategy, self.data
-        twin.default, twin.preference_field, twin._measured = self.default, self.preference_field, self._measured
-        twin.arms = memo[id(self.arms)] if id(self.arms) in memo else [clone(a) for a in self.arms]
-        memo[id(self.arms)] = twin.arms
-        twin.in_use = self.in_use
-        twin._others = {}
-        twin._solved = copy.copy(self._solved)
-        twin._lock = threading.Lock()
-        return twin
-
-    def with_default(self, preference: str | Preference) -> PolicyTable:
-        """Return a table of the same programs with another default preference."""
-        view = copy.copy(self)
-        view.default = preference
-        view.arms = list(self.arms)  # loading into the view must not change this table
-        return view
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the lock, which cannot be pickled."""
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-
-    def _adopt(self, data: CompiledPolicy) -> None:
-        strategy = self._given_strategy or strategy_from_dict(data.strategy)
-        _compare(strategy.to_dict(), data.strategy)
-        in_use = tuple(sorted({arm.prompt for arm in data.arms}))
-        programs = [self._make(data, p) for p in in_use]
-        self.strategy, self.data, self.in_use = strategy, data, in_use
-        self.arms[:] = programs  # in place: the module shares this list
-        self._others.clear()
-        self._solved.clear()
-
-    def _make(self, data: CompiledPolicy, prompt: int) -> dspy.Module:
-        """Return a new copy of a prompt's program: the one that was measured, or one with its saved state."""
-        if self._measured is not None:
-            return clone(self._measured[prompt])
-        program = restore(self.student, data.prompts[prompt].state)
-        for name, predictor in program.named_predictors():
-            model = data.prompts[prompt].lms.get(name)
-            if model is not None and (predictor.lm is None or predictor.lm.model != model):
-                logger.warning(
-                    "Prompt %d was measured with the LM %r for its predictor %r, which a saved program does not hold: "
-                    "set it.", prompt, model, name,
-                )  # fmt: skip
-        return program
-
-    @property
-    def ready(self) -> CompiledPolicy:
-        """The policy.
-
-        Raises:
-            ConfigurationError: Nothing has been compiled or loaded yet.
-        """
-        if self.data is None:
-            raise ConfigurationError("This program has no policy yet: compile it with IAPO, or load a saved one.")
-        return self.data
-
-    def arm_of(self, preference: Preference) -> Arm:
-        """Return the arm of any preference, solved from the evidence where it was not compiled."""
-        data = self.ready
-        arm = data.arm(preference) or self._solved.get(preference)
-        if arm is not None:
-            return arm
-        assert self.strategy is not None  # set together with the data
-        outcome = data.solve(preference, self.strategy)
-        arm = outcome.policy[0]
-        evidence = int(outcome.evidence[0])
-        if evidence < THIN_EVIDENCE:
-            logger.warning(
-                "%s was solved from stored evidence; its arm (prompt %d, n=%d) rests on %d observations only. Compile "
-                "with this preference for a firmer choice.", preference, arm.prompt, arm.n, evidence,
-            )  # fmt: skip
-        with self._lock:
-            self._solved[preference] = arm
-            if len(self._solved) > MOST_SOLVED:
-                self._solved.popitem(last=False)
-        return arm
-
-    def program_of(self, prompt: int) -> dspy.Module:
-        """Return the program of a prompt; for one without a compiled arm it is made when first needed."""
-        if prompt in self.in_use:
-            return self.arms[self.in_use.index(prompt)]
-        with self._lock:
-            if prompt not in self._others:
-                self._others[prompt] = self._make(self.ready, prompt)
-            program = self._others[prompt]
-            own = self._own_lms()
-            models = [arm for arm, index in zip(self.arms, self.in_use, strict=True) if index not in own]
-            if prompt not in own and models:  # set_lm reaches the compiled arms only
-                lms = {name: p.lm for name, p in models[0].named_predictors()}
-                for name, predictor in program.named_predictors():
-                    predictor.lm = lms[name]
-            return program
-
-    def _own_lms(self) -> frozenset[int]:
-        """Prompts that brought LMs of their own; they keep them. A loaded program has none of those LMs."""
-        return frozenset(i for i, p in enumerate(self.ready.prompts) if p.lms and self._measured is not None)
-
-    def label_of(self, prompt: int) -> str:
-        """Return a prompt in words, as it is now: another optimizer may have changed an arm."""
-        if prompt not in self.in_use:
-            return self.ready.prompts[prompt].label
-        decoding = self.ready.prompts[prompt].decoding
-        return Prompt(program=self.program_of(prompt), decoding=decoding, candidate=0).label
-
-    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """Return the policy as JSON data, with the arms as they are now (another optimizer may have changed them)."""
-        if self.data is None:
-            return {"format": FORMAT, "version": VERSION, "empty": True}
-        state = self.data.to_dict()
-        for position, prompt in enumerate(self.in_use):
-            state["prompts"][prompt] |= {"state": program_state(self.arms[position]), "label": self.label_of(prompt)}
-        default = self.default
-        state["calls"] = {
-            "default": default.to_dict() if isinstance(default, Preference) else default,
-            "preference_field": self.preference_field,
-        }
-        return state
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Read what `dump_state` wrote.
-
-        Raises:
-            StateError: It is no policy, is newer than this package, or does not fit the student or the strategy.
-        """
-        if state.get("empty"):
-            self._clear()
-        else:
-            data = CompiledPolicy.from_dict(state)
-            measured, self._measured = self._measured, None
-            try:
-                self._adopt(data)
-            except BaseException:
-                self._measured = measured
-                raise
-            calls = state.get("calls", {})
-            default = calls.get("default")
-            self.default = Preference.from_dict(default) if isinstance(default, Mapping) else default
-            self.preference_field = calls.get("preference_field", self.preference_field)
-
-    def reset(self) -> None:
-        """Do what DSPy's `reset` does: keep what the program is, as `Predict` keeps its instructions.
-
-        Optimizers such as BootstrapFewShot start from `reset_copy()`; without its policy the copy could not run.
-        """
-        self._solved.clear()
-
-    def _clear(self) -> None:
-        self.data, self.in_use, self._measured, self.default = None, (), None, None
-        self.strategy = self._given_strategy
-        self.arms.clear()
-        self._others.clear()
-        self._solved.clear()
