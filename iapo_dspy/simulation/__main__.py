@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{where.name}: {asked.runs} runs, ties={asked.ties}, rule={asked.rule}\n")
     print(acr_table(summary), details_table(summary), significance_table(summary), sep="\n\n")
+    if any(r["acr"] is None for r in summary["results"]):
+        print("\n-: the algorithm refuses so small a budget; PSST needs prompts x max_n completions at least.")
     try:  # after the tables: a full disk must not take them along
         if asked.json:
             write_json(summary, asked.json)

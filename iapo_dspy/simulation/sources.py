@@ -126,6 +126,10 @@ def source(environment: str, *, ties: Ties = "paper", max_n: int = MAX_N) -> Sou
     if environment in _SYNTHETIC:
         return SyntheticSource(name=environment, make=_SYNTHETIC[environment], ties=ties, max_n=max_n)
     path = Path(environment)
+    if not path.exists():
+        raise ConfigurationError(
+            f"There is no environment {environment!r}: give one of {sorted(_SYNTHETIC)}, or the path of a recording."
+        )
     recording = read_published(path) if path.suffix in {".pkl", ".pickle"} else load(path)
     values = recording.exact(max_n, ties)
     return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n)
