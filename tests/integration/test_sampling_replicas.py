@@ -6,8 +6,6 @@ import asyncio
 import copy
 import json
 import pickle
-import statistics
-import time
 from typing import Any
 
 import dspy
@@ -35,21 +33,13 @@ def draw(lm: dspy.LM, count: int, concurrency: int = 16) -> tuple[list[Any], Sam
     return sampler.run(pulls()), sampler
 
 
-@pytest.mark.slow
-def test_two_replicas_have_nearly_twice_the_throughput_of_one() -> None:
-    with Loopback(latency=0.2, slots=4) as first, Loopback(latency=0.2, slots=4) as second:
-        one, two = over(first), over(first, second)
-        for lm in (one, two):
-            draw(lm, 8)  # imports and connections
-
-        def seconds(lm: ReplicatedLM) -> float:
-            start = time.perf_counter()
-            drawn, _ = draw(lm, 96)
-            assert all(r.ok for r in drawn)
-            return time.perf_counter() - start
-
-        ratios = [seconds(one) / seconds(two) for _ in range(3)]
-    assert statistics.median(ratios) >= 1.8, ratios
+def test_two_replicas_work_side_by_side_and_share_evenly() -> None:
+    with Loopback(latency=0.1) as first, Loopback(latency=0.1) as second:
+        drawn, _ = draw(over(first, second), 96)
+        assert all(r.ok for r in drawn)
+        assert first.requests + second.requests == 96
+        assert min(first.requests, second.requests) >= 40
+        assert min(first.max_in_flight, second.max_in_flight) >= 6  # of 16 at a time: both are kept busy
 
 
 def test_least_busy_spares_the_slow_replica() -> None:
