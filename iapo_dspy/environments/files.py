@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.environments.recorded import BestOfRecording, Recording, VotingRecording
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, one_line
 
 __all__ = ["load", "save"]
 
@@ -32,6 +34,14 @@ _FIELDS = {
     "best-of": ("outcomes", "probs", "cost", "weights"),
 }
 _TABLES = ("probs", "outcomes")
+_NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
+    f"{kind}: {', '.join(names)}" for kind, names in _FIELDS.items()
+)
+# What zipfile, zlib, numpy, json and pyarrow raise on files that are cut, damaged or something else.
+_BROKEN = (
+    *(ValueError, OSError, EOFError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError),
+    *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def save(recording: Recording, path: str | Path) -> None:
@@ -63,15 +73,15 @@ def load(path: str | Path) -> Recording:
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"There is no recording at {path}.")
-    if path.suffix == ".parquet":
-        return _build(_load_parquet(path), path)
     try:
+        if path.suffix == ".parquet":
+            return _build(_load_parquet(path), path)
         with np.load(path, allow_pickle=False) as archive:
             return _build({name: archive[name] for name in archive.files}, path)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, ConfigurationError):
+    except _BROKEN as error:
+        if isinstance(error, ConfigurationError) and path.name in str(error):
             raise
-        raise ConfigurationError(f"{path.name} is no recording: {error}") from error
+        raise ConfigurationError(f"{path.name} is no recording: {one_line(error)}. {_NEEDED}") from error
 
 
 def _kind_of(recording: Recording) -> str:
@@ -84,10 +94,16 @@ def _kind_of(recording: Recording) -> str:
 
 def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
     kind = str(data["kind"]) if "kind" in data else ("best-of" if "outcomes" in data else "vote")
-    version = int(data["version"]) if "version" in data else VERSION
+    number = data["version"] if "version" in data else np.array(VERSION)
+    if number.shape != () or number.dtype.kind not in "iu":
+        raise ConfigurationError(f"{path.name}: `version` must be one whole number.")
+    version = int(number)
     if version != VERSION or kind not in _FIELDS:
         raise ConfigurationError(f"{path.name} is a recording of kind {kind!r}, version {version}; known is {VERSION}.")
     fields = {name: data[name] for name in _FIELDS[kind] if name in data}
+    unknown = sorted(set(data) - {*_FIELDS[kind], "kind", "version"})
+    if unknown:
+        raise ConfigurationError(f"{path.name} has arrays that no {kind!r} recording has: {unknown}.")
     missing = [name for name in _FIELDS[kind] if name not in fields and name != "credit"]
     if missing:
         raise ConfigurationError(f"{path.name} lacks the arrays {missing} of a {kind!r} recording.")
@@ -124,9 +140,32 @@ def _load_parquet(path: Path) -> dict[str, NDArray[Any]]:
     about = json.loads(metadata)
     data: dict[str, NDArray[Any]] = {name: np.array(values) for name, values in about["arrays"].items()}
     data["kind"], data["version"] = np.array(about["kind"]), np.array(about["version"])
+    n_prompts, n_queries = about["shapes"]["probs"][:2]
+    order = _order(table, n_prompts, n_queries, path)
     for name, shape in about["shapes"].items():
-        data[name] = table.column(name).combine_chunks().flatten().to_numpy().reshape(shape)
+        column = table.column(name).combine_chunks()
+        width = math.prod(shape[2:])
+        lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+        if list(shape[:2]) != [n_prompts, n_queries] or (lengths != width).any():
+            raise ConfigurationError(f"{path.name}: every row of {name} must hold {width} numbers.")
+        data[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)[order].reshape(shape)
     return data
+
+
+def _order(table: Any, n_prompts: int, n_queries: int, path: Path) -> NDArray[Any]:
+    # Tools that sort or filter Parquet keep the metadata, so that only the cells themselves say where rows belong.
+    cells = [table.column(name).to_numpy() for name in ("prompt", "query")]
+    for cell, n in zip(cells, (n_prompts, n_queries), strict=True):
+        if cell.dtype.kind not in "iu" or (cell < 0).any() or (cell >= n).any():
+            raise ConfigurationError(f"{path.name}: `prompt` and `query` must be whole numbers in range(P), range(X).")
+    number = cells[0].astype(np.int64) * n_queries + cells[1].astype(np.int64)
+    order = np.argsort(number, kind="stable")
+    if len(number) != n_prompts * n_queries or (number[order] != np.arange(len(number))).any():
+        raise ConfigurationError(
+            f"{path.name} must have one row for each of {n_prompts} * {n_queries} (prompt, query): some are missing "
+            "or there twice."
+        )
+    return order
 
 
 def _pyarrow() -> tuple[Any, Any]:

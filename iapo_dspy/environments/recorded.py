@@ -148,16 +148,19 @@ class VotingRecording(Recording):
 
     def __post_init__(self) -> None:
         probs = _probabilities(self.probs)
-        answers = np.asarray(self.answers).astype(np.int64)
+        answers = _whole(self.answers)
         n_answers = probs.shape[2]
         if answers.shape != probs.shape[1:2] or (answers < -1).any() or (answers >= n_answers).any():
             raise ConfigurationError(f"answers must be [X={probs.shape[1]}] classes below {n_answers}, or -1.")
         exact = np.arange(n_answers) == answers[:, None]
-        scores = np.asarray(exact if self.credit is None else self.credit, dtype=float)
+        scores = exact.astype(float) if self.credit is None else _real("credit", self.credit)
         if scores.shape != probs.shape[1:] or not np.isfinite(scores).all():
             raise ConfigurationError(f"credit must be finite [X, A] = {probs.shape[1:]}, got {scores.shape}.")
         _store(self, probs=probs, answers=answers, scores=scores, cost=_costs(self.cost, probs))
-        _store(self, cost_weights=np.asarray(self.cost_weights, dtype=float))
+        cost_weights = _real("cost_weights", self.cost_weights)
+        if cost_weights.ndim != 1:
+            raise ConfigurationError(f"cost_weights must be [C], got shape {cost_weights.shape}.")
+        _store(self, cost_weights=cost_weights)
         _ = self.contexts
 
     @property
@@ -208,12 +211,12 @@ class BestOfRecording(Recording):
 
     def __post_init__(self) -> None:
         probs = _probabilities(self.probs)
-        outcomes = np.asarray(self.outcomes, dtype=float)
+        outcomes = _real("outcomes", self.outcomes)
         if outcomes.ndim != 4 or not np.isfinite(outcomes).all():
             raise ConfigurationError(f"outcomes must be finite [P, X, M, K], got shape {outcomes.shape}.")
         if any(have not in (1, want) for have, want in zip(outcomes.shape[:3], probs.shape, strict=True)):
             raise ConfigurationError(f"outcomes {outcomes.shape} do not fit probs {probs.shape}.")
-        weights = np.asarray(self.weights, dtype=float)
+        weights = _real("weights", self.weights)
         if weights.ndim != 2 or weights.shape[1] != outcomes.shape[3] + 1:
             raise ConfigurationError(f"weights must be [C, K + 1 = {outcomes.shape[3] + 1}], got {weights.shape}.")
         outcomes = np.broadcast_to(outcomes, (*probs.shape, outcomes.shape[3]))
@@ -290,8 +293,22 @@ class RecordedEnvironment:
         return Observations(pulls=pulls, label=label, score=score, cost=self._recording.cost[prompt])
 
 
+def _real(name: str, values: object) -> FloatArray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":  # a cast would drop imaginary parts and read numbers out of text
+        raise ConfigurationError(f"{name} must be real numbers, got an array of {array.dtype}.")
+    return array.astype(float)
+
+
+def _whole(values: object) -> IntArray:
+    array = _real("answers", values)
+    if not np.isfinite(array).all() or (array != np.floor(array)).any() or (np.abs(array) > 2**53).any():
+        raise ConfigurationError("answers must be whole numbers.")
+    return array.astype(np.int64)
+
+
 def _probabilities(values: FloatArray) -> FloatArray:
-    probs = np.asarray(values, dtype=float)
+    probs = _real("probs", values)
     if probs.ndim != 3 or not probs.size:
         raise ConfigurationError(f"probs must have three axes and an entry in each, got shape {probs.shape}.")
     total = probs.sum(axis=2, keepdims=True)
@@ -303,7 +320,7 @@ def _probabilities(values: FloatArray) -> FloatArray:
 
 
 def _costs(values: FloatArray, probs: FloatArray) -> FloatArray:
-    cost = np.asarray(values, dtype=float)
+    cost = _real("cost", values)
     if cost.shape != probs.shape[:1] or not np.isfinite(cost).all() or (cost < 0).any():
         raise ConfigurationError(f"cost must be [P={probs.shape[0]}] finite numbers >= 0, got shape {cost.shape}.")
     return cost

@@ -344,3 +344,59 @@ def test_contexts_of_recordings():
     assert voting().contexts.weights.tolist() == [[1.0], [1.0]]
     found = best_of().contexts
     assert isinstance(found, Contexts) and found.cost.tolist() == [0.0, 1.0, 0.2]
+
+
+def test_parquet_rows_are_placed_by_their_cells(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, recording = tmp_path / "r.parquet", best_of()
+    save(recording, path)
+    table = parquet.read_table(path)
+    parquet.write_table(table.take(np.random.default_rng(0).permutation(30)), path)
+    np.testing.assert_array_equal(load(path).probs, recording.probs)
+    np.testing.assert_array_equal(load(path).outcomes, recording.outcomes)
+    wrong = table.set_column(0, "prompt", [np.full(30, 7)])
+    for bad in (table.slice(1), table.take([0, *range(29)]), table.drop(["query"]), table.drop(["probs"]), wrong):
+        parquet.write_table(bad, path)
+        with pytest.raises(ConfigurationError, match=r"r\.parquet"):
+            load(path)
+    for about in (b"hello", b"{}", b"[]"):
+        parquet.write_table(table.replace_schema_metadata({b"iapo_dspy.recording": about}), path)
+        with pytest.raises(ConfigurationError, match=r"r\.parquet"):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probs": np.full((3, 10, 4), 0.1 + 3j)},
+        {"probs": np.full((3, 10, 4), "a")},
+        {"answers": np.full(10, 0.9)},
+        {"answers": np.full(10, np.nan)},
+        {"cost": np.array(0.1)},
+        {"cost_weights": np.array(0.1)},
+        {"version": np.array([1, 1])},
+        {"kind": np.array("other")},
+        {"credits": np.ones((10, 4))},
+    ],
+)
+def test_bad_arrays_in_files_are_refused(tmp_path, changes):
+    good = {name: getattr(voting(), name) for name in ("probs", "answers", "cost", "cost_weights")}
+    np.savez(tmp_path / "bad.npz", **(good | changes))
+    with pytest.raises(ConfigurationError, match=r"bad\.npz"):
+        load(tmp_path / "bad.npz")
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "bad.npz"
+    save(voting(), path)
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:60] + bytes(140) + whole[200:]):
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match=r"bad\.npz"):
+            load(path)
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    with pytest.raises(ConfigurationError, match=r"bad\.npz"):
+        load(path)
+    with pytest.raises(ConfigurationError):
+        load(tmp_path)

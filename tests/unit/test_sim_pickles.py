@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from iapo_dspy.environments.pickles import read_published
+from iapo_dspy.environments.pickles import _array, _Unpickler, read_published
 from iapo_dspy.environments.recorded import BestOfRecording, VotingRecording
 from iapo_dspy.errors import ConfigurationError
 from tests.unit.test_sim_environments import best_of, voting
@@ -121,6 +121,7 @@ def test_malicious_pickles_are_refused_and_nothing_runs(tmp_path, value, protoco
         value = np.array([aim(v) for v in value], dtype=object)
     if protocol == 0 and isinstance(value, io.BytesIO):
         pytest.skip("cannot be pickled so")
+    codecs.lookup("raw-unicode-escape")  # pickle itself reads the text of protocol 0 with it
     modules = set(sys.modules)
     with pytest.raises(ConfigurationError, match="Refused"):
         read_published(dump(tmp_path, value, protocol))
@@ -148,3 +149,91 @@ def test_other_pickles_are_refused(tmp_path, monkeypatch):
         read_published(tmp_path / "cut.pkl")
     with pytest.raises(ConfigurationError, match="no pickle"):
         read_published(tmp_path / "missing.pkl")
+
+
+def evil_dtype(inner, offset):
+    return Attack(np.dtype, "V8"), (3, "|", None, ("a",), {"a": (np.dtype(inner), offset)}, 8, 1, 0)
+
+
+class Built(Attack):
+    """An attack whose result is given a state."""
+
+    def __init__(self, function, *arguments, state):
+        self.call = (function, arguments, state)
+
+
+def nested():
+    value = [0.5] * 10
+    for _ in range(8):
+        value = [value] * 10
+    return value
+
+
+FROMBUFFER = np.arange(1).__reduce_ex__(5)[0]
+V8 = {
+    name: Built(np.dtype, "V8", False, True, state=evil_dtype(*inner)[1])
+    for name, inner in {"object": ("O", 0), "offset": ("f8", 1 << 30)}.items()
+}
+
+
+@pytest.mark.parametrize(
+    "probs",
+    [
+        Attack(FROMBUFFER, b"A" * 96, V8["object"], (2, 3, 2), "C"),
+        Attack(FROMBUFFER, b"A" * 96, V8["offset"], (2, 3, 2), "C"),
+        Attack(np.float64(0).__reduce__()[0], V8["object"], b"A" * 8),
+        Attack(FROMBUFFER, b"A" * 8, np.dtype("f8"), (1 << 45, 3, 2), "C"),
+        Attack(FROMBUFFER, b"A" * 8, np.dtype("f8"), (-1, -1, -1), "C"),
+        Attack(np.ndarray, (1 << 45,), "f8"),
+        np.array([[["a"]]]),
+        np.ones((2, 3, 2)) * 1j,
+        nested(),
+    ],
+)
+def test_arrays_that_are_none_never_reach_numpy(tmp_path, monkeypatch, probs):
+    whole = voting()
+    environment = Published(monkeypatch).make(
+        "CategoricalMVEnv",
+        cat_probs=probs,
+        cat_probs_te=probs,
+        answers=whole.answers,
+        answers_te=whole.answers,
+        cost_per_prompt=whole.cost,
+        cost_coeffs={"low": 0.0, "mid": 0.5, "high": 1.0},
+    )
+    with pytest.raises(ConfigurationError):
+        read_published(dump(tmp_path, environment))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
+        b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"abc.",
+        b"\x80\x04\x8e" + ((1 << 63) + 5).to_bytes(8, "little") + b"abc.",
+        b"\x80\x04Nr" + (0x0FFFFFFF).to_bytes(4, "little") + b".",
+        b"\x80\x04\x8c\x07_codecs\x8c\x06encode\x93N}\x8c\x0c__defaults__\x8c\x06latin1\x85s\x86b.",
+        b"\x80\x04\x8c\x01e\x8c\x07Context\x93)\x81}\x8c\x13__array_interface__Nsb.",
+        b"\x80\x04" + b"(" * 5 + b"]" * 300_000 + b"a" * 299_999 + b".",
+        b"I" + b"9" * 5_000 + b"\n.",
+        b"\x80\x04}))\x85Ns.",
+        b"\x80\x02\x82\x01.",
+    ],
+)
+def test_broken_pickles_raise_our_error(tmp_path, content):
+    (tmp_path / "bad.pkl").write_bytes(content)
+    with pytest.raises(ConfigurationError):
+        read_published(tmp_path / "bad.pkl")
+    with pytest.raises(ConfigurationError):
+        read_published(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("kind", ["f8", ">f8", "f4", ">f4", "i1", "?", "u2", ">i8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_round_trip(protocol, kind, order):
+    array = np.array(np.arange(24).reshape(2, 3, 4), dtype=kind, order=order)
+    found = _array(_Unpickler(pickle.dumps(array, protocol=protocol)).load())
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
