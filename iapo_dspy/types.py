@@ -13,8 +13,8 @@ Axes, always in this order where an array has several of them:
 | B | pulls of one batch | position in `Pulls` |
 | S | completions of one batch | pull after pull, S = sum of the pulls' sizes |
 
-Scores: higher is better. Costs: >= 0, in the run's raw unit (output tokens in a live run), turned into
-utility by `cost_scale`.
+Scores: higher is better. Costs: >= 0, in the run's raw unit (output tokens in a live run, unless the user chose
+another), turned into utility by `cost_scale`. A query costs an overhead once and a part per completion.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Preference:
 
     Args:
         name: How it is called at deployment; may be left out for an ad hoc preference.
-        cost: Weight of the cost, >= 0. One completion of average length (mean tokens over all prompts of the run)
-            costs 0.01, so `cost=1` says that a hundred average completions are worth one whole point of the
-            objective.
+        cost: Weight of the cost, >= 0. The average call for a single completion (mean over all prompts of the run, in
+            the run's unit: output tokens by default) costs 0.01, so `cost=1` says that a hundred of them are worth one
+            whole point of the objective.
         weights: Objective name -> weight >= 0, for Best-of-N with several objectives. Objectives left out weigh 0.
             `None` means equal weights that sum to 1 (majority vote: the metric weighs 1).
 
@@ -262,7 +262,9 @@ class Observations:
         label: Answer class of each completion within its query [S]; -1 where there is no vote. Labels of one query
             mean the same in every batch of a run. Best-of-N does not use them.
         score: Scores [S, K]; NaN in every objective marks a failed completion.
-        cost: Raw cost [S], >= 0.
+        cost: Raw cost of each completion [S], >= 0, without the overhead.
+        overhead: Raw cost that each pull takes once whatever its size [B], >= 0, such as the prompt tokens of a request
+            that brings all of its completions. Default: zeros.
         exhausted: True when no further pull can be paid for.
     """
 
@@ -270,18 +272,23 @@ class Observations:
     label: IntArray
     score: FloatArray
     cost: FloatArray
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     exhausted: bool = False
 
     def __post_init__(self) -> None:
         label = np.asarray(self.label, dtype=np.int64)
         score = np.asarray(self.score, dtype=float)
         cost = np.asarray(self.cost, dtype=float)
+        given: FloatArray | None = self.overhead
+        overhead = np.zeros(len(self.pulls)) if given is None else np.asarray(given, dtype=float)
         total = self.pulls.completions
         if label.shape != (total,) or score.ndim != 2 or len(score) != total or cost.shape != (total,):
             raise ConfigurationError(
                 f"Observations of {total} completions: got label {label.shape}, score {score.shape}, cost {cost.shape}."
             )
-        for name, array in (("label", label), ("score", score), ("cost", cost)):
+        if overhead.shape != (len(self.pulls),):
+            raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got overhead {overhead.shape}.")
+        for name, array in (("label", label), ("score", score), ("cost", cost), ("overhead", overhead)):
             object.__setattr__(self, name, array)
 
     @property

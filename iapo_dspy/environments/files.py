@@ -1,7 +1,7 @@
 """Recordings on disk: one `.npz` or one `.parquet` file, versioned.
 
 Format 1 of `.npz`: the arrays of the recording under their own names, `kind` ("vote" or "best-of") and `version`. Files
-without `kind` and `version` are read by the names of their arrays.
+without `kind` and `version` are read by the names of their arrays. `overhead` is there only where it is not zero.
 
 Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, with the columns `prompt`, `query`,
 `probs` (list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The
@@ -30,12 +30,13 @@ __all__ = ["load", "save"]
 VERSION = 1
 _KEY = b"iapo_dspy.recording"
 _FIELDS = {
-    "vote": ("probs", "answers", "cost", "cost_weights", "credit"),
-    "best-of": ("outcomes", "probs", "cost", "weights"),
+    "vote": ("probs", "answers", "cost", "cost_weights", "credit", "overhead"),
+    "best-of": ("outcomes", "probs", "cost", "weights", "overhead"),
 }
+_OPTIONAL = ("credit", "overhead")
 _TABLES = ("probs", "outcomes")
 _NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
-    f"{kind}: {', '.join(names)}" for kind, names in _FIELDS.items()
+    f"{kind}: {', '.join(f'{n} (optional)' if n in _OPTIONAL else n for n in names)}" for kind, names in _FIELDS.items()
 )
 # What zipfile, zlib, numpy, json and pyarrow raise on files that are cut, damaged or something else.
 _BROKEN = (
@@ -55,6 +56,8 @@ def save(recording: Recording, path: str | Path) -> None:
     kind = _kind_of(recording)
     arrays = {name: getattr(recording, name) for name in _FIELDS[kind]}
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
+    if not arrays["overhead"].any():
+        del arrays["overhead"]
     if path.suffix == ".npz":
         np.savez_compressed(path, kind=np.array(kind), version=np.array(VERSION), **arrays)
     elif path.suffix == ".parquet":
@@ -104,7 +107,7 @@ def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
     unknown = sorted(set(data) - {*_FIELDS[kind], "kind", "version"})
     if unknown:
         raise ConfigurationError(f"{path.name} has arrays that no {kind!r} recording has: {unknown}.")
-    missing = [name for name in _FIELDS[kind] if name not in fields and name != "credit"]
+    missing = [name for name in _FIELDS[kind] if name not in fields and name not in _OPTIONAL]
     if missing:
         raise ConfigurationError(f"{path.name} lacks the arrays {missing} of a {kind!r} recording.")
     return VotingRecording(**fields) if kind == "vote" else BestOfRecording(**fields)

@@ -8,8 +8,8 @@ Two kinds, both frozen:
   last.
 
 A is the number of answer classes, M of outcomes. Probabilities of a cell may sum to less than 1: the rest are failed
-completions. `cost` is in utility: cost weight 1 takes it off the reward once per completion. See `files` for the format
-on disk.
+completions. `cost` is in utility: cost weight 1 takes it off the reward once per completion, and `overhead [P]`, which
+both kinds may have, once per query. See `files` for the format on disk.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ class ExactValues:
         row: Which of the W rows each context uses [C].
         contexts: The contexts.
         cost: Cost of a completion [P], in utility.
+        overhead: Cost of a query whatever the scale [P], in utility.
     """
 
     reward: FloatArray
     row: IntArray
     contexts: Contexts
     cost: FloatArray
+    overhead: FloatArray
 
     def q(self, queries: IntArray | None = None) -> FloatArray:
         """Return Q (eq. 3) over these queries, or over all of them [C, P, N]."""
         reward = self.reward if queries is None else self.reward[:, :, queries]
-        price = self.cost[:, None] * np.arange(1, self.reward.shape[3] + 1)
+        price = self.overhead[:, None] + self.cost[:, None] * np.arange(1, self.reward.shape[3] + 1)
         return np.asarray(reward.mean(axis=2)[self.row] - self.contexts.cost[:, None, None] * price)
 
 
@@ -59,6 +61,7 @@ class Recording(ABC):
 
     probs: FloatArray
     cost: FloatArray
+    overhead: FloatArray
 
     @property
     def n_prompts(self) -> int:
@@ -136,6 +139,7 @@ class VotingRecording(Recording):
         cost: Cost of one completion [P], in utility.
         cost_weights: Cost weight of each context [C].
         credit: Score of each class [X, A] where scores are graded; `None` means 1 for the right one and 0 elsewhere.
+        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
         scores: `credit`, filled in [X, A].
     """
 
@@ -144,6 +148,7 @@ class VotingRecording(Recording):
     cost: FloatArray
     cost_weights: FloatArray
     credit: FloatArray | None = None
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     scores: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +161,8 @@ class VotingRecording(Recording):
         scores = exact.astype(float) if self.credit is None else _real("credit", self.credit)
         if scores.shape != probs.shape[1:] or not np.isfinite(scores).all():
             raise ConfigurationError(f"credit must be finite [X, A] = {probs.shape[1:]}, got {scores.shape}.")
-        _store(self, probs=probs, answers=answers, scores=scores, cost=_costs(self.cost, probs))
+        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
+        _store(self, probs=probs, answers=answers, scores=scores, cost=cost, overhead=overhead)
         cost_weights = _real("cost_weights", self.cost_weights)
         if cost_weights.ndim != 1:
             raise ConfigurationError(f"cost_weights must be [C], got shape {cost_weights.shape}.")
@@ -184,7 +190,7 @@ class VotingRecording(Recording):
         reward = majority_vote_rewards(self.probs.reshape(-1, shape[2]), credit, max_n, ties=ties)
         row = np.zeros(len(self.cost_weights), dtype=np.int64)
         reward = reward.reshape(1, *shape[:2], max_n)
-        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
 
     def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
         """Implement `Recording.observe`."""
@@ -202,12 +208,14 @@ class BestOfRecording(Recording):
         probs: Probability of each outcome [P, X, M].
         cost: Cost of one completion [P], in utility.
         weights: Weights of each context [C, K + 1]; the last one is the cost's.
+        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
     """
 
     outcomes: FloatArray
     probs: FloatArray
     cost: FloatArray
     weights: FloatArray
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
 
     def __post_init__(self) -> None:
         probs = _probabilities(self.probs)
@@ -220,7 +228,8 @@ class BestOfRecording(Recording):
         if weights.ndim != 2 or weights.shape[1] != outcomes.shape[3] + 1:
             raise ConfigurationError(f"weights must be [C, K + 1 = {outcomes.shape[3] + 1}], got {weights.shape}.")
         outcomes = np.broadcast_to(outcomes, (*probs.shape, outcomes.shape[3]))
-        _store(self, probs=probs, outcomes=outcomes, weights=weights, cost=_costs(self.cost, probs))
+        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
+        _store(self, probs=probs, outcomes=outcomes, weights=weights, cost=cost, overhead=overhead)
         _ = self.contexts
 
     @property
@@ -243,7 +252,8 @@ class BestOfRecording(Recording):
         for prompt in range(self.n_prompts):
             for i, weights in enumerate(rows):
                 reward[i, prompt] = best_of_n_rewards(self.outcomes[prompt] @ weights, self.probs[prompt], max_n)
-        return ExactValues(reward=reward, row=row.reshape(-1), contexts=self.contexts, cost=self.cost)
+        row = row.reshape(-1)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
 
     def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
         """Implement `Recording.observe`."""
@@ -290,7 +300,8 @@ class RecordedEnvironment:
         found = np.searchsorted(self._table, cell + self._rng.random(len(cell)), side="right")
         outcome = np.minimum(found - cell * self._outcomes, self._largest[prompt, query])
         label, score = self._recording.observe(prompt, query, outcome)
-        return Observations(pulls=pulls, label=label, score=score, cost=self._recording.cost[prompt])
+        cost, overhead = self._recording.cost[prompt], self._recording.overhead[pulls.prompt]
+        return Observations(pulls=pulls, label=label, score=score, cost=cost, overhead=overhead)
 
 
 def _real(name: str, values: object) -> FloatArray:
@@ -319,10 +330,12 @@ def _probabilities(values: FloatArray) -> FloatArray:
     return np.where(off, probs / np.where(off, total, 1.0), probs)
 
 
-def _costs(values: FloatArray, probs: FloatArray) -> FloatArray:
-    cost = _real("cost", values)
+def _costs(name: str, values: FloatArray | None, probs: FloatArray) -> FloatArray:
+    if values is None and name == "overhead":
+        return np.zeros(len(probs))
+    cost = _real(name, values)
     if cost.shape != probs.shape[:1] or not np.isfinite(cost).all() or (cost < 0).any():
-        raise ConfigurationError(f"cost must be [P={probs.shape[0]}] finite numbers >= 0, got shape {cost.shape}.")
+        raise ConfigurationError(f"{name} must be [P={probs.shape[0]}] finite numbers >= 0, got shape {cost.shape}.")
     return cost
 
 

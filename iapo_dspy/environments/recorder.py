@@ -32,11 +32,12 @@ def record(
         kind: The strategy that the recording is for. "vote" keeps answer classes and the mean score of each class on a
             query; "best-of" keeps every completion's scores. Failed completions become missing probability.
         samples: S >= 1, completions per (prompt, query). One pull of S each.
-        cost_scale: Utility of one raw cost unit. `None`: a completion of average cost (mean over prompts) costs 0.01.
+        cost_scale: Utility of one raw cost unit. `None`: the average call for a single completion, overhead included
+            (mean over prompts), costs 0.01.
         progress: Called with (completions drawn, completions in all) after each prompt.
 
     Returns:
-        A recording with the mean cost of each prompt, in utility.
+        A recording with the mean cost and overhead of each prompt, in utility.
 
     Raises:
         ConfigurationError: An unusable argument.
@@ -65,8 +66,10 @@ def record(
             progress(drawn, total)
 
     cost = np.array([observations.cost.mean() for observations in seen])
+    overhead = np.array([observations.overhead.mean() for observations in seen])
     if cost_scale is None:
-        cost_scale = 0.01 / float(cost.mean()) if cost.any() else 0.0
+        call = float((overhead + cost).mean())
+        cost_scale = 0.01 / call if call > 0 else 0.0
     label = np.stack([o.label.reshape(n_queries, samples) for o in seen])
     score = np.stack([o.score.reshape(n_queries, samples, -1) for o in seen])
     failed = np.stack([o.failed.reshape(n_queries, samples) for o in seen])
@@ -75,6 +78,7 @@ def record(
             outcomes=np.where(failed[..., None], 0.0, score),
             probs=np.where(failed, 0.0, 1.0 / samples),
             cost=cost * cost_scale,
+            overhead=overhead * cost_scale,
             weights=np.column_stack([contexts.weights, contexts.cost]),
         )
     probs, credit = _classes(np.where(failed, -1, label), score[..., 0])
@@ -84,6 +88,7 @@ def record(
         probs=probs,
         answers=np.where(right.any(axis=1), right.argmax(axis=1), -1),
         cost=cost * cost_scale,
+        overhead=overhead * cost_scale,
         cost_weights=contexts.cost,
         credit=None if exact else credit,
     )

@@ -154,17 +154,20 @@ class Drift(_Wrapper):
         if any(seen.pulls.completions < pulls.take(np.flatnonzero(mask)).completions for mask, seen in parts):
             # Which pulls are missing is known to neither part alone: hand back what each of them made.
             order = np.arange(sum(seen.pulls.completions for _, seen in parts))
+            pull_order = np.arange(sum(len(seen.pulls) for _, seen in parts))
             made = Pulls(
                 *(np.concatenate([getattr(s.pulls, f) for _, s in parts]) for f in ("prompt", "query", "size"))
             )
         else:
             owner = np.repeat(changed, pulls.size)
             order = np.argsort(np.concatenate([np.flatnonzero(~owner), np.flatnonzero(owner)]), kind="stable")
+            pull_order = np.argsort(np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)]), kind="stable")
             made = pulls
         return Observations(
             pulls=made,
             label=np.concatenate([seen.label for _, seen in parts])[order],
             score=np.concatenate([seen.score for _, seen in parts])[order],
             cost=np.concatenate([seen.cost for _, seen in parts])[order],
+            overhead=np.concatenate([seen.overhead for _, seen in parts])[pull_order],
             exhausted=any(seen.exhausted for _, seen in parts),
         )

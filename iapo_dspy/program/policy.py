@@ -20,7 +20,7 @@ from iapo_dspy.types import Arm, Contexts, Decoding, Observations, Preference, P
 __all__ = ["CompiledPolicy", "PromptState", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-VERSION = 1
+VERSION = 2  # 2: overheads beside costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,7 @@ class CompiledPolicy:
 def _dump(observations: Observations) -> dict[str, Any]:
     """Numbers as text, row by row: DSPy writes JSON with one array element a line, which would be a line a number."""
     pulls, score = observations.pulls, observations.score
+    overhead = {"overhead": _text(observations.overhead)} if observations.overhead.any() else {}
     return {
         "prompt": _text(pulls.prompt),
         "query": _text(pulls.query),
@@ -205,6 +206,7 @@ def _dump(observations: Observations) -> dict[str, Any]:
         "label": _text(observations.label),
         "score": [_text(column) for column in score.T],
         "cost": _text(observations.cost),
+        **overhead,
     }
 
 
@@ -217,11 +219,13 @@ def _numbers(text: str, dtype: type) -> np.ndarray[Any, Any]:
 
 
 def _load(data: Mapping[str, Any]) -> Observations:
+    pulls = Pulls(*(_numbers(data[k], np.int64) for k in ("prompt", "query", "size")))
     return Observations(
-        pulls=Pulls(*(_numbers(data[k], np.int64) for k in ("prompt", "query", "size"))),
+        pulls=pulls,
         label=_numbers(data["label"], np.int64),
         score=np.stack([_numbers(column, np.float64) for column in data["score"]], axis=1),
         cost=_numbers(data["cost"], np.float64),
+        overhead=_numbers(data["overhead"], np.float64) if "overhead" in data else np.zeros(len(pulls)),
     )
 
 

@@ -47,11 +47,11 @@ def test_block_estimates_by_hand():
     found = estimator.estimates()
     assert found.count.tolist() == [[5, 2, 1], [2, 1, 0]]
     np.testing.assert_allclose(found.reward[0], [[3.0, 4.5, 5.0], [7.5, 8.0, NAN]])
-    # Cost of the blocks of two: (1 + 1) and (3 + 1); the third completion of the first pull is in none of them.
-    np.testing.assert_allclose(found.cost, [[8 / 5, 3.0, 4.0], [1.0, 2.0, NAN]])
+    # Costs count all five completions of prompt 0, also the one that is in no block of two.
+    np.testing.assert_allclose(found.cost, [[1.6, 3.2, 4.8], [1.0, 2.0, NAN]])
     q = found.utility(problem().contexts, 0.5)
     np.testing.assert_allclose(q[0], found.reward[0])
-    np.testing.assert_allclose(q[1, 0], [3.0 - 0.8, 4.5 - 1.5, 5.0 - 2.0])
+    np.testing.assert_allclose(q[1, 0], [3.0 - 0.8, 4.5 - 1.6, 5.0 - 2.4])
 
 
 def test_pulls_larger_than_max_n_are_cut_into_more_blocks():

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from iapo_dspy.bandit.aggregators import block_layout
+from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Observations
@@ -19,6 +20,7 @@ _CHUNK = 1 << 21  # array elements that one step may hold, so that memory does n
 class BlockEstimator:
     """Means over disjoint blocks: a pull of m completions is floor(m / n) samples of scale n, for every n <= m.
 
+    Blocks estimate rewards; costs are affine in n and estimated from all of a prompt's completions (`AffineCosts`).
     Keeps sums and counts per (context, prompt, scale) only, so an update costs time linear in the new completions.
 
     Args:
@@ -28,12 +30,13 @@ class BlockEstimator:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._reward = np.zeros(problem.shape)
-        self._cost = np.zeros(problem.shape[1:])
+        self._costs = AffineCosts(problem.n_prompts)
         self._count = np.zeros(problem.shape[1:], dtype=np.int64)
 
     def update(self, observations: Observations) -> None:
         """Implement `Estimator.update`."""
         size = observations.pulls.size
+        self._costs.update(observations)
         if len(size) == 1:
             self._add_single(observations)
             return
@@ -44,13 +47,15 @@ class BlockEstimator:
     def estimates(self) -> Estimates:
         """Implement `Estimator.estimates`; `count` is the number of blocks."""
         blocks = np.where(self._count > 0, self._count, np.nan)
-        return Estimates(reward=self._reward / blocks, cost=self._cost / blocks, count=self._count.copy())
+        cost = np.where(self._count > 0, self._costs.arms(self._problem.max_n), np.nan)
+        return Estimates(reward=self._reward / blocks, cost=cost, count=self._count.copy())
 
     def of_prompt(self, prompt: int) -> Estimates:
         """Return the estimates of one prompt's arms: arrays as in `Estimates`, without the axis P."""
         count = self._count[prompt]
         blocks = np.where(count > 0, count, np.nan)
-        return Estimates(reward=self._reward[:, prompt] / blocks, cost=self._cost[prompt] / blocks, count=count.copy())
+        cost = np.where(count > 0, self._costs.of_prompt(prompt, self._problem.max_n), np.nan)
+        return Estimates(reward=self._reward[:, prompt] / blocks, cost=cost, count=count.copy())
 
     def _batches(self, observations: Observations) -> Iterator[IntArray]:
         """Split the pulls into groups of similar size, sorted by prompt.
@@ -77,7 +82,6 @@ class BlockEstimator:
         reward = self._problem.aggregator.blocks(label, score, weights, layout)[:, :, 0]  # [C, B]
         arms = int(observations.pulls.prompt[0]), slice(len(layout.first))
         self._reward[:, arms[0], arms[1]] += np.add.reduceat(reward, layout.first, axis=1)
-        self._cost[arms] += observations.cost.cumsum()[layout.used - 1]
         self._count[arms] += layout.count
 
     def _add(self, observations: Observations, pulls: IntArray, start: IntArray, size: IntArray) -> None:
@@ -94,14 +98,9 @@ class BlockEstimator:
         if not real.all():  # a block with padding in it is no block
             reward = np.where(layout.end[:, None] <= size, reward, 0.0)
 
-        spent = np.zeros((len(pulls), len(position) + 1))
-        np.cumsum(np.where(real, observations.cost[index], 0.0), axis=1, out=spent[:, 1:])
-        cost = np.take_along_axis(spent, (blocks * scales).T, axis=1)  # [G, N]: cost of the completions in whole blocks
-
         prompt, begin = _runs(observations.pulls.prompt[pulls])
         by_scale = np.add.reduceat(reward, layout.first, axis=1)
         self._reward[:, prompt, : len(scales)] += np.add.reduceat(by_scale, begin, axis=2).transpose(0, 2, 1)
-        self._cost[prompt, : len(scales)] += np.add.reduceat(cost, begin, axis=0)
         self._count[prompt, : len(scales)] += np.add.reduceat(blocks, begin, axis=1).T
 
 

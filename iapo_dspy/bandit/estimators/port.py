@@ -18,7 +18,7 @@ class Estimates:
 
     Attributes:
         reward: Mean task reward [C, P, N], NaN where there is no evidence.
-        cost: Mean raw cost of the n completions of an arm [P, N], NaN where there is no evidence.
+        cost: Mean raw cost of a call of an arm, overhead and n completions [P, N], NaN where there is no evidence.
         count: Evidence behind each arm [P, N]; for block estimates the number of blocks. 0: no evidence.
     """
 
