@@ -39,6 +39,8 @@ from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.quote import Quote
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.sampling.budget import Budget, Spent
+from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.metered import metered
 from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.types import Arm, Decoding, Preference
@@ -56,6 +58,7 @@ __all__ = [
     "CompileResult",
     "CompiledProgram",
     "ConfigurationError",
+    "Cost",
     "Decoding",
     "IAPOError",
     "LMRefused",
@@ -79,5 +82,6 @@ __all__ = [
     "UnknownPreference",
     "__version__",
     "export",
+    "metered",
     "recording_of",
 ]

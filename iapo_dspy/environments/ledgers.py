@@ -15,8 +15,9 @@ import numpy as np
 
 from iapo_dspy.environments.recorded import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.errors import ConfigurationError, LedgerError
+from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.ledger import read_ledger
-from iapo_dspy.sampling.records import CompletionRecord, Record, ScoreRecord
+from iapo_dspy.sampling.records import CompletionRecord, PullKey, Record, ScoreRecord
 from iapo_dspy.types import Contexts, FloatArray, Preference
 
 __all__ = ["export", "recording_of"]
@@ -94,8 +95,8 @@ def recording_of(
         log_dir: The run's directory.
         prompts: Indices of the prompts to keep, in this order. Default: all.
         common_queries: Keep only the queries on which every kept prompt has completions.
-        cost_scale: Utility of one output token. `None`: a completion of average length (mean over the kept prompts)
-            costs 0.01.
+        cost_scale: Utility of one unit of the run's `Cost`, an output token by default. `None`: the average call for a
+            single completion (mean over the kept prompts) costs 0.01.
 
     Returns:
         A recording with the run's preferences as contexts; `environments.files.save` writes it.
@@ -138,14 +139,28 @@ def recording_of(
     table = [[cells[p, x] for x in queries] for p in kept]
     objectives = [str(name) for name in about["objectives"]]
     contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
-    tokens = np.array([np.mean([s.completion.completion_tokens for cell in row for s in cell]) for row in table])
+    overhead, cost = _costs(table, Cost.from_dict(settings.get("cost") or {}))
     if cost_scale is None:
-        cost_scale = 0.01 / float(tokens.mean()) if tokens.any() else 0.0
-    cost = tokens * cost_scale
+        call = float((overhead + cost).mean())
+        cost_scale = 0.01 / call if call > 0 else 0.0
+    overhead, cost = overhead * cost_scale, cost * cost_scale
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
     if kind == "vote":
-        return _voting(table, cost, contexts)
-    return _best_of(table, cost, contexts)
+        return _voting(table, cost, overhead, contexts)
+    return _best_of(table, cost, overhead, contexts)
+
+
+def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
+    """Return each prompt's mean overhead per pull and mean cost per completion [P], in raw units."""
+    overhead, each = np.zeros(len(table)), np.zeros(len(table))
+    for p, row in enumerate(table):
+        pulls: dict[PullKey, list[CompletionRecord]] = {}
+        for s in (s for cell in row for s in cell):
+            pulls.setdefault(s.completion.pull, []).append(s.completion)
+        parts = [cost.split(completions) for completions in pulls.values()]
+        overhead[p] = np.mean([once for once, _ in parts])
+        each[p] = np.mean([c for _, costs in parts for c in costs])
+    return overhead, each
 
 
 def _about(header: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -170,6 +185,7 @@ def _features() -> dict[str, Any]:
         "failure": datasets.Value("string"),
         "error": datasets.Value("bool"),
         **{n: datasets.Value("float64") for n in ("prompt_tokens", "completion_tokens", "usd", "latency_s")},
+        **{n: datasets.Value("float64") for n in ("shared_tokens", "shared_usd")},
         "seed": datasets.Value("int64"),
     }
 
@@ -195,7 +211,9 @@ def _prompts(prompts: Sequence[int] | None, n_prompts: int) -> list[int]:
     return kept
 
 
-def _voting(table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, contexts: Contexts) -> VotingRecording:
+def _voting(
+    table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, overhead: FloatArray, contexts: Contexts
+) -> VotingRecording:
     """Shares of each answer, and the mean score of each answer on a query over all prompts."""
     n_queries = len(table[0])
     names: list[dict[str, int]] = [{} for _ in range(n_queries)]
@@ -222,12 +240,15 @@ def _voting(table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, cont
         probs=probs,
         answers=np.where(right.any(axis=1), right.argmax(axis=1), -1),
         cost=cost,
+        overhead=overhead,
         cost_weights=contexts.cost,
         credit=None if exact else credit,
     )
 
 
-def _best_of(table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, contexts: Contexts) -> BestOfRecording:
+def _best_of(
+    table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, overhead: FloatArray, contexts: Contexts
+) -> BestOfRecording:
     """Every completion of a cell is an outcome with the same probability; cells with fewer are padded with none."""
     most = max(len(cell) for row in table for cell in row)
     shape = (len(table), len(table[0]), most)
@@ -239,4 +260,4 @@ def _best_of(table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, con
                     outcomes[p, x, i] = s.score.scores
                     probs[p, x, i] = 1.0 / len(cell)
     weights = np.column_stack([contexts.weights, contexts.cost])
-    return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, weights=weights)
+    return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights)

@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 import numpy as np
@@ -17,18 +17,21 @@ import numpy as np
 from iapo_dspy.environments.progress import FailureReport, Failures, Progress
 from iapo_dspy.errors import BudgetExceeded, TooManyErrors
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
+from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
 from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.loop import run_on_loop
+from iapo_dspy.sampling.metered import Metering
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Decoding, Observations, Pull, Pulls
+from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["FailureReport", "LiveEnvironment", "LivePrompt", "Progress"]
 
+T = TypeVar("T")
 NOTHING_WORKS = 32  # failed completions without a single success after which a run stops
 
 
@@ -53,6 +56,7 @@ class LiveEnvironment:
         ledger: Where completions are kept before they are used.
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
         progress: Called after every pull.
+        cost: What completions cost.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class LiveEnvironment:
         ledger: LedgerPort,
         max_errors: int | None = None,
         progress: Callable[[Progress], None] | None = None,
+        cost: Cost | None = None,
     ) -> None:
         self._prompts = tuple(prompts)
         self._examples = tuple(examples)
@@ -77,6 +82,10 @@ class LiveEnvironment:
         self._ledger = ledger
         self._max_errors = max_errors
         self._progress = progress
+        self._cost = cost or Cost()
+        self._metering = Metering(sampler)
+        self._unjudged = 0
+        self._tokens = np.zeros((2, len(self._prompts)))
         self._round = 0
         self._diverged = False
         self._finished = False
@@ -103,6 +112,17 @@ class LiveEnvironment:
         """Failed completions so far."""
         return self._failures.report()
 
+    @property
+    def unjudged(self) -> int:
+        """Completions that were drawn, but not scored, because their judge did not fit into the budget."""
+        return self._unjudged
+
+    @property
+    def output_tokens(self) -> FloatArray:
+        """Mean output tokens of a prompt's completions [P]; NaN for a prompt without any."""
+        total, drawn = self._tokens
+        return np.asarray(total / np.where(drawn > 0, drawn, np.nan))
+
     def close(self, *, finished: bool) -> None:
         """End the threads that score, and say in the ledger whether the run came to its end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -126,6 +146,9 @@ class LiveEnvironment:
     async def _pull_all(self, pulls: Pulls) -> list[_Pulled | None]:
         """Start every pull that the budget pays for; None for those it does not."""
         tasks: dict[int, asyncio.Task[_Pulled]] = {}
+        # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
+        # completions drawn long before their turn.
+        places = asyncio.Semaphore(2 * self._sampler.max_concurrency)
         listed = list(pulls)
         refused = False
         for position in _in_turns(pulls):
@@ -140,7 +163,7 @@ class LiveEnvironment:
                     logger.info("The budget is used up: %s", exc)
                     refused = True
             if reservation is not None or not missing:
-                tasks[position] = asyncio.ensure_future(self._pull_one(key, pull, stored, reservation))
+                tasks[position] = asyncio.ensure_future(self._in_turn(places, key, pull, stored, reservation))
         try:
             await asyncio.gather(*tasks.values())
         except BaseException:
@@ -181,6 +204,24 @@ class LiveEnvironment:
                     self._unused.setdefault((r.prompt, r.query), []).append(r)
         return self._unused
 
+    async def _in_turn(
+        self,
+        places: asyncio.Semaphore,
+        key: PullKey,
+        pull: Pull,
+        stored: dict[int, CompletionRecord],
+        reservation: Reservation | None,
+    ) -> _Pulled:
+        try:
+            async with places:
+                if reservation is not None and self._unjudged:  # what is drawn now could not be judged either
+                    reservation.release()
+                    reservation = None
+                return await self._pull_one(key, pull, stored, reservation)
+        finally:
+            if reservation is not None:
+                reservation.release()  # cancelled while it waited; otherwise it is settled already
+
     async def _pull_one(
         self, key: PullKey, pull: Pull, stored: dict[int, CompletionRecord], reservation: Reservation | None
     ) -> _Pulled:
@@ -211,10 +252,15 @@ class LiveEnvironment:
         completions = [known[i] for i in sorted(known)]
         work = (self._in_thread(self._score, example, record, prediction) for record, prediction in completions)
         scored = await asyncio.gather(*work)
-        self._note(pull, scored)
-        return _Pulled(scored=tuple(scored), cost=tuple(r.completion_tokens for r, _ in completions))
+        overhead, cost = self._cost.split([r for r, _ in completions])
+        judged = [(s, c) for s, c in zip(scored, cost, strict=True) if s is not None]
+        self._tokens[:, pull.prompt] += sum(r.completion_tokens for r, _ in completions), len(completions)
+        if len(judged) < len(scored):
+            self._unjudged += len(scored) - len(judged)
+        self._note(pull, [s for s, _ in judged])
+        return _Pulled(scored=tuple(s for s, _ in judged), cost=tuple(c for _, c in judged), overhead=overhead)
 
-    async def _in_thread(self, function: Callable[..., Scored], *args: Any) -> Scored:
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Score in a thread, as many at a time as requests may be in flight: a metric may be a judge that waits."""
         context = contextvars.copy_context()
         call = functools.partial(context.run, function, *args)
@@ -231,6 +277,9 @@ class LiveEnvironment:
                 prompt_tokens=spent.prompt_tokens,
                 completion_tokens=spent.completion_tokens,
                 usd=spent.usd,
+                judge_requests=spent.judge_requests,
+                judge_tokens=spent.judge_tokens,
+                judge_usd=spent.judge_usd,
                 seconds=spent.seconds,
                 finished=self._finished,
                 reserved_tokens=reserved.tokens,
@@ -238,7 +287,10 @@ class LiveEnvironment:
             )
         )
 
-    def _score(self, example: dspy.Example, record: CompletionRecord, prediction: dspy.Prediction | None) -> Scored:
+    def _score(
+        self, example: dspy.Example, record: CompletionRecord, prediction: dspy.Prediction | None
+    ) -> Scored | None:
+        """Score one completion, once in the life of a run; None where the budget does not pay for its judge."""
         if prediction is None:
             return Scored(failure=record.failure or "no prediction", error=record.error)
         name = f"{record.round}/{record.position}/{record.index}"
@@ -246,7 +298,10 @@ class LiveEnvironment:
         if known is not None and known.scorer == self._scorer and not known.error:
             scores = tuple(known.scores) if known.scores is not None else None
             return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error)
-        scored = self._strategy.score(example, prediction, self._metric)
+        with self._metering.case() as case:
+            scored = self._strategy.score(example, prediction, self._metric)
+        if not case.conclude():
+            return None
         self._ledger.append(
             ScoreRecord(
                 key=name,
@@ -288,6 +343,7 @@ class LiveEnvironment:
         label: list[int] = []
         score: list[tuple[float, ...]] = []
         cost: list[float] = []
+        overhead = [r.overhead for _, r in made]
         failed = (float("nan"),) * len(self._strategy.objectives)
         for i, result in made:
             labels = self._labels[int(pulls.query[i])]
@@ -301,6 +357,7 @@ class LiveEnvironment:
             label=np.array(label, dtype=np.int64),
             score=np.array(score, dtype=np.float64).reshape(len(score), len(failed)),
             cost=np.array(cost, dtype=np.float64),
+            overhead=np.array(overhead, dtype=np.float64),
             exhausted=int(size.sum()) < pulls.completions,
         )
 
@@ -311,6 +368,7 @@ class _Pulled:
 
     scored: tuple[Scored, ...]
     cost: tuple[float, ...]
+    overhead: float
 
 
 def _record(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> CompletionRecord:
@@ -327,6 +385,8 @@ def _record(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> Completio
         prompt_tokens=rollout.prompt_tokens,
         completion_tokens=rollout.completion_tokens,
         usd=rollout.usd,
+        shared_tokens=rollout.shared_tokens,
+        shared_usd=rollout.shared_usd,
         latency_s=rollout.latency_s,
         seed=rollout.seed,
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError, StateError
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.sampling.pricing import Prices
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 from iapo_dspy.scoring.strategies import Selection, Strategy
 from iapo_dspy.types import Arm, Preference
@@ -38,6 +39,10 @@ class CallReport(BaseModel):
         prompt_tokens: Input tokens of the call.
         completion_tokens: Output tokens of the call.
         usd: Price, None where it is not known.
+        seconds: From sending the call to its last completion.
+        cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
+            dollars and the price is not known.
+        cost_unit: That unit in words: "output tokens" by default.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +59,9 @@ class CallReport(BaseModel):
     prompt_tokens: float
     completion_tokens: float
     usd: float | None
+    seconds: float
+    cost: float | None
+    cost_unit: str
 
 
 class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -180,7 +188,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference, arm, inputs = self._prepare(args, kwargs)
         program = self.policy.program_of(arm.prompt)
         decoding = self.policy.ready.prompts[arm.prompt].decoding
-        rollouts = _sampler().sample_sync(program, inputs, arm.n, key="call", decoding=decoding, record=True)
+        rollouts = self._sampler().sample_sync(program, inputs, arm.n, key="call", decoding=decoding, record=True)
         return self._conclude(preference, arm, inputs, rollouts)
 
     async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
@@ -189,8 +197,11 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference, arm, inputs = await asyncio.to_thread(self._prepare, args, kwargs)
         program = self.policy.program_of(arm.prompt)
         decoding = self.policy.ready.prompts[arm.prompt].decoding
-        rollouts = await _sampler().sample(program, inputs, arm.n, key="call", decoding=decoding, record=True)
+        rollouts = await self._sampler().sample(program, inputs, arm.n, key="call", decoding=decoding, record=True)
         return await asyncio.to_thread(self._conclude, preference, arm, inputs, rollouts)
+
+    def _sampler(self) -> Sampler:
+        return _sampler(self.policy.ready.cost.prices)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Preference, Arm, dict[str, Any]]:
         keyword = self.policy.preference_field
@@ -223,6 +234,9 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         winner = drawn[selection.index][0]
         prediction = _merge([p for _, p in drawn], selection.index)
         prices = [r.usd for r in rollouts]
+        usd = None if any(p is None for p in prices) else sum(p for p in prices if p is not None)
+        cost = self.policy.ready.cost
+        once, each = cost.split(rollouts)
         prediction.iapo = CallReport(
             preference=preference.name,
             cost_weight=preference.cost,
@@ -235,7 +249,10 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             failures=dict(sorted(failures.items())),
             prompt_tokens=sum(r.prompt_tokens for r in rollouts),
             completion_tokens=sum(r.completion_tokens for r in rollouts),
-            usd=None if any(p is None for p in prices) else sum(p for p in prices if p is not None),
+            usd=usd,
+            seconds=max(r.latency_s for r in rollouts),
+            cost=None if cost.usd and usd is None else once + sum(each),
+            cost_unit=cost.unit,
         )
         trace = dspy.settings.trace
         if trace is not None:
@@ -244,9 +261,12 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
 
 @functools.cache
-def _sampler() -> Sampler:
-    """One sampler for all deployed calls of the process, so that together they respect one bound of concurrency."""
-    return Sampler()
+def _sampler(prices: Prices | None) -> Sampler:
+    """One sampler for all deployed calls of the process, so that together they respect one bound of concurrency.
+
+    Programs with other prices of the user have a sampler of their own.
+    """
+    return Sampler(prices=prices)
 
 
 def _spread(

@@ -18,10 +18,11 @@ from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
-from iapo_dspy.program.policy import CompiledPolicy, PromptState, rounded
+from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, PromptState, rounded
 from iapo_dspy.program.quote import Quote, make_quote
 from iapo_dspy.program.results import make_result, spent_dict
 from iapo_dspy.sampling.budget import Budget, Meter, Spent
+from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, SpentRecord, fingerprint_of
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric
@@ -47,12 +48,14 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     Args:
         strategy: How N completions become one answer: `MajorityVote(field)` or `BestOfN(objectives=[...])`.
-        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. LM calls that a metric or
-            an objective makes of its own (judges) are not counted.
+        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. LM calls of a metric or
+            an objective (judges) count in tokens, dollars and seconds, not in completions; LMs that a metric holds
+            itself are wrapped by `metered`.
         metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
             Needed by majority vote. It is tried once, on the first example's own labels, before anything is spent.
         preferences: What users of the compiled program may ask for. Default: quality, balanced and thrifty, at cost
             weights 0, 0.2 and 1.
+        cost: What completions cost: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`.
         max_n: Largest number of completions per call, >= 1.
         candidates: The instructions to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, or whole programs of the student's class with their demos. The student's own instruction
@@ -84,6 +87,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         budget: Budget | int,
         metric: Metric | None = None,
         preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
+        cost: Cost | None = None,
         max_n: int = 16,
         candidates: Iterable[Any] | None = None,
         decoding: Decoding | Sequence[Decoding] | None = None,
@@ -123,6 +127,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.default_preference = default_preference or names[0]
         self.max_n = max_n
         self.budget = Budget.of(budget)
+        if cost is not None and not isinstance(cost, Cost):
+            raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
+        self.cost = cost or Cost()
         self.candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
         self.decoding = _decodings(decoding)
         self.algorithm = algorithm
@@ -172,7 +179,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
             meter = Meter(self.budget, spent=_spent_before(ledger.spent))
-            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed)
+            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed, prices=self.cost.prices)
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
                 prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
@@ -184,6 +191,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 ledger=ledger,
                 max_errors=self.max_errors,
                 progress=bar,
+                cost=self.cost,
             )
             stack.callback(environment.close, finished=False)
             try:
@@ -223,6 +231,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             preferences=self.preferences,
             max_n=self.max_n,
             budget=self.budget,
+            cost=self.cost,
             decodings=self.decoding,
             algorithm=self.algorithm,
             preference_field=self.preference_field,
@@ -249,16 +258,19 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             blind = [i for i, share in enumerate(failures.share) if share != share]
             if len(blind) == len(plan.prompts):
                 raise BudgetTooSmall(
-                    f"{self.budget} does not pay for a single completion, so there is nothing to choose by. Raise its "
-                    "tokens, dollars or seconds.", given=0, least=plan.least,
+                    f"{self.budget} does not pay for a single completion and its score, so there is nothing to choose "
+                    "by. Raise its tokens, dollars or seconds.", given=0, least=plan.least,
                 )  # fmt: skip
+            unjudged = environment.unjudged
             logger.warning(
-                "A budget ended the run early, after %d of at most %d completions: the policy rests on %s observations "
-                "per preference%s.", spent.completions, self.budget.completions, outcome.evidence.tolist(),
-                f", and the prompts {blind} were never tried" if blind else "",
+                "A budget ended the run early, after %d of at most %d completions%s: the policy rests on %s "
+                "observations per preference%s.", spent.completions, self.budget.completions,
+                f" ({unjudged} of them without a score, for their judge did not fit)" if unjudged else "",
+                outcome.evidence.tolist(), f", and the prompts {blind} were never tried" if blind else "",
             )  # fmt: skip
         if failures.total:
             logger.warning("%s", failures)
+        evidence = rounded(outcome.observations)
         policy = CompiledPolicy(
             preferences=self.preferences,
             arms=outcome.policy.arms,
@@ -270,8 +282,10 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             algorithm=self.algorithm,
             screening=plan.screening,
             strategy=self.strategy.to_dict(),
-            evidence=rounded(outcome.observations),
+            evidence=evidence,
             spent=spent_dict(spent),
+            cost=self.cost,
+            prompt_costs=PromptCosts.of(evidence, len(plan.prompts)),
         )
         program = CompiledProgram(
             plan.student,
@@ -281,7 +295,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             programs=[p.program for p in plan.prompts],
         )
         if self.track_stats:
-            program.detailed_results = make_result(self.preferences, plan.prompts, outcome, spent, failures)
+            program.detailed_results = make_result(
+                self.preferences, plan.prompts, outcome, spent, failures, self.cost, environment.output_tokens
+            )
         return program
 
 
@@ -298,6 +314,9 @@ def _spent_before(record: SpentRecord) -> Spent:
         completion_tokens=record.completion_tokens + record.reserved_tokens,
         usd=record.usd + record.reserved_usd,
         seconds=record.seconds,
+        judge_requests=record.judge_requests,
+        judge_tokens=record.judge_tokens,
+        judge_usd=record.judge_usd,
     )
 
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -19,6 +19,8 @@ from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import ConfigurationError, LabelRequired, ReservedFieldName, ScoreError, one_line
 from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
 from iapo_dspy.sampling.budget import Budget
+from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.metered import refusing
 from iapo_dspy.sampling.params import effective_temperature, request_params
 from iapo_dspy.sampling.pricing import check_budget
 from iapo_dspy.scoring.labels import label_message
@@ -41,7 +43,9 @@ class Plan:
         algorithm: Its name.
         screening: Top-K screening, if any.
         budget: The limits.
+        cost: What completions cost.
         seed: Root of the random streams.
+        judged: Whether the metric or an objective asks LMs.
     """
 
     student: dspy.Module
@@ -51,7 +55,9 @@ class Plan:
     algorithm: str
     screening: Screening | None
     budget: Budget
+    cost: Cost
     seed: int
+    judged: bool = False
 
     def start(self) -> Algorithm:
         """Return the algorithm's generator.
@@ -68,7 +74,9 @@ class Plan:
 
     def settings(self, strategy: Strategy, preferences: Sequence[Preference]) -> dict[str, Any]:
         """Return what the run depends on, part by part, as JSON data without secrets."""
+        costs = {} if self.cost == Cost() else {"cost": self.cost.to_dict()}  # so that older ledgers can be resumed
         return {
+            **costs,
             "student": type(self.student).__qualname__,
             "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.prompts]),
             "adapter": _digest(dspy.settings.adapter),
@@ -181,6 +189,7 @@ def make_plan(
     preferences: Sequence[Preference],
     max_n: int,
     budget: Budget,
+    cost: Cost,
     decodings: Sequence[Decoding],
     algorithm: str,
     preference_field: str | None,
@@ -210,7 +219,7 @@ def make_plan(
     outputs = output_fields(student)
     strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
     prompts = build_prompts(student, candidates, decodings)
-    _check_sampling(prompts, max_n, budget)
+    _check_sampling(prompts, max_n, budget, cost)
     screening = parse_algorithm(algorithm)
     problem = Problem(
         n_prompts=len(prompts),
@@ -227,11 +236,14 @@ def make_plan(
         algorithm=algorithm,
         screening=screening,
         budget=budget,
+        cost=cost,
         seed=seed,
     )
     plan.start().close()  # raises BudgetTooSmall
-    _probe(strategy, metric, examples, outputs)
-    return plan
+    judges = _probe(strategy, metric, examples, outputs)
+    for judge in judges:
+        _check_judge(judge, budget, cost)
+    return replace(plan, judged=bool(judges))
 
 
 def _check_examples(trainset: Any, student: dspy.Module) -> tuple[dspy.Example, ...]:
@@ -289,7 +301,20 @@ def _check_reserved_field(student: dspy.Module, examples: Sequence[dspy.Example]
         )
 
 
-def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget) -> None:
+def _check_judge(judge: dspy.BaseLM | None, budget: Budget, cost: Cost) -> None:
+    if judge is None:
+        raise ConfigurationError(
+            "The metric asks the configured LM, and there is none: call dspy.configure(lm=dspy.LM('provider/model')), "
+            "or give the metric an LM of its own, metered(dspy.LM(...))."
+        )
+    limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
+    try:
+        check_budget(judge, judge.kwargs, **limits, prices=cost.prices)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"The metric asks an LM, whose calls count in the budget. {exc}") from exc
+
+
+def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget, cost: Cost) -> None:
     for prompt in prompts:
         for lm, (name, predictor) in zip(lms_of(prompt.program), prompt.program.named_predictors(), strict=True):
             temperature = effective_temperature(lm, predictor.config, prompt.decoding)
@@ -300,7 +325,9 @@ def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget) -> No
                     "max_n=1."
                 )
             params = request_params(lm, predictor.config, prompt.decoding)
-            check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None)
+            limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
+            check_budget(lm, params, **limits, prices=cost.prices)
+            cost.check(lm)
 
 
 PROBED = 100  # examples on which a metric is tried before anything is spent
@@ -325,10 +352,15 @@ class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
 
 def _probe(
     strategy: Strategy, metric: Metric | None, examples: Sequence[dspy.Example], outputs: Mapping[str, Any]
-) -> None:
-    """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing."""
+) -> list[dspy.BaseLM | None]:
+    """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
+
+    Returns:
+        The LMs that it asks, as far as they are known: the configured one (None where there is none), or metered ones.
+    """
     what = "The metric" if metric is not None else "An objective"
-    with dspy.context(lm=_NoCalls()):
+    configured = dspy.settings.lm
+    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=_NoCalls()):
         for i, example in enumerate(examples[:PROBED]):
             prediction = StandIn(example, outputs)
             try:
@@ -340,7 +372,7 @@ def _probe(
             except ConfigurationError:
                 raise
             except ProbeReachedLM:
-                return
+                return list(asked) or [configured]
             except Exception as exc:
                 hidden = [n for n in example.labels().keys() if repr(n) in str(exc)]
                 if metric is None and isinstance(exc, (KeyError, AttributeError)) and hidden:
@@ -351,3 +383,4 @@ def _probe(
                     f"{what} raised {one_line(exc)} for trainset[{i}] with its own labels as the prediction. Mend "
                     "it, or the example's fields; no LM call was made."
                 ) from exc
+    return []

@@ -9,18 +9,20 @@ from typing import Any
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.bandit.replay import solve
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.program.prompts import Prompt, program_state
+from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm, Contexts, Decoding, Observations, Preference, Pulls
 
-__all__ = ["CompiledPolicy", "PromptState", "rounded"]
+__all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-VERSION = 2  # 2: overheads beside costs
+VERSION = 2  # 2: what completions cost; overheads beside costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,34 @@ class PromptState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptCosts:
+    """What calls of each prompt cost on average, in the raw unit of the run's `Cost`: fixed + n * per_completion.
+
+    Attributes:
+        fixed: Per query, whatever n is [P]; None for a prompt without evidence.
+        per_completion: Per completion [P]; None for a prompt without evidence.
+    """
+
+    fixed: tuple[float | None, ...]
+    per_completion: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, evidence: Sequence[Observations], n_prompts: int) -> PromptCosts:
+        """Average over everything that was observed."""
+        costs = AffineCosts(n_prompts)
+        for observations in evidence:
+            costs.update(observations)
+        parts = (costs.fixed.tolist(), costs.per_completion.tolist())
+        fixed, per_completion = (tuple(None if v != v else float(f"{v:.9g}") for v in part) for part in parts)
+        return cls(fixed=fixed, per_completion=per_completion)
+
+    def call(self, arm: Arm) -> float | None:
+        """Return what a call of this arm costs; None without evidence."""
+        fixed, each = self.fixed[arm.prompt], self.per_completion[arm.prompt]
+        return None if fixed is None or each is None else fixed + arm.n * each
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompiledPolicy:
     """What `compile` learnt: the arm of each preference, and the evidence that answers for any other.
 
@@ -66,12 +96,14 @@ class CompiledPolicy:
         prompts: The prompt set P.
         max_n: Largest scale.
         n_queries: Training queries.
-        cost_scale: Utility of one output token at cost weight 1.
+        cost_scale: Utility of one raw unit of `cost` (an output token by default) at cost weight 1.
         algorithm: Name of the algorithm that ran.
         screening: Its Top-K screening, if any.
         strategy: The strategy as JSON data.
         evidence: What was observed, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
+        cost: What completions cost.
+        prompt_costs: What calls of each prompt cost on average.
     """
 
     preferences: tuple[Preference, ...]
@@ -86,6 +118,8 @@ class CompiledPolicy:
     strategy: Mapping[str, Any]
     evidence: tuple[Observations, ...] = field(repr=False)
     spent: Mapping[str, Any]
+    cost: Cost
+    prompt_costs: PromptCosts
 
     def named(self, name: str) -> Preference:
         """Return the compiled preference of this name.
@@ -146,7 +180,12 @@ class CompiledPolicy:
             ],
             "max_n": self.max_n,
             "n_queries": self.n_queries,
+            "cost": self.cost.to_dict(),
             "cost_scale": self.cost_scale,
+            "prompt_costs": {
+                "fixed": list(self.prompt_costs.fixed),
+                "per_completion": list(self.prompt_costs.per_completion),
+            },
             "algorithm": self.algorithm,
             "screening": {"k": self.screening.k, "rho": self.screening.rho} if self.screening else None,
             "strategy": dict(self.strategy),
@@ -168,6 +207,7 @@ class CompiledPolicy:
                 f"The saved policy has version {data['version']}; this iapo_dspy reads up to {VERSION}. Upgrade it."
             )
         try:
+            evidence = tuple(_load(o) for o in data["evidence"])
             return cls(
                 preferences=tuple(Preference.from_dict(p) for p in data["preferences"]),
                 arms=tuple(Arm(*p["arm"]) for p in data["preferences"]),
@@ -188,8 +228,11 @@ class CompiledPolicy:
                 algorithm=data["algorithm"],
                 screening=Screening(**data["screening"]) if data["screening"] else None,
                 strategy=data["strategy"],
-                evidence=tuple(_load(o) for o in data["evidence"]),
+                evidence=evidence,
                 spent=data["spent"],
+                # Version 1 counted output tokens, and said nothing of it.
+                cost=Cost.from_dict(data["cost"]) if "cost" in data else Cost(),
+                prompt_costs=PromptCosts.of(evidence, len(data["prompts"])),
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise StateError(f"The saved policy is damaged: {type(exc).__name__}: {exc}.") from exc

@@ -12,6 +12,7 @@ from iapo_dspy.bandit.problem import Outcome, Round
 from iapo_dspy.environments.live import FailureReport
 from iapo_dspy.program.prompts import Prompt
 from iapo_dspy.sampling.budget import Spent
+from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.types import Arm, FloatArray, IntArray, Preference
 
 __all__ = ["CompileResult", "PreferenceResult", "make_result"]
@@ -27,7 +28,8 @@ class PreferenceResult:
         label: The prompt in words.
         utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
         reward: Estimated task reward without the cost.
-        tokens: Estimated output tokens per query.
+        tokens: Output tokens per query: N times the mean of the prompt's completions.
+        cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
         evidence: Groups of N completions behind the estimates.
     """
 
@@ -37,6 +39,7 @@ class PreferenceResult:
     utility: float
     reward: float
     tokens: float
+    cost: float
     evidence: int
 
 
@@ -49,9 +52,11 @@ class CompileResult:
         labels: The prompts in words [P].
         q: Estimated utility [C, P, N], NaN where there is no evidence.
         reward: Estimated task reward [C, P, N].
-        tokens: Estimated output tokens [P, N].
+        tokens: Output tokens per query [P, N]: N times the mean of the prompt's completions.
+        costs: Estimated cost per query [P, N], in the unit of `cost`, NaN where there is no evidence.
         count: Blocks behind each estimate [P, N].
-        cost_scale: Utility of one output token at cost weight 1.
+        cost: What completions cost.
+        cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
         spent: What the run took.
         failures: Failed completions.
         rounds: What each round did.
@@ -64,7 +69,9 @@ class CompileResult:
     q: FloatArray = field(repr=False)
     reward: FloatArray = field(repr=False)
     tokens: FloatArray = field(repr=False)
+    costs: FloatArray = field(repr=False)
     count: IntArray = field(repr=False)
+    cost: Cost
     cost_scale: float
     spent: Spent
     failures: FailureReport
@@ -74,11 +81,14 @@ class CompileResult:
 
     def __str__(self) -> str:
         """Return a small table."""
+        plain = self.cost.unit == Cost().unit
         rows = [
             f"{r.preference.name or '':<12} N={r.arm.n:<3} utility={r.utility:.3f} reward={r.reward:.3f} "
-            f"tokens={r.tokens:.0f}  {r.label}"
+            f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{r.label}"
             for r in self.policy
         ]
+        if not plain:
+            rows.append(f"(cost: {self.cost.unit})")
         return "\n".join(rows)
 
 
@@ -88,9 +98,12 @@ def make_result(
     outcome: Outcome,
     spent: Spent,
     failures: FailureReport,
+    cost: Cost,
+    output_tokens: FloatArray,
 ) -> CompileResult:
-    """Put the outcome of a run into the user's words."""
+    """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
     estimates = outcome.estimates
+    tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
     rows = []
     for c, (preference, arm) in enumerate(zip(preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
@@ -101,7 +114,8 @@ def make_result(
                 label=prompts[arm.prompt].label,
                 utility=float(outcome.q[c][at]),
                 reward=float(outcome.reward[c][at]),
-                tokens=float(estimates.cost[at]),
+                tokens=float(tokens[at]),
+                cost=float(estimates.cost[at]),
                 evidence=int(estimates.count[at]),
             )
         )
@@ -110,8 +124,10 @@ def make_result(
         labels=tuple(p.label for p in prompts),
         q=outcome.q,
         reward=outcome.reward,
-        tokens=np.asarray(estimates.cost),
+        tokens=np.asarray(tokens),
+        costs=np.asarray(estimates.cost),
         count=outcome.count,
+        cost=cost,
         cost_scale=outcome.cost_scale,
         spent=spent,
         failures=failures,
@@ -130,4 +146,7 @@ def spent_dict(spent: Spent) -> Mapping[str, float]:
         "completion_tokens": spent.completion_tokens,
         "usd": spent.usd,
         "seconds": round(spent.seconds, 3),
+        "judge_requests": spent.judge_requests,
+        "judge_tokens": spent.judge_tokens,
+        "judge_usd": spent.judge_usd,
     }

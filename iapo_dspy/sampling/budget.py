@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 
-__all__ = ["Budget", "Meter", "Reservation", "Spent"]
+__all__ = ["Budget", "Meter", "RequestMeter", "Reservation", "Spent"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class Spent:
         completion_tokens: Tokens written.
         usd: Dollars, as far as prices are known.
         seconds: Wall-clock time since the meter was made, plus what an earlier, resumed process took.
+        judge_requests: How many of the requests were no task's: those of judges, proposers and rewriters.
+        judge_tokens: Their tokens, part of the sums above.
+        judge_usd: Their dollars, part of `usd`.
     """
 
     completions: int = 0
@@ -81,6 +84,9 @@ class Spent:
     completion_tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
+    judge_requests: int = 0
+    judge_tokens: int = 0
+    judge_usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -91,11 +97,12 @@ class Spent:
 class Reservation:
     """A share of a budget that nobody else can spend until it is settled or released; either works once."""
 
-    __slots__ = ("_meter", "_open", "completions", "picodollars", "tokens")
+    __slots__ = ("_meter", "_open", "completions", "judge", "picodollars", "tokens")
 
-    def __init__(self, meter: Meter, completions: int, tokens: int, picodollars: int) -> None:
+    def __init__(self, meter: Meter, completions: int, tokens: int, picodollars: int, judge: bool = False) -> None:
         self._meter = meter
         self._open = True
+        self.judge = judge
         self.completions = completions
         self.tokens = tokens
         self.picodollars = picodollars
@@ -139,6 +146,21 @@ class Reservation:
         self.settle()
 
 
+class RequestMeter(Protocol):
+    """What a completer needs of a meter."""
+
+    @property
+    def limits(self) -> Budget | None:
+        """The budget; None counts without limiting."""
+
+    @property
+    def bounds_requests(self) -> bool:
+        """Whether every request needs an upper bound of its tokens or dollars."""
+
+    async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
+        """Set an upper bound aside; see `Meter.areserve`."""
+
+
 class Meter:
     """Counts what a run spends and refuses what would exceed its budget. Thread-safe.
 
@@ -161,6 +183,7 @@ class Meter:
         self._lock = threading.Lock()
         self._spent = spent or Spent()
         self._pico = round(self._spent.usd * _PICO)
+        self._judge_pico = round(self._spent.judge_usd * _PICO)
         self._reserved_completions = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
@@ -187,6 +210,16 @@ class Meter:
             self._journal(spent, reserved)
 
     @property
+    def limits(self) -> Budget | None:
+        """The budget; None counts without limiting."""
+        return self.budget
+
+    @property
+    def judges(self) -> RequestMeter:
+        """The same budget for LM calls that are no task's; what they take is told apart in `Spent`."""
+        return _Judges(self)
+
+    @property
     def bounds_requests(self) -> bool:
         """Whether every request needs an upper bound of its tokens or dollars."""
         return self.budget is not None and (self.budget.tokens is not None or self.budget.usd is not None)
@@ -204,7 +237,12 @@ class Meter:
             return self._reserved_now()
 
     def _spent_now(self) -> Spent:
-        return replace(self._spent, usd=self._pico / _PICO, seconds=self._clock() - self._start)
+        return replace(
+            self._spent,
+            usd=self._pico / _PICO,
+            judge_usd=self._judge_pico / _PICO,
+            seconds=self._clock() - self._start,
+        )
 
     def _reserved_now(self) -> Spent:
         return Spent(
@@ -226,8 +264,8 @@ class Meter:
         """Whether some limit is used up by what was spent alone."""
         return self._obstacle(1, 1, 1, spent_only=True) is not None
 
-    def reserve(self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0) -> Reservation:
-        """Set an upper bound aside.
+    def reserve(self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
+        """Set an upper bound aside; `judge` says for whose share of what is spent.
 
         Raises:
             BudgetExceeded: It does not fit beside what is spent and reserved.
@@ -242,9 +280,9 @@ class Meter:
             self._reserved_pico += pico
         if tokens or pico:
             self.write_journal()
-        return Reservation(self, completions, tokens, pico)
+        return Reservation(self, completions, tokens, pico, judge)
 
-    async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
+    async def areserve(self, *, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
         """Like `reserve`, but wait where requests in flight may still give back what is needed.
 
         Upper bounds are several times what requests really take; without waiting, a run would end while most of its
@@ -253,7 +291,7 @@ class Meter:
         pico = math.ceil(usd * _PICO)
         while True:
             try:
-                return self.reserve(tokens=tokens, usd=usd)
+                return self.reserve(tokens=tokens, usd=usd, judge=judge)
             except BudgetExceeded:
                 loop = asyncio.get_running_loop()
                 waiter: asyncio.Future[None] = loop.create_future()
@@ -290,15 +328,19 @@ class Meter:
             return f"The {budget.seconds} seconds of the budget are over."
         return None
 
-    def _add(self, spent: Spent) -> None:
+    def _add(self, spent: Spent, judge: bool = False) -> None:
         # Rounded up, so that what is shown never lies below what a provider adds up.
-        self._pico += math.ceil(round(spent.usd * _PICO, 3))
+        pico = math.ceil(round(spent.usd * _PICO, 3))
+        self._pico += pico
+        self._judge_pico += judge * pico
         now = self._spent
         self._spent = Spent(
             completions=now.completions + spent.completions,
             requests=now.requests + spent.requests,
             prompt_tokens=now.prompt_tokens + spent.prompt_tokens,
             completion_tokens=now.completion_tokens + spent.completion_tokens,
+            judge_requests=now.judge_requests + judge * spent.requests,
+            judge_tokens=now.judge_tokens + judge * spent.tokens,
         )
 
     def _close(self, reservation: Reservation, spent: Spent) -> None:
@@ -306,7 +348,7 @@ class Meter:
             self._reserved_completions -= reservation.completions
             self._reserved_tokens -= reservation.tokens
             self._reserved_pico -= reservation.picodollars
-            self._add(spent)
+            self._add(spent, reservation.judge)
             waiters, self._waiters = self._waiters, []
         beyond = []
         if self.bounds_requests and spent.tokens > reservation.tokens > 0:
@@ -317,6 +359,24 @@ class Meter:
             logger.warning("A request took more than its upper bound: %s.", "; ".join(beyond))
         for loop, waiter in waiters:
             _wake(loop, waiter)
+
+
+class _Judges:
+    """A meter's share for judges; see `Meter.judges`."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    @property
+    def limits(self) -> Budget | None:
+        return self._meter.limits
+
+    @property
+    def bounds_requests(self) -> bool:
+        return self._meter.bounds_requests
+
+    async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
+        return await self._meter.areserve(tokens=tokens, usd=usd, judge=True)
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
-from iapo_dspy.sampling.budget import Meter, Reservation
+from iapo_dspy.sampling.budget import Meter, RequestMeter, Reservation
 from iapo_dspy.sampling.client import (
     Choice,
     Completer,
@@ -23,12 +23,12 @@ from iapo_dspy.sampling.client import (
 )
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import in_thread
-from iapo_dspy.sampling.params import canonical, derive_seed, max_output_tokens
-from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound, whole_text
+from iapo_dspy.sampling.params import canonical, derive_seed
+from iapo_dspy.sampling.pricing import Prices, Usage, check_usage, price_of, request_bound, whole_text
 from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.sampling.retry import is_throttled, raise_fatal
 
-__all__ = ["CallableCompleter", "completer_for"]
+__all__ = ["CallableCompleter", "as_adapter", "completer_for"]
 
 
 class CallableCompleter:
@@ -42,16 +42,24 @@ class CallableCompleter:
         gate: Bounds the calls in flight.
         meter: Reserves and counts tokens and dollars.
         timeout: Seconds per call; None leaves it to the LM.
+        prices: The user's own prices.
     """
 
     def __init__(
-        self, lm: dspy.BaseLM, *, gate: Gate, meter: Meter | None = None, timeout: float | None = None
+        self,
+        lm: dspy.BaseLM,
+        *,
+        gate: Gate,
+        meter: RequestMeter | None = None,
+        timeout: float | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self._lm = lm
         self._gate = gate
-        self._meter = meter or Meter()
+        self._meter: RequestMeter = meter or Meter()
         self._timeout = timeout
-        self._price = price_of(lm)
+        self._prices = prices
+        self._price = price_of(lm, prices)
         self._is_async = _has_async_form(lm)
 
     async def complete(self, request: CompletionRequest) -> Reply:
@@ -121,14 +129,11 @@ class CallableCompleter:
         )
 
     async def _reserve(self, request: CompletionRequest) -> tuple[Reservation, int]:
-        budget = self._meter.budget
+        budget = self._meter.limits
         if budget is None or not self._meter.bounds_requests:
             return await self._meter.areserve(), 0
-        check_budget(self._lm, request.params, tokens=budget.tokens is not None, usd=budget.usd is not None)
-        prompt = prompt_bound(request.messages, request.params)
-        completion = max_output_tokens(request.params) or 0
-        usd = self._price.bound(prompt, completion) if self._price and budget.usd is not None else 0.0
-        return await self._meter.areserve(tokens=prompt + completion, usd=usd), prompt
+        bound = request_bound(self._lm, request.messages, request.params, 1, budget, self._prices)
+        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
 
     async def _outputs(
         self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int
@@ -139,12 +144,12 @@ class CallableCompleter:
             settings["rollout_id"] = index
         messages = list(messages)
         if self._is_async:
-            with _as_adapter(self._lm, messages):
+            with as_adapter(self._lm, messages):
                 result: Sequence[Any] = await self._lm.acall(messages=messages, **settings)
             return result
 
         def call() -> Sequence[Any]:
-            with _as_adapter(self._lm, messages):
+            with as_adapter(self._lm, messages):
                 result: Sequence[Any] = self._lm(messages=messages, **settings)
             return result
 
@@ -155,19 +160,27 @@ def completer_for(
     lm: dspy.BaseLM,
     *,
     gate: Gate,
-    meter: Meter | None = None,
+    meter: RequestMeter | None = None,
     num_retries: int | None = None,
     timeout: float | None = None,
     seed: int = 0,
+    prices: Prices | None = None,
 ) -> Completer:
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
-    if isinstance(lm, ReplicatedLM):
+    lm = getattr(lm, "metered_lm", lm)  # a wrapper for judges that is used as a task's LM
+    replicated = isinstance(lm, ReplicatedLM)
+    if replicated or _litellm_reaches(lm):
         return LiteLLMCompleter(
-            lm, gate=gate, meter=meter, num_retries=num_retries, timeout=timeout, seed=seed, send=lm.acompletion
+            lm,
+            gate=gate,
+            meter=meter,
+            num_retries=num_retries,
+            timeout=timeout,
+            seed=seed,
+            prices=prices,
+            send=lm.acompletion if replicated else None,
         )
-    if _litellm_reaches(lm):
-        return LiteLLMCompleter(lm, gate=gate, meter=meter, num_retries=num_retries, timeout=timeout, seed=seed)
-    return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout)
+    return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout, prices=prices)
 
 
 def _litellm_reaches(lm: dspy.BaseLM) -> bool:
@@ -228,7 +241,7 @@ def _count(entry: Mapping[str, Any], *names: str) -> int:
     return next((int(entry[n]) for n in names if isinstance(entry.get(n), (int, float))), 0)
 
 
-def _as_adapter(lm: dspy.BaseLM, messages: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+def as_adapter(lm: dspy.BaseLM, messages: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
     """Mark a call as an adapter's, which spares DSPy's deprecation warning for messages passed by hand."""
     try:
         from dspy.clients._deprecation import adapter_message_call

@@ -13,11 +13,12 @@ from typing import Any, Protocol, cast, runtime_checkable
 import dspy
 
 from iapo_dspy.errors import BudgetExceeded, IAPOError
-from iapo_dspy.sampling.budget import Meter, Reservation
+from iapo_dspy.sampling import pricing
+from iapo_dspy.sampling.budget import Meter, RequestMeter, Reservation
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import within
 from iapo_dspy.sampling.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
-from iapo_dspy.sampling.pricing import Usage, check_budget, check_usage, price_of, prompt_bound, whole_text
+from iapo_dspy.sampling.pricing import Prices, Usage
 from iapo_dspy.sampling.retry import (
     backoff,
     is_refused,
@@ -99,6 +100,7 @@ class Choice:
         prompt_tokens: Its share of the request's prompt tokens.
         completion_tokens: Its share of the request's completion tokens.
         usd: Its share of the dollars; None where the price is unknown.
+        shared_tokens: `prompt_tokens` where one request brings n completions, else 0; `shared_usd` is their price.
         latency_s: Seconds of the request that brought it, without waiting for a slot.
         seed: The seed that was sent.
         error: Why there is no completion.
@@ -110,6 +112,8 @@ class Choice:
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float | None = None
+    shared_tokens: float = 0.0
+    shared_usd: float = 0.0
     latency_s: float = 0.0
     seed: int | None = None
     error: Exception | None = None
@@ -194,6 +198,7 @@ class LiteLLMCompleter:
         num_retries: Attempts after the first one; None takes the LM's.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts.
+        prices: The user's own prices.
         send: Takes the place of `litellm.acompletion`, such as a Router's.
     """
 
@@ -202,21 +207,23 @@ class LiteLLMCompleter:
         lm: dspy.BaseLM,
         *,
         gate: Gate,
-        meter: Meter | None = None,
+        meter: RequestMeter | None = None,
         num_retries: int | None = None,
         timeout: float | None = None,
         seed: int = 0,
+        prices: Prices | None = None,
         send: Callable[..., Coroutine[Any, Any, Any]] | None = None,
     ) -> None:
         self._lm = lm
         self._ask = send
         self._gate = gate
-        self._meter = meter or Meter()
+        self._meter: RequestMeter = meter or Meter()
         self._retries = lm.num_retries if num_retries is None else num_retries
         self._timeout = timeout
         self._rng = random.Random(seed)
-        self._price = price_of(lm)
-        self._own_price = lm.kwargs.get("input_cost_per_token") is not None
+        self._prices = prices
+        self._price = pricing.price_of(lm, prices)
+        self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._one_by_one = False
         self._took_n = False
@@ -346,15 +353,11 @@ class LiteLLMCompleter:
         return self._read(request, params, response, n, seed, latency, reservation, tally)
 
     async def _reserve(self, request: CompletionRequest, n: int) -> tuple[Reservation, int]:
-        if not self._meter.bounds_requests:
+        budget = self._meter.limits
+        if budget is None or not self._meter.bounds_requests:
             return await self._meter.areserve(), 0
-        budget = self._meter.budget
-        assert budget is not None
-        check_budget(self._lm, request.params, tokens=budget.tokens is not None, usd=budget.usd is not None)
-        prompt = prompt_bound(request.messages, request.params)
-        completion = n * (max_output_tokens(request.params) or 0)
-        usd = self._price.bound(prompt, completion) if self._price and budget.usd is not None else 0.0
-        return await self._meter.areserve(tokens=prompt + completion, usd=usd), prompt
+        bound = pricing.request_bound(self._lm, request.messages, request.params, n, budget, self._prices)
+        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
 
     async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
         sent = {
@@ -393,16 +396,16 @@ class LiteLLMCompleter:
             reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
             texts = [o if isinstance(o, str) else (o or {}).get("text") for o in outputs]
             usage = getattr(response, "usage", None)
-            counted = check_usage(
+            counted = pricing.check_usage(
                 model=request.model,
                 messages=request.messages,
-                texts=[whole_text(o) for o in outputs],
+                texts=[pricing.whole_text(o) for o in outputs],
                 truncated=reasons.count("length"),
                 limit=max_output_tokens(params),
                 prompt_tokens=getattr(usage, "prompt_tokens", None),
                 completion_tokens=getattr(usage, "completion_tokens", None),
             )
-            usd = self._usd(response, counted)
+            usd = pricing.billed(response, counted, self._price, own=self._own_price)
         except BaseException:
             reservation.forfeit(requests=1)
             raise
@@ -424,6 +427,8 @@ class LiteLLMCompleter:
                 )
             )
         share = min(len(outputs), n)
+        # A single completion says nothing of sharing; whether a larger request would have brought more does.
+        shares = len(outputs) > 1 or (n == 1 and self._takes_n(params))
         return [
             Choice(
                 text=text,
@@ -432,16 +437,10 @@ class LiteLLMCompleter:
                 prompt_tokens=counted.prompt_tokens / share,
                 completion_tokens=counted.completion_tokens / share,
                 usd=None if usd is None else usd / share,
+                shared_tokens=counted.prompt_tokens / share if shares else 0.0,
+                shared_usd=pricing.prompt_share(usd, counted, self._price) / share if shares else 0.0,
                 latency_s=latency,
                 seed=seed,
             )
             for text, output, reason in zip(texts[:n], outputs[:n], reasons[:n], strict=True)
         ]
-
-    def _usd(self, response: Any, usage: Usage) -> float | None:
-        """Price a request: LiteLLM's own sum knows cached prompt tokens, ours knows the user's prices."""
-        if not self._own_price and not usage.recounted:
-            cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
-            if isinstance(cost, (int, float)):
-                return float(cost)
-        return None if self._price is None else self._price.of(usage.prompt_tokens, usage.completion_tokens)

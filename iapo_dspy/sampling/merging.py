@@ -25,6 +25,7 @@ from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exch
 from iapo_dspy.sampling.loop import background_loop
 from iapo_dspy.sampling.params import canonical, request_params
 from iapo_dspy.sampling.retry import is_fatal
+from iapo_dspy.sampling.stand_in import StandInLM
 from iapo_dspy.types import Decoding
 
 __all__ = ["Aborted", "Group", "SamplingLM", "Seat", "current_seat"]
@@ -52,12 +53,25 @@ class Seat:
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float | None = None
+    shared_tokens: float = 0.0
+    shared_usd: float = 0.0
     text: str | None = None
     seed: int | None = None
     unpaid: bool = False
+    calls: int = 0
 
-    def take(self, choice: Choice) -> None:
-        """Book one choice."""
+    def take(self, choice: Choice, merged: int) -> None:
+        """Book one choice of a request that was merged from the calls of so many rollouts.
+
+        What all rollouts ask together costs a query once; what each asks alone costs it once per completion; what some
+        of them happen to ask together lies between. A rollout without others shares its first call: its inputs are what
+        others would ask with too.
+        """
+        size = len(self.group.seats)
+        share = (merged - 1) / (size - 1) if size > 1 else float(not self.calls)
+        self.calls += 1
+        self.shared_tokens += share * choice.shared_tokens
+        self.shared_usd += share * choice.shared_usd
         self.prompt_tokens += choice.prompt_tokens
         self.completion_tokens += choice.completion_tokens
         self.seed = choice.seed if self.seed is None else self.seed
@@ -217,8 +231,9 @@ class Group:
                 self._answer(ticket, None, error)
             self._consider()
             return
+        merged = len({ticket.seat for ticket in batch})
         for ticket, choice in zip(batch, reply.choices, strict=True):
-            ticket.seat.take(choice)
+            ticket.seat.take(choice, merged)
             self._answer(ticket, choice.output, choice.error)
         self._consider()
 
@@ -234,7 +249,7 @@ class Group:
                 ticket.answer.set_exception(error)
 
 
-class SamplingLM(dspy.BaseLM):  # type: ignore[misc]
+class SamplingLM(StandInLM):
     """Stands in for an LM while rollouts run: what is asked of it goes to the group of the rollout that asks.
 
     Args:
@@ -246,9 +261,8 @@ class SamplingLM(dspy.BaseLM):  # type: ignore[misc]
     def __init__(
         self, lm: dspy.BaseLM, alone: Callable[[dspy.BaseLM, Sequence[dict[str, Any]], Mapping[str, Any]], Any]
     ) -> None:
-        super().__init__(model=lm.model, model_type=lm.model_type, cache=False, num_retries=lm.num_retries)
+        super().__init__(lm)
         self.kwargs = {k: v for k, v in lm.kwargs.items() if k not in ("n", "num_generations")}
-        self._lm = lm
         self._alone = alone
 
     @property
@@ -260,32 +274,6 @@ class SamplingLM(dspy.BaseLM):  # type: ignore[misc]
     @callbacks.setter
     def callbacks(self, value: Any) -> None:
         """Do nothing: they are the LM's."""
-
-    @property
-    def supports_function_calling(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_function_calling)
-
-    @property
-    def supports_reasoning(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_reasoning)
-
-    @property
-    def supports_response_schema(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_response_schema)
-
-    @property
-    def supported_params(self) -> set[str]:
-        """As the LM says."""
-        return set(self._lm.supported_params)
-
-    def __getattr__(self, name: str) -> Any:
-        """Take public attributes of the LM's own kind from the LM."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._lm, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SamplingLM:
         """Return itself: a copy of a program made by a rollout asks the same LM."""

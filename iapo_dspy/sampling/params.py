@@ -17,6 +17,7 @@ import pydantic
 from iapo_dspy.types import Decoding
 
 __all__ = [
+    "NOT_SENT",
     "canonical",
     "derive_seed",
     "effective_temperature",
@@ -30,7 +31,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Settings of DSPy itself, and those that this package decides on: none of them goes to a provider as it is.
-_NOT_SENT = frozenset(
+NOT_SENT = frozenset(
     {"n", "num_generations", "cache", "rollout_id", "num_retries", "max_retries", "prompt_cache", "seed", "stream"}
 )
 _REASONING = re.compile(r"^(o[1345](-(mini|nano|pro))?(-\d{4}-\d{2}-\d{2})?|gpt-5(\.\d+)*(?!-chat)(-.*)?)$")
@@ -62,7 +63,7 @@ def request_params(
     which refuse a temperature, are left alone.
     """
     merged = {**lm.kwargs, **(config or {})}
-    params = {k: v for k, v in merged.items() if k not in _NOT_SENT and v is not None}
+    params = {k: v for k, v in merged.items() if k not in NOT_SENT and v is not None}
     chosen = decoding.as_kwargs() if decoding is not None else {}
     if "max_tokens" in chosen and ("max_completion_tokens" in params or is_reasoning_model(lm.model)):
         params.pop("max_tokens", None)

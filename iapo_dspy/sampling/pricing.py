@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,22 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.params import canonical, import_litellm, max_output_tokens
 
-__all__ = ["Price", "Usage", "check_budget", "check_usage", "price_of", "prompt_bound", "whole_text"]
+__all__ = [
+    "Price",
+    "Prices",
+    "Usage",
+    "billed",
+    "check_budget",
+    "check_usage",
+    "price_of",
+    "prompt_bound",
+    "prompt_share",
+    "request_bound",
+    "whole_text",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +62,62 @@ class Usage:
     recounted: bool = False
 
 
-def price_of(lm: dspy.BaseLM) -> Price | None:
-    """Return the price from the LM's own settings, else from LiteLLM's offline table, else None."""
+@dataclass(frozen=True)
+class Prices:
+    """The user's own prices.
+
+    Attributes:
+        per_million: (model, dollars per million input tokens, dollars per million output tokens); the model "" stands
+            for every one that is not named.
+    """
+
+    per_million: tuple[tuple[str, float, float], ...]
+
+    @classmethod
+    def read(cls, value: Any) -> Prices | None:
+        """Read a pair (input, output), or a mapping from model strings to such pairs.
+
+        Raises:
+            ConfigurationError: It is something else, or a price is negative or not finite.
+        """
+        if value is None or isinstance(value, Prices):
+            return value
+        pairs = value if isinstance(value, Mapping) else {"": value}
+        return cls(tuple((str(model), *_pair(pair)) for model, pair in pairs.items()))
+
+    def of(self, model: str) -> Price | None:
+        """Return the price of a model: the one under its full name, under its name without the provider, or any's."""
+        table = {name: rates for name, *rates in self.per_million}
+        for name in (model, model.split("/", 1)[-1], ""):
+            if name in table:
+                prompt, completion = (rate / 1e6 for rate in table[name])
+                return Price(prompt=prompt, completion=completion, prompt_bound=prompt, completion_bound=completion)
+        return None
+
+    def to_dict(self) -> dict[str, tuple[float, float]]:
+        """Return plain JSON data that `read` reads back."""
+        return {model: (prompt, completion) for model, prompt, completion in self.per_million}
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    numbers = [
+        v for v in pair if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+    ]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise ConfigurationError(
+            f"usd_per_million={value!r}: give dollars per million (input, output) tokens, such as (0.15, 0.60), or a "
+            "mapping from model strings to such pairs."
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def price_of(lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:
+    """Return the user's price, else that of the LM's own settings, else LiteLLM's (offline table), else None."""
+    lm = getattr(lm, "metered_lm", lm)
+    given = prices.of(lm.model) if prices is not None else None
+    if given is not None:
+        return given
     own = (lm.kwargs.get("input_cost_per_token"), lm.kwargs.get("output_cost_per_token"))
     if own[0] is not None or own[1] is not None:
         prompt, completion = float(own[0] or 0.0), float(own[1] or 0.0)
@@ -82,7 +150,9 @@ def _table_price(model: str) -> Price | None:
     )
 
 
-def check_budget(lm: dspy.BaseLM, params: Mapping[str, Any], *, tokens: bool, usd: bool) -> None:
+def check_budget(
+    lm: dspy.BaseLM, params: Mapping[str, Any], *, tokens: bool, usd: bool, prices: Prices | None = None
+) -> None:
     """Refuse a budget that cannot be held, before anything is sent.
 
     Raises:
@@ -94,10 +164,11 @@ def check_budget(lm: dspy.BaseLM, params: Mapping[str, Any], *, tokens: bool, us
             f"A budget of tokens or dollars needs a limit on the length of a completion, and {lm.model!r} has none. "
             "Set it: dspy.LM(..., max_tokens=1000), or Decoding(max_tokens=1000)."
         )
-    if usd and price_of(lm) is None:
+    if usd and price_of(lm, prices) is None:
         raise ConfigurationError(
             f"A budget of dollars needs a price, and LiteLLM knows none for {lm.model!r}. Set it: "
-            "dspy.LM(..., input_cost_per_token=1e-7, output_cost_per_token=4e-7), or leave out Budget(usd=...)."
+            "IAPO(cost=Cost(usd_per_million=(0.15, 0.60))), or dspy.LM(..., input_cost_per_token=1e-7, "
+            "output_cost_per_token=4e-7), or leave out Budget(usd=...)."
         )
 
 
@@ -118,6 +189,35 @@ def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any
         if params.get(name) is not None:
             size += len(canonical(params[name]).encode())
     return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What one request takes at most, as far as its budget limits that."""
+
+    prompt_tokens: int
+    tokens: int
+    usd: float
+
+
+def request_bound(
+    lm: dspy.BaseLM,
+    messages: Sequence[Mapping[str, Any]],
+    params: Mapping[str, Any],
+    n: int,
+    budget: Budget,
+    prices: Prices | None = None,
+) -> Bound:
+    """Bound a request for n completions under a budget of tokens or dollars.
+
+    Raises:
+        ConfigurationError: See `check_budget`.
+    """
+    check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None, prices=prices)
+    prompt, completion = prompt_bound(messages, params), n * (max_output_tokens(params) or 0)
+    price = price_of(lm, prices) if budget.usd is not None else None
+    usd = price.bound(prompt, completion) if price is not None else 0.0
+    return Bound(prompt_tokens=prompt, tokens=prompt + completion, usd=usd)
 
 
 def check_usage(
@@ -157,6 +257,23 @@ def check_usage(
     counted = sum(int(counter(model=model, text=text)) for text in full)
     logger.debug("Usage of %d choices from %s cannot be right; recounted.", len(texts), model)
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
+
+
+def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> float | None:
+    """Return the dollars of one request, None where the price is unknown.
+
+    LiteLLM's own sum knows cached prompt tokens; ours knows the user's prices (`own`) and usage that was recounted.
+    """
+    if not own and not usage.recounted:
+        cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+        if isinstance(cost, (int, float)):
+            return float(cost)
+    return None if price is None else price.of(usage.prompt_tokens, usage.completion_tokens)
+
+
+def prompt_share(usd: float | None, usage: Usage, price: Price | None) -> float:
+    """Return the part of a request's dollars that its prompt took: what its completions did not."""
+    return 0.0 if usd is None or price is None else max(usd - usage.completion_tokens * price.completion, 0.0)
 
 
 def whole_text(output: Any) -> str | None:

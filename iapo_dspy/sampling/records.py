@@ -39,6 +39,8 @@ class CompletionRecord:
         prompt_tokens: Its share.
         completion_tokens: Its share.
         usd: Its share; None where the price is unknown.
+        shared_tokens: What of its prompt tokens the pull paid once for all of its completions.
+        shared_usd: What of its dollars the pull paid once.
         latency_s: Seconds.
         seed: The seed that was sent.
     """
@@ -55,6 +57,8 @@ class CompletionRecord:
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float | None = None
+    shared_tokens: float = 0.0
+    shared_usd: float = 0.0
     latency_s: float = 0.0
     seed: int | None = None
 
@@ -99,6 +103,9 @@ class SpentRecord:
         reserved_tokens: Upper bound of the tokens of requests in flight, where the budget needs one.
         reserved_usd: Upper bound of their dollars. What a killed process had in flight may be billed, and nobody will
             ever learn how much: a resumed run counts it as spent.
+        judge_requests: How many of the requests were judges'.
+        judge_tokens: Their tokens.
+        judge_usd: Their dollars.
     """
 
     requests: int = 0
@@ -109,6 +116,9 @@ class SpentRecord:
     finished: bool = False
     reserved_tokens: int = 0
     reserved_usd: float = 0.0
+    judge_requests: int = 0
+    judge_tokens: int = 0
+    judge_usd: float = 0.0
 
 
 Record = CompletionRecord | ScoreRecord | SpentRecord

@@ -20,14 +20,14 @@ from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRe
 from iapo_dspy.sampling.budget import Meter
 from iapo_dspy.sampling.cache import IdentityCache
 from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
-from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest
+from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Reply
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, in_thread, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import request_params
 from iapo_dspy.sampling.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of
-from iapo_dspy.sampling.pricing import check_budget
+from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
 from iapo_dspy.types import Decoding
@@ -56,6 +56,8 @@ class Rollout:
         prompt_tokens: Its share of the prompt tokens, which a request with n > 1 pays once.
         completion_tokens: Its share of the completion tokens.
         usd: Its share of the dollars; None where the price is unknown.
+        shared_tokens: What of its prompt tokens all rollouts together paid once.
+        shared_usd: What of its dollars all rollouts together paid once.
         latency_s: Seconds from dispatch to answer.
         seed: The seed sent with its (first) request, None if none was sent.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
@@ -70,6 +72,8 @@ class Rollout:
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float | None = None
+    shared_tokens: float = 0.0
+    shared_usd: float = 0.0
     latency_s: float = 0.0
     seed: int | None = None
     trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
@@ -97,6 +101,7 @@ class Sampler:
         patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
             have not come to theirs; see `merging`.
         completer: Finds the completer of an LM, for tests and other transports.
+        prices: The user's own prices, for budgets and reports.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class Sampler:
         seed: int = 0,
         patience: float = 1.0,
         completer: Callable[[dspy.BaseLM], Completer] | None = None,
+        prices: Prices | None = None,
     ) -> None:
         if max_concurrency is None:
             configured = dspy.settings.num_threads
@@ -120,7 +126,13 @@ class Sampler:
         self.meter = meter or Meter()
         self.max_concurrency = max_concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._settings: dict[str, Any] = {"num_retries": num_retries, "timeout": timeout, "seed": seed}
+        self._prices = prices
+        self._settings: dict[str, Any] = {
+            "num_retries": num_retries,
+            "timeout": timeout,
+            "seed": seed,
+            "prices": prices,
+        }
         self._patience = patience
         self._make = completer
         self._secrets: tuple[str, ...] = ()
@@ -139,7 +151,8 @@ class Sampler:
             used = self._lm_for(predictor, lm)
             if budget is not None and self.meter.bounds_requests:
                 params = request_params(used, predictor.config, decoding)
-                check_budget(used, params, tokens=budget.tokens is not None, usd=budget.usd is not None)
+                tokens, usd = budget.tokens is not None, budget.usd is not None
+                check_budget(used, params, tokens=tokens, usd=usd, prices=self._prices)
 
     async def sample(
         self,
@@ -200,6 +213,16 @@ class Sampler:
         """Run a coroutine, such as many `sample` calls gathered, on the sampling loop; Ctrl-C cancels all of it."""
         return run_on_loop(coroutine)
 
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+        """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
+
+        To be awaited on the sampling loop.
+        """
+        self._bind()
+        meter = self.meter.judges
+        completer = self._judges.get(lm, lambda: completer_for(lm, gate=self._gate, meter=meter, **self._settings))
+        return await completer.complete(request)
+
     async def _sample(
         self,
         program: Any,
@@ -238,6 +261,7 @@ class Sampler:
             self._pulls = asyncio.Semaphore(self.max_concurrency)
             self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
             self._completers: IdentityCache[Completer] = IdentityCache()
+            self._judges: IdentityCache[Completer] = IdentityCache()
 
     async def _predict(self, ready: Plan, m: int, key: Any, record: bool) -> list[Rollout]:
         """The fast path: one request, m parses."""
@@ -273,6 +297,8 @@ class Sampler:
             prompt_tokens=choice.prompt_tokens,
             completion_tokens=choice.completion_tokens,
             usd=choice.usd,
+            shared_tokens=choice.shared_tokens,
+            shared_usd=choice.shared_usd,
             latency_s=choice.latency_s,
             seed=choice.seed,
             trace=((ready.predictor, ready.inputs, prediction),) if record and prediction is not None else (),
@@ -357,6 +383,8 @@ class Sampler:
             prompt_tokens=seat.prompt_tokens,
             completion_tokens=seat.completion_tokens,
             usd=seat.usd,
+            shared_tokens=seat.shared_tokens,
+            shared_usd=seat.shared_usd,
             latency_s=time.perf_counter() - start,
             seed=seat.seed,
             trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),

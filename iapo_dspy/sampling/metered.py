@@ -1,0 +1,263 @@
+"""LM calls beside the task's own: judges in metrics and objectives, proposers, rewriters.
+
+While a run scores, `Metering.case` puts a stand-in for `dspy.settings.lm` in place, which reserves and settles every
+call in the run's budget and sends it like the run's own requests: attempts are counted, requests in flight are bounded
+together. LMs that a metric holds itself are wrapped by `metered`. Both find the run through DSPy's settings, which
+DSPy hands on to the threads that it starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused, one_line
+from iapo_dspy.sampling.callable_lm import as_adapter
+from iapo_dspy.sampling.client import CompletionRequest, Reply
+from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
+from iapo_dspy.sampling.params import NOT_SENT, canonical
+from iapo_dspy.sampling.retry import is_fatal, secrets_of
+from iapo_dspy.sampling.stand_in import StandInLM
+
+__all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing"]
+
+logger = logging.getLogger(__name__)
+
+_KEY = "iapo_metering"  # the setting of DSPy under which calls find who meters them
+_REMEMBERED = 4096  # answers of judges kept for identical questions
+
+
+class Asker(Protocol):
+    """What sends the requests; a `Sampler`."""
+
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+        """Send a request that is no rollout."""
+
+
+class _Scope(Protocol):
+    """What a metered LM finds in DSPy's settings while somebody meters."""
+
+    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
+        """Return n outputs as DSPy adapters expect them."""
+
+
+def metered(lm: dspy.BaseLM) -> MeteredLM:
+    """Wrap an LM that a metric, an objective or a proposer holds itself, so that its calls count in the run's budget.
+
+        judge = dspy.Predict("question, answer -> good: bool")
+        judge.set_lm(metered(dspy.LM("openai/gpt-4o", max_tokens=200)))
+
+    Outside a run it is the LM that it wraps. What is called through `dspy.settings.lm` needs no wrapper.
+
+    Raises:
+        ConfigurationError: It is no `dspy.BaseLM`.
+    """
+    if isinstance(lm, MeteredLM):
+        return lm
+    if not isinstance(lm, dspy.BaseLM):
+        raise ConfigurationError(f"metered({lm!r}): give a dspy.LM.")
+    return MeteredLM(lm)
+
+
+class MeteredLM(StandInLM):
+    """An LM whose calls are metered while a run scores, and its own otherwise. Made by `metered`."""
+
+    def __init__(self, lm: dspy.BaseLM) -> None:
+        super().__init__(lm, cache=lm.cache)
+        self._given = dict(lm.kwargs)
+
+    @property
+    def metered_lm(self) -> dspy.BaseLM:
+        """The LM itself."""
+        return self._lm
+
+    def dump_state(self) -> dict[str, Any]:
+        """Return the state of the LM itself."""
+        state: dict[str, Any] = self._lm.dump_state()
+        return state
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Return outputs as DSPy adapters expect them.
+
+        Raises:
+            BudgetExceeded: The call does not fit into what is left of the run's budget.
+        """
+        scope: _Scope | None = dspy.settings.get(_KEY)
+        if scope is None:
+            with as_adapter(self._lm, messages):
+                return self._lm(prompt, messages=messages, **self._changed(), **kwargs)
+        return run_on_loop(scope.ask(self._lm, *self._request(prompt, messages, kwargs)))
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Return outputs as DSPy adapters expect them; see `__call__`."""
+        scope: _Scope | None = dspy.settings.get(_KEY)
+        if scope is None:
+            with as_adapter(self._lm, messages):
+                return await self._lm.acall(prompt, messages=messages, **self._changed(), **kwargs)
+        return await await_on_loop(scope.ask(self._lm, *self._request(prompt, messages, kwargs)))
+
+    def _changed(self) -> dict[str, Any]:
+        """Settings that `copy` has given this stand-in alone."""
+        return {k: v for k, v in self.kwargs.items() if k not in self._given or self._given[k] is not v}
+
+    def _request(
+        self, prompt: Any, messages: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[dict[str, Any]], dict[str, Any], int]:
+        if not (messages or isinstance(prompt, str)):
+            raise TypeError("While a run scores, an LM takes a prompt or messages, not an lm15 Request.")
+        merged = {**self.kwargs, "cache": self.cache, **kwargs}
+        return list(messages) if messages else [{"role": "user", "content": prompt}], merged, int(merged.get("n") or 1)
+
+
+@dataclass
+class Case:
+    """One thing that is scored, and what kept its LM calls from being answered.
+
+    Attributes:
+        refused: A call did not fit into the budget. What the metric returned then is not to be used, whatever it is:
+            it may have caught the error.
+        fatal: A call failed in a way that no other call could escape.
+    """
+
+    metering: Metering
+    refused: BudgetExceeded | None = None
+    fatal: Exception | None = None
+
+    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
+        """Answer one LM call of what scores."""
+        try:
+            return await self.metering.ask(lm, messages, params, n)
+        except BudgetExceeded as error:
+            self.refused = error
+            raise
+        except Exception as error:
+            if is_fatal(error) and self.fatal is None:
+                self.fatal = error
+            raise
+
+    def conclude(self) -> bool:
+        """Return whether the score can be used.
+
+        Raises:
+            ConfigurationError: A call cannot be held within the budget as it is set up.
+            LMRefused: A provider refuses every call.
+        """
+        if isinstance(self.fatal, ConfigurationError):
+            raise self.fatal
+        if self.fatal is not None:
+            cause = one_line(self.fatal, self.metering.secrets)
+            raise LMRefused(f"A provider refuses every call of the metric: {cause}")
+        return self.refused is None
+
+
+class Metering:
+    """Meters the LM calls that one run makes beside its task's.
+
+    Identical calls of one run are answered once where the LM's `cache` is on, as DSPy's own cache does it. DSPy's cache
+    is neither read nor written, so that nothing is counted that was not paid, and nothing paid that was not counted.
+
+    Args:
+        asker: Sends the requests and counts them.
+    """
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
+        self._kept: dict[int, dspy.BaseLM] = {}  # ids name LMs in keys, so that the LMs must live as long
+        self._stand_ins: dict[int, MeteredLM] = {}
+        self._watcher = _Watcher()
+        self.secrets: tuple[str, ...] = ()
+
+    @contextlib.contextmanager
+    def case(self) -> Iterator[Case]:
+        """Meter what is called within; whoever enters must ask `Case.conclude` afterwards."""
+        case = Case(self)
+        settings: dict[str, Any] = {_KEY: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
+        lm = dspy.settings.lm
+        if isinstance(lm, dspy.BaseLM):
+            settings["lm"] = self._stand_in(lm)
+        with dspy.context(**settings):
+            yield case
+
+    def _stand_in(self, lm: dspy.BaseLM) -> MeteredLM:
+        with self._lock:
+            found = self._stand_ins.get(id(lm))
+            if found is None:
+                found = self._stand_ins[id(lm)] = metered(lm)
+            return found
+
+    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
+        """Return n outputs, on the sampling loop.
+
+        Raises:
+            BudgetExceeded: They do not fit into the budget.
+            Exception: The call failed, after all retries.
+        """
+        sent = {k: v for k, v in params.items() if k not in NOT_SENT and v is not None}
+        self.secrets = tuple({*self.secrets, *secrets_of(lm.kwargs)})
+        if not params.get("cache"):
+            return await self._send(lm, messages, sent, n)
+        key = canonical([id(lm), messages, sent, n, params.get("rollout_id")])
+        self._kept[id(lm)] = lm
+        known = self._answers.get(key)
+        if known is None:
+            known = self._answers[key] = asyncio.ensure_future(self._send(lm, messages, sent, n))
+            known.add_done_callback(lambda done: self._forget(key, done))
+            while len(self._answers) > _REMEMBERED:
+                self._answers.popitem(last=False)
+        return list(await asyncio.shield(known))
+
+    def _forget(self, key: str, done: asyncio.Future[list[Any]]) -> None:
+        """Keep no failure: the next one who asks may be luckier."""
+        if done.cancelled() or done.exception() is not None:
+            self._answers.pop(key, None)
+
+    async def _send(
+        self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
+    ) -> list[Any]:
+        request = CompletionRequest(model=lm.model, messages=messages, n=n, params=params, key="judge")
+        reply = await self._asker.ask(lm, request)
+        for choice in reply.choices:
+            if choice.error is not None:
+                raise choice.error
+        return [choice.output for choice in reply.choices]
+
+
+@contextlib.contextmanager
+def refusing(error: Exception) -> Iterator[list[dspy.BaseLM]]:
+    """Let every metered call raise `error` instead of being made; yields a list that takes up the LMs called."""
+    called: list[dspy.BaseLM] = []
+
+    class Refusal:
+        async def ask(self, lm: dspy.BaseLM, *_: Any) -> Any:
+            called.append(lm)
+            raise error
+
+    with dspy.context(**{_KEY: Refusal()}):
+        yield called
+
+
+class _Watcher(BaseCallback):  # type: ignore[misc]  # dspy ships no types
+    """Says once that a metric calls an LM which nobody meters."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Called by DSPy before an LM call of its own; metered ones never get there."""
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "The metric calls the LM %r that it holds itself, which the budget does not count. Wrap it: "
+                "iapo_dspy.metered(lm).", getattr(instance, "model", instance),
+            )  # fmt: skip
