@@ -338,15 +338,18 @@ class ProbeReachedLM(Exception):  # not an error: the probe has found a judge
 
 
 class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
-    """The configured LM while a metric is tried: every call is refused."""
+    """The configured LM while a metric is tried: every call is noted and refused."""
 
     def __init__(self) -> None:
         super().__init__(model="iapo_dspy/no-calls")
+        self.reached = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.reached = True
         raise ProbeReachedLM
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        self.reached = True
         raise ProbeReachedLM
 
 
@@ -358,29 +361,39 @@ def _probe(
     Returns:
         The LMs that it asks, as far as they are known: the configured one (None where there is none), or metered ones.
     """
-    what = "The metric" if metric is not None else "An objective"
-    configured = dspy.settings.lm
-    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=_NoCalls()):
+    configured, nobody = dspy.settings.lm, _NoCalls()
+    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=nobody):
         for i, example in enumerate(examples[:PROBED]):
             prediction = StandIn(example, outputs)
+            problem: Exception | None = None
             try:
                 strategy.probe(example, prediction, metric)
-            except ScoreError as exc:
-                raise ScoreError(
-                    f"{exc} (trainset[{i}] with its own labels as the prediction; nothing was spent)"
-                ) from exc
-            except ConfigurationError:
-                raise
-            except ProbeReachedLM:
-                return list(asked) or [configured]
-            except Exception as exc:
-                hidden = [n for n in example.labels().keys() if repr(n) in str(exc)]
-                if metric is None and isinstance(exc, (KeyError, AttributeError)) and hidden:
-                    raise LabelRequired(label_message("of Best-of-N", hidden)) from exc
-                if prediction.made_up_read:  # a field without a label was made up: the user's code may well refuse it
-                    continue
-                raise ScoreError(
-                    f"{what} raised {one_line(exc)} for trainset[{i}] with its own labels as the prediction. Mend "
-                    "it, or the example's fields; no LM call was made."
-                ) from exc
+            except Exception as exc:  # noqa: BLE001 - explained below
+                problem = exc
+            if nobody.reached or asked:  # whatever became of the refused call in the user's code
+                return [*asked, *([configured] if nobody.reached else [])]
+            if problem is not None:
+                _explain(problem, metric, example, prediction, i)
     return []
+
+
+def _explain(
+    problem: Exception, metric: Metric | None, example: dspy.Example, prediction: StandIn, position: int
+) -> None:
+    """Raise what a user can act on, unless the user's code had good reason to fail."""
+    if isinstance(problem, ScoreError):
+        raise ScoreError(
+            f"{problem} (trainset[{position}] with its own labels as the prediction; nothing was spent)"
+        ) from problem
+    if isinstance(problem, ConfigurationError):
+        raise problem
+    hidden = [n for n in example.labels().keys() if repr(n) in str(problem)]
+    if metric is None and isinstance(problem, (KeyError, AttributeError)) and hidden:
+        raise LabelRequired(label_message("of Best-of-N", hidden)) from problem
+    if prediction.made_up_read:  # a field without a label was made up: the user's code may well refuse it
+        return
+    what = "The metric" if metric is not None else "An objective"
+    raise ScoreError(
+        f"{what} raised {one_line(problem)} for trainset[{position}] with its own labels as the prediction. Mend it, "
+        "or the example's fields; no LM call was made."
+    ) from problem

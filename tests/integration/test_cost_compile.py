@@ -159,11 +159,12 @@ def test_latency_is_paid_once_per_query_however_many_completions() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         if CAREFUL in body["messages"][0]["content"] and not body.get("_slept"):
             body["_slept"] = True
-            time.sleep(0.3)
+            time.sleep(0.4)
         return adder(body, i)
 
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
-        student()(question="1 + 1")  # the first call of a process sets LiteLLM up, which takes its time
+        # The first requests of a process set LiteLLM and its connections up, which takes its time.
+        optimizer(budget=12).compile(student(), trainset=questions(1))
         chooser = optimizer(
             cost=Cost(seconds=1),
             candidates=[CAREFUL, QUICK],
@@ -173,9 +174,9 @@ def test_latency_is_paid_once_per_query_however_many_completions() -> None:
         )
         program = chooser.compile(student(), trainset=questions(6))
     once, each = totals(program)
-    assert each == 0 and once > 0.3
+    assert each == 0 and once > 0.4
     fixed = program.policy.ready.prompt_costs.fixed
-    assert fixed[0] is not None and fixed[1] is not None and fixed[0] >= 0.3 > fixed[1]
+    assert fixed[0] is not None and fixed[1] is not None and fixed[0] >= 0.4 and fixed[0] > fixed[1]
     assert program.detailed_results.policy[0].label == QUICK
     np.testing.assert_allclose(program.detailed_results.costs[0], fixed[0], rtol=1e-6)  # the same at every N
 
