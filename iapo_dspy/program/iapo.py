@@ -211,13 +211,21 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         *,
         trainset: Sequence[dspy.Example],
         candidates: Iterable[Any] | None = None,
+        output_tokens: float | Sequence[float] | None = None,
     ) -> Quote:
-        """Say what `compile` would take at most, without any LM call.
+        """Say what `compile` would take at most and what it will probably take, without any LM call.
+
+        Args:
+            student: As for `compile`.
+            trainset: As for `compile`.
+            candidates: As for `compile`.
+            output_tokens: Mean output tokens of a completion, one number or one for each prompt (candidate by
+                candidate, each with every decoding). Without it, lengths are those of the ledger in `log_dir`, if any.
 
         Raises:
             ConfigurationError: What `compile` would refuse, this refuses too.
         """
-        return make_quote(self._plan(student, trainset, candidates))
+        return make_quote(self._plan(student, trainset, candidates), output_tokens, self.log_dir)
 
     # -- parts of compile
 

@@ -40,6 +40,7 @@ class Plan:
         prompts: The prompt set P.
         examples: The training set X.
         problem: The bandit problem.
+        strategy: How completions become one answer.
         algorithm: Its name.
         screening: Top-K screening, if any.
         budget: The limits.
@@ -52,6 +53,7 @@ class Plan:
     prompts: tuple[Prompt, ...]
     examples: tuple[dspy.Example, ...]
     problem: Problem
+    strategy: Strategy
     algorithm: str
     screening: Screening | None
     budget: Budget
@@ -233,6 +235,7 @@ def make_plan(
         prompts=prompts,
         examples=examples,
         problem=problem,
+        strategy=strategy,
         algorithm=algorithm,
         screening=screening,
         budget=budget,

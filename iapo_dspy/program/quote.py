@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dspy
 
+from iapo_dspy.program.expected import Expected, expect, is_direct, messages_of
 from iapo_dspy.program.plan import Plan, lms_of
 from iapo_dspy.program.prompts import Prompt
 from iapo_dspy.sampling.params import max_output_tokens, request_params, supports_n
@@ -18,9 +20,10 @@ __all__ = ["Quote", "make_quote"]
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
-    """Upper bounds of one run; retries of failed requests come on top, and are rarely billed.
+    """Upper bounds of one run, and what it will probably take; retries of failed requests come on top.
 
-    LM calls that a metric or an objective makes (judges) are not counted.
+    LM calls of a metric or an objective (judges) are not in the bounds, for nobody knows how many there will be; the
+    budget bounds them all the same.
 
     Attributes:
         prompts: Size of the prompt set P.
@@ -30,6 +33,7 @@ class Quote:
         prompt_tokens: Input tokens at most. None where `requests` is.
         completion_tokens: Output tokens at most. None where some LM has no max_tokens, or where `requests` is None.
         usd: Dollars at most; a dollar budget caps it. None where a price or one of the token counts is not known.
+        expected: What the run will probably take. None where the lengths of completions are not known.
         notes: What keeps a number from being known, and what to do about it.
     """
 
@@ -40,6 +44,7 @@ class Quote:
     prompt_tokens: int | None
     completion_tokens: int | None
     usd: float | None
+    expected: Expected | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -48,21 +53,31 @@ class Quote:
         def show(value: float | None, text: str = "{:,.0f}") -> str:
             return "unknown" if value is None else text.format(value)
 
+        guess = self.expected
+        shown = {"requests": "{:,.0f}", "prompt_tokens": "{:,.0f}", "completion_tokens": "{:,.0f}", "usd": "{:,.4g}"}
         lines = [
             f"at most {self.completions:,} completions of {self.prompts} prompts (least {self.least_completions:,})",
-            f"requests:          {show(self.requests)}",
-            f"prompt tokens:     {show(self.prompt_tokens)}",
-            f"completion tokens: {show(self.completion_tokens)}",
-            f"dollars:           {show(self.usd, '{:,.2f}')}",
+            f"{'':<20}{'at most':>14}" + ("" if guess is None else f"{'expected':>14}   between"),
         ]
+        for name, text in shown.items():
+            words = ("dollars" if name == "usd" else name.replace("_", " ")) + ":"
+            expected = "" if guess is None else f"{show(getattr(guess, name), text):>14}"
+            if guess is not None and name in guess.spread:
+                expected += "   " + " and ".join(text.format(v) for v in guess.spread[name])
+            lines.append(f"{words:<20}{show(getattr(self, name), text):>14}{expected}")
+        lines += [] if guess is None else [f"lengths: {guess.basis}"]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
-def make_quote(plan: Plan) -> Quote:
-    """Bound what a plan can take. Nothing is sent."""
+def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None, log_dir: Path | None = None) -> Quote:
+    """Bound what a plan can take, and say what it will probably take. Nothing is sent.
+
+    Raises:
+        ConfigurationError: `output_tokens` does not fit the prompts.
+    """
     budget, notes = plan.budget, []
     total = budget.completions
-    direct = type(plan.student) in (dspy.Predict, dspy.ChainOfThought)
+    direct = is_direct(plan)
     requests = prompt_tokens = completion_tokens = None
     if not direct:
         notes.append("the student's own forward decides how often it calls the LM, so requests and tokens are unknown")
@@ -82,10 +97,11 @@ def make_quote(plan: Plan) -> Quote:
     usd = _usd(plan, prompt_tokens, completion_tokens)
     if usd is None and completion_tokens is not None:
         notes.append(
-            "LiteLLM knows no price of the model: pass input_cost_per_token and output_cost_per_token to the LM"
+            "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
         )
     if budget.usd is not None:
         usd = min(usd if usd is not None else budget.usd, budget.usd)
+    expected, more = expect(plan, output_tokens, log_dir)
     return Quote(
         prompts=len(plan.prompts),
         completions=total,
@@ -94,7 +110,8 @@ def make_quote(plan: Plan) -> Quote:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         usd=usd,
-        notes=tuple(notes),
+        expected=expected,
+        notes=(*notes, *more),
     )
 
 
@@ -115,11 +132,8 @@ def _settings(prompt: Prompt) -> tuple[dspy.BaseLM, Any, dict[str, Any]]:
 
 
 def _longest_prompt(prompt: Prompt, examples: Sequence[dspy.Example]) -> int:
-    _, predictor, params = _settings(prompt)
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
     longest = max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
-    messages = adapter.format(predictor.signature, predictor.demos, dict(longest.inputs().items()))
-    return prompt_bound(messages, params)
+    return prompt_bound(messages_of(prompt, longest), _settings(prompt)[2])
 
 
 def _output_limit(prompt: Prompt) -> int | None:
@@ -127,7 +141,7 @@ def _output_limit(prompt: Prompt) -> int | None:
 
 
 def _usd(plan: Plan, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    prices = [price_of(lm) for p in plan.prompts for lm in lms_of(p.program)]
+    prices = [price_of(lm, plan.cost.prices) for p in plan.prompts for lm in lms_of(p.program)]
     if prompt_tokens is None or completion_tokens is None or any(p is None for p in prices):
         return None
     return max(p.bound(prompt_tokens, completion_tokens) for p in prices if p is not None)

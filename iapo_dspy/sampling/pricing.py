@@ -22,6 +22,7 @@ __all__ = [
     "billed",
     "check_budget",
     "check_usage",
+    "count_tokens",
     "price_of",
     "prompt_bound",
     "prompt_share",
@@ -218,6 +219,11 @@ def request_bound(
     price = price_of(lm, prices) if budget.usd is not None else None
     usd = price.bound(prompt, completion) if price is not None else 0.0
     return Bound(prompt_tokens=prompt, tokens=prompt + completion, usd=usd)
+
+
+def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count a prompt by the model's tokenizer, as far as LiteLLM has it."""
+    return int(import_litellm().token_counter(model=model, messages=list(messages)))
 
 
 def check_usage(

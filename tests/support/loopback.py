@@ -53,6 +53,7 @@ class Loopback:
         faults: What goes wrong.
         api_key: If given, every other key is a 401.
         slots: Requests it works on at a time, as a machine does; the others wait. None: all.
+        count: Tokens of a text; words by default. A message has `message_tokens` more.
     """
 
     def __init__(
@@ -64,7 +65,11 @@ class Loopback:
         api_key: str | None = None,
         seed: int = 0,
         slots: int | None = None,
+        count: Callable[[str], int] = lambda text: len(text.split()),
+        message_tokens: int = 0,
     ) -> None:
+        self.count = count
+        self.message_tokens = message_tokens
         self._slots = threading.Semaphore(slots) if slots is not None else contextlib.nullcontext()
         self.answer = answer or (lambda body, i: chat(answer=str(i)))
         self.latency = latency
@@ -178,8 +183,8 @@ class Loopback:
             self.completions += count
         texts = ["not what was asked for"] if fault == "garbage" else []
         texts += [self.answer(body, first + i) for i in range(len(texts), count)]
-        prompt = sum(len(str(m["content"]).split()) for m in body["messages"])
-        completion = sum(len(t.split()) for t in texts)
+        prompt = sum(self.count(str(m["content"])) + self.message_tokens for m in body["messages"])
+        completion = sum(self.count(t) for t in texts)
         with self._lock:
             self.prompt_tokens += prompt
             self.completion_tokens += completion

@@ -1,0 +1,49 @@
+"""What `IAPO.quote` expects, next to what the run then takes, on the small language model that ships with the package.
+
+    python examples/quote_against_real.py
+
+needs: nothing (no key, no network; about a minute)
+
+Lengths come from a short first run of the same prompts: its ledger is what a user has who tried a small budget first.
+"""
+
+import tempfile
+
+import dspy
+
+from iapo_dspy import IAPO, Cost, MajorityVote, Preference
+from iapo_dspy.demo.provider import register
+from iapo_dspy.demo.tasks import MODEL, addition_task
+
+register()
+dspy.configure(lm=dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=200, cache=False, seed=0))
+task = addition_task()
+student = dspy.Predict("question -> answer")
+train = task.train(100, 0)
+
+
+def optimizer(budget: int, max_n: int, log_dir: str | None = None) -> IAPO:
+    """Return the optimizer of a run; prices are made up, for the model costs nothing."""
+    return IAPO(
+        metric=task.metric,
+        strategy=MajorityVote("answer"),
+        preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=5.0)],
+        max_n=max_n,
+        budget=budget,
+        cost=Cost(completion_tokens=1, usd_per_million=(0.15, 0.60)),
+        candidates=task.instructions,
+        log_dir=log_dir,
+        progress=False,
+    )
+
+
+with tempfile.TemporaryDirectory() as folder:
+    optimizer(500, 8, folder).compile(student, trainset=train)  # the pilot
+    print(optimizer(2_000, 8, folder).quote(student, trainset=train))
+    print(f"\n{'budget':>7}{'max_n':>6}  {'':<18}{'expected':>12}{'real':>12}{'off':>8}")
+    for budget, max_n in ((2_000, 8), (2_000, 16), (5_000, 8)):
+        expected = optimizer(budget, max_n, folder).quote(student, trainset=train).expected
+        spent = optimizer(budget, max_n).compile(student, trainset=train).detailed_results.spent
+        for name in ("requests", "prompt_tokens", "completion_tokens", "usd"):
+            guess, real = getattr(expected, name), getattr(spent, name)
+            print(f"{budget:>7}{max_n:>6}  {name:<18}{guess:>12,.4g}{real:>12,.4g}{guess / real - 1:>8.1%}")
