@@ -40,10 +40,11 @@ def optimizer(budget: int, max_n: int, log_dir: str | None = None) -> IAPO:
 with tempfile.TemporaryDirectory() as folder:
     optimizer(500, 8, folder).compile(student, trainset=train)  # the pilot
     print(optimizer(2_000, 8, folder).quote(student, trainset=train))
-    print(f"\n{'budget':>7}{'max_n':>6}  {'':<18}{'expected':>12}{'real':>12}{'off':>8}")
+    print(f"\n{'budget':>7}{'max_n':>6}  {'':<18}{'expected':>12}{'between':>12}{'and':>12}{'real':>12}{'off':>8}")
     for budget, max_n in ((2_000, 8), (2_000, 16), (5_000, 8)):
         expected = optimizer(budget, max_n, folder).quote(student, trainset=train).expected
         spent = optimizer(budget, max_n).compile(student, trainset=train).detailed_results.spent
         for name in ("requests", "prompt_tokens", "completion_tokens", "usd"):
-            guess, real = getattr(expected, name), getattr(spent, name)
-            print(f"{budget:>7}{max_n:>6}  {name:<18}{guess:>12,.4g}{real:>12,.4g}{guess / real - 1:>8.1%}")
+            guess, real, (low, high) = getattr(expected, name), getattr(spent, name), expected.spread[name]
+            row = "".join(f"{value:>12,.4g}" for value in (guess, low, high, real))
+            print(f"{budget:>7}{max_n:>6}  {name:<18}{row}{guess / real - 1:>8.1%}")

@@ -22,7 +22,7 @@ from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Expected", "expect", "is_direct", "messages_of"]
 
-_RUNS = 12  # simulated runs that the expectation is averaged over
+_RUNS = 16  # simulated runs that the expectation is averaged over
 _COUNTED = 32  # queries whose prompts are counted by the tokenizer, for each prompt
 
 
@@ -63,6 +63,7 @@ class _Lengths:
     usd_each: FloatArray | None
     judge_requests: float = 0.0
     judge_prompt: float = 0.0
+    judge_output: float = 0.0
     judge_usd: float = 0.0
 
 
@@ -170,6 +171,7 @@ def _direct(plan: Plan, output: FloatArray, measured: _Lengths | None, known: bo
         usd_each=alone * prompts * prompt_price + output * output_price if priced else None,
         judge_requests=measured.judge_requests if measured is not None else 0.0,
         judge_prompt=measured.judge_prompt if measured is not None else 0.0,
+        judge_output=measured.judge_output if measured is not None else 0.0,
         judge_usd=measured.judge_usd if measured is not None else 0.0,
     )
 
@@ -243,7 +245,8 @@ class _Ledger:
             usd_once=once("shared_usd") if priced else None,
             usd_each=mean("usd") - mean("shared_usd") if priced else None,
             judge_requests=self._spent.judge_requests / n,
-            judge_prompt=self._spent.judge_tokens / n,
+            judge_prompt=self._spent.judge_prompt_tokens / n,
+            judge_output=self._spent.judge_completion_tokens / n,
             judge_usd=self._spent.judge_usd / n,
         )
 
@@ -267,7 +270,9 @@ class _Guess:
         seen, mean = (np.zeros(len(plan.prompts)),) * 2 if quality is None else quality.T
         share = self._rng.beta(2.0 + seen * mean, 1.5 + seen * (1.0 - mean))
         self._skill = np.log(share / (1.0 - share))
-        self._ease = self._rng.normal(0.0, 0.8, len(plan.examples))
+        # Queries differ for all prompts alike, and for each prompt in a way of its own.
+        self._ease = self._rng.normal(0.0, 1.0, len(plan.examples))
+        self._liking = self._rng.normal(0.0, 1.5, (len(plan.prompts), len(plan.examples)))
         self.taken = np.zeros(5)  # completions, requests, prompt tokens, completion tokens, dollars
 
     @property
@@ -313,12 +318,13 @@ class _Guess:
             usd = x.usd_once[p] + m * (x.usd_each[p] + x.judge_usd)
         requests = x.requests_once[p] + m * (x.requests_each[p] + x.judge_requests)
         prompt = x.prompt_once[p] + m * (x.prompt_each[p] + x.judge_prompt)
-        return np.stack([m.astype(float), requests, prompt, m * x.output[p], usd], axis=1)
+        output = m * (x.output[p] + x.judge_output)
+        return np.stack([m.astype(float), requests, prompt, output, usd], axis=1)
 
     def _answers(self, pulls: Pulls) -> tuple[IntArray, FloatArray]:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""
         p, x = np.repeat(pulls.prompt, pulls.size), np.repeat(pulls.query, pulls.size)
-        quality = 1.0 / (1.0 + np.exp(-(self._skill[p] + self._ease[x])))
+        quality = 1.0 / (1.0 + np.exp(-(self._skill[p] + self._ease[x] + self._liking[p, x])))
         if isinstance(self._plan.strategy, MajorityVote):
             right = self._rng.random(len(p)) < quality
             ((low, high),) = _bounds(self._plan)

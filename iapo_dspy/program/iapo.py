@@ -323,7 +323,8 @@ def _spent_before(record: SpentRecord) -> Spent:
         usd=record.usd + record.reserved_usd,
         seconds=record.seconds,
         judge_requests=record.judge_requests,
-        judge_tokens=record.judge_tokens,
+        judge_prompt_tokens=record.judge_prompt_tokens,
+        judge_completion_tokens=record.judge_completion_tokens,
         judge_usd=record.judge_usd,
     )
 

@@ -147,6 +147,7 @@ def spent_dict(spent: Spent) -> Mapping[str, float]:
         "usd": spent.usd,
         "seconds": round(spent.seconds, 3),
         "judge_requests": spent.judge_requests,
-        "judge_tokens": spent.judge_tokens,
+        "judge_prompt_tokens": spent.judge_prompt_tokens,
+        "judge_completion_tokens": spent.judge_completion_tokens,
         "judge_usd": spent.judge_usd,
     }

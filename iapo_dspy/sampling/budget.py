@@ -74,7 +74,8 @@ class Spent:
         usd: Dollars, as far as prices are known.
         seconds: Wall-clock time since the meter was made, plus what an earlier, resumed process took.
         judge_requests: How many of the requests were no task's: those of judges, proposers and rewriters.
-        judge_tokens: Their tokens, part of the sums above.
+        judge_prompt_tokens: Tokens that they read, part of `prompt_tokens`.
+        judge_completion_tokens: Tokens that they wrote, part of `completion_tokens`.
         judge_usd: Their dollars, part of `usd`.
     """
 
@@ -85,13 +86,19 @@ class Spent:
     usd: float = 0.0
     seconds: float = 0.0
     judge_requests: int = 0
-    judge_tokens: int = 0
+    judge_prompt_tokens: int = 0
+    judge_completion_tokens: int = 0
     judge_usd: float = 0.0
 
     @property
     def tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def judge_tokens(self) -> int:
+        """Judges' prompt and completion tokens together, part of `tokens`."""
+        return self.judge_prompt_tokens + self.judge_completion_tokens
 
 
 class Reservation:
@@ -340,7 +347,8 @@ class Meter:
             prompt_tokens=now.prompt_tokens + spent.prompt_tokens,
             completion_tokens=now.completion_tokens + spent.completion_tokens,
             judge_requests=now.judge_requests + judge * spent.requests,
-            judge_tokens=now.judge_tokens + judge * spent.tokens,
+            judge_prompt_tokens=now.judge_prompt_tokens + judge * spent.prompt_tokens,
+            judge_completion_tokens=now.judge_completion_tokens + judge * spent.completion_tokens,
         )
 
     def _close(self, reservation: Reservation, spent: Spent) -> None:

@@ -27,6 +27,7 @@ from iapo_dspy.sampling.params import canonical, derive_seed
 from iapo_dspy.sampling.pricing import Prices, Usage, check_usage, price_of, request_bound, whole_text
 from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.sampling.retry import is_throttled, raise_fatal
+from iapo_dspy.sampling.stand_in import METERING
 
 __all__ = ["CallableCompleter", "as_adapter", "completer_for"]
 
@@ -167,7 +168,8 @@ def completer_for(
     prices: Prices | None = None,
 ) -> Completer:
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
-    lm = getattr(lm, "metered_lm", lm)  # a wrapper for judges that is used as a task's LM
+    if dspy.settings.get(METERING) is None:
+        lm = getattr(lm, "metered_lm", lm)  # a wrapper for judges that is used as a task's LM
     replicated = isinstance(lm, ReplicatedLM)
     if replicated or _litellm_reaches(lm):
         return LiteLLMCompleter(

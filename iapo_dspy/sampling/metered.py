@@ -26,13 +26,12 @@ from iapo_dspy.sampling.client import CompletionRequest, Reply
 from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.params import NOT_SENT, canonical
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
-from iapo_dspy.sampling.stand_in import StandInLM
+from iapo_dspy.sampling.stand_in import METERING, StandInLM
 
 __all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing"]
 
 logger = logging.getLogger(__name__)
 
-_KEY = "iapo_metering"  # the setting of DSPy under which calls find who meters them
 _REMEMBERED = 4096  # answers of judges kept for identical questions
 
 
@@ -91,7 +90,7 @@ class MeteredLM(StandInLM):
         Raises:
             BudgetExceeded: The call does not fit into what is left of the run's budget.
         """
-        scope: _Scope | None = dspy.settings.get(_KEY)
+        scope: _Scope | None = dspy.settings.get(METERING)
         if scope is None:
             with as_adapter(self._lm, messages):
                 return self._lm(prompt, messages=messages, **self._changed(), **kwargs)
@@ -99,7 +98,7 @@ class MeteredLM(StandInLM):
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Return outputs as DSPy adapters expect them; see `__call__`."""
-        scope: _Scope | None = dspy.settings.get(_KEY)
+        scope: _Scope | None = dspy.settings.get(METERING)
         if scope is None:
             with as_adapter(self._lm, messages):
                 return await self._lm.acall(prompt, messages=messages, **self._changed(), **kwargs)
@@ -182,7 +181,7 @@ class Metering:
     def case(self) -> Iterator[Case]:
         """Meter what is called within; whoever enters must ask `Case.conclude` afterwards."""
         case = Case(self)
-        settings: dict[str, Any] = {_KEY: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
+        settings: dict[str, Any] = {METERING: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
         lm = dspy.settings.lm
         if isinstance(lm, dspy.BaseLM):
             settings["lm"] = self._stand_in(lm)
@@ -243,7 +242,7 @@ def refusing(error: Exception) -> Iterator[list[dspy.BaseLM]]:
             called.append(lm)
             raise error
 
-    with dspy.context(**{_KEY: Refusal()}):
+    with dspy.context(**{METERING: Refusal()}):
         yield called
 
 

@@ -104,7 +104,8 @@ class SpentRecord:
         reserved_usd: Upper bound of their dollars. What a killed process had in flight may be billed, and nobody will
             ever learn how much: a resumed run counts it as spent.
         judge_requests: How many of the requests were judges'.
-        judge_tokens: Their tokens.
+        judge_prompt_tokens: Tokens that they read.
+        judge_completion_tokens: Tokens that they wrote.
         judge_usd: Their dollars.
     """
 
@@ -117,7 +118,8 @@ class SpentRecord:
     reserved_tokens: int = 0
     reserved_usd: float = 0.0
     judge_requests: int = 0
-    judge_tokens: int = 0
+    judge_prompt_tokens: int = 0
+    judge_completion_tokens: int = 0
     judge_usd: float = 0.0
 
 

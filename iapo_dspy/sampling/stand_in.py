@@ -6,7 +6,10 @@ from typing import Any
 
 import dspy
 
-__all__ = ["StandInLM"]
+__all__ = ["METERING", "StandInLM"]
+
+METERING = "iapo_metering"
+"""The setting of DSPy under which LM calls find who meters them; see `metered`."""
 
 
 class StandInLM(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types

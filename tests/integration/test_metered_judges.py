@@ -174,6 +174,24 @@ def test_a_judge_of_a_best_of_n_objective_is_metered_and_threads_of_dspy_too() -
     assert results.spent.requests == server.requests and results.spent.judge_requests == server.judge_requests > 0
 
 
+def test_a_compiled_program_that_judges_is_metered_too() -> None:
+    with Split(world) as server, dspy.context(lm=server.lm(seed=1)):
+        judge = optimizer(
+            metric=lambda e, p, trace=None: e.verdict == p.verdict, strategy=MajorityVote("verdict")
+        ).compile(
+            dspy.Predict(VERDICT),
+            trainset=[dspy.Example(question="1 + 2", guess="3", verdict="yes").with_inputs("question", "guess")],
+        )
+        before, judged = server.requests, server.judge_requests
+
+        def metric(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> bool:
+            return bool(judge(question=example.question, guess=pred.answer).verdict == "yes")
+
+        spent = optimizer(metric=metric).compile(student(), trainset=questions(4)).detailed_results.spent
+    assert spent.requests == server.requests - before
+    assert spent.judge_requests == server.judge_requests - judged > 0
+
+
 @pytest.mark.parametrize("metric", [by_judge, careless])
 def test_a_judge_that_does_not_fit_ends_the_run_with_the_best_policy_so_far(
     metric: Any, caplog: pytest.LogCaptureFixture

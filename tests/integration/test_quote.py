@@ -32,9 +32,9 @@ def alike(body: dict[str, Any], i: int) -> str:
 
 
 def wordy(body: dict[str, Any], i: int) -> str:
-    """Prompts of three lengths, 1 : 1.4 : 1.8; the skill is the adder's."""
+    """Completions of three lengths, up to half as long again; the skill is the adder's."""
     system = body["messages"][0]["content"]
-    more = 24 if LAZY in system else 12 if QUICK in system else 0
+    more = 16 if LAZY in system else 8 if QUICK in system else 0
     text = adder(body, i)
     return ("word " * (more + 26) + "\n\n" + text) if not text.startswith("step") else text
 
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
     "three lengths": (
         lambda: dspy.Predict("question -> answer"),
         wordy,
-        lambda: [length_of(WORD * 50 + "\n\n"), length_of(WORD * 38 + "\n\n"), length_of(STEP)],
+        lambda: [length_of(WORD * 42 + "\n\n"), length_of(WORD * 34 + "\n\n"), length_of(STEP)],
     ),
 }
 
