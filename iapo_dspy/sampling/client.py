@@ -17,6 +17,7 @@ from iapo_dspy.sampling import pricing
 from iapo_dspy.sampling.budget import Meter, RequestMeter, Reservation
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import within
+from iapo_dspy.sampling.openai_client import OpenAIClients
 from iapo_dspy.sampling.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
 from iapo_dspy.sampling.pricing import Prices, Usage
 from iapo_dspy.sampling.retry import (
@@ -216,6 +217,7 @@ class LiteLLMCompleter:
     ) -> None:
         self._lm = lm
         self._ask = send
+        self._clients = OpenAIClients(lm.model)
         self._gate = gate
         self._meter: RequestMeter = meter or Meter()
         self._retries = lm.num_retries if num_retries is None else num_retries
@@ -369,6 +371,8 @@ class LiteLLMCompleter:
         litellm = import_litellm()
         if litellm.cache is not None:  # asking for no cache costs time even where there is none
             sent["cache"] = {"no-cache": True, "no-store": True}
+        if self._ask is None:
+            sent |= self._clients.settings(params)
         call = (self._ask or litellm.acompletion)(
             model=request.model,
             messages=list(request.messages),

@@ -8,24 +8,27 @@ LiteLLM keeps a worker task on it, which logs an error when it is cancelled and 
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import contextvars
 import os
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from iapo_dspy.sampling.workers import WORKERS
 
-__all__ = ["ThreadGate", "await_on_loop", "background_loop", "in_thread", "run_on_loop", "within"]
+__all__ = ["Mailbox", "ThreadGate", "await_on_loop", "background_loop", "in_thread", "run_on_loop", "within"]
 
 T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 _owner: int | None = None
+_mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weakref.WeakKeyDictionary()
 _POLL = 1.0  # seconds; a wait without a timeout cannot be interrupted by Ctrl-C on Windows
 _FAREWELL = 5.0  # seconds that cancelled work gets to end
 
@@ -91,9 +94,57 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+class Mailbox:
+    """Calls from threads to a loop that wakes it once for all that have come meanwhile.
+
+    `call_soon_threadsafe` writes to a pipe each time; the rollouts of a pull come in crowds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
+        self._called = False
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Mailbox:
+        """Return the mailbox of a loop."""
+        with _lock:
+            box = _mailboxes.get(loop)
+            if box is None:
+                box = _mailboxes[loop] = cls(loop)
+            return box
+
+    def post(self, call: Callable[..., object], *args: Any) -> None:
+        """Have the loop make a call soon; from any thread, in order.
+
+        Raises:
+            RuntimeError: The loop is closed.
+        """
+        self._calls.append((call, args))
+        # Appended before it is asked: whoever empties the box says so first and looks afterwards.
+        if not self._called:
+            self._called = True
+            loop = self._loop()
+            try:
+                if loop is None:
+                    raise RuntimeError("Event loop is closed")
+                loop.call_soon_threadsafe(self._open)
+            except RuntimeError:
+                self._called = False
+                raise
+
+    def _open(self) -> None:
+        self._called = False
+        loop = self._loop()
+        while self._calls and loop is not None:
+            call, args = self._calls.popleft()
+            loop.call_soon(call, *args)  # on its own, so that one that raises does not keep the others from theirs
+
+
 def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     """Run a function in a daemon thread, in a copy of the current context; await the result on this loop."""
     loop = asyncio.get_running_loop()
+    mailbox = Mailbox.of(loop)
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
 
@@ -116,7 +167,7 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
             error = caught if plain else RuntimeError(f"{type(caught).__name__}: {caught}")
         if not loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed between the check and the call
-                loop.call_soon_threadsafe(deliver, result, error)
+                mailbox.post(deliver, result, error)
 
     WORKERS.submit(work)
     return future

@@ -22,7 +22,7 @@ from dspy.utils.callback import with_callbacks
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
-from iapo_dspy.sampling.loop import background_loop
+from iapo_dspy.sampling.loop import Mailbox, background_loop
 from iapo_dspy.sampling.params import canonical, request_params
 from iapo_dspy.sampling.retry import is_fatal
 from iapo_dspy.sampling.stand_in import StandInLM
@@ -126,15 +126,18 @@ class Group:
         self._recorder = recorder
         self._patience = patience
         self._loop = background_loop()
+        self._mailbox = Mailbox.of(self._loop)
         # Requests are made in the context of who pulls, not of the rollout whose call happened to be the last.
         self._context = contextvars.copy_context()
         self._active = set(self.seats)
+        self._thinking = size  # active seats without a call that waits for its answer
         self._waiting: list[_Ticket] = []
         self._open: set[_Ticket] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[str, int] = {}
         self._orders = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._news = 0.0  # when something last arrived, was answered or left
 
     def arrive(
         self, seat: Seat, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]
@@ -142,12 +145,14 @@ class Group:
         """Hand in an LM call, from any thread; the future brings the output that DSPy adapters expect."""
         same = canonical([id(lm), messages, params])
         ticket = _Ticket(seat, next(self._orders), lm, messages, params, same)
-        self._loop.call_soon_threadsafe(self._arrived, ticket)
+        self._mailbox.post(self._arrived, ticket)
         return ticket.answer
 
     def leave(self, seat: Seat) -> None:
         """Say that a rollout has ended."""
-        self._active.discard(seat)
+        if seat in self._active:
+            self._active.discard(seat)
+            self._thinking -= not seat.pending
         self._consider()
 
     def abort(self, reason: BaseException) -> None:
@@ -163,6 +168,7 @@ class Group:
 
     def _arrived(self, ticket: _Ticket) -> None:
         self._open.add(ticket)
+        self._thinking -= not ticket.seat.pending and ticket.seat in self._active
         ticket.seat.pending += 1
         if self.fatal is not None:
             self._answer(ticket, None, self.fatal)
@@ -172,17 +178,25 @@ class Group:
 
     def _consider(self) -> None:
         """Send when nobody else can arrive before an answer does."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._news = self._loop.time()
         if self._ready():
             # One turn of the loop later, because a rollout may hand in several calls at a time.
             self._loop.call_soon(self._send_if_ready)
-        elif self._waiting and not self._holds():
-            self._timer = self._loop.call_later(self._patience, self._send)
+        elif self._timer is None and self._waiting and not self._holds():
+            self._timer = self._loop.call_later(self._patience, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        if not self._waiting or self._holds():
+            return
+        quiet = self._loop.time() - self._news
+        if quiet >= self._patience:
+            self._send()
+        else:  # there was news: one timer that looks again costs less than one per piece of news
+            self._timer = self._loop.call_later(self._patience - quiet, self._lose_patience)
 
     def _ready(self) -> bool:
-        return bool(self._waiting) and not self._holds() and all(seat.pending for seat in self._active)
+        return bool(self._waiting) and not self._thinking and not self._holds()
 
     def _holds(self) -> bool:
         """Whether what has arrived must wait for what is in flight.
@@ -242,6 +256,7 @@ class Group:
             return
         self._open.discard(ticket)
         ticket.seat.pending -= 1
+        self._thinking += not ticket.seat.pending and ticket.seat in self._active
         if ticket.answer.set_running_or_notify_cancel():
             if error is None:
                 ticket.answer.set_result(output)

