@@ -25,14 +25,27 @@ class Slot:
 
     async def __aenter__(self) -> Slot:
         """Wait for the place."""
-        await self._gate._enter()
-        self.sent = self._gate._clock()
+        gate, within = self._gate, self._gate._within
+        await gate._enter()
+        if within is not None:
+            try:
+                await within._enter()
+                while gate._wait() > 0:  # who is asked to pause meanwhile must not keep others from their places
+                    within._leave()
+                    await gate._pause_over()
+                    await within._enter()
+            except asyncio.CancelledError:
+                gate._leave()
+                raise
+        self.sent = gate._clock()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give it back."""
+        if self._gate._within is not None:
+            self._gate._within._leave()
         self._gate._leave()
 
     def succeeded(self) -> None:
@@ -55,13 +68,23 @@ class Gate:
     Args:
         limit: Requests in flight at most, >= 1; where the width starts.
         least: The width never falls below it.
+        within: A gate that bounds this one and others together. A provider that throttles one of them says nothing
+            about the others.
         clock: Seconds that only grow; for tests.
     """
 
-    def __init__(self, limit: int, *, least: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        least: int = 1,
+        within: Gate | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
         self.in_flight = 0
         self._least = min(least, limit)
+        self._within = within
         self._clock = clock
         self._width = float(limit)
         self._halved = float("-inf")
@@ -94,11 +117,17 @@ class Gate:
                     self._leave()
                 raise
         try:
-            while (wait := self._not_before - self._clock()) > 0:
-                await asyncio.sleep(wait)
+            await self._pause_over()
         except asyncio.CancelledError:
             self._leave()
             raise
+
+    def _wait(self) -> float:
+        return self._not_before - self._clock()
+
+    async def _pause_over(self) -> None:
+        while (wait := self._wait()) > 0:
+            await asyncio.sleep(wait)
 
     def _leave(self) -> None:
         self.in_flight -= 1

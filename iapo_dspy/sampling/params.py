@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -19,6 +19,7 @@ from iapo_dspy.types import Decoding
 __all__ = [
     "NOT_SENT",
     "canonical",
+    "deployment_of",
     "derive_seed",
     "effective_temperature",
     "import_litellm",
@@ -72,6 +73,17 @@ def request_params(
     if not is_reasoning_model(lm.model):
         params.setdefault("temperature", 1.0)
     return params
+
+
+def deployment_of(lm: dspy.BaseLM) -> Hashable:
+    """Return what providers limit by: model, address and key; LMs that differ in other settings share it.
+
+    It may hold a key: it is to be compared, never shown.
+    """
+    if not isinstance(lm, dspy.LM):  # nobody knows whom it asks
+        return id(lm)
+    address = [lm.kwargs.get(name) for name in ("api_base", "base_url", "api_key", "custom_llm_provider")]
+    return canonical([lm.model, lm.model_type, *address, getattr(lm, "replicas", None)])
 
 
 def effective_temperature(

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, in_thread, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
-from iapo_dspy.sampling.params import request_params
+from iapo_dspy.sampling.params import deployment_of, request_params
 from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
@@ -87,7 +87,8 @@ class Rollout:
 class Sampler:
     """Draws rollouts of programs.
 
-    `max_concurrency` bounds HTTP requests in flight, not completions: one request may bring n of them.
+    `max_concurrency` bounds HTTP requests in flight, not completions: one request may bring n of them. It bounds all
+    LMs together; a 429 narrows only the gate of the deployment that sent it.
 
     Args:
         lm: Used for predictors without an LM of their own; None takes `dspy.settings.lm` at the time of the call.
@@ -257,7 +258,8 @@ class Sampler:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
-            self._gate = Gate(self.max_concurrency)
+            self._gate = Gate(self.max_concurrency)  # all LMs together; each deployment has one of its own in it
+            self._gates: dict[Hashable, Gate] = {}
             self._pulls = asyncio.Semaphore(self.max_concurrency)
             self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
             self._completers: IdentityCache[Completer] = IdentityCache()
@@ -423,7 +425,8 @@ class Sampler:
                 return self._make(lm)
             if isinstance(lm, SamplingLM):  # inside a rollout: what it asks for waits at the outer gate
                 return CallableCompleter(lm, gate=Gate(_UNBOUNDED), meter=self.meter)
-            return completer_for(lm, gate=self._gate, meter=self.meter, **self._settings)
+            gate = self._gates.setdefault(deployment_of(lm), Gate(self.max_concurrency, within=self._gate))
+            return completer_for(lm, gate=gate, meter=self.meter, **self._settings)
 
         return self._completers.get(lm, make)
 

@@ -211,3 +211,35 @@ def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
         # The other providers' formats are not spoken here: it is the second request that counts.
         sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 1, key=0)
     assert server.times[1] - server.times[0] >= 0.6
+
+
+def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iapo_dspy.sampling.client.backoff", lambda *a, **k: 0.01)
+    program = dspy.Predict("question -> answer")
+
+    async def pulls(sampler: Sampler, lm: dspy.LM, key: str) -> list[Any]:
+        drawn = [sampler.sample(program, {"question": f"{key}{i}"}, 1, key=i, lm=lm) for i in range(16)]
+        return [r for rollouts in await asyncio.gather(*drawn) for r in rollouts]
+
+    def reply(body: dict[str, Any], i: int) -> str:
+        return chat(answer=str(i))
+
+    with (
+        Loopback(reply, latency=0.2, faults=Faults(most_in_flight=2)) as strict,
+        Loopback(reply, latency=0.3) as free,
+    ):
+        sampler = Sampler(max_concurrency=8)
+        first, second = strict.lm(num_retries=5), free.lm()
+        assert all(r.ok for r in sampler.run(pulls(sampler, first, "a")))
+        assert strict.statuses[429] > 0
+        before = strict.max_in_flight
+        assert all(r.ok for r in sampler.run(pulls(sampler, second, "b")))
+        assert before <= 8
+        assert free.max_in_flight == 8  # at once, not after growing back
+
+        async def both() -> None:
+            twin = first.copy(temperature=0.3)  # the same deployment
+            await asyncio.gather(pulls(sampler, twin, "c"), pulls(sampler, second, "d"))
+
+        sampler.run(both())
+        assert max(strict.max_in_flight, free.max_in_flight) <= 8

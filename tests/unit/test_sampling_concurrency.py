@@ -157,3 +157,58 @@ async def test_cancelled_waits_give_their_place_back() -> None:
     with pytest.raises(asyncio.CancelledError):
         await paused
     assert gate.in_flight == 0
+
+
+async def test_a_throttled_or_paused_gate_takes_nothing_from_the_others() -> None:
+    clock = Clock()
+    both = Gate(4, clock=clock)
+    slow, fast = Gate(4, within=both, clock=clock), Gate(4, within=both, clock=clock)
+    slots = await enter(slow, clock, 4)
+    blocked = asyncio.ensure_future(fast().__aenter__())
+    await asyncio.sleep(0)
+    assert not blocked.done() and both.in_flight == 4  # all together are bounded
+    clock.now += 1
+    for slot in slots:
+        slot.throttled()
+    slow.pause(1000)
+    await leave(slots)
+    held = [await asyncio.wait_for(blocked, 1), *await enter(fast, clock, 3)]
+    assert (slow.width, fast.width, both.width) == (2, 4, 4)
+    paused = asyncio.ensure_future(slow().__aenter__())
+    await asyncio.sleep(0)
+    await leave(held[:1])
+    held[0] = await asyncio.wait_for(fast().__aenter__(), 1)  # the paused one did not take the place
+    assert both.in_flight == 4
+    paused.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await paused
+    await leave(held)
+    assert (slow.in_flight, fast.in_flight, both.in_flight) == (0, 0, 0)
+
+
+async def test_a_pause_that_begins_while_a_request_waits_for_the_others_is_kept() -> None:
+    both = Gate(1)
+    mine, other = Gate(1, within=both), Gate(1, within=both)
+    (held,) = [await other().__aenter__()]
+    waiting = asyncio.ensure_future(mine().__aenter__())
+    await asyncio.sleep(0)
+    mine.pause(0.05)
+    await leave([held])
+    await asyncio.sleep(0)
+    again = await asyncio.wait_for(other().__aenter__(), 1)  # the pausing one has given its place up
+    assert not waiting.done()
+    await leave([again])
+    slot = await asyncio.wait_for(waiting, 5)
+    await leave([slot])
+    for i in range(3):  # cancelled at any moment of it, nothing stays taken
+        (held,) = [await other().__aenter__()]
+        waiting = asyncio.ensure_future(mine().__aenter__())
+        await asyncio.sleep(0)
+        mine.pause(0.01)
+        await leave([held])
+        for _ in range(i):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert (mine.in_flight, other.in_flight, both.in_flight) == (0, 0, 0)
