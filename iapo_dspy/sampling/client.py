@@ -26,9 +26,11 @@ from iapo_dspy.sampling.retry import (
     is_retryable,
     is_throttled,
     is_unsent,
+    may_refuse_n,
     raise_fatal,
     retry_after,
 )
+from iapo_dspy.sampling.usage import UsageCheck
 
 __all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "LiteLLMCompleter", "Reply"]
 
@@ -226,6 +228,7 @@ class LiteLLMCompleter:
         self._prices = prices
         self._price = pricing.price_of(lm, prices)
         self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
+        self._usage = UsageCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._one_by_one = False
         self._took_n = False
@@ -257,7 +260,7 @@ class LiteLLMCompleter:
             got = await self._attempts(request, n, index, tally)
         except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
             raise_fatal([error])
-            if not self._may_refuse_n(error):
+            if self._took_n or not may_refuse_n(error):
                 return [Choice(error=error)] * n
             return await self._try_one(request, n, index, tally, error)
         if len(got) == 1:
@@ -268,12 +271,6 @@ class LiteLLMCompleter:
         else:
             self._ignored_n, self._took_n = 0, True
         return got
-
-    def _may_refuse_n(self, error: Exception) -> bool:
-        names = {cls.__name__ for cls in type(error).__mro__}
-        other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
-        refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError"}
-        return not self._took_n and bool(names & refusals) and not names & other
 
     async def _try_one(
         self, request: CompletionRequest, n: int, index: int, tally: Tally, refusal: Exception
@@ -400,7 +397,7 @@ class LiteLLMCompleter:
             reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
             texts = [o if isinstance(o, str) else (o or {}).get("text") for o in outputs]
             usage = getattr(response, "usage", None)
-            counted = pricing.check_usage(
+            counted = self._usage.check(
                 model=request.model,
                 messages=request.messages,
                 texts=[pricing.whole_text(o) for o in outputs],

@@ -19,6 +19,7 @@ __all__ = [
     "is_retryable",
     "is_throttled",
     "is_unsent",
+    "may_refuse_n",
     "raise_fatal",
     "retry_after",
     "secrets_of",
@@ -108,6 +109,13 @@ def raise_fatal(errors: Sequence[BaseException]) -> None:
 def is_unsent(error: BaseException) -> bool:
     """Whether no replica was asked, because all of them have failed a moment ago."""
     return bool(_names(error) & {"RouterRateLimitError", "RouterRateLimitErrorBasic"})
+
+
+def may_refuse_n(error: BaseException) -> bool:
+    """Whether n > 1 may be what a provider did not like about a request."""
+    other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
+    refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError"}
+    return bool(_names(error) & refusals) and not _names(error) & other
 
 
 def is_throttled(error: BaseException) -> bool:

@@ -206,6 +206,27 @@ def test_usage_that_cannot_be_right_is_recounted() -> None:
         assert meter.spent.prompt_tokens > 50
 
 
+def test_server_that_counts_the_first_choice_only_is_found_out() -> None:
+    """Its count is larger than the number of choices, so that nothing about it looks wrong by itself."""
+
+    def steps(body: dict[str, Any], i: int) -> str:
+        return chat(answer=" ".join(["word"] * (8 + i % 9)))
+
+    spent = {}
+    for faults in (Faults(), Faults(count_first=True)):
+        with Loopback(steps, faults=faults) as server:
+            sampler = Sampler(lm=server.lm(input_cost_per_token=1e-6, output_cost_per_token=1e-6))
+            for key in range(3):
+                drawn = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 16, key=key)
+            spent[faults.count_first] = (server.completion_tokens, sampler.meter.spent)
+    truth, right = spent[False]
+    assert right.completion_tokens == truth
+    truth, mended = spent[True]
+    assert mended.completion_tokens == pytest.approx(truth, rel=0.15)
+    assert mended.usd == pytest.approx((mended.prompt_tokens + mended.completion_tokens) * 1e-6)
+    assert sum(r.completion_tokens for r in drawn) == pytest.approx(truth / 3, rel=0.15)
+
+
 def test_dollars_come_from_the_user_or_the_table() -> None:
     with Loopback(reasoned) as server:
         priced = server.lm(input_cost_per_token=1e-3, output_cost_per_token=2e-3)

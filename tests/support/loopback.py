@@ -34,7 +34,8 @@ class Faults:
     ignore_n: bool = False
     fewer: bool = False  # answer n > 1 with n - 1 choices
     refuse_n: bool = False  # answer n > 1 by a 400
-    miscount: bool = False  # count one choice
+    miscount: bool = False  # report fewer tokens than there are choices
+    count_first: bool = False  # count the first choice only, as llama.cpp's server does
     no_usage: bool = False
     greedy_n_is_400: bool = False  # answer temperature 0 with n > 1 by a 400, as vLLM does
     first: Sequence[Any] = ()
@@ -191,6 +192,8 @@ class Loopback:
             self.prompt_tokens += prompt
             self.completion_tokens += completion
         reported = len(texts[0].split()) // 4 if self.faults.miscount else completion
+        if self.faults.count_first:
+            reported = len(texts[0].split())
         payload: dict[str, Any] = {
             "id": f"chatcmpl-{first}",
             "object": "chat.completion",

@@ -1,0 +1,126 @@
+"""Finds out whether a server counts the tokens of all n choices, or of the first one only (llama.cpp's server does).
+
+Nobody says which tokenizer a server has, so the size of a text is measured in pieces (words, numbers, runs of signs),
+and tokens per piece are an unknown of the LM. Either a server counts all choices or the first one: with S_j the pieces
+of what is counted and R_j the tokens reported for request j,
+
+    log(R_j / S_j) = log r + e_j,    log r ~ N(0, tau^2),    e_j ~ N(0, sigma^2),
+
+and both explanations have a closed likelihood. Requests for one completion say what r is, choices of different lengths
+say which S fits, and where all choices have one length an r far below one does.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from iapo_dspy.sampling.pricing import Usage, check_usage
+
+__all__ = ["UsageCheck", "pieces"]
+
+_SIGMA = 0.3  # spread of log(tokens / pieces) between texts of one LM
+_TAU = 0.5  # spread of log(tokens / pieces) between tokenizers
+_SURE = 5.0  # log odds that settle it, one way or the other
+_PIECE = re.compile(
+    r"[^\W\d_\u0370-\U0010ffff]{1,8}"  # Latin letters, long words in parts
+    r"|\d{1,2}"
+    r"|[\u0370-\u1fff]{1,3}"  # other alphabets
+    r"|[\u2e80-\uffef\U00010000-\U0010ffff]"  # ideographs, syllables, emoji: one each
+    r"|[^\w\s]+"
+)
+
+
+def pieces(text: str | None) -> int:
+    """Return the size of a text in pieces, about as many as a tokenizer makes tokens; 0 for none, else >= 2."""
+    if not text:
+        return 0
+    return len(_PIECE.findall(text)) + 1  # and the end
+
+
+class _Explanation:
+    """Residuals x_j = log(R_j / S_j) under one explanation, as sums."""
+
+    __slots__ = ("count", "squares", "total")
+
+    def __init__(self) -> None:
+        self.count, self.total, self.squares = 0, 0.0, 0.0
+
+    def add(self, x: float) -> None:
+        self.count += 1
+        self.total += x
+        self.squares += x * x
+
+    @property
+    def likelihood(self) -> float:
+        """Log marginal likelihood, up to what both explanations share."""
+        noise, prior = _SIGMA**2, _TAU**2
+        shared = prior * self.total**2 / (noise + self.count * prior)
+        return -0.5 * (self.squares - shared) / noise
+
+    @property
+    def ratio(self) -> float:
+        """Tokens per piece, as expected by now."""
+        noise, prior = _SIGMA**2, _TAU**2
+        return math.exp(prior * self.total / (noise + self.count * prior))
+
+
+class UsageCheck:
+    """Takes or corrects the usage that one LM's server reports, and learns from each reply whether to."""
+
+    def __init__(self) -> None:
+        self._all, self._first = _Explanation(), _Explanation()
+        self._odds = 0.0  # log odds for "the first choice only"
+        self._trusted = False
+
+    @property
+    def counts_first_only(self) -> bool:
+        """Whether the server was found out to count one choice of n."""
+        return self._odds >= _SURE
+
+    def check(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        texts: Sequence[str | None],
+        truncated: int,
+        limit: int | None,
+        prompt_tokens: Any,
+        completion_tokens: Any,
+    ) -> Usage:
+        """Return the usage of one reply; arguments as for `pricing.check_usage`.
+
+        Where the server counts the first choice only, its count is scaled by the pieces of all choices.
+        """
+        usage = check_usage(
+            model=model,
+            messages=messages,
+            texts=texts,
+            truncated=truncated,
+            limit=limit,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+        )
+        if self._trusted or not texts or not isinstance(completion_tokens, int) or completion_tokens < 1:
+            return usage
+        sizes = [pieces(text) for text in texts]
+        if sizes[0]:
+            self._learn(completion_tokens, sizes)
+        if usage.recounted or len(texts) == 1 or not self.counts_first_only:
+            return usage
+        per_piece = completion_tokens / sizes[0] if sizes[0] else self._first.ratio
+        counted = math.ceil(per_piece * sum(sizes))
+        if limit is not None:
+            counted = min(counted, limit * len(texts))
+        counted = max(counted, usage.completion_tokens)
+        return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=counted, recounted=True)
+
+    def _learn(self, reported: int, sizes: Sequence[int]) -> None:
+        self._all.add(math.log(reported / sum(sizes)))
+        self._first.add(math.log(reported / sizes[0]))
+        self._odds = self._first.likelihood - self._all.likelihood
+        # Once it is clear that all are counted, nothing needs to be measured any more.
+        self._trusted = self._odds <= -2 * _SURE
