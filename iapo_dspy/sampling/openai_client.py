@@ -1,9 +1,11 @@
-"""A lighter OpenAI client for LiteLLM's `client=`, for servers that speak OpenAI's protocol.
+"""A client of our own for LiteLLM's `client=`, where LiteLLM would use OpenAI's: lighter, and without silent retries.
 
 LiteLLM reaches `openai/` models through OpenAI's client, which walks the request once per type that a message could
 have, and builds typed objects from an answer that LiteLLM turns back into a dictionary at once. Together that is a
 quarter of the CPU time of a call. This client sends what LiteLLM wrote and returns what the server wrote; addresses,
 keys, timeouts, errors, redirects and the connection pool stay those of OpenAI's client and of LiteLLM.
+
+Some providers' `max_retries=0` gets lost in LiteLLM on its way to that client, which then retries twice without a word.
 """
 
 from __future__ import annotations
@@ -15,14 +17,44 @@ from typing import Any
 
 from iapo_dspy.sampling.params import import_litellm
 
-__all__ = ["OpenAIClients"]
+__all__ = ["OpenAIClients", "retries_silently"]
+
+# For these, LiteLLM drops `max_retries` as a parameter that the provider does not support, and OpenAI's client retries
+# as it does by default. `tests/integration/test_silent_retries.py` asks every provider that can be asked on loopback.
+_LOST_MAX_RETRIES = frozenset(
+    {
+        "ai21",
+        "ai21_chat",
+        "baseten",
+        "codestral",
+        "deepinfra",
+        "featherless_ai",
+        "hyperbolic",
+        "inception",
+        "morph",
+        "nscale",
+        "nvidia_nim",
+        "sambanova",
+        "v0",
+        "zai",
+    }
+)
 
 # What decides how LiteLLM itself would make its client; with any of them, it shall.
 _OF_THE_CLIENT = frozenset({"api_version", "base_url", "client", "organization", "shared_session"})
 
 
+def retries_silently(model: str, provider: str | None = None) -> bool:
+    """Whether LiteLLM retries requests to this model although it is told not to, unless it is given a client."""
+    return _provider(model, provider) in _LOST_MAX_RETRIES
+
+
+def _provider(model: str, provider: str | None) -> str:
+    return provider or model.split("/", 1)[0]
+
+
 class OpenAIClients:
-    """The light client of one LM, made again whenever LiteLLM renews its connection pool.
+    """The client of one LM, made again whenever LiteLLM renews its connection pool.
 
     Args:
         model: The LM's model string.
@@ -38,15 +70,12 @@ class OpenAIClients:
         """Return what to add to a request: the client, or nothing where LiteLLM should choose its own.
 
         Args:
-            params: What the request is sent with. Only an explicit `api_base` and `api_key` are known to be what
-                LiteLLM would use.
+            params: What the request is sent with.
         """
-        base, key = params.get("api_base"), params.get("api_key")
+        if _OF_THE_CLIENT & params.keys():
+            return {}
+        base, key = self._destination(params)
         if not (isinstance(base, str) and base and isinstance(key, str) and key):
-            return {}
-        if _OF_THE_CLIENT & params.keys() or params.get("custom_llm_provider", "openai") != "openai":
-            return {}
-        if not self._model.startswith("openai/"):
             return {}
         pool = _pool()
         if pool is None:
@@ -55,6 +84,18 @@ class OpenAIClients:
             self._client = _client_class()(api_key=key, base_url=base, max_retries=0, http_client=pool)
             self._pool, self._made_for = pool, (base, key)
         return {"client": self._client}
+
+    def _destination(self, params: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return address and key, as far as they are known to be those that LiteLLM would use."""
+        base, key, provider = params.get("api_base"), params.get("api_key"), params.get("custom_llm_provider")
+        if _provider(self._model, provider) == "openai" and self._model.startswith("openai/"):
+            return base, key
+        if not retries_silently(self._model, provider):
+            return None, None
+        found = import_litellm().get_llm_provider(
+            model=self._model, custom_llm_provider=provider, api_base=base, api_key=key
+        )
+        return base or found[3], key or found[2]
 
 
 def _pool() -> Any:
@@ -116,7 +157,7 @@ def _client_class() -> type:
             extra_body: Mapping[str, Any] | None = None,
             **body: Any,
         ) -> Any:
-            options: Any = {"timeout": timeout}
+            options: Any = {"timeout": timeout, "max_retries": 0}  # LiteLLM sets what the client itself would do
             if extra_headers:
                 options["headers"] = extra_headers
             if extra_query:

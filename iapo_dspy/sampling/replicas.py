@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,13 @@ import dspy
 from dspy.utils.callback import with_callbacks
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.openai_client import retries_silently
 from iapo_dspy.sampling.params import import_litellm
 from iapo_dspy.sampling.retry import is_retryable
 
 __all__ = ["ReplicatedLM"]
+
+logger = logging.getLogger(__name__)
 
 _ROUTINGS = ("least-busy", "weighted")
 _KNOWN = frozenset({"api_base", "api_key", "model", "weight"})
@@ -69,6 +73,13 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
         self.cooldown = cooldown
         self._api_key = api_key
         self._start()
+        models = {str(r.get("model", model)) for r in self.replicas}
+        if silent := sorted(m for m in models if retries_silently(m, settings.get("custom_llm_provider"))):
+            logger.warning(
+                "LiteLLM retries requests to %s by itself, and its Router cannot be kept from it: attempts that fail "
+                "there are not all counted. A dspy.LM for a single server does not have that problem.",
+                ", ".join(silent),
+            )
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -28,7 +29,8 @@ def chat(**fields: str) -> str:
 class Faults:
     """What goes wrong. Shares are probabilities per request, drawn from a seeded generator.
 
-    `first` faults hit the first requests one after another, whatever the shares say: statuses, "hang", "truncated".
+    `first` faults hit the first requests one after another, whatever the shares say: statuses, "hang", "truncated",
+    "drop" (the connection ends without an answer).
     """
 
     ignore_n: bool = False
@@ -172,6 +174,9 @@ class Loopback:
         if fault == "hang":
             self._stop.wait(self.faults.hang)
             return self._error(handler, 500, "too late")
+        if fault == "drop":
+            handler.close_connection = True
+            return handler.connection.shutdown(socket.SHUT_RDWR)
         if fault == "truncated":
             return self._write(handler, 200, b'{"id": "x", "choices": [{"index": 0, "mess')
         if isinstance(fault, int):
