@@ -24,7 +24,7 @@ from iapo_dspy.program.results import make_result, spent_dict
 from iapo_dspy.sampling.budget import Budget, Meter, Spent
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, SpentRecord, fingerprint_of
-from iapo_dspy.sampling.rollouts import Sampler
+from iapo_dspy.sampling.rollouts import Sampler, check_timeout
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Decoding, Preference
@@ -69,6 +69,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             an integer `seed` to have each request sent one that is derived from it.
         num_threads: LM requests in flight at most. Default: `dspy.settings.num_threads` where that was raised
             above DSPy's own default, else 64.
+        rollout_timeout: Seconds that a program may work without asking an LM, > 0 or None. After them its rollout
+            counts as a failed completion, so that a program that hangs does not hold up the run.
         max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
             Default: stop only where nothing has worked at all.
         log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
@@ -96,6 +98,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         preference_field: str | None = "preference",
         seed: int = 0,
         num_threads: int | None = None,
+        rollout_timeout: float | None = 600.0,
         max_errors: int | None = None,
         log_dir: str | Path | None = None,
         track_stats: bool = True,
@@ -115,6 +118,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             _check_count("num_threads", num_threads, 1)
         if max_errors is not None:
             _check_count("max_errors", max_errors, 0)
+        check_timeout(rollout_timeout)
         if preference_field is not None and not (isinstance(preference_field, str) and preference_field.isidentifier()):
             raise ConfigurationError(f"preference_field={preference_field!r}: give a keyword, or None.")
         parse_algorithm(algorithm)
@@ -136,6 +140,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.preference_field = preference_field
         self.seed = seed
         self.num_threads = num_threads
+        self.rollout_timeout = rollout_timeout
         self.max_errors = max_errors
         self.log_dir = Path(log_dir) if log_dir is not None else None
         self.track_stats = track_stats
@@ -179,7 +184,13 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
             meter = Meter(self.budget, spent=_spent_before(ledger.spent))
-            sampler = Sampler(max_concurrency=self.num_threads, meter=meter, seed=self.seed, prices=self.cost.prices)
+            sampler = Sampler(
+                max_concurrency=self.num_threads,
+                meter=meter,
+                seed=self.seed,
+                rollout_timeout=self.rollout_timeout,
+                prices=self.cost.prices,
+            )
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
                 prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],

@@ -22,7 +22,7 @@ from dspy.utils.callback import with_callbacks
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
-from iapo_dspy.sampling.loop import Mailbox, background_loop
+from iapo_dspy.sampling.loop import Mailbox, background_loop, in_thread
 from iapo_dspy.sampling.params import canonical, request_params
 from iapo_dspy.sampling.retry import is_fatal
 from iapo_dspy.sampling.stand_in import StandInLM
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 current_seat: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("iapo_dspy_seat", default=None)
 
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 _with_callbacks = cast(Callable[[F], F], with_callbacks)
 
@@ -59,6 +60,9 @@ class Seat:
     seed: int | None = None
     unpaid: bool = False
     calls: int = 0
+    work: asyncio.Future[Any] | None = None
+    since: float = 0.0  # when the program last began to work by itself
+    expired: bool = False
 
     def take(self, choice: Choice, merged: int) -> None:
         """Book one choice of a request that was merged from the calls of so many rollouts.
@@ -105,6 +109,7 @@ class Group:
         decoding: Applies to every LM call of the pull.
         recorder: Makes the recorder of an LM; None where nothing is recorded.
         patience: Seconds without any news after which waiting requests are sent, all present or not.
+        longest: Seconds that a program may work without asking an LM; None does not limit it.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class Group:
         decoding: Decoding | None = None,
         recorder: Callable[[dspy.BaseLM], Callable[[Exchange], None]] | None = None,
         patience: float = 1.0,
+        longest: float | None = None,
     ) -> None:
         self.seats = [Seat(self, i) for i in range(size)]
         self.decoding = decoding
@@ -125,6 +131,8 @@ class Group:
         self._completer = completer
         self._recorder = recorder
         self._patience = patience
+        self._longest = longest
+        self._watch: asyncio.TimerHandle | None = None
         self._loop = background_loop()
         self._mailbox = Mailbox.of(self._loop)
         # Requests are made in the context of who pulls, not of the rollout whose call happened to be the last.
@@ -148,18 +156,57 @@ class Group:
         self._mailbox.post(self._arrived, ticket)
         return ticket.answer
 
+    def start(self, seat: Seat, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a rollout's program in a thread; its time runs from now on, except while it waits for an LM.
+
+        A thread cannot be ended. One whose program takes too long is left to itself: its rollout has failed, it gets no
+        answer any more, and as a daemon it keeps nobody from ending.
+
+        Raises:
+            TimeoutError: When awaited: the program took longer than it may.
+        """
+        seat.since = self._loop.time()
+        seat.work = work = in_thread(function)
+        if self._longest is not None and self._watch is None:
+            self._watch = self._loop.call_later(self._longest, self._look)
+        return work
+
+    def _look(self) -> None:
+        """Give up on programs that take too long, and look again when the next one may."""
+        assert self._longest is not None
+        self._watch = None
+        now = self._loop.time()
+        latest = now - self._longest
+        working = [seat for seat in self._active if not seat.pending and seat.work is not None]
+        for seat in working:
+            if seat.since <= latest and seat.work is not None and not seat.work.done():
+                seat.expired = True
+                seat.work.set_exception(
+                    TimeoutError(
+                        f"the program worked for {self._longest:g} seconds without asking an LM; its thread was left "
+                        "to itself. If it needs that long, raise rollout_timeout"
+                    )
+                )
+        first = min((seat.since for seat in working if not seat.expired), default=now)
+        if self._active:
+            self._watch = self._loop.call_at(first + self._longest, self._look)
+
     def leave(self, seat: Seat) -> None:
         """Say that a rollout has ended."""
         if seat in self._active:
             self._active.discard(seat)
             self._thinking -= not seat.pending
+        if not self._active and self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         self._consider()
 
     def abort(self, reason: BaseException) -> None:
         """Fail everything that waits, and everything that is still to come."""
         self.fatal = self.fatal or reason
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         self._waiting.clear()
@@ -170,8 +217,8 @@ class Group:
         self._open.add(ticket)
         self._thinking -= not ticket.seat.pending and ticket.seat in self._active
         ticket.seat.pending += 1
-        if self.fatal is not None:
-            self._answer(ticket, None, self.fatal)
+        if self.fatal is not None or ticket.seat.expired:
+            self._answer(ticket, None, self.fatal or Aborted())
             return
         self._waiting.append(ticket)
         self._consider()
@@ -256,6 +303,7 @@ class Group:
             return
         self._open.discard(ticket)
         ticket.seat.pending -= 1
+        ticket.seat.since = self._loop.time()
         self._thinking += not ticket.seat.pending and ticket.seat in self._active
         if ticket.answer.set_running_or_notify_cancel():
             if error is None:

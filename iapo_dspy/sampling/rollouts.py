@@ -23,7 +23,7 @@ from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Reply
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
-from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, in_thread, run_on_loop
+from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import deployment_of, request_params
 from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
@@ -32,7 +32,7 @@ from iapo_dspy.sampling.recording import Recorder
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
 from iapo_dspy.types import Decoding
 
-__all__ = ["Rollout", "Sampler"]
+__all__ = ["Rollout", "Sampler", "check_timeout"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,9 @@ class Sampler:
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
         patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
             have not come to theirs; see `merging`.
+        rollout_timeout: Seconds that a program of the general path may work without asking an LM, > 0, after which
+            its rollout counts as failed and its thread is left to itself; None does not limit it. Waiting for an LM
+            does not count.
         completer: Finds the completer of an LM, for tests and other transports.
         prices: The user's own prices, for budgets and reports.
     """
@@ -115,6 +118,7 @@ class Sampler:
         timeout: float | None = None,
         seed: int = 0,
         patience: float = 1.0,
+        rollout_timeout: float | None = None,
         completer: Callable[[dspy.BaseLM], Completer] | None = None,
         prices: Prices | None = None,
     ) -> None:
@@ -123,6 +127,7 @@ class Sampler:
             max_concurrency = _DEFAULT_CONCURRENCY if configured in (None, _DSPY_DEFAULT) else configured
         if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1.")
+        check_timeout(rollout_timeout)
         self.lm = lm
         self.meter = meter or Meter()
         self.max_concurrency = max_concurrency
@@ -135,6 +140,7 @@ class Sampler:
             "prices": prices,
         }
         self._patience = patience
+        self._rollout_timeout = rollout_timeout
         self._make = completer
         self._secrets: tuple[str, ...] = ()
         self._stand_ins: IdentityCache[dspy.BaseLM] = IdentityCache()
@@ -328,6 +334,7 @@ class Sampler:
             decoding=decoding,
             recorder=Recorder if record else None,
             patience=self._patience,
+            longest=self._rollout_timeout,
         )
         settings: dict[str, Any] = {
             "lm": None if base is None else self._stand_in(base),
@@ -368,7 +375,7 @@ class Sampler:
         trace: list[Any] = []
         failure, error = None, False
         try:
-            prediction, trace = await in_thread(work)
+            prediction, trace = await seat.group.start(seat, work)
             if not isinstance(prediction, dspy.Prediction):
                 failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
                 prediction = None
@@ -432,6 +439,13 @@ class Sampler:
 
     def _line(self, error: BaseException) -> str:
         return one_line(error, self._secrets)
+
+
+def check_timeout(value: Any) -> None:
+    """Refuse a `rollout_timeout` that is neither None nor a finite number > 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < float("inf")):
+        raise ConfigurationError(f"rollout_timeout={value!r}: give seconds > 0, or None for no limit.")
 
 
 def _call(program: Any, inputs: Mapping[str, Any]) -> Any:
