@@ -1,15 +1,21 @@
-"""Measure what sampling costs beside LiteLLM itself, on a loopback server of its own (a benchmark, minutes).
+"""Measure what sampling costs beside LiteLLM itself, on loopback servers of its own (a benchmark, minutes).
 
-    python examples/benchmark_sampling.py [--rounds 5] [--requests 640] [--memory 100000]
+    python examples/benchmark_sampling.py [--sections throughput memory replicas] [--model openai/m]
 
-The server runs in a process of its own and answers after 50 ms; 64 requests are in flight. Every way of asking is run
-once per round, one after another, and all ratios are medians over rounds of ratios within a round: a busy machine slows
-both sides. All ways send the same questions through the same LiteLLM, with caches and retries off:
+Servers run in processes of their own and answer after 50 ms. Every way of asking is run once per round, one after
+another, and all ratios are medians over rounds of ratios within a round: a busy machine slows both sides. All ways send
+the same questions through the same LiteLLM, with caches and retries off.
+
+`throughput` (64 requests in flight): completions per second and CPU time of this process,
 
 - `evaluate`: `dspy.Evaluate` with engine="litellm" and 64 threads, one completion a call, as DSPy users sample today.
 - `litellm`: `litellm.acompletion` behind a semaphore, with the very messages that the adapter writes, nothing parsed.
 - `predict`: our sampler on a bare predictor, parsed.
 - `module`: our sampler on a module around it, which takes the general path of threads and merged requests.
+
+`memory`: resident memory at the start, after a warm-up and over 100,000 completions.
+
+`replicas`: one server and two, each of which works on 4 requests at a time for 300 ms, through `ReplicatedLM`.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import statistics
 import subprocess
 import sys
@@ -27,15 +34,25 @@ from collections.abc import Callable, Iterator
 
 import dspy
 
-from iapo_dspy.sampling import Sampler
+from iapo_dspy.sampling import ReplicatedLM, Sampler
 
-LATENCY = 0.05
+LATENCY = 0.05  # seconds
+REPLICA_LATENCY = 0.3  # the replicas must be what is waited for, not this process
 IN_FLIGHT = 64
 ANSWER = "[[ ## answer ## ]]\nParis, on the river Seine\n\n[[ ## completed ## ]]"
 
 
 class Server(asyncio.Protocol):
-    """As little HTTP as a chat client needs, so that the server is never what is measured."""
+    """As little HTTP as a chat client needs, so that the server is never what is measured.
+
+    Args:
+        slots: Requests that it works on at a time, as a machine does.
+        latency: Seconds that it works on one.
+    """
+
+    def __init__(self, slots: asyncio.Semaphore, latency: float) -> None:
+        self.slots, self.latency = slots, latency
+        self.work: set[asyncio.Task[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start with an empty buffer."""
@@ -51,7 +68,15 @@ class Server(asyncio.Protocol):
                 return
             n = json.loads(self.buffer[end + 4 : end + 4 + size]).get("n") or 1
             self.buffer = self.buffer[end + 4 + size :]
-            asyncio.get_running_loop().call_later(LATENCY, self.transport.write, response(n))
+            task = asyncio.get_running_loop().create_task(self.answer(n))
+            self.work.add(task)
+            task.add_done_callback(self.work.discard)
+
+    async def answer(self, n: int) -> None:
+        """Answer one request when there is a slot for it."""
+        async with self.slots:
+            await asyncio.sleep(self.latency)
+        self.transport.write(response(n))
 
 
 def response(n: int) -> bytes:
@@ -66,17 +91,20 @@ def response(n: int) -> bytes:
     return head.encode() + data
 
 
-async def serve() -> None:
+async def serve(slots: int, latency: float) -> None:
     """Serve until the process ends."""
-    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0, backlog=1024)
+    free = asyncio.Semaphore(slots)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Server(free, latency), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[str]:
-    """Start the server process; yield its address."""
-    process = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
+def running_server(slots: int = 10_000, latency: float = LATENCY) -> Iterator[str]:
+    """Start a server process; yield its address."""
+    command = [sys.executable, __file__, "--serve", str(slots), str(latency)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
@@ -97,11 +125,11 @@ class Around(dspy.Module):
         return self.solve(question=question)
 
 
-def ways(base: str) -> dict[str, tuple[int, Callable[[int], None]]]:
+def ways(base: str, model: str = "openai/m") -> dict[str, tuple[int, Callable[[int], None]]]:
     """Return name -> (completions per request, a function that makes that many requests)."""
     import litellm
 
-    lm = dspy.LM("openai/m", api_base=base, api_key="k", cache=False, engine="litellm", temperature=1.0, num_retries=0)
+    lm = dspy.LM(model, api_base=base, api_key="k", cache=False, engine="litellm", temperature=1.0, num_retries=0)
     dspy.configure(lm=lm, disable_history=True)
     predict, around = dspy.Predict("question -> answer"), Around()
     adapter = dspy.ChatAdapter()
@@ -123,7 +151,7 @@ def ways(base: str) -> dict[str, tuple[int, Callable[[int], None]]]:
                 extra = {"n": n} if n > 1 else {}
                 async with slots:
                     reply = await litellm.acompletion(
-                        model="openai/m",
+                        model=model,
                         messages=messages,
                         api_base=base,
                         api_key="k",
@@ -198,46 +226,95 @@ def measure(all_ways: dict[str, tuple[int, Callable[[int], None]]], rounds: int,
         ("predict n=8", "evaluate", 4.0),
         ("module n=8", "evaluate", 4.0),
         ("predict n=1", "litellm n=1", 1.0),
-        ("module n=1", "litellm n=1", None),
+        ("module n=1", "litellm n=1", 1.0),
     ):
-        print(f"throughput, {a} / {b}: {ratio(a, b):.2f}x" + (f" (wanted: >= {least}x)" if least else ""))
+        print(f"throughput, {a} / {b}: {ratio(a, b):.2f}x (wanted: >= {least}x)")
+    for a, b in (("predict n=8", "evaluate"), ("module n=8", "evaluate"), ("predict n=1", "litellm n=1")):
+        less = statistics.median(y / x * all_ways[a][0] for x, y in zip(cpu[a], cpu[b], strict=True))
+        print(f"completions per CPU second, {a} / {b}: {less:.2f}x")
     for a, b in (("predict n=8", "litellm n=8"), ("module n=8", "litellm n=8")):
         print(f"CPU per completion, {a} over {b}: {over(a, b):+.2f} ms (wanted: <= 1 ms)")
 
 
 def memory(way: Callable[[int], None], completions: int) -> None:
-    """Print how memory grows over many completions, after the first tenth has warmed everything up."""
+    """Print how memory grows over many completions, n=8, after the first tenth has warmed everything up."""
     tenth = max(completions // 80, 1)
+    started = resident_mb()
     way(tenth)
     gc.collect()
-    start = resident_mb()
+    samples = [resident_mb()]
     for _ in range(10):
         way(tenth)
-    gc.collect()
-    print(f"RSS over {10 * tenth * 8:,} completions: {start:.0f} MB -> {resident_mb():.0f} MB (wanted: < +50 MB)")
+        gc.collect()
+        samples.append(resident_mb())
+    print(f"RSS: {started:.0f} MB at the start, {samples[0]:.0f} MB after a warm-up of {tenth * 8:,} completions,")
+    print(f"     then every {tenth * 8:,}: {', '.join(f'{s:.0f}' for s in samples[1:])} MB")
+    print(f"RSS growth over {10 * tenth * 8:,} completions: {samples[-1] - samples[0]:+.1f} MB (wanted: < 50 MB)")
+
+
+def replicas(rounds: int, model: str, requests: int = 128, slots: int = 4) -> None:
+    """Print what a second server process adds, for servers that work on few requests at a time."""
+    program = dspy.Predict("question -> answer")
+
+    def run(lm: dspy.LM) -> float:
+        sampler = Sampler(lm=lm, max_concurrency=4 * slots)
+
+        async def all_of(count: int) -> None:
+            drawn = (sampler.sample(program, {"question": f"question {i}"}, 8, key=i) for i in range(count))
+            assert all(r.ok for rollouts in await asyncio.gather(*drawn) for r in rollouts)
+
+        sampler.run(all_of(4 * slots))  # connections
+        start = time.perf_counter()
+        sampler.run(all_of(requests))
+        return requests * 8 / (time.perf_counter() - start)
+
+    with running_server(slots, REPLICA_LATENCY) as first, running_server(slots, REPLICA_LATENCY) as second:
+        settings = {"api_key": "k", "temperature": 1.0, "num_retries": 0}
+        lms = {
+            "one": ReplicatedLM(model, replicas=[first], **settings),
+            "two, least-busy": ReplicatedLM(model, replicas=[first, second], **settings),
+            "two, weighted": ReplicatedLM(model, replicas=[first, second], routing="weighted", **settings),
+        }
+        rate: dict[str, list[float]] = {name: [] for name in lms}
+        for _ in range(rounds):
+            for name, lm in lms.items():
+                rate[name].append(run(lm))
+    for name, rates in rate.items():
+        ratio = statistics.median(a / b for a, b in zip(rates, rate["one"], strict=True))
+        wanted = "" if name == "one" else f", {ratio:.2f}x of one (wanted: >= 1.8x)"
+        print(f"replicas, {name}: {statistics.median(rates):.0f} completions/s{wanted}")
 
 
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sections = ("throughput", "memory", "replicas")
+    parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--model", default="openai/m", help="LiteLLM model string; its provider decides LiteLLM's path")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=640)
-    parser.add_argument("--memory", type=int, default=100_000, help="completions of the memory test; 0 skips it")
-    parser.add_argument("--only", help="comma-separated ways; no ratios")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--requests", type=int, default=640, help="per round and way")
+    parser.add_argument("--completions", type=int, default=100_000, help="of the memory section")
+    parser.add_argument("--only", help="comma-separated ways of the throughput section; nothing is printed")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        asyncio.run(serve())
+        asyncio.run(serve(int(args.serve[0]), float(args.serve[1])))
         return
-    with running_server() as base:
-        all_ways = ways(base)
-        if args.only:
-            for name in args.only.split(","):
-                all_ways[name][1](args.requests)
-            return
-        measure(all_ways, args.rounds, args.requests)
-        if args.memory:
-            memory(all_ways["predict n=8"][1], args.memory)
+    dspy_logs = logging.getLogger("dspy.evaluate.evaluate")
+    dspy_logs.setLevel(logging.WARNING)
+    if {"throughput", "memory"} & set(args.sections):
+        with running_server() as base:
+            all_ways = ways(base, args.model)
+            if args.only:
+                for name in args.only.split(","):
+                    all_ways[name][1](args.requests)
+                return
+            if "throughput" in args.sections:
+                measure(all_ways, args.rounds, args.requests)
+            if "memory" in args.sections:
+                memory(all_ways["predict n=8"][1], args.completions)
+    if "replicas" in args.sections:
+        replicas(args.rounds, args.model)
 
 
 if __name__ == "__main__":
