@@ -8,7 +8,6 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import dspy
@@ -30,6 +29,7 @@ from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, pre
 from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
+from iapo_dspy.sampling.rollout import Rollout
 from iapo_dspy.types import Decoding
 
 __all__ = ["Rollout", "Sampler", "check_timeout"]
@@ -40,48 +40,6 @@ T = TypeVar("T")
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
 _DSPY_DEFAULT = 8  # DSPy's own num_threads, which means threads, where nobody configured any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """One completion: what the program returned, or why it did not.
-
-    Attributes:
-        prediction: The program's output; None for a failure.
-        failure: Type and message of what went wrong, one line without keys; None for a success.
-        error: True where transport, provider or the program itself raised; False where text could not be read.
-        unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
-            counted against it.
-        text: The raw completion; of several LM calls, the last one's.
-        prompt_tokens: Its share of the prompt tokens, which a request with n > 1 pays once.
-        completion_tokens: Its share of the completion tokens.
-        usd: Its share of the dollars; None where the price is unknown.
-        shared_tokens: What of its prompt tokens all rollouts together paid once.
-        shared_usd: What of its dollars all rollouts together paid once.
-        latency_s: Seconds from dispatch to answer.
-        seed: The seed sent with its (first) request, None if none was sent.
-        trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
-            filled when recording.
-    """
-
-    prediction: dspy.Prediction | None = None
-    failure: str | None = None
-    error: bool = False
-    unpaid: bool = False
-    text: str | None = None
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_usd: float = 0.0
-    latency_s: float = 0.0
-    seed: int | None = None
-    trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is a prediction."""
-        return self.prediction is not None
 
 
 class Sampler:
