@@ -196,11 +196,11 @@ def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: py
         # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all.
         assert 0 < refused < 150
         assert sampler.meter.spent.requests == server.requests == 200 + refused
-        assert 1 <= sampler._gate.width <= 12
+        assert [1 <= gate.width <= 12 for gate in sampler._gates.values()] == [True]
         faults.most_in_flight = None
         server.max_in_flight = 0
         assert all(r.ok for r in sampler.run(many(sampler, 800)))
-        assert sampler._gate.width == 32
+        assert [gate.width for gate in sampler._gates.values()] == [32]
         assert 8 < server.max_in_flight <= 32
 
 
