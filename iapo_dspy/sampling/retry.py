@@ -39,6 +39,12 @@ _FATAL = frozenset(
         "LMUnsupportedModelError",
     }
 )
+# What LiteLLM reports as bad requests although every other request would fail the same way.
+_FATAL_BAD_REQUESTS = (
+    "LLM Provider NOT provided",
+    "Invalid model name passed in model=",  # its proxy, for a model that it does not serve
+    "No connected db",  # its proxy without a database, for any key but its own master key
+)
 _TRANSIENT = frozenset(
     {"Timeout", "APITimeoutError", "APIConnectionError", "LMTimeoutError", "LMTransportError", "LMRateLimitError"}
 )
@@ -81,8 +87,7 @@ def is_fatal(error: BaseException) -> bool:
     text = str(error)
     if "RateLimitError" in names or _status(error) == 429:
         return "insufficient_quota" in text
-    # LiteLLM reports a provider it does not know as a bad request.
-    return "BadRequestError" in names and "LLM Provider NOT provided" in text
+    return "BadRequestError" in names and any(reason in text for reason in _FATAL_BAD_REQUESTS)
 
 
 def is_retryable(error: BaseException) -> bool:
