@@ -20,6 +20,7 @@ from iapo_dspy.environments.ledgers import export, recording_of
 from iapo_dspy.environments.live import Progress
 from iapo_dspy.errors import (
     AllCompletionsFailed,
+    BatchJobFailed,
     BudgetTooSmall,
     ConfigurationError,
     IAPOError,
@@ -38,6 +39,8 @@ from iapo_dspy.program.compiled import CallReport, CompiledProgram
 from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.quote import Quote
 from iapo_dspy.program.results import CompileResult, PreferenceResult
+from iapo_dspy.sampling.batch_cancel import cancel_batches
+from iapo_dspy.sampling.batches import BatchAPI
 from iapo_dspy.sampling.budget import Budget, Spent
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import metered
@@ -51,6 +54,8 @@ __all__ = [
     "IAPO",
     "AllCompletionsFailed",
     "Arm",
+    "BatchAPI",
+    "BatchJobFailed",
     "BestOfN",
     "Budget",
     "BudgetTooSmall",
@@ -81,6 +86,7 @@ __all__ = [
     "TooManyErrors",
     "UnknownPreference",
     "__version__",
+    "cancel_batches",
     "export",
     "metered",
     "recording_of",

@@ -13,6 +13,7 @@ IAPOError
 │   ├── LedgerMismatch                  it belongs to another run
 │   └── LedgerLocked                    another process is using it
 ├── LMRefused                           the provider refuses every request: a wrong key, an unknown model
+├── BatchJobFailed                      a provider's batch job was refused, was stopped or does not end
 ├── TooManyErrors                       more completions failed than `max_errors` allows
 ├── AllCompletionsFailed                every completion of one deployed call failed
 └── StateError                          a saved program cannot be loaded
@@ -28,6 +29,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "AllCompletionsFailed",
+    "BatchJobFailed",
     "BudgetExceeded",
     "BudgetTooSmall",
     "ConfigurationError",
@@ -118,6 +120,10 @@ class LedgerLocked(LedgerError):
 
 class LMRefused(IAPOError):
     """The provider refuses every request, for example because of a wrong key or an unknown model."""
+
+
+class BatchJobFailed(IAPOError):
+    """A provider's batch job was refused or stopped, or does not end; what it brought is in the ledger."""
 
 
 class TooManyErrors(IAPOError):

@@ -14,15 +14,17 @@ from typing import Any, TypeVar
 import dspy
 import numpy as np
 
+from iapo_dspy.environments.batching import Batches
+from iapo_dspy.environments.completions import in_turns, is_lost, record_of, signature_of, stored_prediction
 from iapo_dspy.environments.progress import FailureReport, Failures, Progress
 from iapo_dspy.errors import BudgetExceeded, TooManyErrors
+from iapo_dspy.sampling.batches import BatchAPI, Drawn
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
 from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.metered import Metering
-from iapo_dspy.sampling.rollouts import Rollout, Sampler
+from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls
@@ -57,6 +59,7 @@ class LiveEnvironment:
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
         progress: Called after every pull.
         cost: What completions cost.
+        batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class LiveEnvironment:
         max_errors: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         cost: Cost | None = None,
+        batch: BatchAPI | None = None,
     ) -> None:
         self._prompts = tuple(prompts)
         self._examples = tuple(examples)
@@ -96,6 +100,16 @@ class LiveEnvironment:
         self._labels: list[dict[str, int]] = [{} for _ in self._examples]
         meter.keep_journal(self._write_spent)
         self._failures = Failures([0] * len(self._prompts), [0] * len(self._prompts))
+        self._batches = Batches(
+            batch,
+            prompts=self._prompts,
+            examples=self._examples,
+            meter=meter,
+            ledger=ledger,
+            journal=lambda: self._spent_record(meter.spent, meter.reserved),
+            notify=self._tell,
+            prices=self._cost.prices,
+        )
 
     @property
     def n_prompts(self) -> int:
@@ -123,6 +137,11 @@ class LiveEnvironment:
         total, drawn = self._tokens
         return np.asarray(total / np.where(drawn > 0, drawn, np.nan))
 
+    @property
+    def running_jobs(self) -> tuple[str, ...]:
+        """The provider's ids of the batch jobs that are waited for."""
+        return self._batches.running
+
     def close(self, *, finished: bool) -> None:
         """End the threads that score, and say in the ledger whether the run came to its end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -145,13 +164,15 @@ class LiveEnvironment:
 
     async def _pull_all(self, pulls: Pulls) -> list[_Pulled | None]:
         """Start every pull that the budget pays for; None for those it does not."""
+        await self._batches.resume()
         tasks: dict[int, asyncio.Task[_Pulled]] = {}
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
         places = asyncio.Semaphore(2 * self._sampler.max_concurrency)
+        starts: dict[int, tuple[PullKey, Pull, dict[int, CompletionRecord], Reservation | None]] = {}
         listed = list(pulls)
         refused = False
-        for position in _in_turns(pulls):
+        for position in in_turns(pulls):
             pull, key = listed[position], (self._round, position)
             stored = self._stored(key, pull)
             missing = pull.size - len(stored)
@@ -163,8 +184,11 @@ class LiveEnvironment:
                     logger.info("The budget is used up: %s", exc)
                     refused = True
             if reservation is not None or not missing:
-                tasks[position] = asyncio.ensure_future(self._in_turn(places, key, pull, stored, reservation))
+                starts[position] = key, pull, stored, reservation
         try:
+            drawn = await self._batches.draw(starts.values())  # nothing, unless the run uses batch jobs
+            for position, start in starts.items():
+                tasks[position] = asyncio.ensure_future(self._in_turn(places, *start, drawn.get(start[0])))
             await asyncio.gather(*tasks.values())
         except BaseException:
             for task in tasks.values():
@@ -193,14 +217,14 @@ class LiveEnvironment:
             found, pool[:] = pool[: pull.size], pool[pull.size :]
             return dict(enumerate(found))
         self._used.update((r.pull, r.index) for r in found)
-        return {r.index: r for r in found if finished or not _lost(r)}
+        return {r.index: r for r in found if finished or not is_lost(r)}
 
     def _pool(self) -> dict[tuple[int, int], list[CompletionRecord]]:
         """What is stored and not used yet, by prompt and query; made when the run leaves the stored one's path."""
         if self._unused is None:
             self._unused = {}
             for r in self._ledger.stored:
-                if (r.pull, r.index) not in self._used and not _lost(r):
+                if (r.pull, r.index) not in self._used and not is_lost(r):
                     self._unused.setdefault((r.prompt, r.query), []).append(r)
         return self._unused
 
@@ -211,25 +235,36 @@ class LiveEnvironment:
         pull: Pull,
         stored: dict[int, CompletionRecord],
         reservation: Reservation | None,
+        drawn: Drawn | None,
     ) -> _Pulled:
         try:
             async with places:
-                if reservation is not None and self._unjudged:  # what is drawn now could not be judged either
+                if (
+                    reservation is not None and drawn is None and self._unjudged
+                ):  # what is drawn now could not be judged either
                     reservation.release()
                     reservation = None
-                return await self._pull_one(key, pull, stored, reservation)
+                return await self._pull_one(key, pull, stored, reservation, drawn)
         finally:
             if reservation is not None:
                 reservation.release()  # cancelled while it waited; otherwise it is settled already
 
     async def _pull_one(
-        self, key: PullKey, pull: Pull, stored: dict[int, CompletionRecord], reservation: Reservation | None
+        self,
+        key: PullKey,
+        pull: Pull,
+        stored: dict[int, CompletionRecord],
+        reservation: Reservation | None,
+        drawn: Drawn | None = None,
     ) -> _Pulled:
         self._meter.charge(Spent(completions=len(stored)))  # tokens and dollars of earlier processes are known already
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
-        signature = _signature(prompt.program)
-        known = {i: (r, _stored_prediction(r, signature)) for i, r in stored.items()}
-        if reservation is not None:
+        signature = signature_of(prompt.program)
+        known = {i: (r, stored_prediction(r, signature)) for i, r in stored.items()}
+        if reservation is not None and drawn is not None:  # by a batch job: on disk already
+            reservation.settle(completions=len(drawn))
+            known.update((record.index, (record, prediction)) for record, prediction in drawn)
+        elif reservation is not None:
             missing = [i for i in range(pull.size) if i not in stored]
             try:
                 rollouts = await self._sampler.sample(
@@ -244,7 +279,7 @@ class LiveEnvironment:
                 raise
             paid = [r for r in rollouts if not r.unpaid]
             reservation.settle(completions=len(paid))
-            made = [(_record(key, i, pull, r), r.prediction) for i, r in zip(missing, paid, strict=False)]
+            made = [(record_of(key, i, pull, r), r.prediction) for i, r in zip(missing, paid, strict=False)]
             # What it took comes first: who is killed in between has spent too much on paper, never too little.
             self._note_spent()
             self._ledger.extend([record for record, _ in made])
@@ -271,21 +306,23 @@ class LiveEnvironment:
         self._meter.write_journal()
 
     def _write_spent(self, spent: Spent, reserved: Spent) -> None:
-        self._ledger.append(
-            SpentRecord(
-                requests=spent.requests,
-                prompt_tokens=spent.prompt_tokens,
-                completion_tokens=spent.completion_tokens,
-                usd=spent.usd,
-                judge_requests=spent.judge_requests,
-                judge_prompt_tokens=spent.judge_prompt_tokens,
-                judge_completion_tokens=spent.judge_completion_tokens,
-                judge_usd=spent.judge_usd,
-                seconds=spent.seconds,
-                finished=self._finished,
-                reserved_tokens=reserved.tokens,
-                reserved_usd=reserved.usd,
-            )
+        self._ledger.append(self._spent_record(spent, reserved))
+
+    def _spent_record(self, spent: Spent, reserved: Spent) -> SpentRecord:
+        held = self._batches.held  # these have records of their own
+        return SpentRecord(
+            requests=spent.requests,
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.completion_tokens,
+            usd=spent.usd,
+            judge_requests=spent.judge_requests,
+            judge_prompt_tokens=spent.judge_prompt_tokens,
+            judge_completion_tokens=spent.judge_completion_tokens,
+            judge_usd=spent.judge_usd,
+            seconds=spent.seconds,
+            finished=self._finished,
+            reserved_tokens=max(reserved.tokens - held.tokens, 0),
+            reserved_usd=max(round(reserved.usd - held.usd, 12), 0.0),  # whole picodollars
         )
 
     def _score(
@@ -325,11 +362,22 @@ class LiveEnvironment:
         several = sum(1 for d in self._failures.drawn if d) >= min(3, self.n_prompts)
         if several and report.errors == report.completions >= NOTHING_WORKS:
             raise TooManyErrors(f"Nothing has worked so far: {report}. {self._kept()}")
-        if self._progress is not None:
-            budget = self._meter.budget.completions if self._meter.budget is not None else None
-            self._progress(
-                Progress(completions=report.completions, budget=budget, failed=report.total, spent=self._meter.spent)
+        self._tell()
+
+    def _tell(self, waiting: str = "") -> None:
+        """Say how far the run is."""
+        if self._progress is None:
+            return
+        report, budget = self._failures.report(), self._meter.budget
+        self._progress(
+            Progress(
+                completions=report.completions,
+                budget=None if budget is None else budget.completions,
+                failed=report.total,
+                spent=self._meter.spent,
+                waiting=waiting,
             )
+        )
 
     def _kept(self) -> str:
         if isinstance(self._ledger, NullLedger):
@@ -370,48 +418,3 @@ class _Pulled:
     scored: tuple[Scored, ...]
     cost: tuple[float, ...]
     overhead: float
-
-
-def _record(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> CompletionRecord:
-    return CompletionRecord(
-        round=key[0],
-        position=key[1],
-        index=index,
-        prompt=pull.prompt,
-        query=pull.query,
-        text=rollout.text,
-        fields=encode_prediction(rollout.prediction) if rollout.prediction is not None else None,
-        failure=rollout.failure,
-        error=rollout.error,
-        prompt_tokens=rollout.prompt_tokens,
-        completion_tokens=rollout.completion_tokens,
-        usd=rollout.usd,
-        shared_tokens=rollout.shared_tokens,
-        shared_usd=rollout.shared_usd,
-        latency_s=rollout.latency_s,
-        seed=rollout.seed,
-    )
-
-
-def _stored_prediction(record: CompletionRecord, signature: Any) -> dspy.Prediction | None:
-    return decode_prediction(record.fields, signature) if record.fields is not None else None
-
-
-def _signature(program: Any) -> Any:
-    predictors = program.predictors() if hasattr(program, "predictors") else []
-    return predictors[-1].signature if predictors else None
-
-
-def _lost(record: CompletionRecord) -> bool:
-    """Whether an error kept this completion from being made."""
-    return record.error and record.text is None
-
-
-def _in_turns(pulls: Pulls) -> list[int]:
-    """Positions ordered such that prompts take turns: a budget that ends early must not starve the last of them."""
-    seen: dict[int, int] = {}
-    turns = []
-    for position, prompt in enumerate(pulls.prompt.tolist()):
-        seen[prompt] = seen.get(prompt, 0) + 1
-        turns.append((seen[prompt], prompt, position))
-    return [position for *_, position in sorted(turns)]

@@ -21,12 +21,14 @@ class Progress:
         budget: Completions at most; None without a limit.
         failed: Failed ones among them.
         spent: Everything spent so far.
+        waiting: What is waited for, in a few words: the state of a batch job. Empty for ordinary requests.
     """
 
     completions: int
     budget: int | None
     failed: int
     spent: Spent
+    waiting: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

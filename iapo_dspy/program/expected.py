@@ -15,7 +15,7 @@ from iapo_dspy.program.plan import Plan, lms_of
 from iapo_dspy.program.prompts import Prompt
 from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.params import request_params, supports_n
-from iapo_dspy.sampling.pricing import count_tokens, price_of
+from iapo_dspy.sampling.pricing import count_tokens
 from iapo_dspy.sampling.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.scoring.strategies import MajorityVote
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
@@ -154,7 +154,7 @@ def _direct(plan: Plan, output: FloatArray, measured: _Lengths | None, known: bo
         length = float(measured.prompt_once[i] or measured.prompt_each[i]) if known and measured is not None else 0.0
         tokens.append(length or float(np.mean([count_tokens(lm.model, messages_of(prompt, e)) for e in asked])))
         shares.append(supports_n(lm.model, None) and params.get("temperature") != 0)
-        price = price_of(lm, plan.cost.prices)
+        price = plan.price_of(lm)
         once.append(np.nan if price is None else price.prompt)
         each.append(np.nan if price is None else price.completion)
     shared, prompts = np.array(shares, dtype=float), np.array(tokens)

@@ -21,6 +21,7 @@ from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_alg
 from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, PromptState, rounded
 from iapo_dspy.program.quote import Quote, make_quote
 from iapo_dspy.program.results import make_result, spent_dict
+from iapo_dspy.sampling.batches import BatchAPI
 from iapo_dspy.sampling.budget import Budget, Meter, Spent
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.ledger import Ledger, LedgerPort, NullLedger, SpentRecord, fingerprint_of
@@ -75,6 +76,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             Default: stop only where nothing has worked at all.
         log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
             paid call and ends with the same policy; only pulls in flight when it was killed are drawn again.
+        batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
+            them, within hours (docs/backends.md). For students of one predictor; needs `log_dir`, because a job is
+            paid for whether or not this process lives to see its end.
         track_stats: Whether `program.detailed_results` is kept.
         progress: A progress bar, or a function that is called with a `Progress` instead.
 
@@ -101,6 +105,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         rollout_timeout: float | None = 600.0,
         max_errors: int | None = None,
         log_dir: str | Path | None = None,
+        batch: BatchAPI | bool | None = None,
         track_stats: bool = True,
         progress: bool | Callable[[Progress], None] = True,
     ) -> None:
@@ -122,6 +127,12 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if preference_field is not None and not (isinstance(preference_field, str) and preference_field.isidentifier()):
             raise ConfigurationError(f"preference_field={preference_field!r}: give a keyword, or None.")
         parse_algorithm(algorithm)
+        self.batch = BatchAPI.of(batch)
+        if self.batch is not None and log_dir is None:
+            raise ConfigurationError(
+                "batch=... needs log_dir='runs/...': a batch job takes hours and is paid for from the moment it is "
+                "submitted; only the run's ledger knows it after this process has ended."
+            )
         self.metric = metric
         self.strategy = strategy
         self.preferences = check_preferences(preferences, strategy.objectives)
@@ -134,6 +145,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if cost is not None and not isinstance(cost, Cost):
             raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
         self.cost = cost or Cost()
+        if self.batch is not None and self.cost.seconds:
+            raise ConfigurationError("batch=... measures no latency: leave seconds out of Cost(...), or batch=...")
         self.candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
         self.decoding = _decodings(decoding)
         self.algorithm = algorithm
@@ -172,6 +185,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             ConfigurationError: Something cannot work; raised before the first LM call.
             TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
+            BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
             KeyboardInterrupt: Ctrl-C; what was paid for is in the ledger if there is a `log_dir`.
         """
         if kwargs or teacher is not None:
@@ -203,6 +217,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 max_errors=self.max_errors,
                 progress=bar,
                 cost=self.cost,
+                batch=self.batch,
             )
             stack.callback(environment.close, finished=False)
             try:
@@ -213,6 +228,11 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                     f"they are kept in {self.log_dir}; compile again to go on" if self.log_dir else "nothing kept them"
                 )
                 logger.warning("Stopped by the user after %d completions; %s.", meter.spent.completions, kept)
+                if jobs := environment.running_jobs:
+                    logger.warning(
+                        "The batch jobs %s go on at the provider, and are paid for. Compile again to pick them up, or "
+                        "stop them: iapo_dspy.cancel_batches(%r).", ", ".join(jobs), str(self.log_dir),
+                    )  # fmt: skip
                 raise
         return self._conclude(plan, outcome, environment, meter)
 
@@ -255,6 +275,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             algorithm=self.algorithm,
             preference_field=self.preference_field,
             seed=self.seed,
+            batch=self.batch,
         )
 
     def _ledger(self, plan: Plan) -> LedgerPort:
@@ -360,8 +381,10 @@ class _ProgressBar:
             self._callback(progress)
         elif self._bar is not None:
             self._bar.update(progress.completions - self._bar.n)
-            if progress.spent.usd:
-                self._bar.set_postfix(usd=f"{progress.spent.usd:.2f}", refresh=False)
+            if progress.spent.usd or progress.waiting:
+                usd = {"usd": f"{progress.spent.usd:.2f}"} if progress.spent.usd else {}
+                waiting = {"batch": progress.waiting} if progress.waiting else {}
+                self._bar.set_postfix({**usd, **waiting}, refresh=bool(waiting))
 
 
 def _check_count(name: str, value: Any, least: int) -> None:

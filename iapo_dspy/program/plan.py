@@ -18,11 +18,12 @@ from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import ConfigurationError, LabelRequired, ReservedFieldName, ScoreError, one_line
 from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
+from iapo_dspy.sampling.batches import BatchAPI, check_program
 from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import refusing
 from iapo_dspy.sampling.params import effective_temperature, request_params
-from iapo_dspy.sampling.pricing import check_budget
+from iapo_dspy.sampling.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import StandIn, Strategy
@@ -47,6 +48,7 @@ class Plan:
         cost: What completions cost.
         seed: Root of the random streams.
         judged: Whether the metric or an objective asks LMs.
+        batch: How rounds are drawn by batch jobs; None sends ordinary requests.
     """
 
     student: dspy.Module
@@ -60,6 +62,12 @@ class Plan:
     cost: Cost
     seed: int
     judged: bool = False
+    batch: BatchAPI | None = None
+
+    def price_of(self, lm: dspy.BaseLM) -> Price | None:
+        """Return what an LM's completions cost in this run; None where that is not known."""
+        prices = self.cost.prices
+        return price_of(lm, prices) if self.batch is None else self.batch.price_of(lm, prices)
 
     def start(self) -> Algorithm:
         """Return the algorithm's generator.
@@ -196,6 +204,7 @@ def make_plan(
     algorithm: str,
     preference_field: str | None,
     seed: int,
+    batch: BatchAPI | None = None,
 ) -> Plan:
     """Check a run from end to end without an LM call.
 
@@ -222,6 +231,8 @@ def make_plan(
     strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
     prompts = build_prompts(student, candidates, decodings)
     _check_sampling(prompts, max_n, budget, cost)
+    for prompt in prompts if batch is not None else ():
+        check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
     screening = parse_algorithm(algorithm)
     problem = Problem(
         n_prompts=len(prompts),
@@ -241,6 +252,7 @@ def make_plan(
         budget=budget,
         cost=cost,
         seed=seed,
+        batch=batch,
     )
     plan.start().close()  # raises BudgetTooSmall
     judges = _probe(strategy, metric, examples, outputs)

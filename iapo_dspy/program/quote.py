@@ -13,7 +13,7 @@ from iapo_dspy.program.expected import Expected, expect, is_direct, messages_of
 from iapo_dspy.program.plan import Plan, lms_of
 from iapo_dspy.program.prompts import Prompt
 from iapo_dspy.sampling.params import max_output_tokens, request_params, supports_n
-from iapo_dspy.sampling.pricing import price_of, prompt_bound
+from iapo_dspy.sampling.pricing import prompt_bound
 
 __all__ = ["Quote", "make_quote"]
 
@@ -141,7 +141,7 @@ def _output_limit(prompt: Prompt) -> int | None:
 
 
 def _usd(plan: Plan, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    prices = [price_of(lm, plan.cost.prices) for p in plan.prompts for lm in lms_of(p.program)]
+    prices = [plan.price_of(lm) for p in plan.prompts for lm in lms_of(p.program)]
     if prompt_tokens is None or completion_tokens is None or any(p is None for p in prices):
         return None
     return max(p.bound(prompt_tokens, completion_tokens) for p in prices if p is not None)

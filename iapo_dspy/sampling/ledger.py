@@ -14,13 +14,16 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
-from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
+from iapo_dspy.errors import LedgerError, LedgerMismatch
 from iapo_dspy.sampling.fields import jsonable
+from iapo_dspy.sampling.lock import acquire
 from iapo_dspy.sampling.records import (
+    BatchRecord,
     CompletionRecord,
     PullKey,
     Record,
@@ -31,6 +34,7 @@ from iapo_dspy.sampling.records import (
 )
 
 __all__ = [
+    "BatchRecord",
     "CompletionRecord",
     "Ledger",
     "LedgerPort",
@@ -39,6 +43,7 @@ __all__ = [
     "ScoreRecord",
     "SpentRecord",
     "fingerprint_of",
+    "open_batches",
     "read_ledger",
     "without_secrets",
 ]
@@ -71,11 +76,20 @@ class LedgerPort(Protocol):
     def spent(self) -> SpentRecord:
         """What earlier processes of the run took."""
 
+    @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """The batch jobs of earlier processes whose completions are not stored yet."""
+
     def append(self, record: Record) -> None:
         """Store a record before what it describes is used."""
 
-    def extend(self, records: Sequence[Record]) -> None:
-        """Store several records that belong together: after a kill, all of them are there or none."""
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
+        """Store several records that belong together: after a kill, all of them are there or none.
+
+        Args:
+            records: In the order in which they are written.
+            keep: Whether their completions can be looked up from now on, as those of earlier processes can.
+        """
 
     def flush(self) -> None:
         """Make everything appended survive a power failure."""
@@ -120,10 +134,15 @@ class NullLedger:
         """Nothing."""
         return SpentRecord()
 
+    @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """Nothing."""
+        return ()
+
     def append(self, record: Record) -> None:
         """Forget it."""
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
         """Forget them."""
 
     def flush(self) -> None:
@@ -158,6 +177,7 @@ class Ledger:
         self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
         self._scores: dict[str, ScoreRecord] = {}
         self._spent = SpentRecord()
+        self._batches: tuple[BatchRecord, ...] = ()
 
     @classmethod
     def open(
@@ -192,7 +212,7 @@ class Ledger:
         path = folder / "ledger.jsonl"
         plain = without_secrets(jsonable(dict(settings or {})))
         header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
-        lock = _acquire(folder / "ledger.lock")
+        lock = acquire(folder / "ledger.lock")
         try:
             with contextlib.ExitStack() as undo:
                 file = undo.enter_context(path.open("a+b"))
@@ -226,6 +246,11 @@ class Ledger:
         return self._spent
 
     @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """The batch jobs of earlier processes whose completions are not stored yet."""
+        return self._batches
+
+    @property
     def stored(self) -> tuple[CompletionRecord, ...]:
         """Every completion that earlier processes stored, in the order of rounds and positions."""
         return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
@@ -234,13 +259,16 @@ class Ledger:
         """Write a record; when this returns, the death of the process no longer loses it."""
         self._write([encode_record(record)])
 
-    def extend(self, records: Sequence[Record]) -> None:
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
         """Write several records that belong together, such as the completions of one pull.
 
         A process that is killed in between leaves a part of them, whose last line says that more should follow; the
         next start cuts it off. A pull is then whole or asked for again as a whole, with the seed that it had.
         """
         self._write([encode_record(record) for record in records])
+        for record in records if keep else ():
+            if isinstance(record, CompletionRecord):
+                self._pulls.setdefault(record.pull, {})[record.index] = record
 
     def flush(self) -> None:
         """Make everything appended survive a power failure."""
@@ -282,14 +310,33 @@ class Ledger:
         self._unsynced = 0
 
     def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        for line in lines:
-            record = decode_record(line)
+        records = [decode_record(line) for line in lines]
+        self._batches = open_batches(r for r in records if isinstance(r, BatchRecord))
+        for record in records:
             if isinstance(record, CompletionRecord):
                 self._pulls.setdefault(record.pull, {})[record.index] = record
             elif isinstance(record, ScoreRecord):
                 self._scores[record.key] = record
             elif isinstance(record, SpentRecord):
                 self._spent = record
+
+
+def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
+    """Return the jobs that are not closed, each with its lines and the last state that was written.
+
+    Raises:
+        LedgerError: A job was written by a newer version of this package.
+    """
+    jobs: dict[str, BatchRecord] = {}
+    for record in records:
+        if record.version != BatchRecord.version:
+            raise LedgerError(
+                f"The ledger has a batch job of version {record.version}; this package knows version "
+                f"{BatchRecord.version}. Use the package that wrote it, or another log_dir."
+            )
+        first = jobs.setdefault(record.tag, record)
+        jobs[record.tag] = replace(first, state=record.state, job=record.job or first.job, at=record.at)
+    return tuple(job for job in jobs.values() if job.state != "closed")
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
@@ -390,39 +437,3 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _acquire(path: Path) -> IO[bytes]:
-    """Take the lock file, or say who has it."""
-    file = path.open("a+b")
-    try:
-        _lock_file(file)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(32).decode(errors="replace").strip()
-        file.close()
-        raise LedgerLocked(
-            f"{path.parent} is in use by {f'process {holder}' if holder else 'another process'}. "
-            "Wait for it to end, or choose another log_dir."
-        ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
-    return file
-
-
-if os.name == "nt":  # pragma: no cover - not run on the machines that test this
-
-    def _lock_file(file: IO[bytes]) -> None:
-        import msvcrt
-
-        # A byte far behind the content, so that the holder's number stays readable.
-        file.seek(2**30)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-
-else:
-
-    def _lock_file(file: IO[bytes]) -> None:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

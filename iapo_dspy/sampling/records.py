@@ -9,6 +9,7 @@ from typing import Any
 from iapo_dspy.sampling.fields import jsonable
 
 __all__ = [
+    "BatchRecord",
     "CompletionRecord",
     "PullKey",
     "Record",
@@ -123,8 +124,41 @@ class SpentRecord:
     judge_usd: float = 0.0
 
 
-Record = CompletionRecord | ScoreRecord | SpentRecord
-_KINDS: dict[type, str] = {CompletionRecord: "completion", ScoreRecord: "score", SpentRecord: "spent"}
+@dataclass(frozen=True, kw_only=True)
+class BatchRecord:
+    """A provider's batch job came into a new state; of the records with one tag, the last one holds.
+
+    Attributes:
+        tag: The job's name, ours, unique; the provider has it as the job's metadata and as the name of its file.
+        state: "intended": it is about to be submitted, so the provider may or may not have it. "submitted": it has.
+            "closed": what it brought is in the ledger, or there will never be anything.
+        job: The provider's id of the job; None before it is known.
+        lines: What the job asks for (`BatchLine.encode`); only in the first record of a tag.
+        reserved_tokens: Upper bound of its tokens, where the budget needs one; only in the first record.
+        reserved_usd: Upper bound of its dollars; only in the first record.
+        status: The provider's last word, once it is closed.
+        at: When the record was written, seconds since 1970.
+        version: Of this kind of record.
+    """
+
+    tag: str
+    state: str
+    job: str | None = None
+    lines: Sequence[Mapping[str, Any]] = ()
+    reserved_tokens: int = 0
+    reserved_usd: float = 0.0
+    status: str | None = None
+    at: float = 0.0
+    version: int = 1
+
+
+Record = CompletionRecord | ScoreRecord | SpentRecord | BatchRecord
+_KINDS: dict[type, str] = {
+    CompletionRecord: "completion",
+    ScoreRecord: "score",
+    SpentRecord: "spent",
+    BatchRecord: "batch",
+}
 _TYPES: dict[str, type] = {kind: cls for cls, kind in _KINDS.items()}
 
 

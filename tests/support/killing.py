@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
-from iapo_dspy import IAPO, Budget, MajorityVote, Preference
+from iapo_dspy import IAPO, BatchAPI, Budget, MajorityVote, Preference
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
 THREADS = 8
@@ -21,7 +21,14 @@ MAX_N = 8
 PREFERENCES = [Preference("quality", cost=0.0), Preference("balanced", cost=3.0), Preference("thrifty", cost=30.0)]
 
 
-def compile_once(lm: Mapping[str, Any], log_dir: str | None, result: str, usd: float | None = None) -> None:
+def compile_once(
+    lm: Mapping[str, Any],
+    log_dir: str | None,
+    result: str,
+    usd: float | None = None,
+    batch: Mapping[str, Any] | None = None,
+    budget: int = 800,
+) -> None:
     """Compile and write the policy's saved state to a file."""
     with dspy.context(lm=dspy.LM("openai/fake", **lm)):
         optimizer = IAPO(
@@ -29,11 +36,12 @@ def compile_once(lm: Mapping[str, Any], log_dir: str | None, result: str, usd: f
             strategy=MajorityVote("answer"),
             preferences=PREFERENCES,
             max_n=MAX_N,
-            budget=Budget(800, usd=usd),
+            budget=Budget(budget, usd=usd),
             candidates=INSTRUCTIONS,
             num_threads=THREADS,
             log_dir=log_dir,
             progress=False,
+            batch=BatchAPI(**batch) if batch is not None else None,
         )
         program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
     Path(result).write_text(json.dumps(program.policy.dump_state()))

@@ -16,6 +16,8 @@ from typing import Any
 
 import dspy
 
+from tests.support.batching import BatchFaults, BatchJobs
+
 Answer = Callable[[dict[str, Any], int], str]
 
 
@@ -57,6 +59,7 @@ class Loopback:
         api_key: If given, every other key is a 401.
         slots: Requests it works on at a time, as a machine does; the others wait. None: all.
         count: Tokens of a text; words by default. A message has `message_tokens` more.
+        batches: What goes wrong with batch jobs; None: nothing. See `batching`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Loopback:
         slots: int | None = None,
         count: Callable[[str], int] = lambda text: len(text.split()),
         message_tokens: int = 0,
+        batches: BatchFaults | None = None,
     ) -> None:
         self.count = count
         self.message_tokens = message_tokens
@@ -89,6 +93,7 @@ class Loopback:
         self.times: list[float] = []
         self.statuses: Counter[int] = Counter()
         self.keep_bodies = True
+        self.jobs = BatchJobs(self._answer_line, batches or BatchFaults())
         self._rng = random.Random(seed)
         self._first = list(self.faults.first)
         self._lock = threading.Lock()
@@ -112,8 +117,13 @@ class Loopback:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-                owner._serve(self, body)
+                raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if not owner._serve_batches(self, raw):
+                    owner._serve(self, json.loads(raw))
+
+            def do_GET(self) -> None:
+                if not owner._serve_batches(self, b""):
+                    owner._error(self, 404, "Not found")
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -134,6 +144,38 @@ class Loopback:
         self._stop.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def _serve_batches(self, handler: BaseHTTPRequestHandler, raw: bytes) -> bool:
+        """Answer a request to the files and batches endpoints; False for all others."""
+        path = handler.path.partition("?")[0]
+        if "/files" not in path and "/batches" not in path:
+            return False
+        if self._refuse_key(handler):
+            return True
+        status, content = self.jobs.handle(handler.command, handler.path, handler.headers, raw)
+        if status is None:  # the connection breaks
+            handler.close_connection = True
+        else:
+            self._write(handler, status, content)
+        return True
+
+    def _answer_line(self, body: dict[str, Any], fault: Any) -> tuple[int, dict[str, Any]]:
+        """Answer one request of a batch job."""
+        n = int(body.get("n") or 1)
+        if isinstance(fault, int) or (n > 1 and self.faults.refuse_n):
+            message = "injected" if isinstance(fault, int) else "n must be 1"
+            return fault if isinstance(fault, int) else 400, {"error": {"message": message, "code": None}}
+        with self._lock:
+            self.requests += 1
+            self.bodies.append(body)
+        return 200, self._payload(body, n, fault)
+
+    def _refuse_key(self, handler: BaseHTTPRequestHandler) -> bool:
+        given = handler.headers.get("Authorization") or f"Bearer {handler.headers.get('api-key')}"
+        if self.api_key is None or given == f"Bearer {self.api_key}":
+            return False
+        self._error(handler, 401, f"Incorrect API key provided: {given.removeprefix('Bearer ')}.")
+        return True
 
     def _serve(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self._lock:
@@ -168,9 +210,8 @@ class Loopback:
 
     def _respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], fault: Any) -> None:
         n = int(body.get("n") or 1)
-        if self.api_key is not None and handler.headers.get("Authorization") != f"Bearer {self.api_key}":
-            key = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
-            return self._error(handler, 401, f"Incorrect API key provided: {key}.")
+        if self._refuse_key(handler):
+            return None
         if fault == "hang":
             self._stop.wait(self.faults.hang)
             return self._error(handler, 500, "too late")
@@ -185,6 +226,10 @@ class Loopback:
             return self._error(handler, 400, "n must be 1")
         if n > 1 and self.faults.greedy_n_is_400 and body.get("temperature") == 0:
             return self._error(handler, 400, "n must be 1 when using greedy sampling")
+        self._write(handler, 200, json.dumps(self._payload(body, n, fault)).encode())
+
+    def _payload(self, body: dict[str, Any], n: int, fault: Any) -> dict[str, Any]:
+        """Make and count the completions of a request."""
         count = 1 if self.faults.ignore_n else max(n - 1, 1) if (self.faults.fewer or fault == "fewer") else n
         with self._lock:
             first = self.completions
@@ -212,7 +257,7 @@ class Loopback:
         }
         if self.faults.no_usage:
             del payload["usage"]
-        self._write(handler, 200, json.dumps(payload).encode())
+        return payload
 
     def _error(self, handler: BaseHTTPRequestHandler, status: int, message: str) -> None:
         body = json.dumps({"error": {"message": message, "type": "injected", "code": None, "param": None}}).encode()
