@@ -667,7 +667,12 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
         "pad_token_id": tokenizer.pad_id,
     }
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
-    kind |= {"model_max_length": CONTEXT, "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False}
+    kind |= {
+        "unk_token": "<|pad|>",
+        "model_max_length": CONTEXT,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
     for file, data in (("config.json", config), ("tokenizer_config.json", kind)):
         (out / file).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     vocabulary = json.dumps(tokenizer.to_json(), ensure_ascii=False, separators=(",", ":"))

@@ -1,8 +1,8 @@
 """A small lossless tokenizer: leftmost-longest match over a list of strings, bytes for everything else.
 
 The vocabulary is stored as a Hugging Face ``tokenizer.json`` (``tokenizers`` reads the same file and gives the same
-ids, which a test checks). It holds, in this order: control tokens, every ASCII character, one token for each byte from
-0x80 to 0xff, and then whole strings: the fixed text of DSPy's chat template and the words of the demo's instructions.
+ids, which a test checks). It holds, in this order: control tokens, one token for each byte, and then whole strings: the
+fixed text of DSPy's chat template and the words of the demo's instructions.
 Digits are always single tokens. Text that was never seen costs one token a character, so no prompt can fail here.
 
 This tokenizer belongs to a test fixture. It says nothing about the tokenizers of large language models.
@@ -62,11 +62,16 @@ TEMPLATE_STRINGS: Final = (
 """The fixed text of DSPy's chat template, in pieces."""
 
 _ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_FIRST_BYTE: Final = 0x80
 
 
-def _byte_token(value: int) -> str:
-    return f"<0x{value:02X}>"
+def _byte_characters() -> tuple[str, ...]:
+    """One printable character for each byte, as byte-level BPE vocabularies (GPT-2's and all since) write them."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte) if byte in printable else chr(next(others)) for byte in range(256))
+
+
+_BYTE_CHARACTERS: Final = _byte_characters()
 
 
 def render_chat(
@@ -130,8 +135,7 @@ class Tokenizer:
             taken.add(text)
         self.strings = tuple(strings)
         self._first_char = len(CONTROL_TOKENS)
-        self._first_raw = self._first_char + 128
-        self._first_string = self._first_raw + 128
+        self._first_string = self._first_char + 256
         self._pieces: list[bytes] = [t.encode() for t in CONTROL_TOKENS]
         self._pieces += [bytes([i]) for i in range(256)]
         self._pieces += [text.encode() for text in strings]
@@ -192,9 +196,9 @@ class Tokenizer:
         return raw.decode("utf-8", errors="replace")
 
     def piece(self, token: int) -> str:
-        """The text of one token as a vocabulary lists it: control tokens by name, high bytes as ``<0xE2>``."""
-        if self._first_raw <= token < self._first_string:
-            return _byte_token(token - self._first_char)
+        """The text of one token as a vocabulary lists it: bytes in the byte-level alphabet, the rest as it is."""
+        if self._first_char <= token < self._first_string:
+            return _BYTE_CHARACTERS[token - self._first_char]
         return self._pieces[token].decode()
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -227,8 +231,13 @@ class Tokenizer:
         return out
 
     def to_json(self) -> dict[str, Any]:
-        """The vocabulary as the content of a Hugging Face ``tokenizer.json``."""
+        """The vocabulary as the content of a Hugging Face ``tokenizer.json``.
+
+        Bytes are written in the byte-level alphabet, because `transformers` reads a Qwen2 folder with a byte-level
+        tokenizer whatever the file says: a space that the vocabulary called " " would be lost there.
+        """
         base = {self.piece(i): i for i in range(self._first_string)}
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         added = [
             {
                 "id": i,
@@ -247,9 +256,9 @@ class Tokenizer:
             "padding": None,
             "added_tokens": added,
             "normalizer": None,
-            "pre_tokenizer": None,
+            "pre_tokenizer": byte_level,
             "post_processor": None,
-            "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+            "decoder": byte_level,
             "model": {
                 "type": "BPE",
                 "dropout": None,
@@ -257,7 +266,7 @@ class Tokenizer:
                 "continuing_subword_prefix": None,
                 "end_of_word_suffix": None,
                 "fuse_unk": False,
-                "byte_fallback": True,
+                "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": base,
                 "merges": [],

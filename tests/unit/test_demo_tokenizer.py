@@ -36,6 +36,26 @@ def test_hugging_face_reads_the_same_file_and_gives_the_same_ids(text: str) -> N
     assert other.decode(TOKENIZER.encode(text)) == text
 
 
+@given(anything)
+@settings(max_examples=200, deadline=None)
+def test_a_reader_that_brings_its_own_byte_level_rules_gives_the_same_ids(text: str) -> None:
+    """`transformers` takes the vocabulary of a Qwen2 folder and puts Qwen2's pre-tokenizer around it."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Other
+
+    data = TOKENIZER.to_json()
+    other = Other(models.BPE(vocab=data["model"]["vocab"], merges=[]))
+    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    other.pre_tokenizer, other.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
+    for token in sorted(data["added_tokens"], key=lambda t: t["id"]):
+        other.add_tokens([AddedToken(token["content"], normalized=False, special=token["special"])])
+    for name in CONTROL_TOKENS:
+        text = text.replace(name, "")
+    assert other.encode(text, add_special_tokens=False).ids == TOKENIZER.encode(text)
+    assert other.decode(TOKENIZER.encode(text)) == text
+
+
 def test_the_longest_string_wins_from_the_left() -> None:
     tokenizer = Tokenizer(["ab", "abc", "bcd"])
     assert [tokenizer.piece(i) for i in tokenizer.encode("abcdxbcd")] == ["abc", "d", "x", "bcd"]
