@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -191,8 +193,9 @@ class Tally:
 class LiteLLMCompleter:
     """Asks a `dspy.LM` with `model_type="chat"` through `litellm.acompletion`, cache and silent retries off.
 
-    One HTTP request brings n completions where the provider takes n. What is missing is asked for again, and a server
-    that answered n > 1 with a single choice twice is asked for one completion at a time from then on.
+    One HTTP request brings n completions where the provider takes n. What is missing is asked for again. A server that
+    answered n > 1 with a single choice twice is asked for one completion at a time from then on; one that refuses n is
+    asked for half as many, until it takes them.
 
     Args:
         lm: The language model; only read.
@@ -230,8 +233,8 @@ class LiteLLMCompleter:
         self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
         self._usage = UsageCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
-        self._one_by_one = False
-        self._took_n = False
+        self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
+        self._taken_n = 1  # the largest n that brought more than one choice
 
     async def complete(self, request: CompletionRequest) -> Reply:
         """Draw `request.n` completions. See `Completer`."""
@@ -240,36 +243,38 @@ class LiteLLMCompleter:
         choices: list[Choice] = []
         asked = request.first
         while (missing := request.n - len(choices)) > 0:
-            if missing > 1 and self._takes_n(request.params):
-                choices += await self._together(request, missing, asked, tally)
-                asked += 1
-            else:
-                choices += await self._apart(request, missing, asked, tally)
-                asked += missing
+            most = self._most_n if self._takes_n(request.params) else 1
+            whole, rest = divmod(missing, most)
+            sizes = [most] * whole + [rest] * bool(rest)
+            draws = [self._draw(request, size, asked + i, tally) for i, size in enumerate(sizes)]
+            results = [await draws[0]] if len(draws) == 1 else await asyncio.gather(*draws, return_exceptions=True)
+            raise_fatal([r for r in results if isinstance(r, BaseException)])
+            choices += itertools.chain.from_iterable(cast(list[list[Choice]], results))
+            asked += len(sizes)
         return tally.reply(choices, start)
 
     def _takes_n(self, params: Mapping[str, Any]) -> bool:
         # Greedy decoding with n > 1 is a bad request on several servers, vLLM among them.
-        if self._one_by_one or params.get("temperature") == 0:
+        if self._most_n == 1 or params.get("temperature") == 0:
             return False
         return supports_n(self._lm.model, params.get("custom_llm_provider"))
 
-    async def _together(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+    async def _draw(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
         """Ask for n at once; return what came, at least one."""
         try:
             got = await self._attempts(request, n, index, tally)
         except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
             raise_fatal([error])
-            if self._took_n or not may_refuse_n(error):
+            if n <= self._taken_n or not may_refuse_n(error):
                 return [Choice(error=error)] * n
             return await self._try_one(request, n, index, tally, error)
-        if len(got) == 1:
+        if len(got) > 1:
+            self._ignored_n, self._taken_n = 0, max(self._taken_n, n)
+        elif n > 1:
             self._ignored_n += 1
-            if self._ignored_n >= 2 and not self._one_by_one:
-                self._one_by_one = True
+            if self._ignored_n >= 2 and self._most_n > 1:
+                self._most_n = 1
                 logger.info("%s ignores n; completions are asked for one by one.", self._lm.model)
-        else:
-            self._ignored_n, self._took_n = 0, True
         return got
 
     async def _try_one(
@@ -278,22 +283,12 @@ class LiteLLMCompleter:
         """Find out whether it was n that a server did not like."""
         try:
             got = await self._attempts(request, 1, index, tally)
-        except Exception as error:  # noqa: BLE001 - see `_together`
+        except Exception as error:  # noqa: BLE001 - see `_draw`
             raise_fatal([error])
             return [Choice(error=refusal)] * n
-        self._one_by_one = True
-        logger.info("%s refuses n > 1; completions are asked for one by one.", self._lm.model)
+        self._most_n = min(self._most_n, max(n // 2, self._taken_n))
+        logger.info("%s refuses n=%d; it is asked for at most %d at a time.", self._lm.model, n, self._most_n)
         return got
-
-    async def _apart(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
-        """Ask n times for one completion."""
-        calls = (self._attempts(request, 1, index + i, tally) for i in range(n))
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        raise_fatal([r for r in results if isinstance(r, BaseException)])
-        choices: list[Choice] = []
-        for result in results:
-            choices += [Choice(error=result)] if isinstance(result, Exception) else cast(list[Choice], result)
-        return choices
 
     async def _attempts(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
         """Send one HTTP request until it succeeds or there is no point; return 1 to n choices."""

@@ -110,6 +110,29 @@ def test_server_that_refuses_n(faults: Faults) -> None:
     assert server.statuses[200] == 4
 
 
+def test_server_that_takes_so_many_at_a_time_is_asked_for_half_until_it_takes_them() -> None:
+    """llama.cpp's server takes n up to its slots; a small n that went well says nothing about a large one."""
+    with Loopback(reasoned, faults=Faults(most_n=8), latency=0.1) as server:
+        sampler = Sampler(lm=server.lm())
+        for m in (4, 32, 17):
+            rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, m, key=m)
+            assert len(set(answers(rollouts))) == m
+    assert server.completions == 4 + 32 + 17
+    assert server.statuses[400] == 3  # 32, then the halves of what is left; each time a single one that works
+    sizes = [body.get("n", 1) for body in server.bodies]
+    assert sizes[:3] == [4, 32, 1] and sorted(sizes[3:5]) == [15, 16]
+    assert all(size <= 8 for size in sizes[5:]) and len(sizes) <= 5 + 2 + 5 + 3 and server.max_in_flight >= 3
+
+
+def test_bad_request_that_is_no_matter_of_n_is_not_asked_again_and_again() -> None:
+    with Loopback(reasoned, faults=Faults(first=[400, 400])) as server:
+        sampler = Sampler(lm=server.lm())
+        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 8, key=0)
+        assert server.requests == 2 and all(r.error for r in rollouts)
+        sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 8, key=1)
+    assert [body.get("n", 1) for body in server.bodies] == [8, 1, 8]
+
+
 def test_provider_without_n_gets_concurrent_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.client.supports_n", lambda *_: False)
     with Loopback(reasoned, latency=0.2) as server:

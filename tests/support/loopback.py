@@ -38,6 +38,7 @@ class Faults:
     ignore_n: bool = False
     fewer: bool = False  # answer n > 1 with n - 1 choices
     refuse_n: bool = False  # answer n > 1 by a 400
+    most_n: int | None = None  # answer n beyond it by a 400, as llama.cpp does beyond its slots
     miscount: bool = False  # report fewer tokens than there are choices
     count_first: bool = False  # count the first choice only, as llama.cpp's server does
     no_usage: bool = False
@@ -224,6 +225,8 @@ class Loopback:
             return self._error(handler, fault, "injected")
         if n > 1 and self.faults.refuse_n:
             return self._error(handler, 400, "n must be 1")
+        if self.faults.most_n is not None and n > self.faults.most_n:
+            return self._error(handler, 400, f"Field 'n': Value must be between 1 <= value <= {self.faults.most_n}")
         if n > 1 and self.faults.greedy_n_is_400 and body.get("temperature") == 0:
             return self._error(handler, 400, "n must be 1 when using greedy sampling")
         self._write(handler, 200, json.dumps(self._payload(body, n, fault)).encode())
