@@ -107,15 +107,17 @@ class UsageCheck:
         if self._trusted or not texts or not isinstance(completion_tokens, int) or completion_tokens < 1:
             return usage
         sizes = [pieces(text) for text in texts]
-        if sizes[0]:
+        known = self.counts_first_only
+        # The verdict stays: late in a run one prompt is drawn at one n, which any explanation fits.
+        if sizes[0] and not known:
             self._learn(completion_tokens, sizes)
-        if usage.recounted or len(texts) == 1 or not self.counts_first_only:
+        # Once it is known, the server's own count of one choice is better than a foreign tokenizer's of all.
+        if len(texts) == 1 or not self.counts_first_only or (usage.recounted and not known):
             return usage
         per_piece = completion_tokens / sizes[0] if sizes[0] else self._first.ratio
         counted = math.ceil(per_piece * sum(sizes))
         if limit is not None:
             counted = min(counted, limit * len(texts))
-        counted = max(counted, usage.completion_tokens)
         return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=counted, recounted=True)
 
     def _learn(self, reported: int, sizes: Sequence[int]) -> None:

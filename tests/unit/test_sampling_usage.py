@@ -97,6 +97,16 @@ def test_eight_choices_of_one_length_are_enough_without_anything_else() -> None:
     assert capped.completion_tokens == 8 * (litellms(text) - 4)
 
 
+def test_once_found_out_it_stays_so_and_short_answers_are_scaled_too() -> None:
+    """Seen on llama.cpp: a vocabulary with whole phrases, then many requests of one prompt at one n."""
+    checker = UsageCheck()
+    long, short = chat(reasoning="8 + 7 + 0 = 15; 5 + 6 + 1 = 12; 3 + 4 + 1 = 08", answer="825"), chat(answer="825")
+    assert check(checker, [long] * 16, 33).completion_tokens == 16 * 33
+    for _ in range(100):
+        assert check(checker, [short] * 16, 6).completion_tokens == 16 * 6
+        assert check(checker, [short] * 8, 6).completion_tokens == 8 * 6
+
+
 def test_hidden_reasoning_is_no_miscount_and_a_first_choice_without_text_is_no_evidence() -> None:
     checker = UsageCheck()
     for _ in range(20):
