@@ -1,6 +1,6 @@
 """Start, await and stop an OpenAI-compatible server on loopback; write the demo's language model for it.
 
-needs: nothing by itself, it is what `real_servers.py` and the tests in `tests/servers` share
+needs: not to be run, it is what `real_servers.py` and the tests in `tests/servers` share
 """
 
 from __future__ import annotations
