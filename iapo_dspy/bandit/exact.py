@@ -1,15 +1,7 @@
 """Expected rewards of arms in closed form, from the probabilities of a query's outcomes (eq. 1, 2 and 3), unsampled.
 
-**Majority vote.** Let answer g have m votes. It is among the winners where every other answer s has n_s <= m, and with
-t - 1 others at exactly m it is credited 1/t = integral of u^(t-1) over u in [0, 1]. So
-
-    P(g wins) = sum over m >= 1 of P(n_g = m, and each n_s < m, or n_s = m counted with weight u), integrated over u.
-
-Votes of different answers are dependent because they sum to n. Drawing Poisson(L) instead of n completions makes them
-independent Poisson counts, and given that the total is n they are multinomial again (Poissonization). Each event is
-then a product of polynomials in z, one per answer, whose coefficient of z^n divided by P(Poisson(L) = n) is the value
-at n: all scales come out of one product. Every term is positive, so nothing cancels. The degree in u is at most the
-number of other answers, so a few Gauss-Legendre nodes integrate exactly; the "half" rule is the two nodes 0 and 1.
+**Majority vote.** Drawing Poisson(L) instead of n completions makes the counts of the answers independent, and given
+that the total is n they are multinomial again (Poissonization): `voting.win_shares` does the rest.
 
 **Best-of-N.** With values v_1 < v_2 < ... of cumulative probabilities F_i, E max of n = sum v_i (F_i^n - F_(i-1)^n).
 """
@@ -19,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from iapo_dspy.bandit.aggregators import Ties
+from iapo_dspy.bandit.voting import poisson, win_shares
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray
 
@@ -63,7 +56,14 @@ def majority_vote_rewards(
     for begin in range(0, len(cells), _CHUNK):
         part = cells[begin : begin + _CHUNK]
         rivals = int(part[:, 0].max())
-        wins[begin : begin + _CHUNK] = _win_shares(part[:, 1], part[:, 3 : 3 + rivals], part[:, 2], max_n, ties)
+        mean = float(max_n)
+        share = win_shares(
+            poisson(part[:, 1] * mean, max_n),
+            [poisson(part[:, 3 + s] * mean, max_n) for s in range(rivals)],
+            poisson(part[:, 2] * mean, max_n) if part[:, 2].any() else None,
+            ties,
+        )
+        wins[begin : begin + _CHUNK] = (share[1:] / poisson(np.array([mean]), max_n)[1:]).T
     np.add.at(reward, row, credit[row, answer][:, None] * wins[alike.reshape(-1)])
     return reward
 
@@ -95,63 +95,3 @@ def best_of_n_rewards(values: FloatArray, probs: FloatArray, max_n: int, *, floo
         inner = np.einsum("gm,gm->g", step, power[:, 1:-1])
         reward[:, n] = ascending[:, -1] * power[:, -1] - inner + (floor - ascending[:, 0]) * failed
     return reward
-
-
-def _win_shares(own: FloatArray, others: FloatArray, silent: FloatArray, max_n: int, ties: Ties) -> FloatArray:
-    """Return the probability that an answer wins the vote, ties shared, at every scale.
-
-    Args:
-        own: Probability of the answer [G].
-        others: Probabilities of the other answers [G, S].
-        silent: Probability of no vote [G].
-        max_n: Largest scale.
-        ties: See `Ties`.
-
-    Returns:
-        Probabilities [G, N].
-    """
-    mean = float(max_n)
-    mine = _poisson(own * mean, max_n)  # [N + 1, G]
-    rivals = [_poisson(others[:, s] * mean, max_n) for s in range(others.shape[1])]
-    abstained = _poisson(silent * mean, max_n) if silent.any() else None
-    share = np.zeros((max_n + 1, len(own)))
-    nodes, weights = _tie_nodes(len(rivals), ties)
-    for m in range(1, max_n + 1):
-        rest = max_n - m  # votes that the others may have
-        total = np.zeros((rest + 1, len(own)))
-        for u, weight in zip(nodes, weights, strict=True):
-            product = np.zeros((rest + 1, len(own)))
-            product[0] = weight
-            if abstained is not None:
-                product = weight * abstained[: rest + 1]
-            for rival in rivals:
-                product = _convolve(product, rival, min(m, rest), u if m <= rest else 1.0)
-            total += product
-        share[m:] += mine[m] * total
-    wins: FloatArray = np.transpose(share[1:] / _poisson(np.array([mean]), max_n)[1:])
-    return wins
-
-
-def _tie_nodes(rivals: int, ties: Ties) -> tuple[list[float], list[float]]:
-    """Return quadrature nodes and weights on [0, 1] that credit ties as asked."""
-    if ties == "half":
-        return [0.0, 1.0], [0.5, 0.5]
-    x, w = np.polynomial.legendre.leggauss(rivals // 2 + 1)  # exact up to degree 2k - 1 >= rivals
-    return ((x + 1) / 2).tolist(), (w / 2).tolist()
-
-
-def _convolve(product: FloatArray, rival: FloatArray, top: int, u: float) -> FloatArray:
-    """Multiply by one rival's polynomial up to degree `top`, its last coefficient weighted by u; same length out."""
-    out: FloatArray = product * rival[0]
-    for j in range(1, top + 1):
-        out[j:] += product[: len(product) - j] * (rival[j] * u if j == top else rival[j])
-    return out
-
-
-def _poisson(mean: FloatArray, largest: int) -> FloatArray:
-    """Return P(Poisson(mean) = j) for j = 0 .. largest [largest + 1, G]."""
-    pmf: FloatArray = np.empty((largest + 1, len(mean)))
-    pmf[0] = np.exp(-mean)
-    for j in range(1, largest + 1):
-        pmf[j] = pmf[j - 1] * (mean / j)
-    return pmf

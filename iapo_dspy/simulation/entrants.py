@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iapo_dspy.bandit.auto import auto
 from iapo_dspy.bandit.disjoint import disjoint
 from iapo_dspy.bandit.epsilon_greedy import epsilon_greedy
 from iapo_dspy.bandit.problem import Algorithm
@@ -53,6 +54,7 @@ class Entrant:
 
 
 _BOUNDED: dict[str, Callable[..., Any]] = {
+    "auto": auto,
     "psst": psst,
     "psst+k1": partial(psst, screening=Screening(k=1)),
     "psst+k4": partial(psst, screening=Screening(k=4)),

@@ -20,11 +20,13 @@ class Estimates:
         reward: Mean task reward [C, P, N], NaN where there is no evidence.
         cost: Mean raw cost of a call of an arm, overhead and n completions [P, N], NaN where there is no evidence.
         count: Evidence behind each arm [P, N]; for block estimates the number of blocks. 0: no evidence.
+        standard_error: Standard error of `reward` [C, P, N]; `None` from estimators that have none.
     """
 
     reward: FloatArray
     cost: FloatArray
     count: IntArray
+    standard_error: FloatArray | None = None
 
     def utility(self, contexts: Contexts, cost_scale: float) -> FloatArray:
         """Return Q [C, P, N]: task reward minus priced cost (eq. 1, eq. 2), NaN where there is no evidence."""

@@ -1,0 +1,271 @@
+"""The default algorithm: shared queries, growing pulls, predictions corrected by unbiased evidence.
+
+All prompts answer the same queries in one random order, without replacement until every query was used, with few
+completions per query: queries differ far more than the completions of one query do, and on shared queries that noise
+cancels from every comparison. `CorrectedEstimator` turns the draws into estimates of every arm, also above the number
+drawn. After each round a prompt stays if it may still be the best one for some context: prompts are ranked by the
+expected gain from switching to their best arm,
+
+    E max(0, D),    D ~ N(difference from the best arm, its variance on the same queries),
+
+averaged over contexts, and the number that stays falls geometrically, from P to 1 over the rounds; a prompt that
+looks good again comes back. The pull size doubles every second round, so that the later rounds bring unbiased
+evidence at the scales that matter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from iapo_dspy.bandit.elimination import CostScale
+from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator, Evidence
+from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_budget
+from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
+
+__all__ = ["auto", "auto_least", "choose"]
+
+ROUNDS = 8
+FIRST_PULL = 2
+_FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
+NEAR = 0.02  # standard errors that count as a tie
+NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
+
+
+def auto_least(problem: Problem) -> int:
+    """Return the least budget that `auto` accepts: one completion of each prompt."""
+    return problem.n_prompts
+
+
+def auto(
+    problem: Problem, *, budget: int, seed: int, rounds: int = ROUNDS, first_pull: int = FIRST_PULL, growth: int = 2
+) -> Algorithm:
+    """Find each context's best arm on shared queries; at most `budget` completions are drawn.
+
+    Args:
+        problem: The problem.
+        budget: T, completions.
+        seed: Root of the random streams, >= 0.
+        rounds: Batches at most, >= 1; a small budget has fewer.
+        first_pull: Completions per query in the first two rounds, >= 1.
+        growth: Factor by which pulls grow after every second round, >= 1.
+
+    Returns:
+        The run. It ends before the budget does where no further draw is expected to change a choice.
+
+    Raises:
+        BudgetTooSmall: The budget is below `auto_least`.
+        ConfigurationError: Budget or seed is no usable number, or the problem's strategy has no predictions.
+    """
+    what = f"looking at each of {problem.n_prompts} prompts once"
+    check_budget(budget, seed, least=auto_least(problem), what=what)
+    return _run(problem, _Plan(problem, budget, seed, rounds, first_pull, growth), budget)
+
+
+class _Plan:
+    """Who is drawn next, how often and on which queries."""
+
+    def __init__(self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int) -> None:
+        self.pull = max(1, min(first_pull, problem.max_n, budget // (problem.n_prompts * _FIRST_QUERIES)))
+        self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
+        self._largest = problem.max_n
+        self._growth = growth
+        self._order = np.random.default_rng([seed, 0]).permutation(problem.n_queries)
+        self._next = np.zeros(problem.n_prompts, dtype=np.int64)
+
+    def pulls(self, alive: IntArray, completions: int) -> Pulls:
+        """Give every living prompt as many completions, on the queries that are next in its order."""
+        x, each = len(self._order), completions // len(alive)
+        size = max(1, min(self.pull, each))
+        while each // size > x and size < self._largest:
+            size = min(2 * size, self._largest)  # each query once before any query twice, in larger pulls
+        times = each // size
+        position = self._next[alive][:, None] + np.arange(times)
+        self._next[alive] += times
+        return Pulls(np.repeat(alive, times), self._order[position % x].reshape(-1), np.full(len(alive) * times, size))
+
+    def grow(self) -> None:
+        """Make the next round's pulls larger."""
+        self.pull = min(self.pull * self._growth, self._largest)
+
+
+def _run(problem: Problem, plan: _Plan, budget: int) -> Algorithm:
+    state = Standing(problem)
+    alive = np.arange(problem.n_prompts)
+    for r in range(1, plan.rounds + 1):
+        pulls = plan.pulls(alive, (budget - state.spent) // (plan.rounds - r + 1))
+        observations = yield pulls
+        state.observe(observations, alive)
+        missing = observations.pulls.completions < pulls.completions
+        if missing or (observations.exhausted and r < plan.rounds):
+            return state.outcome(complete=False)
+        if r < plan.rounds:
+            gain = state.gains()
+            if gain.max() <= NEGLIGIBLE * state.spread:
+                break
+            keep = math.ceil(problem.n_prompts ** (1 - r / (plan.rounds - 1)))
+            alive = survivors(gain, state.chosen_prompts(), keep)
+            if r % 2 == 0:
+                plan.grow()
+    return state.outcome(complete=True)
+
+
+def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
+    """Return the prompts that are drawn next, ascending: the chosen ones and those with the largest gains.
+
+    Args:
+        gain: Expected gain of each prompt [P].
+        chosen: Prompts that are the best of some context.
+        keep: How many prompts to keep, unless more are chosen; at least two.
+    """
+    rank = np.argsort(np.where(np.isin(np.arange(len(gain)), chosen), -np.inf, -gain), kind="stable")
+    return np.sort(rank[: max(keep, len(chosen), 2)])
+
+
+class Standing:
+    """What a run knows: estimates, the arms it would choose now, and what it might gain from others.
+
+    Args:
+        problem: The problem.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._estimator = CorrectedEstimator(problem)
+        self._scale = CostScale(problem)
+        self._answered = np.zeros(problem.n_prompts, dtype=bool)
+        self._rounds: list[Round] = []
+        self._observations: list[Observations] = []
+        self._evidence: Evidence | None = None
+
+    @property
+    def spent(self) -> int:
+        """Completions drawn so far."""
+        return sum(r.completions for r in self._rounds)
+
+    @property
+    def spread(self) -> float:
+        """Range of the estimated utilities, > 0."""
+        q = self._q()
+        known = q[~np.isnan(q)]
+        return float(known.max() - known.min()) or 1.0 if len(known) else 1.0
+
+    def observe(self, observations: Observations, alive: IntArray) -> None:
+        """Take in what one round brought."""
+        pulls = observations.pulls
+        active = np.zeros(self._problem.shape, dtype=bool)
+        active[:, alive] = True
+        self._rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
+        self._observations.append(observations)
+        if not len(pulls):
+            return
+        self._scale.observe(observations)
+        self._answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
+        self._estimator.update(observations)
+        self._evidence = self._estimator.evidence()
+
+    def policy(self) -> Policy:
+        """Return the best arm of each context by what is known; the first arm where nothing is."""
+        if self._evidence is None:
+            return Policy((Arm(0, 1),) * self._problem.n_contexts)
+        return choose(self._q(), self._evidence)
+
+    def chosen_prompts(self) -> IntArray:
+        """Return the prompts of the policy, each once."""
+        return np.unique([arm.prompt for arm in self.policy().arms])
+
+    def gains(self) -> FloatArray:
+        """Return for each prompt the expected gain from switching to its best arm, mean over contexts [P].
+
+        A chosen prompt's gain is that of its other scales.
+        """
+        evidence, q = self._evidence, self._q()
+        total = np.zeros(self._problem.n_prompts)
+        if evidence is None:
+            return np.full(self._problem.n_prompts, np.inf)
+        prompts = np.arange(self._problem.n_prompts)
+        scales = np.arange(1, self._problem.max_n + 1)
+        for context, arm in enumerate(self.policy().arms):
+            values = np.where(np.isnan(q[context]), -np.inf, q[context])
+            best = values[arm.prompt, arm.n - 1]
+            reach = values.argmax(axis=1) + 1
+            se = evidence.against(context, prompts, reach, arm.prompt, arm.n, model=True)
+            gain = expected_gain(values[prompts, reach - 1] - best, se)
+            own = np.full(len(scales), arm.prompt)
+            own_se = evidence.against(context, own, scales, arm.prompt, arm.n, model=True)
+            gain[arm.prompt] = expected_gain(values[arm.prompt] - best, own_se).max()
+            total += gain
+        return total / self._problem.n_contexts
+
+    def outcome(self, *, complete: bool) -> Outcome:
+        """Report the run."""
+        if self._evidence is None:
+            shape = self._problem.shape
+            nothing = np.full(shape, np.nan)
+            estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(shape[1:], dtype=np.int64))
+        else:
+            estimates = self._estimator.of(self._evidence)
+        return Outcome(
+            policy=self.policy(),
+            q=self._q(),
+            estimates=estimates,
+            spent=self.spent,
+            rounds=tuple(self._rounds),
+            observations=tuple(self._observations),
+            cost_scale=self._scale.value,
+            complete=complete,
+        )
+
+    def _q(self) -> FloatArray:
+        """Utilities [C, P, N]; NaN for prompts that have never answered, for a cheap failure is no cheap answer."""
+        if self._evidence is None:
+            return np.full(self._problem.shape, np.nan)
+        contexts = self._problem.contexts
+        price = contexts.cost[:, None, None] * (self._scale.value * self._evidence.cost)
+        q = self._evidence.reward() - price
+        if self._answered.any():
+            q[:, ~self._answered] = np.nan
+        return np.asarray(q)
+
+
+def choose(q: FloatArray, evidence: Evidence) -> Policy:
+    """Return the best arm of each context; arms that are as good up to a near-tie give way to the cheapest of them.
+
+    An arm is nearly tied where its estimate falls short by less than a twentieth of the standard error of the
+    difference: evidence that says nothing.
+
+    Args:
+        q: Estimated utility [C, P, N]; NaN where there is none.
+        evidence: What the estimates rest on.
+    """
+    n_contexts, n_prompts, max_n = q.shape
+    prompts, scales = np.divmod(np.arange(n_prompts * max_n), max_n)
+    price = np.where(np.isnan(evidence.cost), np.inf, evidence.cost).reshape(-1)
+    largest = NEAR * evidence.standard_error().max(axis=(1, 2))
+    arms = []
+    for context in range(n_contexts):
+        values = np.where(np.isnan(q[context]), -np.inf, q[context]).reshape(-1)
+        first = int(values.argmax())
+        close = np.flatnonzero(values >= values[first] - largest[context])
+        if np.isfinite(values[first]):
+            se = evidence.against(
+                context, prompts[close], scales[close] + 1, int(prompts[first]), int(scales[first]) + 1
+            )
+            close = close[values[close] >= values[first] - NEAR * se]
+        best = close[np.lexsort((close, -values[close], price[close]))[0]]
+        arms.append(Arm(int(prompts[best]), int(scales[best]) + 1))
+    return Policy(tuple(arms))
+
+
+def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:
+    """Return E max(0, D) for D ~ N(difference, se^2)."""
+    scale = np.maximum(se, 1e-12)
+    z = difference / scale
+    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    return np.asarray(np.where(np.isneginf(difference), 0.0, scale * (density + z * _normal_cdf(z))))
+
+
+def _normal_cdf(z: FloatArray) -> FloatArray:
+    return np.array([0.5 * math.erfc(-v / math.sqrt(2.0)) for v in np.atleast_1d(z).tolist()])

@@ -1,0 +1,245 @@
+"""Predictions corrected by unbiased evidence: the reach of the one, the truth of the other.
+
+For prompt p at scale n let f_x be the prediction for query x given all draws, g_x the prediction given all but the
+cell's own draws, and u_x the unbiased subset estimate where the cell has at least n completions (k of V visited
+queries). The prediction-powered (doubly robust) estimate
+
+    mean over V of g_x  +  mean over k of (u_x - g_x)
+
+is unbiased whatever the model says (Robins et al. 1994; Angelopoulos et al. 2023). It differs from the model's own
+mean of f_x by a residual with mean delta and variance v. A model that is right makes residuals that are noise, and
+then its own mean is the better estimate; a wrong one makes residuals that are more than noise. So residuals are
+shrunk by empirical Bayes: by tau^2 / (tau^2 + v), tau^2 the variance of the model's bias over prompts at this scale
+beyond the noise. tau has a floor, so that the unbiased estimate takes over as v goes to 0: the result is consistent
+whatever the prior.
+
+Residuals are carried from scale to scale: what scale n - 1 says is where scale n starts from, and scales above the
+number drawn inherit the residual of the largest scale with evidence, with a bias whose size grows with every
+doubling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators import MajorityVoteAggregator
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.estimators.costs import AffineCosts
+from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.estimators.predictive import Predictor, predictor
+from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.types import FloatArray, IntArray, Observations
+
+__all__ = ["CorrectedEstimator", "Evidence"]
+
+LEAST_BIAS = 0.005  # floor of tau, as a share of the range of the rewards
+EXTRAPOLATION = 0.005  # bias per doubling beyond the largest scale with evidence that ranks prompts, likewise
+TYPICAL_GROWTH = 0.02  # where a standard error starts from before bias per doubling is measured, likewise
+_LEAST_QUERIES = 5  # with fewer a scale has no evidence of its own
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """What is known of every arm, query by query, so that arms can be compared on the same queries.
+
+    Attributes:
+        values: Corrected task rewards [W, P, V, N]; their mean over V is the estimate.
+        influence: The same with the whole residual at scale 1 [W, P, V, N]: their spread over V tells the error of the
+            estimate. A prompt's level is fitted to the very draws that the residual is made of, so that its error shows
+            in the residual's spread only, however small a share of the residual the estimate takes.
+        bias: Variance of the bias that may be left in the estimate [W, P, N], as prompts are ranked for further draws.
+        doubt: The same as standard errors count it [W, P, N]: above the scales with evidence it grows with every
+        doubling
+            by as much as the model's bias was seen to grow from scale to scale.
+        queries: Queries with evidence of the scale [P, N].
+        row: Which of the W rows each context uses [C].
+        factor: What the row's values are multiplied by in each context [C].
+        cost: Raw cost of an arm [P, N]; NaN for prompts without evidence.
+    """
+
+    values: FloatArray
+    influence: FloatArray
+    bias: FloatArray
+    doubt: FloatArray
+    queries: IntArray
+    row: IntArray
+    factor: FloatArray
+    cost: FloatArray
+
+    @property
+    def n_visited(self) -> int:
+        """V."""
+        return int(self.values.shape[2])
+
+    def reward(self) -> FloatArray:
+        """Return the estimated task reward [C, P, N]."""
+        return np.asarray(self.factor[:, None, None] * self.values.mean(axis=2)[self.row])
+
+    def standard_error(self) -> FloatArray:
+        """Return the standard error of each arm's reward for new queries like the visited ones [C, P, N]."""
+        variance = self.influence.var(axis=2) / max(self.n_visited - 1, 1) + self.doubt
+        return np.asarray(self.factor[:, None, None] * np.sqrt(variance)[self.row])
+
+    def against(
+        self, context: int, prompts: IntArray, scales: IntArray, prompt: int, scale: int, *, model: bool = False
+    ) -> FloatArray:
+        """Return the standard error of the difference in reward of some arms from one, on the same queries.
+
+        Args:
+            context: Which context.
+            prompts: Prompts of the arms [M].
+            scales: Their scales, 1-based [M].
+            prompt: The arm they are compared with.
+            scale: Its scale.
+            model: Whether to take prompts' levels as the model has them, without their error: how far the arms seem
+                apart. It ranks prompts for further draws slightly better than the whole error does.
+        """
+        row = self.row[context]
+        values, bias = (self.values[row], self.bias[row]) if model else (self.influence[row], self.doubt[row])
+        difference = values[prompts, :, scales - 1] - values[prompt, :, scale - 1]
+        variance = difference.var(axis=1) / max(self.n_visited - 1, 1)
+        # The bias of one prompt at neighbouring scales is mostly the same bias.
+        shared = np.where(prompts == prompt, np.minimum(bias[prompts, scales - 1], bias[prompt, scale - 1]), 0.0)
+        variance += bias[prompts, scales - 1] + bias[prompt, scale - 1] - 2.0 * shared
+        return np.asarray(self.factor[context] * np.sqrt(np.maximum(variance, 0.0)))
+
+
+class CorrectedEstimator:
+    """Predictive estimates with an unbiased correction and a variance for each.
+
+    Args:
+        problem: Gives the shape, the contexts and the aggregator.
+        corrected: Whether residuals correct the predictions; without, the predictions are taken as they are.
+    """
+
+    def __init__(self, problem: Problem, *, corrected: bool = True) -> None:
+        self._problem = problem
+        self._corrected = corrected
+        self._costs = AffineCosts(problem.n_prompts)
+        self._observations: list[Observations] = []
+        contexts = problem.contexts
+        if isinstance(problem.aggregator, MajorityVoteAggregator):
+            self._rows = np.zeros((1, contexts.n_objectives))
+            self._rows[0, 0] = 1.0
+            self._row, self._factor = np.zeros(len(contexts), dtype=np.int64), contexts.weights[:, 0]
+        else:
+            self._rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
+            self._row, self._factor = row.reshape(-1), np.ones(len(contexts))
+        self._predictor: Predictor = predictor(problem.aggregator, self._rows, problem.n_prompts, problem.max_n)
+
+    def update(self, observations: Observations) -> None:
+        """Implement `Estimator.update`."""
+        self._costs.update(observations)
+        if len(observations.pulls):
+            self._observations.append(observations)
+
+    def estimates(self) -> Estimates:
+        """Implement `Estimator.estimates`; `count` is the number of queries with evidence of the scale."""
+        return self.of(self.evidence())
+
+    def of(self, evidence: Evidence) -> Estimates:
+        """Summarise the evidence; prompts that were never drawn have no estimate."""
+        drawn = evidence.queries[:, :1] > 0
+        return Estimates(
+            reward=np.where(drawn, evidence.reward(), np.nan),
+            cost=evidence.cost,
+            count=evidence.queries,
+            standard_error=np.where(drawn, evidence.standard_error(), np.nan),
+        )
+
+    def evidence(self) -> Evidence:
+        """Return what is known by now; the model is fitted to everything that was observed.
+
+        Raises:
+            ValueError: Nothing was observed yet.
+        """
+        if not self._observations:
+            raise ValueError("There is no evidence before the first observation.")
+        problem = self._problem
+        cells = Cells.of(self._observations, problem.n_prompts, problem.contexts.n_objectives)
+        predictions = self._predictor.predict(cells)
+        queries = np.zeros((problem.n_prompts, problem.max_n), dtype=np.int64)
+        np.add.at(queries, cells.prompt, np.arange(1, problem.max_n + 1) <= cells.size[:, None])
+        values = predictions.given_all
+        influence = values.copy()
+        bias, doubt = np.zeros((2, len(self._rows), problem.n_prompts, problem.max_n))
+        if self._corrected:
+            unbiased = cell_subsets(cells, problem.aggregator, self._rows, problem.max_n)
+            for row in range(len(self._rows)):
+                bias[row], doubt[row], influence[row] = _correct(
+                    values[row], predictions.given_others[row], unbiased[row], cells, queries
+                )
+        return Evidence(
+            values=values,
+            influence=influence,
+            bias=bias,
+            doubt=doubt,
+            queries=queries,
+            row=self._row,
+            factor=self._factor,
+            cost=self._costs.arms(problem.max_n),
+        )
+
+
+def _correct(
+    values: FloatArray, others: FloatArray, unbiased: FloatArray, cells: Cells, queries: IntArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Add the carried residuals to `values` [P, V, N] in place.
+
+    Returns:
+        `Evidence.bias` and `Evidence.doubt` [P, N], and `Evidence.influence` [P, V, N].
+    """
+    n_prompts, n_visited, max_n = values.shape
+    size = np.zeros((n_prompts, n_visited), dtype=np.int64)
+    size[cells.prompt, cells.query] = cells.size
+    found = np.zeros_like(values)
+    found[cells.prompt, cells.query] = np.nan_to_num(unbiased)
+    influences = values.copy()
+    spread = float(np.nanmax(unbiased, initial=0.0) - np.nanmin(unbiased, initial=0.0)) or 1.0
+    floor, growth = LEAST_BIAS * spread, EXTRAPOLATION * spread
+    carried, influence, before = np.zeros((3, n_prompts, n_visited))
+    left, tau = np.zeros((n_prompts, max_n)), np.empty((n_prompts, max_n))
+    last = np.zeros((n_prompts, max_n), dtype=np.int64)
+    growths = [(TYPICAL_GROWTH * spread) ** 2]
+    for n in range(1, max_n + 1):
+        at = n - 1
+        known = queries[:, at] >= (1 if n == 1 else _LEAST_QUERIES)
+        past = max(at - 1, 0)
+        left[:, at], tau[:, at], last[:, at] = left[:, past], tau[:, past] if at else growth, last[:, past]
+        if known.any():
+            drawn = (size >= n) * (n_visited / np.maximum(queries[:, at], 1))[:, None]
+            residual = drawn * (found[:, :, at] - others[:, :, at]) + others[:, :, at] - values[:, :, at]
+            delta, noise = residual.mean(axis=1), _variance_of_mean(residual)
+            tau2 = _variance_beyond(delta[known], noise[known]) + floor**2
+            trust = np.where(known, tau2 / (tau2 + noise), 0.0)
+            carried = trust[:, None] * residual + (1.0 - trust[:, None]) * carried
+            weight = np.where(known, 1.0, 0.0) if n == 1 else trust
+            influence = weight[:, None] * residual + (1.0 - weight[:, None]) * influence
+            left[known, at] = ((1.0 - trust) ** 2 * tau2)[known]
+            tau[known, at], last[known, at] = max(np.sqrt(tau2), growth), n
+            if n & (n - 1) == 0:  # a doubling
+                change = residual - before
+                if n > 1 and known.sum() > 2:
+                    growths.append(_variance_beyond(change.mean(axis=1)[known], _variance_of_mean(change)[known]))
+                before = residual
+        values[:, :, at] += carried
+        influences[:, :, at] += influence
+    doublings = np.log2(np.arange(1, max_n + 1) / np.maximum(last, 1))
+    honest = np.maximum(tau, np.sqrt(max(growths)))
+    return left + (doublings * tau) ** 2, left + (doublings * honest) ** 2, influences
+
+
+def _variance_of_mean(values: FloatArray) -> FloatArray:
+    """Return the variance of the mean over the second axis [P]."""
+    return np.asarray(values.var(axis=1) / max(values.shape[1] - 1, 1))
+
+
+def _variance_beyond(delta: FloatArray, noise: FloatArray) -> float:
+    """Return the variance of the prompts' biases beyond the noise (method of moments), >= 0."""
+    if len(delta) < 2:
+        return 0.0
+    weight = 1.0 / (noise + 1e-4) ** 2
+    return max(float((weight * (delta**2 - noise)).sum() / weight.sum()), 0.0)

@@ -1,0 +1,244 @@
+"""Predictive estimates: the expected reward of every arm on every visited query, also above the number drawn.
+
+The reward at any scale is a function of a few success probabilities of the cell: of a right answer for majority vote,
+of a score above each of some thresholds for Best-of-N. `traits.TraitModel` learns these from all cells together, and
+the expectation over its posterior gives the reward:
+
+- Best-of-N: E max of n = v_0 + sum over thresholds of (v_j - v_(j-1)) (1 - (1 - theta_j)^n), exact where the scores
+  take few values; many values are cut at quantiles and integrated by the trapezoid rule.
+- Majority vote: P(the best answer wins) from theta and from how the other answers share the rest, which is measured
+  by how often two wrong completions of a query agree. Wrong answers then have shares r, r (1 - r), r (1 - r)^2, ..
+  with r = 2 h / (1 + h), which makes two of them agree with probability h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators import BestOfNAggregator, MajorityVoteAggregator, Ties
+from iapo_dspy.bandit.cells import Ballots, Cells, ballots
+from iapo_dspy.bandit.estimators.traits import THETA, TraitModel, Traits
+from iapo_dspy.bandit.exact import majority_vote_rewards
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["Predictions", "Predictor", "predictor"]
+
+_TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
+_FEW_VALUES = 10
+_QUANTILES = np.array([0.0, 0.15, 0.35, 0.55, 0.75, 0.88, 0.95, 0.985, 1.0])
+_PSEUDO_PAIRS = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Expected task rewards on the visited queries, in two readings.
+
+    Attributes:
+        given_all: From everything that was drawn [W, P, V, N].
+        given_others: From everything but the cell's own draws [W, P, V, N]: independent of them, so that their mean
+            difference from unbiased estimates of the same cells is the model's bias.
+    """
+
+    given_all: FloatArray
+    given_others: FloatArray
+
+
+class VotePredictor:
+    """Predictions for majority vote; W = 1, for a first weight of 1.
+
+    Args:
+        aggregator: How votes are counted.
+        n_prompts: P.
+        max_n: N.
+    """
+
+    def __init__(self, aggregator: MajorityVoteAggregator, n_prompts: int, max_n: int) -> None:
+        self._floor = aggregator.floor
+        self._model = TraitModel(1, n_prompts)
+        self._table = _vote_table(max_n, aggregator.ties)
+
+    def predict(self, cells: Cells) -> Predictions:
+        """Fit the model to all cells and predict every prompt on every visited query."""
+        votes = ballots(cells)
+        best, worth, rest = self._answers(cells, votes)
+        counted = np.concatenate([votes.votes, np.zeros((len(cells), 1), dtype=np.int64)], axis=1)
+        right = counted[np.arange(len(cells)), best[cells.query]]
+        traits = self._model.fit(cells.prompt, cells.query, cells.n_visited, right[None], cells.size)
+        share = self._top_share(cells, votes, best)
+        low = np.clip(np.searchsorted(_TOP_SHARES, share, side="right") - 1, 0, len(_TOP_SHARES) - 2)
+        high = (share - _TOP_SHARES[low]) / (_TOP_SHARES[low + 1] - _TOP_SHARES[low])
+        wins = np.zeros((2, self._model.level.shape[1], cells.n_visited, self._table.shape[2]))
+        for j in range(len(_TOP_SHARES)):
+            weight = np.where(low == j, 1.0 - high, 0.0) + np.where(low + 1 == j, high, 0.0)
+            where = np.flatnonzero(weight)
+            if len(where):
+                wins[:, :, where] += weight[where, None] * expected(traits, 0, cells, self._table[j], where)
+        value = rest[:, None] + (worth - rest)[:, None] * wins
+        return Predictions(given_all=value[:1], given_others=value[1:])
+
+    def _answers(self, cells: Cells, votes: Ballots) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return each query's best answer, its worth, and the mean worth of a completion without it [V]."""
+        credit = np.where(votes.seen > 0, votes.credit, -np.inf)
+        n_answers = credit.shape[1]
+        best = credit.argmax(axis=1) if n_answers else np.zeros(cells.n_visited, dtype=np.int64)
+        scores = cells.score[~cells.failed, 0]
+        low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
+        worth = credit[np.arange(cells.n_visited), best] if n_answers else np.full(cells.n_visited, high)
+        if np.isin(scores, (low, high)).all():
+            # Right or wrong: where nobody was right yet, the right answer is one that nobody has given.
+            high = high if high > low else max(high, 1.0)
+            unknown = worth < high
+            best = np.where(unknown, n_answers, best)
+            worth = np.full(cells.n_visited, high)
+        else:
+            worth = np.where(np.isfinite(worth), worth, self._floor)
+        others = np.arange(n_answers) != best[:, None]
+        silent = cells.by_query(votes.silent)
+        number = (votes.seen * others).sum(axis=1) + silent
+        total = (votes.seen * votes.credit * others).sum(axis=1) + silent * self._floor
+        typical = float(total.sum() / number.sum()) if number.sum() else self._floor
+        return best, worth, (total + typical) / (number + 1.0)
+
+    @staticmethod
+    def _top_share(cells: Cells, votes: Ballots, best: IntArray) -> FloatArray:
+        """Return the share that the strongest wrong answer has of what the best one leaves over [V]."""
+        others = np.arange(votes.seen.shape[1]) != best[:, None]
+        wrong = votes.seen * others
+        number = wrong.sum(axis=1) + cells.by_query(votes.silent)
+        agree, pairs = (wrong * (wrong - 1)).sum(axis=1), number * (number - 1)
+        typical = (agree.sum() + 1.0) / (pairs.sum() + 2.0)
+        agreement = (agree + _PSEUDO_PAIRS * typical) / (pairs + _PSEUDO_PAIRS)
+        return np.asarray(2.0 * agreement / (1.0 + agreement))
+
+
+class BestOfPredictor:
+    """Predictions for Best-of-N under W rows of objective weights.
+
+    Args:
+        aggregator: Gives the floors.
+        weights: Objective weights [W, K].
+        n_prompts: P.
+        max_n: N.
+    """
+
+    def __init__(self, aggregator: BestOfNAggregator, weights: FloatArray, n_prompts: int, max_n: int) -> None:
+        floors = np.zeros(weights.shape[1]) if aggregator.floors is None else np.asarray(aggregator.floors)
+        self._weights = weights
+        self._floor = weights @ floors
+        self._n_prompts = n_prompts
+        self._levels: list[FloatArray] | None = None
+        self._models: list[TraitModel] = []
+        self._table = 1.0 - (1.0 - THETA[:, None]) ** np.arange(1, max_n + 1)
+
+    def predict(self, cells: Cells) -> Predictions:
+        """Fit the model to all cells and predict every prompt on every visited query."""
+        values = [np.where(cells.failed, np.nan, cells.score @ w) for w in self._weights]
+        if self._levels is None:
+            self._levels = [_levels(v, f) for v, f in zip(values, self._floor, strict=True)]
+            self._models = [TraitModel(max(len(v) - 1, 1), self._n_prompts) for v in self._levels]
+        shape = 2, len(self._weights), self._n_prompts, cells.n_visited, self._table.shape[1]
+        out = np.empty(shape)
+        for row, (value, levels, model) in enumerate(zip(values, self._levels, self._models, strict=True)):
+            low = min(float(np.nanmin(value, initial=np.inf)), float(levels[0]), float(self._floor[row]))
+            filled = np.where(np.isnan(value), low, value)
+            out[:, row] = self._row(cells, filled, levels, model)
+        return Predictions(given_all=out[0], given_others=out[1])
+
+    def _row(self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel) -> FloatArray:
+        """Return both readings under one row of weights [2, P, V, N]."""
+        few = len(levels) <= _FEW_VALUES
+        if len(levels) == 1:
+            return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
+        # Few values: P(max >= v_j) for j >= 1. Many: P(max > t_j) at the thresholds below the largest.
+        cuts = (levels[1:] + levels[:-1]) / 2 if few else levels[:-1]
+        above = value > cuts[:, None]
+        count = np.add.reduceat(above, cells.start, axis=1, dtype=np.int64)
+        traits = model.fit(cells.prompt, cells.query, cells.n_visited, count, cells.size)
+        step = np.diff(levels)
+        # Trapezoids: the probability above the largest level is 0, that above the smallest is estimated.
+        width = step if few else np.concatenate([step[:1] / 2, (step[1:] + step[:-1]) / 2])
+        out = np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
+        everywhere = np.arange(cells.n_visited)
+        for j in range(len(cuts)):
+            out += width[j] * expected(traits, j, cells, self._table, everywhere)
+        return out
+
+
+Predictor = VotePredictor | BestOfPredictor
+
+
+def predictor(aggregator: object, weights: FloatArray, n_prompts: int, max_n: int) -> Predictor:
+    """Return the predictor of an aggregator; a predictor learns from one call to the next.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    if isinstance(aggregator, MajorityVoteAggregator):
+        return VotePredictor(aggregator, n_prompts, max_n)
+    if isinstance(aggregator, BestOfNAggregator):
+        return BestOfPredictor(aggregator, weights, n_prompts, max_n)
+    raise ConfigurationError(f"Predictive estimates know majority vote and Best-of-N, not {aggregator!r}.")
+
+
+def expected(traits: Traits, event: int, cells: Cells, table: FloatArray, queries: IntArray) -> FloatArray:
+    """Return the expectation of a function of theta in every cell of these queries.
+
+    Args:
+        traits: The fitted model.
+        event: Which event.
+        cells: The cells it was fitted to.
+        table: The function on the theta grid at every scale [T, N].
+        queries: Positions of visited queries [Q], ascending.
+
+    Returns:
+        Expectations given all draws, and given all but the cell's own [2, P, Q, N].
+    """
+    law, log = traits.law[event], traits.query[event]
+    out = np.empty((2, len(law), len(queries), table.shape[1]))
+    out[:] = _normalised(log[queries]) @ (law @ table)
+    place = np.full(cells.n_visited, -1)
+    place[queries] = np.arange(len(queries))
+    mine = np.flatnonzero(place[cells.query] >= 0)
+    mine = mine[np.argsort(cells.prompt[mine], kind="stable")]
+    prompt, query, kind = cells.prompt[mine], cells.query[mine], traits.kind[event][mine]
+    others = _normalised(log[query] - np.log(traits.evidence[event][prompt, :, kind]))  # [M, D]
+    prior = np.empty((len(mine), law.shape[2]))
+    begin = np.searchsorted(prompt, np.arange(len(law) + 1))
+    for p in range(len(law)):
+        prior[begin[p] : begin[p + 1]] = others[begin[p] : begin[p + 1]] @ law[p]
+    posterior = prior * traits.likelihood[kind]
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    out[0, prompt, place[query]] = posterior @ table
+    out[1, prompt, place[query]] = prior @ table
+    return out
+
+
+def _normalised(log: FloatArray) -> FloatArray:
+    out = np.exp(log - log.max(axis=-1, keepdims=True))
+    return np.asarray(out / out.sum(axis=-1, keepdims=True))
+
+
+def _levels(values: FloatArray, floor: float) -> FloatArray:
+    """Return the values at which a row's scores are cut [J + 1]: all of them where they are few, else quantiles."""
+    known = values[~np.isnan(values)]
+    if len(known) < len(values):
+        known = np.append(known, min(floor, known.min(initial=floor)))
+    distinct = np.unique(known)
+    return distinct if len(distinct) <= _FEW_VALUES else np.unique(np.quantile(known, _QUANTILES))
+
+
+@lru_cache(maxsize=16)
+def _vote_table(max_n: int, ties: Ties) -> FloatArray:
+    """Return P(the best answer wins) by top share of the others and theta [R, T, N]."""
+    share, theta = np.meshgrid(_TOP_SHARES, THETA, indexing="ij")
+    rivals = [(1.0 - theta) * share * (1.0 - share) ** j for j in range(4)]
+    probs = np.stack([theta, *rivals], axis=2).reshape(-1, 5)
+    credit = np.zeros_like(probs)
+    credit[:, 0] = 1.0
+    table = majority_vote_rewards(probs, credit, max_n, ties=ties).reshape(len(_TOP_SHARES), len(THETA), max_n)
+    table.setflags(write=False)
+    return table
