@@ -216,6 +216,7 @@ class Standing:
             observations=tuple(self._observations),
             cost_scale=self._scale.value,
             complete=complete,
+            detail=self._evidence,
         )
 
     def _q(self) -> FloatArray:
@@ -262,9 +263,9 @@ def choose(q: FloatArray, evidence: Evidence) -> Policy:
 def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:
     """Return E max(0, D) for D ~ N(difference, se^2)."""
     scale = np.maximum(se, 1e-12)
-    z = difference / scale
+    z = np.maximum(difference / scale, -40.0)  # where there is no evidence the difference is -inf, the gain 0
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    return np.asarray(np.where(np.isneginf(difference), 0.0, scale * (density + z * _normal_cdf(z))))
+    return np.asarray(scale * (density + z * _normal_cdf(z)))
 
 
 def _normal_cdf(z: FloatArray) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from iapo_dspy.bandit.aggregators import Aggregator
 from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Policy, Pulls
+
+if TYPE_CHECKING:
+    from iapo_dspy.bandit.estimators.corrected import Evidence
 
 __all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Problem", "Round", "check_budget"]
 
@@ -96,6 +100,7 @@ class Outcome:
         observations: What came back, one entry per round; a round that could not pay for a pull has an empty one.
         cost_scale: Utility of one raw cost unit, as used in `q`.
         complete: False where the environment was exhausted before the algorithm was done.
+        detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
     """
 
     policy: Policy
@@ -106,6 +111,7 @@ class Outcome:
     observations: tuple[Observations, ...]
     cost_scale: float
     complete: bool = True
+    detail: Evidence | None = None
 
     @property
     def count(self) -> IntArray:
@@ -119,8 +125,10 @@ class Outcome:
 
     @property
     def evidence(self) -> IntArray:
-        """Blocks behind each context's chosen arm [C]."""
-        return np.array([self.count[arm.prompt, arm.n - 1] for arm in self.policy.arms], dtype=np.int64)
+        """What is behind each context's chosen arm [C]: blocks, or the queries that its prompt was drawn on."""
+        predicted = self.estimates.standard_error is not None  # one query's draws serve every scale
+        at = [(arm.prompt, 0 if predicted else arm.n - 1) for arm in self.policy.arms]
+        return np.array([self.count[position] for position in at], dtype=np.int64)
 
 
 Algorithm = Generator[Pulls, Observations, Outcome]

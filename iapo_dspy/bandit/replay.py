@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from iapo_dspy.bandit.auto import Standing
 from iapo_dspy.bandit.elimination import Elimination
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.problem import EstimatorFactory, Outcome, Problem
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.types import Contexts, Observations
 
-__all__ = ["solve"]
+__all__ = ["solve", "solve_auto"]
 
 
 def solve(
@@ -52,3 +55,25 @@ def solve(
         else:
             state.trim()
     return state.outcome(complete=bool((state.active.sum(axis=(1, 2)) == 1).all()))
+
+
+def solve_auto(problem: Problem, rounds: Sequence[Observations], contexts: Contexts | None = None) -> Outcome:
+    """Choose arms for other contexts from the recorded rounds of `auto`.
+
+    Estimates of every arm are made from all that was drawn, whichever contexts it was drawn for; the model is fitted
+    round by round, as in the run, so that the run's own contexts get the run's own policy.
+
+    Args:
+        problem: The problem of the run.
+        rounds: `Outcome.observations` of the run.
+        contexts: The contexts to solve; `None` means the problem's own.
+
+    Returns:
+        The outcome. Its rounds list every prompt as alive: who was drawn is in the observations.
+    """
+    if contexts is not None:
+        problem = replace(problem, contexts=contexts)
+    state = Standing(problem)
+    for observations in rounds:
+        state.observe(observations, np.arange(problem.n_prompts))
+    return state.outcome(complete=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+import numpy as np
 from dspy.teleprompt import Teleprompter
 from tqdm.auto import tqdm
 
+from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
 from iapo_dspy.bandit.problem import Outcome
 from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
 from iapo_dspy.environments.port import drive
@@ -44,8 +46,8 @@ DEFAULT_PREFERENCES = (
 class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     """Inference-aware prompt optimization: for each preference the best prompt and number of samples, in one budget.
 
-    The paper's PSST (Algorithm 1) spends a fixed number of completions on candidate prompts; one pull serves every
-    preference and every N up to its size. See `compile`.
+    A fixed number of completions is spent on candidate prompts; what is drawn for one prompt serves every preference
+    and every N. See `compile`.
 
     Args:
         strategy: How N completions become one answer: `MajorityVote(field)` or `BestOfN(objectives=[...])`.
@@ -62,7 +64,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             instruction, or whole programs of the student's class with their demos. The student's own instruction
             takes part only if the student is one of them.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own.
-        algorithm: "psst", or "psst+k4" and the like for Top-K screening.
+        algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
+            Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
         preference_field: Keyword by which calls choose their preference. None if the student has an input field of
             that name: then `program.with_preference(...)` chooses.
@@ -97,7 +100,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         max_n: int = 16,
         candidates: Iterable[Any] | None = None,
         decoding: Decoding | Sequence[Decoding] | None = None,
-        algorithm: str = "psst",
+        algorithm: str = "auto",
         default_preference: str | None = None,
         preference_field: str | None = "preference",
         seed: int = 0,
@@ -175,7 +178,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             student: Any DSPy program with at least one predictor; a copy is compiled.
             trainset: Examples with inputs (`.with_inputs(...)`) and, for majority vote, the labels of the metric.
             teacher: Not used; must be None.
-            valset: Not used: the policy is chosen on the trainset.
+            valset: Examples on which the chosen arms are measured, at the price of a fifth of the budget. They have
+                no part in the choice, so that `detailed_results.policy[i].held_out` is free of the winner's curse.
             candidates: Candidates of this call instead of the optimizer's own.
             **kwargs: None are known.
 
@@ -191,9 +195,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if kwargs or teacher is not None:
             unknown = sorted(kwargs) + (["teacher"] if teacher is not None else [])
             raise ConfigurationError(f"IAPO.compile does not know {unknown}; settings belong to IAPO(...).")
-        if valset is not None:
-            logger.info("IAPO chooses on the trainset; the %d examples of the valset are not used.", len(valset))
-        plan = self._plan(student, trainset, candidates)
+        plan = self._plan(student, trainset, candidates, valset)
         with ExitStack() as stack:
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
@@ -208,7 +210,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
                 prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
-                examples=plan.examples,
+                examples=plan.examples + plan.held_out,
                 strategy=self.strategy,
                 metric=self.metric,
                 sampler=sampler,
@@ -222,6 +224,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             stack.callback(environment.close, finished=False)
             try:
                 outcome = drive(plan.start(), environment)
+                held_out = self._held_out(plan, outcome, environment)
                 environment.close(finished=True)
             except KeyboardInterrupt:
                 kept = (
@@ -234,7 +237,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                         "stop them: iapo_dspy.cancel_batches(%r).", ", ".join(jobs), str(self.log_dir),
                     )  # fmt: skip
                 raise
-        return self._conclude(plan, outcome, environment, meter)
+        return self._conclude(plan, outcome, environment, meter, held_out)
 
     def quote(
         self,
@@ -260,11 +263,12 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     # -- parts of compile
 
-    def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None) -> Plan:
+    def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None, valset: Any = None) -> Plan:
         return make_plan(
             student,
             trainset,
             candidates if candidates is not None else self.candidates,
+            valset=valset,
             strategy=self.strategy,
             metric=self.metric,
             preferences=self.preferences,
@@ -292,7 +296,28 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         fingerprint = fingerprint_of(settings)
         return Ledger.open(self.log_dir, fingerprint=fingerprint, settings={**settings, "about": about})
 
-    def _conclude(self, plan: Plan, outcome: Outcome, environment: LiveEnvironment, meter: Meter) -> CompiledProgram:
+    def _held_out(self, plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> tuple[HeldOut, ...] | None:
+        """Measure the chosen arms on the validation set; None where there is none, or nothing is left to pay for it."""
+        if not plan.held_out or not outcome.complete:
+            return None
+        queries = np.arange(len(plan.examples), len(plan.examples) + len(plan.held_out))
+        pulls = held_out_pulls(outcome.policy.arms, queries, plan.reserved, self.seed)
+        if not len(pulls):
+            logger.warning(
+                "A fifth of the budget, %d completions, does not pay for the chosen arms on one example of the valset.",
+                plan.reserved,
+            )
+            return None
+        return held_out(plan.problem, outcome, environment.pull(pulls))
+
+    def _conclude(
+        self,
+        plan: Plan,
+        outcome: Outcome,
+        environment: LiveEnvironment,
+        meter: Meter,
+        held_out: tuple[HeldOut, ...] | None,
+    ) -> CompiledProgram:
         spent, failures = meter.spent, environment.failures
         if not outcome.complete:
             blind = [i for i, share in enumerate(failures.share) if share != share]
@@ -336,7 +361,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         )
         if self.track_stats:
             program.detailed_results = make_result(
-                self.preferences, plan.prompts, outcome, spent, failures, self.cost, environment.output_tokens
+                self.preferences, plan.prompts, outcome, spent, failures, self.cost, environment.output_tokens, held_out
             )
         return program
 

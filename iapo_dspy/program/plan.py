@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 import pydantic
 
+from iapo_dspy.bandit.auto import auto, auto_least
 from iapo_dspy.bandit.problem import Algorithm, Problem
 from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
@@ -40,6 +41,7 @@ class Plan:
         student: The program to optimize, as given.
         prompts: The prompt set P.
         examples: The training set X.
+        held_out: The validation set: queries that have no part in the choice.
         problem: The bandit problem.
         strategy: How completions become one answer.
         algorithm: Its name.
@@ -54,6 +56,7 @@ class Plan:
     student: dspy.Module
     prompts: tuple[Prompt, ...]
     examples: tuple[dspy.Example, ...]
+    held_out: tuple[dspy.Example, ...]
     problem: Problem
     strategy: Strategy
     algorithm: str
@@ -75,22 +78,34 @@ class Plan:
         Raises:
             BudgetTooSmall: The budget does not reach for it.
         """
-        return psst(self.problem, budget=self.budget.completions, seed=self.seed, screening=self.screening)
+        budget = self.budget.completions - self.reserved
+        if self.algorithm == "auto":
+            return auto(self.problem, budget=budget, seed=self.seed)
+        return psst(self.problem, budget=budget, seed=self.seed, screening=self.screening)
+
+    @property
+    def reserved(self) -> int:
+        """Completions that are kept for the validation set: a fifth of the budget, where there is one."""
+        return self.budget.completions // HELD_OUT_SHARE if self.held_out else 0
 
     @property
     def least(self) -> int:
         """The smallest budget that the algorithm accepts, in completions."""
+        if self.algorithm == "auto":
+            return auto_least(self.problem)
         return psst_least(self.problem, self.screening)
 
     def settings(self, strategy: Strategy, preferences: Sequence[Preference]) -> dict[str, Any]:
         """Return what the run depends on, part by part, as JSON data without secrets."""
         costs = {} if self.cost == Cost() else {"cost": self.cost.to_dict()}  # so that older ledgers can be resumed
+        held_out = {"held_out": _examples_digest(self.held_out)} if self.held_out else {}
         return {
             **costs,
+            **held_out,
             "student": type(self.student).__qualname__,
             "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.prompts]),
             "adapter": _digest(dspy.settings.adapter),
-            "examples": _digest([[dict(e.items()), sorted(e.inputs().keys())] for e in self.examples]),
+            "examples": _examples_digest(self.examples),
             "lms": _digest([[public_params(lm) for lm in lms_of(p.program)] for p in self.prompts]),
             "strategy": strategy.to_dict(),
             "preferences": [p.to_dict() for p in preferences],
@@ -99,6 +114,10 @@ class Plan:
             "algorithm": self.algorithm,
             "seed": self.seed,
         }
+
+
+def _examples_digest(examples: Sequence[dspy.Example]) -> str:
+    return _digest([[dict(e.items()), sorted(e.inputs().keys())] for e in examples])
 
 
 def _digest(value: Any) -> str:
@@ -154,14 +173,16 @@ def lms_of(program: dspy.Module) -> list[dspy.BaseLM]:
 
 
 def parse_algorithm(name: str) -> Screening | None:
-    """Read an algorithm's name: "psst", or "psst+kK" for PSST with Top-K screening.
+    """Read an algorithm's name: "auto", "psst", or "psst+kK" for PSST with Top-K screening.
 
     Raises:
         ConfigurationError: There is no such algorithm.
     """
-    match = re.fullmatch(r"psst(?:\+k([1-9]\d*))?", name) if isinstance(name, str) else None
+    match = re.fullmatch(r"auto|psst(?:\+k([1-9]\d*))?", name) if isinstance(name, str) else None
     if match is None:
-        raise ConfigurationError(f"algorithm={name!r}: give 'psst', or 'psst+k4' and the like for Top-K screening.")
+        raise ConfigurationError(
+            f"algorithm={name!r}: give 'auto', 'psst', or 'psst+k4' and the like for Top-K screening."
+        )
     return Screening(k=int(match[1])) if match[1] else None
 
 
@@ -194,6 +215,7 @@ def make_plan(
     trainset: Any,
     candidates: Iterable[Any] | None,
     *,
+    valset: Any = None,
     strategy: Strategy,
     metric: Metric | None,
     preferences: Sequence[Preference],
@@ -226,6 +248,7 @@ def make_plan(
             "instruction to choose."
         )
     examples = _check_examples(trainset, student)
+    held_out = _check_examples(valset, student, "valset") if valset is not None else ()
     _check_reserved_field(student, examples, preference_field)
     outputs = output_fields(student)
     strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
@@ -245,6 +268,7 @@ def make_plan(
         student=student,
         prompts=prompts,
         examples=examples,
+        held_out=held_out,
         problem=problem,
         strategy=strategy,
         algorithm=algorithm,
@@ -261,34 +285,34 @@ def make_plan(
     return replace(plan, judged=bool(judges))
 
 
-def _check_examples(trainset: Any, student: dspy.Module) -> tuple[dspy.Example, ...]:
+def _check_examples(trainset: Any, student: dspy.Module, name: str = "trainset") -> tuple[dspy.Example, ...]:
     try:
         examples = tuple(trainset)
     except TypeError:
-        raise ConfigurationError(f"trainset must be a list of dspy.Example, got {trainset!r}.") from None
+        raise ConfigurationError(f"{name} must be a list of dspy.Example, got {trainset!r}.") from None
     if not examples:
-        raise ConfigurationError("The trainset is empty: give at least one dspy.Example with inputs and labels.")
+        raise ConfigurationError(f"The {name} is empty: give at least one dspy.Example with inputs and labels.")
     fields = input_fields(student)
     keys: set[str] | None = None
     for i, example in enumerate(examples):
         if not isinstance(example, dspy.Example):
-            raise ConfigurationError(f"trainset[{i}] is a {type(example).__name__}; give dspy.Example objects.")
+            raise ConfigurationError(f"{name}[{i}] is a {type(example).__name__}; give dspy.Example objects.")
         try:
             given = set(example.inputs().keys())
         except ValueError:
             raise ConfigurationError(
-                f"trainset[{i}] does not say which fields are inputs: add .with_inputs('question') or the like."
+                f"{name}[{i}] does not say which fields are inputs: add .with_inputs('question') or the like."
             ) from None
         keys = keys or given
         missing = set(fields if fields is not None else keys) - given
         if missing or not given:
-            raise ConfigurationError(f"trainset[{i}] lacks the input fields {sorted(missing)}; it has {sorted(given)}.")
+            raise ConfigurationError(f"{name}[{i}] lacks the input fields {sorted(missing)}; it has {sorted(given)}.")
         if fields is None:
-            _check_forward(student, given, i)
+            _check_forward(student, given, f"{name}[{i}]")
     return examples
 
 
-def _check_forward(student: dspy.Module, inputs: set[str], i: int) -> None:
+def _check_forward(student: dspy.Module, inputs: set[str], example: str) -> None:
     """Refuse inputs that the student's own `forward` does not take."""
     forward = getattr(type(student), "forward", None)
     if forward is None:
@@ -297,7 +321,7 @@ def _check_forward(student: dspy.Module, inputs: set[str], i: int) -> None:
         inspect.signature(forward).bind(student, **dict.fromkeys(inputs))
     except TypeError as exc:
         raise ConfigurationError(
-            f"trainset[{i}] has the inputs {sorted(inputs)}, which {type(student).__name__}.forward does not take: "
+            f"{example} has the inputs {sorted(inputs)}, which {type(student).__name__}.forward does not take: "
             f"{exc}. Mark others with .with_inputs(...)."
         ) from None
 
@@ -345,6 +369,7 @@ def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget, cost:
             cost.check(lm)
 
 
+HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset
 PROBED = 100  # examples on which a metric is tried before anything is spent
 
 

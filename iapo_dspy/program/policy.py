@@ -11,7 +11,7 @@ import numpy as np
 
 from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.problem import Outcome, Problem
-from iapo_dspy.bandit.replay import solve
+from iapo_dspy.bandit.replay import solve, solve_auto
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.program.prompts import Prompt, program_state
@@ -22,7 +22,7 @@ from iapo_dspy.types import Arm, Contexts, Decoding, Observations, Preference, P
 __all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-VERSION = 2  # 2: what completions cost; overheads beside costs
+VERSION = 3  # 2: what completions cost; overheads beside costs. 3: the algorithm "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,10 @@ class CompiledPolicy:
     def solve(self, preference: Preference, strategy: Strategy) -> Outcome:
         """Solve a preference that was not compiled from the stored evidence, without LM calls."""
         contexts = Contexts.from_preferences([preference], strategy.objectives)
-        return solve(self.problem(contexts, strategy), self.evidence, screening=self.screening)
+        problem = self.problem(contexts, strategy)
+        if self.algorithm == "auto":
+            return solve_auto(problem, self.evidence)
+        return solve(problem, self.evidence, screening=self.screening)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""

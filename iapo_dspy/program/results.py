@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.inference import Z95, Choice, Deceptive, HeldOut, choices, deceptive_prompts
 from iapo_dspy.bandit.problem import Outcome, Round
 from iapo_dspy.environments.live import FailureReport
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.program.prompts import Prompt
 from iapo_dspy.sampling.budget import Spent
 from iapo_dspy.sampling.cost import Cost
@@ -30,7 +32,11 @@ class PreferenceResult:
         reward: Estimated task reward without the cost.
         tokens: Output tokens per query: N times the mean of the prompt's completions.
         cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
-        evidence: Groups of N completions behind the estimates.
+        evidence: What is behind the estimates: queries on which the prompt was drawn; for `psst`, groups of N
+            completions.
+        choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
+            for `psst`, whose estimates have no standard errors.
+        held_out: The utility on the validation set, free of the winner's curse; None without one.
     """
 
     preference: Preference
@@ -41,6 +47,8 @@ class PreferenceResult:
     tokens: float
     cost: float
     evidence: int
+    choice: Choice | None = None
+    held_out: HeldOut | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +62,10 @@ class CompileResult:
         reward: Estimated task reward [C, P, N].
         tokens: Output tokens per query [P, N]: N times the mean of the prompt's completions.
         costs: Estimated cost per query [P, N], in the unit of `cost`, NaN where there is no evidence.
-        count: Blocks behind each estimate [P, N].
+        count: Queries with at least n completions of the prompt [P, N]; for `psst`, blocks behind each estimate.
+        standard_error: Standard error of `reward` [C, P, N]; None for `psst`. With `reward` it makes each prompt's
+            curve of accuracy over N and its band: see `curve`.
+        deceptive: Prompts that win on single completions and lose where completions are aggregated; None for `psst`.
         cost: What completions cost.
         cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
         spent: What the run took.
@@ -71,6 +82,8 @@ class CompileResult:
     tokens: FloatArray = field(repr=False)
     costs: FloatArray = field(repr=False)
     count: IntArray = field(repr=False)
+    standard_error: FloatArray | None = field(repr=False)
+    deceptive: tuple[Deceptive, ...] | None
     cost: Cost
     cost_scale: float
     spent: Spent
@@ -79,17 +92,55 @@ class CompileResult:
     complete: bool
     candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
 
+    def curve(self, prompt: int, preference: str | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return a prompt's task reward at N = 1 .. max_n with its 95 % band.
+
+        Args:
+            prompt: Position in `labels`.
+            preference: Whose weights of the objectives count; None takes the first preference.
+
+        Returns:
+            Estimate, lower and upper end [N] each; the ends are NaN for `psst`.
+
+        Raises:
+            ConfigurationError: There is no such prompt or preference.
+        """
+        names = [r.preference.name for r in self.policy]
+        if (preference is not None and preference not in names) or not 0 <= prompt < len(self.labels):
+            raise ConfigurationError(
+                f"curve({prompt!r}, {preference!r}): there are {len(self.labels)} prompts and the preferences {names}."
+            )
+        context = names.index(preference) if preference is not None else 0
+        middle = self.reward[context, prompt]
+        error = np.full(len(middle), np.nan) if self.standard_error is None else self.standard_error[context, prompt]
+        return middle, middle - Z95 * error, middle + Z95 * error
+
     def __str__(self) -> str:
         """Return a small table."""
         plain = self.cost.unit == Cost().unit
         rows = [
             f"{r.preference.name or '':<12} N={r.arm.n:<3} utility={r.utility:.3f} reward={r.reward:.3f} "
-            f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{r.label}"
+            f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{_sure(r)}{r.label}"
             for r in self.policy
         ]
+        for d in self.deceptive or ():
+            name = self.policy[d.context].preference.name or ""
+            rows.append(
+                f"{name}: best single completions, but {d.difference:.3f} ({d.interval[0]:.3f} to {d.interval[1]:.3f}) "
+                f"behind at N={d.n}: {self.labels[d.prompt]}"
+            )
         if not plain:
             rows.append(f"(cost: {self.cost.unit})")
         return "\n".join(rows)
+
+
+def _sure(row: PreferenceResult) -> str:
+    found = []
+    if row.choice is not None:
+        found.append(f"+-{Z95 * row.choice.standard_error:.3f} best with p={row.choice.probability_best:.2f}")
+    if row.held_out is not None:
+        found.append(f"held out {row.held_out.utility:.3f}+-{Z95 * row.held_out.standard_error:.3f}")
+    return f"({', '.join(found)})  " if found else ""
 
 
 def make_result(
@@ -100,10 +151,12 @@ def make_result(
     failures: FailureReport,
     cost: Cost,
     output_tokens: FloatArray,
+    held_out: Sequence[HeldOut] | None = None,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
     estimates = outcome.estimates
     tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
+    sure = choices(outcome)
     rows = []
     for c, (preference, arm) in enumerate(zip(preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
@@ -116,7 +169,9 @@ def make_result(
                 reward=float(outcome.reward[c][at]),
                 tokens=float(tokens[at]),
                 cost=float(estimates.cost[at]),
-                evidence=int(estimates.count[at]),
+                evidence=int(outcome.evidence[c]),
+                choice=sure[c] if sure is not None else None,
+                held_out=held_out[c] if held_out is not None else None,
             )
         )
     return CompileResult(
@@ -127,6 +182,8 @@ def make_result(
         tokens=np.asarray(tokens),
         costs=np.asarray(estimates.cost),
         count=outcome.count,
+        standard_error=estimates.standard_error,
+        deceptive=deceptive_prompts(outcome),
         cost=cost,
         cost_scale=outcome.cost_scale,
         spent=spent,
