@@ -31,6 +31,7 @@ ROUNDS = 8
 FIRST_PULL = 2
 _FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
 NEAR = 0.02  # standard errors that count as a tie
+LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
 NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
 
 
@@ -61,6 +62,8 @@ def auto(
     """
     what = f"looking at each of {problem.n_prompts} prompts once"
     check_budget(budget, seed, least=auto_least(problem), what=what)
+    if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
+        budget, rounds = min(budget, problem.n_queries), 1
     return _run(problem, _Plan(problem, budget, seed, rounds, first_pull, growth), budget)
 
 
@@ -103,7 +106,8 @@ def _run(problem: Problem, plan: _Plan, budget: int) -> Algorithm:
             return state.outcome(complete=False)
         if r < plan.rounds:
             gain = state.gains()
-            if gain.max() <= NEGLIGIBLE * state.spread:
+            settled = gain.max() <= NEGLIGIBLE * state.spread
+            if settled and state.n_visited >= min(problem.n_queries, LEAST_QUERIES):
                 break
             keep = math.ceil(problem.n_prompts ** (1 - r / (plan.rounds - 1)))
             alive = survivors(gain, state.chosen_prompts(), keep)
@@ -144,6 +148,11 @@ class Standing:
     def spent(self) -> int:
         """Completions drawn so far."""
         return sum(r.completions for r in self._rounds)
+
+    @property
+    def n_visited(self) -> int:
+        """Queries drawn so far."""
+        return self._evidence.n_visited if self._evidence is not None else 0
 
     @property
     def spread(self) -> float:

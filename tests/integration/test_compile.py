@@ -132,9 +132,9 @@ def test_a_dollar_budget_ends_the_run_early_with_the_best_policy_so_far(caplog: 
     prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
     with Loopback(adder) as server, caplog.at_level(logging.WARNING):
         with dspy.context(lm=server.lm(max_tokens=40, **prices)):
-            program = optimizer(budget=Budget(800, usd=20.0)).compile(student(), trainset=questions(20))
+            program = optimizer(budget=Budget(800, usd=8.0)).compile(student(), trainset=questions(20))
         billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
-    assert billed <= 20.0 and program.detailed_results.spent.usd == pytest.approx(billed)
+    assert billed <= 8.0 and program.detailed_results.spent.usd == pytest.approx(billed)
     assert not program.detailed_results.complete
     assert "ended the run early" in caplog.text
 
@@ -319,8 +319,13 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "max_n below 1": (ConfigurationError, "max_n=0", lambda: optimizer(max_n=0)),
     "a budget below the least": (
         BudgetTooSmall,
+        "at least 3",
+        lambda: optimizer(budget=2).compile(student(), trainset=questions(3)),
+    ),
+    "a budget below the least of psst": (
+        BudgetTooSmall,
         "at least 24",
-        lambda: optimizer(budget=20).compile(student(), trainset=questions(3)),
+        lambda: optimizer(budget=20, algorithm="psst").compile(student(), trainset=questions(3)),
     ),
     "a negative budget": (ConfigurationError, ">= 1", lambda: optimizer(budget=-5)),
     "a metric that returns NaN": (
@@ -438,7 +443,7 @@ def test_a_quote_bounds_the_run_without_a_request() -> None:
         quote = compiler.quote(student(), trainset=questions(20))
         assert server.requests == 0
         spent = compiler.compile(student(), trainset=questions(20)).detailed_results.spent
-    assert quote.prompts == 3 and quote.least_completions == 24
+    assert quote.prompts == 3 and quote.least_completions == 3
     assert quote.requests is not None and spent.requests <= quote.requests <= 400
     assert spent.completions <= quote.completions == 400
     assert quote.prompt_tokens is not None and spent.prompt_tokens <= quote.prompt_tokens
