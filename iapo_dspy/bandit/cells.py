@@ -97,12 +97,15 @@ class Ballots:
     Attributes:
         votes: Votes for each answer [G, A]; answers are numbered densely within their query.
         silent: Completions without a vote [G].
+        worth: Mean score of each answer in the cell [G, A]; 0 without votes. It is the cell's own: a metric may see more
+            of a completion than its answer, and then the same answer of another prompt is worth something else.
         credit: Mean score of each answer over all prompts [V, A]; 0 where nobody gave it.
         seen: How often each answer was given by anyone [V, A].
     """
 
     votes: IntArray
     silent: IntArray
+    worth: FloatArray
     credit: FloatArray
     seen: IntArray
 
@@ -112,21 +115,23 @@ def ballots(cells: Cells) -> Ballots:
     voted = (cells.label >= 0) & ~cells.failed
     cell = cells.owner[voted]
     query = cells.query[cell]
-    label = cells.label[voted]
-    width = int(label.max(initial=-1)) + 1
-    known, answer = np.unique(query * max(width, 1) + label, return_inverse=True)
-    of_query = known // max(width, 1)
+    names, label = np.unique(cells.label[voted], return_inverse=True)  # labels may be any numbers, such as hashes
+    known, answer = np.unique(query * max(len(names), 1) + label.reshape(-1), return_inverse=True)
+    of_query = known // max(len(names), 1)
     first = np.searchsorted(of_query, np.arange(cells.n_visited))
     answer = answer.reshape(-1) - first[query]
     n_answers = int(answer.max(initial=-1)) + 1
-    shape = (cells.n_visited, n_answers)
-    flat = query * n_answers + answer
+    shape, own_shape = (cells.n_visited, n_answers), (len(cells), n_answers)
+    score = cells.score[voted, 0]
+    flat, own = query * n_answers + answer, cell * n_answers + answer
     seen = np.bincount(flat, minlength=cells.n_visited * n_answers).reshape(shape)
-    total = np.bincount(flat, weights=cells.score[voted, 0], minlength=seen.size).reshape(shape)
-    votes = np.bincount(cell * n_answers + answer, minlength=len(cells) * n_answers).reshape(len(cells), n_answers)
+    total = np.bincount(flat, weights=score, minlength=seen.size).reshape(shape)
+    votes = np.bincount(own, minlength=len(cells) * n_answers).reshape(own_shape)
+    own_total = np.bincount(own, weights=score, minlength=votes.size).reshape(own_shape)
     return Ballots(
         votes=votes,
         silent=cells.size - votes.sum(axis=1),
+        worth=own_total / np.maximum(votes, 1),
         credit=total / np.maximum(seen, 1),
         seen=seen,
     )

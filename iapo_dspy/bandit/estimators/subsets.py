@@ -83,11 +83,11 @@ def cell_subsets(cells: Cells, aggregator: object, weights: FloatArray, max_n: i
         Task rewards [W, G, N]; NaN at scales above a cell's number of completions.
 
     Raises:
-        ConfigurationError: Another aggregator.
+        ConfigurationError: Another aggregator, or "half" with several scored answers in a cell.
     """
     if isinstance(aggregator, MajorityVoteAggregator):
         votes = ballots(cells)
-        value = vote_subsets(votes, votes.credit[cells.query], max_n, ties=aggregator.ties, floor=aggregator.floor)
+        value = vote_subsets(votes, votes.worth, max_n, ties=aggregator.ties, floor=aggregator.floor)
         return np.asarray(weights[:, 0, None, None] * value)
     if isinstance(aggregator, BestOfNAggregator):
         floors = np.zeros(weights.shape[1]) if aggregator.floors is None else np.asarray(aggregator.floors)
@@ -152,12 +152,17 @@ def vote_subsets(
         votes: The votes of every cell.
         credit: Score of each answer [G, A].
         max_n: Largest scale.
-        ties: See `Ties`.
+        ties: See `Ties`; "half" needs at most one answer with votes and a score other than 0 in each cell.
         floor: Score of a subset in which nobody voted.
 
     Returns:
         Means [G, N]; NaN above a cell's number of completions.
+
+    Raises:
+        ConfigurationError: "half" with several scored answers in a cell.
     """
+    if ties == "half" and (((credit != 0) & (votes.votes > 0)).sum(axis=1) > 1).any():
+        raise ConfigurationError('ties="half" needs at most one answer with a score per query; use ties="paper".')
     size = votes.votes.sum(axis=1) + votes.silent
     out = np.where(np.arange(1, max_n + 1) <= size[:, None], 0.0, np.nan)
     if floor:
@@ -187,7 +192,7 @@ def vote_subsets(
 def _subset_wins(own: IntArray, others: IntArray, silent: IntArray, n: int, max_n: int, ties: Ties) -> FloatArray:
     """Return the share of k-subsets that an answer wins [G, min(n, max_n)]; all cells have n completions."""
     largest = min(n, max_n)
-    share = np.array([min(max((largest + 1) / (2 * n), 0.05), 0.5)])
+    share = np.array([min((largest + 1) / (2 * n), 0.5)])  # small where n is large: (1 - share)^n must not underflow
     joint = win_shares(
         binomial(own, share, largest),
         [binomial(others[:, s], share, largest) for s in range(others.shape[1])],
