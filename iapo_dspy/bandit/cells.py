@@ -97,8 +97,8 @@ class Ballots:
     Attributes:
         votes: Votes for each answer [G, A]; answers are numbered densely within their query.
         silent: Completions without a vote [G].
-        worth: Mean score of each answer in the cell [G, A]; 0 without votes. It is the cell's own: a metric may see more
-            of a completion than its answer, and then the same answer of another prompt is worth something else.
+        worth: Mean score of each answer in the cell [G, A]; 0 without votes. A metric may see more of a completion than
+            its answer, and then the same answer of another prompt is worth something else.
         credit: Mean score of each answer over all prompts [V, A]; 0 where nobody gave it.
         seen: How often each answer was given by anyone [V, A].
     """

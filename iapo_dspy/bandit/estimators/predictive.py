@@ -4,8 +4,9 @@ The reward at any scale is a function of a few success probabilities of the cell
 of a score above each of some thresholds for Best-of-N. `traits.TraitModel` learns these from all cells together, and
 the expectation over its posterior gives the reward:
 
-- Best-of-N: E max of n = v_0 + sum over thresholds of (v_j - v_(j-1)) (1 - (1 - theta_j)^n), exact where the scores
-  take few values; many values are cut at quantiles and integrated by the trapezoid rule.
+- Best-of-N: E max of n = v_0 + sum over j of (v_j - v_(j-1)) (1 - (1 - theta_j)^n) with theta_j the probability of a
+  score above the middle between v_(j-1) and v_j. It is exact where the v are all values that scores take; where these
+  are many, the v are quantiles and the sum is the midpoint rule for the integral of P(max > t).
 - Majority vote: P(the best answer wins) from theta and from how the other answers share the rest, which is measured
   by how often two wrong completions of a query agree. Wrong answers then have shares r, r (1 - r), r (1 - r)^2, ..
   with r = 2 h / (1 + h), which makes two of them agree with probability h.
@@ -91,7 +92,7 @@ class VotePredictor:
         if np.isin(scores, (low, high)).all():
             # Right or wrong: where nobody was right yet, the right answer is one that nobody has given.
             high = high if high > low else max(high, 1.0)
-            unknown = worth < high
+            unknown = worth < high - 1e-9 * max(abs(high), abs(low))  # a mean of equal scores is off by rounding
             best = np.where(unknown, n_answers, best)
             worth = np.full(cells.n_visited, high)
         else:
@@ -130,16 +131,16 @@ class BestOfPredictor:
         self._weights = weights
         self._floor = weights @ floors
         self._n_prompts = n_prompts
-        self._levels: list[FloatArray] | None = None
-        self._models: list[TraitModel] = []
+        self._levels: list[FloatArray] = [np.empty(0)] * len(weights)
+        self._many = [False] * len(weights)
+        self._models: list[TraitModel] = [TraitModel(1, n_prompts)] * len(weights)
         self._table = 1.0 - (1.0 - THETA[:, None]) ** np.arange(1, max_n + 1)
 
     def predict(self, cells: Cells) -> Predictions:
         """Fit the model to all cells and predict every prompt on every visited query."""
         values = [np.where(cells.failed, np.nan, cells.score @ w) for w in self._weights]
-        if self._levels is None:
-            self._levels = [_levels(v, f) for v, f in zip(values, self._floor, strict=True)]
-            self._models = [TraitModel(max(len(v) - 1, 1), self._n_prompts) for v in self._levels]
+        for row, (value, floor) in enumerate(zip(values, self._floor, strict=True)):
+            self._cut(row, value, floor)
         shape = 2, len(self._weights), self._n_prompts, cells.n_visited, self._table.shape[1]
         out = np.empty(shape)
         for row, (value, levels, model) in enumerate(zip(values, self._levels, self._models, strict=True)):
@@ -148,19 +149,32 @@ class BestOfPredictor:
             out[:, row] = self._row(cells, filled, levels, model)
         return Predictions(given_all=out[0], given_others=out[1])
 
+    def _cut(self, row: int, value: FloatArray, floor: float) -> None:
+        """Choose where a row's scores are cut: once where they are many, anew while they are few and new ones turn up.
+
+        A first batch in which nobody had any success has one value, and says nothing of what success is worth.
+        """
+        known = value[~np.isnan(value)]
+        if len(known) < len(value):
+            known = np.append(known, min(floor, known.min(initial=floor)))
+        if self._many[row] or np.isin(known, self._levels[row]).all():
+            return
+        levels = np.unique(known)
+        if len(levels) > _FEW_VALUES:
+            self._many[row] = True
+            levels = np.unique(np.quantile(known, _QUANTILES))
+        self._levels[row] = levels
+        self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts)
+
     def _row(self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel) -> FloatArray:
         """Return both readings under one row of weights [2, P, V, N]."""
-        few = len(levels) <= _FEW_VALUES
         if len(levels) == 1:
             return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
-        # Few values: P(max >= v_j) for j >= 1. Many: P(max > t_j) at the thresholds below the largest.
-        cuts = (levels[1:] + levels[:-1]) / 2 if few else levels[:-1]
+        cuts = (levels[1:] + levels[:-1]) / 2
         above = value > cuts[:, None]
         count = np.add.reduceat(above, cells.start, axis=1, dtype=np.int64)
         traits = model.fit(cells.prompt, cells.query, cells.n_visited, count, cells.size)
-        step = np.diff(levels)
-        # Trapezoids: the probability above the largest level is 0, that above the smallest is estimated.
-        width = step if few else np.concatenate([step[:1] / 2, (step[1:] + step[:-1]) / 2])
+        width = np.diff(levels)
         out = np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
         everywhere = np.arange(cells.n_visited)
         for j in range(len(cuts)):
@@ -220,15 +234,6 @@ def expected(traits: Traits, event: int, cells: Cells, table: FloatArray, querie
 def _normalised(log: FloatArray) -> FloatArray:
     out = np.exp(log - log.max(axis=-1, keepdims=True))
     return np.asarray(out / out.sum(axis=-1, keepdims=True))
-
-
-def _levels(values: FloatArray, floor: float) -> FloatArray:
-    """Return the values at which a row's scores are cut [J + 1]: all of them where they are few, else quantiles."""
-    known = values[~np.isnan(values)]
-    if len(known) < len(values):
-        known = np.append(known, min(floor, known.min(initial=floor)))
-    distinct = np.unique(known)
-    return distinct if len(distinct) <= _FEW_VALUES else np.unique(np.quantile(known, _QUANTILES))
 
 
 @lru_cache(maxsize=16)
