@@ -52,8 +52,7 @@ class Evidence:
             in the residual's spread only, however small a share of the residual the estimate takes.
         bias: Variance of the bias that may be left in the estimate [W, P, N], as prompts are ranked for further draws.
         doubt: The same as standard errors count it [W, P, N]: above the scales with evidence it grows with every
-        doubling
-            by as much as the model's bias was seen to grow from scale to scale.
+            doubling by as much as the model's bias was seen to grow from scale to scale.
         queries: Queries with evidence of the scale [P, N].
         row: Which of the W rows each context uses [C].
         factor: What the row's values are multiplied by in each context [C].
@@ -198,7 +197,7 @@ def _correct(
     found = np.zeros_like(values)
     found[cells.prompt, cells.query] = np.nan_to_num(unbiased)
     influences = values.copy()
-    spread = float(np.nanmax(unbiased, initial=0.0) - np.nanmin(unbiased, initial=0.0)) or 1.0
+    spread = float(np.nanmax(unbiased) - np.nanmin(unbiased)) or 1.0
     floor, growth = LEAST_BIAS * spread, EXTRAPOLATION * spread
     carried, influence, before = np.zeros((3, n_prompts, n_visited))
     left, tau = np.zeros((n_prompts, max_n)), np.empty((n_prompts, max_n))
@@ -213,7 +212,7 @@ def _correct(
             drawn = (size >= n) * (n_visited / np.maximum(queries[:, at], 1))[:, None]
             residual = drawn * (found[:, :, at] - others[:, :, at]) + others[:, :, at] - values[:, :, at]
             delta, noise = residual.mean(axis=1), _variance_of_mean(residual)
-            tau2 = _variance_beyond(delta[known], noise[known]) + floor**2
+            tau2 = _variance_beyond(delta[known], noise[known], spread) + floor**2
             trust = np.where(known, tau2 / (tau2 + noise), 0.0)
             carried = trust[:, None] * residual + (1.0 - trust[:, None]) * carried
             weight = np.where(known, 1.0, 0.0) if n == 1 else trust
@@ -223,7 +222,8 @@ def _correct(
             if n & (n - 1) == 0:  # a doubling
                 change = residual - before
                 if n > 1 and known.sum() > 2:
-                    growths.append(_variance_beyond(change.mean(axis=1)[known], _variance_of_mean(change)[known]))
+                    mean, error = change.mean(axis=1), _variance_of_mean(change)
+                    growths.append(_variance_beyond(mean[known], error[known], spread))
                 before = residual
         values[:, :, at] += carried
         influences[:, :, at] += influence
@@ -237,9 +237,9 @@ def _variance_of_mean(values: FloatArray) -> FloatArray:
     return np.asarray(values.var(axis=1) / max(values.shape[1] - 1, 1))
 
 
-def _variance_beyond(delta: FloatArray, noise: FloatArray) -> float:
+def _variance_beyond(delta: FloatArray, noise: FloatArray, spread: float) -> float:
     """Return the variance of the prompts' biases beyond the noise (method of moments), >= 0."""
     if len(delta) < 2:
         return 0.0
-    weight = 1.0 / (noise + 1e-4) ** 2
+    weight = 1.0 / (noise + (0.01 * spread) ** 2) ** 2
     return max(float((weight * (delta**2 - noise)).sum() / weight.sum()), 0.0)
