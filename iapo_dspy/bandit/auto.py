@@ -23,6 +23,7 @@ from iapo_dspy.bandit.elimination import CostScale
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator, Evidence
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_budget
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
 
 __all__ = ["auto", "auto_least", "choose"]
@@ -32,6 +33,7 @@ FIRST_PULL = 2
 _FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
 NEAR = 0.02  # standard errors that count as a tie
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
+EQUAL = 1e-5  # of the largest utility: estimates of arms that are as good differ by that much in their last digits
 NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
 
 
@@ -58,13 +60,16 @@ def auto(
 
     Raises:
         BudgetTooSmall: The budget is below `auto_least`.
-        ConfigurationError: Budget or seed is no usable number, or the problem's strategy has no predictions.
+        ConfigurationError: Budget, seed or a setting is no usable number, or the problem's strategy has no predictions.
     """
     what = f"looking at each of {problem.n_prompts} prompts once"
     check_budget(budget, seed, least=auto_least(problem), what=what)
+    for name, value in (("rounds", rounds), ("first_pull", first_pull), ("growth", growth)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
     if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
         budget, rounds = min(budget, problem.n_queries), 1
-    return _run(problem, _Plan(problem, budget, seed, rounds, first_pull, growth), budget)
+    return _run(Standing(problem), _Plan(problem, budget, seed, rounds, first_pull, growth), budget)
 
 
 class _Plan:
@@ -94,9 +99,9 @@ class _Plan:
         self.pull = min(self.pull * self._growth, self._largest)
 
 
-def _run(problem: Problem, plan: _Plan, budget: int) -> Algorithm:
-    state = Standing(problem)
-    alive = np.arange(problem.n_prompts)
+def _run(state: Standing, plan: _Plan, budget: int) -> Algorithm:
+    n_prompts = state.problem.n_prompts
+    alive = np.arange(n_prompts)
     for r in range(1, plan.rounds + 1):
         pulls = plan.pulls(alive, (budget - state.spent) // (plan.rounds - r + 1))
         observations = yield pulls
@@ -107,9 +112,9 @@ def _run(problem: Problem, plan: _Plan, budget: int) -> Algorithm:
         if r < plan.rounds:
             gain = state.gains()
             settled = gain.max() <= NEGLIGIBLE * state.spread
-            if settled and state.n_visited >= min(problem.n_queries, LEAST_QUERIES):
+            if settled and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
                 break
-            keep = math.ceil(problem.n_prompts ** (1 - r / (plan.rounds - 1)))
+            keep = math.ceil(n_prompts ** (1 - r / (plan.rounds - 1)))
             alive = survivors(gain, state.chosen_prompts(), keep)
             if r % 2 == 0:
                 plan.grow()
@@ -133,10 +138,13 @@ class Standing:
 
     Args:
         problem: The problem.
+
+    Raises:
+        ConfigurationError: There are no predictions for the problem's aggregator.
     """
 
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
+        self.problem = problem
         self._estimator = CorrectedEstimator(problem)
         self._scale = CostScale(problem)
         self._answered = np.zeros(problem.n_prompts, dtype=bool)
@@ -164,7 +172,7 @@ class Standing:
     def observe(self, observations: Observations, alive: IntArray) -> None:
         """Take in what one round brought."""
         pulls = observations.pulls
-        active = np.zeros(self._problem.shape, dtype=bool)
+        active = np.zeros(self.problem.shape, dtype=bool)
         active[:, alive] = True
         self._rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
         self._observations.append(observations)
@@ -178,7 +186,7 @@ class Standing:
     def policy(self) -> Policy:
         """Return the best arm of each context by what is known; the first arm where nothing is."""
         if self._evidence is None:
-            return Policy((Arm(0, 1),) * self._problem.n_contexts)
+            return Policy((Arm(0, 1),) * self.problem.n_contexts)
         return choose(self._q(), self._evidence)
 
     def chosen_prompts(self) -> IntArray:
@@ -191,11 +199,11 @@ class Standing:
         A chosen prompt's gain is that of its other scales.
         """
         evidence, q = self._evidence, self._q()
-        total = np.zeros(self._problem.n_prompts)
+        total = np.zeros(self.problem.n_prompts)
         if evidence is None:
-            return np.full(self._problem.n_prompts, np.inf)
-        prompts = np.arange(self._problem.n_prompts)
-        scales = np.arange(1, self._problem.max_n + 1)
+            return np.full(self.problem.n_prompts, np.inf)
+        prompts = np.arange(self.problem.n_prompts)
+        scales = np.arange(1, self.problem.max_n + 1)
         for context, arm in enumerate(self.policy().arms):
             values = np.where(np.isnan(q[context]), -np.inf, q[context])
             best = values[arm.prompt, arm.n - 1]
@@ -206,12 +214,12 @@ class Standing:
             own_se = evidence.against(context, own, scales, arm.prompt, arm.n, model=True)
             gain[arm.prompt] = expected_gain(values[arm.prompt] - best, own_se).max()
             total += gain
-        return total / self._problem.n_contexts
+        return total / self.problem.n_contexts
 
     def outcome(self, *, complete: bool) -> Outcome:
         """Report the run."""
         if self._evidence is None:
-            shape = self._problem.shape
+            shape = self.problem.shape
             nothing = np.full(shape, np.nan)
             estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(shape[1:], dtype=np.int64))
         else:
@@ -231,8 +239,8 @@ class Standing:
     def _q(self) -> FloatArray:
         """Utilities [C, P, N]; NaN for prompts that have never answered, for a cheap failure is no cheap answer."""
         if self._evidence is None:
-            return np.full(self._problem.shape, np.nan)
-        contexts = self._problem.contexts
+            return np.full(self.problem.shape, np.nan)
+        contexts = self.problem.contexts
         price = contexts.cost[:, None, None] * (self._scale.value * self._evidence.cost)
         q = self._evidence.reward() - price
         if self._answered.any():
@@ -243,7 +251,7 @@ class Standing:
 def choose(q: FloatArray, evidence: Evidence) -> Policy:
     """Return the best arm of each context; arms that are as good up to a near-tie give way to the cheapest of them.
 
-    An arm is nearly tied where its estimate falls short by less than a twentieth of the standard error of the
+    An arm is nearly tied where its estimate falls short by less than a fiftieth of the standard error of the
     difference: evidence that says nothing.
 
     Args:
@@ -253,24 +261,26 @@ def choose(q: FloatArray, evidence: Evidence) -> Policy:
     n_contexts, n_prompts, max_n = q.shape
     prompts, scales = np.divmod(np.arange(n_prompts * max_n), max_n)
     price = np.where(np.isnan(evidence.cost), np.inf, evidence.cost).reshape(-1)
-    largest = NEAR * evidence.standard_error().max(axis=(1, 2))
+    # The error of a difference is at most the sum of both errors; it is worked out only for arms that it can matter to.
+    largest = 2.0 * NEAR * evidence.standard_error().max(axis=(1, 2))
     arms = []
     for context in range(n_contexts):
         values = np.where(np.isnan(q[context]), -np.inf, q[context]).reshape(-1)
         first = int(values.argmax())
-        close = np.flatnonzero(values >= values[first] - largest[context])
+        equal = EQUAL * np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max()
+        close = np.flatnonzero(values >= values[first] - largest[context] - equal)
         if np.isfinite(values[first]):
             se = evidence.against(
                 context, prompts[close], scales[close] + 1, int(prompts[first]), int(scales[first]) + 1
             )
-            close = close[values[close] >= values[first] - NEAR * se]
+            close = close[values[close] >= values[first] - NEAR * se - equal]
         best = close[np.lexsort((close, -values[close], price[close]))[0]]
         arms.append(Arm(int(prompts[best]), int(scales[best]) + 1))
     return Policy(tuple(arms))
 
 
 def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:
-    """Return E max(0, D) for D ~ N(difference, se^2)."""
+    """Return E max(0, D) for D ~ N(difference, se^2); 0 where the difference is -inf."""
     scale = np.maximum(se, 1e-12)
     z = np.maximum(difference / scale, -40.0)  # where there is no evidence the difference is -inf, the gain 0
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
