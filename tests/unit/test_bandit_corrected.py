@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -334,3 +336,16 @@ def test_best_of_corrected_is_near_the_truth_at_scales_without_evidence() -> Non
     estimator.update(draw(theta, 4, seed=3))
     exact = best_of_n_rewards(np.ones((3, 1)), theta[:, :1], 16)
     np.testing.assert_allclose(estimator.estimates().reward[0], exact, atol=0.12)
+
+
+@pytest.mark.parametrize("aggregator", [MV, BEST])
+def test_memory_grows_no_faster_than_the_data(aggregator: Aggregator) -> None:
+    peaks = []
+    for v in (200, 800):
+        estimator = estimator_of(aggregator, 8, 16)
+        estimator.update(draw(u_shaped(8, v, seed=1), 4, seed=1))
+        tracemalloc.start()
+        estimator.evidence()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 4.4 * peaks[0]
