@@ -11,6 +11,10 @@ expected gain from switching to their best arm,
 averaged over contexts, and the number that stays falls geometrically, from P to 1 over the rounds; a prompt that
 looks good again comes back. The pull size doubles every second round, so that the later rounds bring unbiased
 evidence at the scales that matter.
+
+A pull's price counts: where a query costs an overhead of h completions whatever the pull's size, as prompt tokens do
+where the user pays for them, pulls have at least sqrt(h) completions, the size that tells most per unit of cost if
+the completions of a query vary about as much as the queries do (two-stage sampling, Cochran 1977).
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ class _Plan:
     def __init__(self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int) -> None:
         self.pull = max(1, min(first_pull, problem.max_n, budget // (problem.n_prompts * _FIRST_QUERIES)))
         self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
+        self.least_pull = 1
         self._largest = problem.max_n
         self._growth = growth
         self._order = np.random.default_rng([seed, 0]).permutation(problem.n_queries)
@@ -86,7 +91,7 @@ class _Plan:
     def pulls(self, alive: IntArray, completions: int) -> Pulls:
         """Give every living prompt as many completions, on the queries that are next in its order."""
         x, each = len(self._order), completions // len(alive)
-        size = max(1, min(self.pull, each))
+        size = max(1, min(max(self.pull, min(self.least_pull, self._largest)), each))
         while each // size > x and size < self._largest:
             size = min(2 * size, self._largest)  # each query once before any query twice, in larger pulls
         times = each // size
@@ -118,6 +123,7 @@ def _run(state: Standing, plan: _Plan, budget: int) -> Algorithm:
             alive = survivors(gain, state.chosen_prompts(), keep)
             if r % 2 == 0:
                 plan.grow()
+            plan.least_pull = math.ceil(math.sqrt(state.overhead))
     return state.outcome(complete=True)
 
 
@@ -161,6 +167,15 @@ class Standing:
     def n_visited(self) -> int:
         """Queries drawn so far."""
         return self._evidence.n_visited if self._evidence is not None else 0
+
+    @property
+    def overhead(self) -> float:
+        """What a pull costs beside its completions, in completions: 0 where prompt tokens and the like cost nothing."""
+        cost = self._evidence.cost if self._evidence is not None else np.zeros((1, 1))
+        if cost.shape[1] < 2:
+            return 0.0
+        fixed, each = np.nanmean(2.0 * cost[:, 0] - cost[:, 1]), np.nanmean(cost[:, 1] - cost[:, 0])
+        return max(float(fixed / each), 0.0) if each > 0 else 0.0
 
     @property
     def spread(self) -> float:

@@ -15,7 +15,7 @@ from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.wrappers import Failures
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
-from iapo_dspy.types import Arm, Contexts, FloatArray
+from iapo_dspy.types import Arm, Contexts, FloatArray, Observations
 from tests.support.draws import Coins
 
 NAN = float("nan")
@@ -346,3 +346,28 @@ def test_expected_gains_by_hand() -> None:
     rng = np.random.default_rng(0)
     drawn = np.maximum(rng.normal(-0.3, 0.5, 400_000), 0).mean()
     assert expected_gain(np.array([-0.3]), np.array([0.5]))[0] == pytest.approx(drawn, abs=2e-3)
+
+
+@pytest.mark.parametrize(("overhead", "least"), [(0.0, 2), (9.0, 3), (200.0, 8)])
+def test_dear_queries_are_asked_for_more_completions(overhead: float, least: int) -> None:
+    problem = Problem(
+        n_prompts=3,
+        n_queries=60,
+        max_n=8,
+        contexts=Contexts(np.ones((1, 1)), np.zeros(1)),
+        aggregator=MajorityVoteAggregator(),
+    )
+    rng = np.random.default_rng(5)
+    run = auto(problem, budget=400, seed=0)
+    pulls = next(run)
+    assert set(pulls.size.tolist()) == {2}  # nothing is known of the costs yet
+    score = (rng.random(pulls.completions) < 0.6).astype(float)
+    observed = Observations(
+        pulls=pulls,
+        label=(1 - score).astype(np.int64),
+        score=score[:, None],
+        cost=np.full(len(score), 5.0),
+        overhead=np.full(len(pulls), 5.0 * overhead),
+    )
+    assert set(run.send(observed).size.tolist()) == {least}
+    run.close()
