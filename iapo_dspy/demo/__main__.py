@@ -13,8 +13,8 @@ from pathlib import Path
 from iapo_dspy.demo.experiment import Experiment, Row, TaskReport
 
 SETTINGS = {
-    "mv": {"budget": 8000, "train": 400, "heldout": 100, "max_n": 32},
-    "bon": {"budget": 3200, "train": 200, "heldout": 80, "max_n": 16},
+    "mv": {"budget": 4000, "train": 400, "heldout": 100, "max_n": 32},
+    "bon": {"budget": 1600, "train": 200, "heldout": 80, "max_n": 16},
 }
 
 

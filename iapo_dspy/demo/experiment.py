@@ -136,7 +136,7 @@ class Experiment:
     train: int
     heldout: int
     fixed_n: int = 16
-    algorithm: str = "psst"
+    algorithm: str = "auto"
     seed: int = 0
     progress: bool = False
     _measured: dict[Any, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
