@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator
-from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.predictive import Predictions, expected, predictor
+from iapo_dspy.bandit.cells import Cells, ballots
+from iapo_dspy.bandit.estimators.predictive import Predictions, VotePredictor, expected, predictor
 from iapo_dspy.bandit.estimators.traits import LOGITS, THETA, TraitModel, Traits
 from iapo_dspy.bandit.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.environments.synthetic import synthetic_bernoulli, synthetic_categorical
@@ -205,6 +205,15 @@ def test_rivals_shares_matter_for_votes() -> None:
         exact = majority_vote_rewards(np.array([law]), credit, 32)[0, 31]
         np.testing.assert_allclose(at32, exact, atol=0.12)
         assert (at32 < 0.3).all() if spread == 1 else (at32 > 0.8).all()
+
+
+def test_the_strongest_rivals_share_comes_from_how_often_wrong_answers_agree() -> None:
+    """Wrong answers 1/2, 1/4, 1/8, ..: two of them agree with probability 1/3, and the strongest has a half."""
+    label = np.repeat(np.arange(1, 11), 2 ** np.arange(9, -1, -1))
+    label = np.concatenate([label, [0] * 77])
+    cells = Cells.of([observe([(0, 0, len(label))], label == 0, label)], 1, 1)
+    found = VotePredictor._top_share(cells, ballots(cells), np.array([0]))
+    assert found[0] == pytest.approx(0.5, abs=0.01)
 
 
 def test_few_values_are_foretold_under_every_row_of_weights() -> None:
