@@ -4,16 +4,20 @@ Nobody says which tokenizer a server has, so the size of a text is measured in p
 and tokens per piece are an unknown of the LM. Either a server counts all choices or the first one: with S_j the pieces
 of what is counted and R_j the tokens reported for request j,
 
-    log(R_j / S_j) = log r + e_j,    log r ~ N(0, tau^2),    e_j ~ N(0, sigma^2),
+    log(R_j / S_j) = log r + k_i + e_j,    log r ~ N(0, tau^2),    k_i ~ N(0, kappa^2),    e_j ~ N(0, sigma^2),
 
-and both explanations have a closed likelihood. Requests for one completion say what r is, choices of different lengths
-say which S fits, and where all choices have one length an r far below one does.
+and both explanations have a closed likelihood. k_i belongs to the kind of the request: answers to one instruction may
+be few words and those to another long sums, of which a tokenizer makes other numbers of tokens, and a run that asks
+one more often than the other must not take that for a miscount. Requests for different numbers of completions say
+what r is, choices of different lengths say which S fits, and where all choices have one length an r far below one
+does.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +27,9 @@ __all__ = ["UsageCheck", "pieces"]
 
 _SIGMA = 0.3  # spread of log(tokens / pieces) between texts of one LM
 _TAU = 0.5  # spread of log(tokens / pieces) between tokenizers
-_SURE = 5.0  # log odds that settle it, one way or the other
+_KIND = 0.4  # spread of log(tokens / pieces) between kinds of requests of one LM
+_KINDS = 512  # kinds told apart
+_SURE = 4.0  # log odds that settle it, one way or the other
 _PIECE = re.compile(
     r"[^\W\d_\u0370-\U0010ffff]{1,8}"  # Latin letters, long words in parts
     r"|\d{1,2}"
@@ -41,30 +47,40 @@ def pieces(text: str | None) -> int:
 
 
 class _Explanation:
-    """Residuals x_j = log(R_j / S_j) under one explanation, as sums."""
+    """Residuals x_j = log(R_j / S_j) under one explanation, as sums for each kind of request."""
 
-    __slots__ = ("count", "squares", "total")
+    __slots__ = ("kinds",)
 
     def __init__(self) -> None:
-        self.count, self.total, self.squares = 0, 0.0, 0.0
+        self.kinds: dict[int, tuple[int, float, float]] = {}  # how many, their sum, their squares
 
-    def add(self, x: float) -> None:
-        self.count += 1
-        self.total += x
-        self.squares += x * x
+    def add(self, kind: int, x: float) -> None:
+        count, total, squares = self.kinds.get(kind, (0, 0.0, 0.0))
+        self.kinds[kind] = count + 1, total + x, squares + x * x
+
+    def _means(self) -> tuple[float, float, float]:
+        """Sums over kinds of 1 / v, m / v and m^2 / v, with m the mean of a kind and v its variance given r."""
+        weight, first, second = 0.0, 0.0, 0.0
+        for count, total, _ in self.kinds.values():
+            precision = 1.0 / (_KIND**2 + _SIGMA**2 / count)
+            mean = total / count
+            weight += precision
+            first += precision * mean
+            second += precision * mean * mean
+        return weight, first, second
 
     @property
     def likelihood(self) -> float:
         """Log marginal likelihood, up to what both explanations share."""
-        noise, prior = _SIGMA**2, _TAU**2
-        shared = prior * self.total**2 / (noise + self.count * prior)
-        return -0.5 * (self.squares - shared) / noise
+        weight, first, second = self._means()
+        within = sum(squares - total**2 / count for count, total, squares in self.kinds.values())
+        return -0.5 * (second - first**2 / (weight + _TAU**-2) + within / _SIGMA**2)
 
     @property
     def ratio(self) -> float:
         """Tokens per piece, as expected by now."""
-        noise, prior = _SIGMA**2, _TAU**2
-        return math.exp(prior * self.total / (noise + self.count * prior))
+        weight, first, _ = self._means()
+        return math.exp(first / (weight + _TAU**-2))
 
 
 class UsageCheck:
@@ -110,7 +126,8 @@ class UsageCheck:
         known = self.counts_first_only
         # The verdict stays: late in a run one prompt is drawn at one n, which any explanation fits.
         if sizes[0] and not known:
-            self._learn(completion_tokens, sizes)
+            kind = zlib.crc32(str(messages[0].get("content")).encode()) % _KINDS if messages else 0
+            self._learn(kind, completion_tokens, sizes)
         # Once it is known, the server's own count of one choice is better than a foreign tokenizer's of all.
         if len(texts) == 1 or not self.counts_first_only or (usage.recounted and not known):
             return usage
@@ -120,9 +137,9 @@ class UsageCheck:
             counted = min(counted, limit * len(texts))
         return Usage(prompt_tokens=usage.prompt_tokens, completion_tokens=counted, recounted=True)
 
-    def _learn(self, reported: int, sizes: Sequence[int]) -> None:
-        self._all.add(math.log(reported / sum(sizes)))
-        self._first.add(math.log(reported / sizes[0]))
+    def _learn(self, kind: int, reported: int, sizes: Sequence[int]) -> None:
+        self._all.add(kind, math.log(reported / sum(sizes)))
+        self._first.add(kind, math.log(reported / sizes[0]))
         self._odds = self._first.likelihood - self._all.likelihood
         # Once it is clear that all are counted, nothing needs to be measured any more.
         self._trusted = self._odds <= -2 * _SURE

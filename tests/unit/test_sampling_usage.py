@@ -125,3 +125,22 @@ def test_pieces_are_about_tokens() -> None:
     assert pieces("[[ ## answer ## ]]") == 6
     assert pieces("1234") == 3
     assert pieces("狐狸跳") == 4
+
+
+def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_no_miscount() -> None:
+    """A tokenizer with one token for all boilerplate makes few tokens of short answers and many of long sums."""
+    short, long = "[[ ## answer ## ]]\n123\n\n[[ ## completed ## ]]", "carry one, then two, and so on " * 3
+    check = UsageCheck()
+    for _ in range(40):
+        for text, tokens, n in ((long, 60, 2), (short, 6, 8)):
+            usage = check.check(
+                model="openai/strange",
+                messages=[{"role": "system", "content": f"{n} words"}, {"role": "user", "content": "1 + 1"}],
+                texts=[text] * n,
+                truncated=0,
+                limit=None,
+                prompt_tokens=30,
+                completion_tokens=tokens * n,
+            )
+            assert usage.completion_tokens == tokens * n and not usage.recounted
+    assert not check.counts_first_only

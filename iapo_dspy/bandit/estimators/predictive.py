@@ -8,8 +8,8 @@ the expectation over its posterior gives the reward:
   score above the middle between v_(j-1) and v_j. It is exact where the v are all values that scores take; where these
   are many, the v are quantiles and the sum is the midpoint rule for the integral of P(max > t).
 - Majority vote: P(the best answer wins) from theta and from how the other answers share the rest, which is measured
-  by how often two wrong completions of a query agree. Wrong answers then have shares r, r (1 - r), r (1 - r)^2, ..
-  with r = 2 h / (1 + h), which makes two of them agree with probability h.
+  by how often two wrong completions of a query, and of a prompt, agree. Wrong answers then have shares r, r (1 - r),
+  r (1 - r)^2, .. with r = 2 h / (1 + h), which makes two of them agree with probability h.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ class VotePredictor:
         wins = np.zeros((2, self._model.level.shape[1], cells.n_visited, self._table.shape[2]))
         for j in range(len(_TOP_SHARES)):
             weight = np.where(low == j, 1.0 - high, 0.0) + np.where(low + 1 == j, high, 0.0)
-            where = np.flatnonzero(weight)
+            where = np.flatnonzero(weight.any(axis=0))
             if len(where):
-                wins[:, :, where] += weight[where, None] * expected(traits, 0, cells, self._table[j], where)
+                wins[:, :, where] += weight[:, where, None] * expected(traits, 0, cells, self._table[j], where)
         value = rest[:, None] + (worth - rest)[:, None] * wins
         return Predictions(given_all=value[:1], given_others=value[1:])
 
@@ -106,13 +106,25 @@ class VotePredictor:
 
     @staticmethod
     def _top_share(cells: Cells, votes: Ballots, best: IntArray) -> FloatArray:
-        """Return the share that the strongest wrong answer has of what the best one leaves over [V]."""
-        others = np.arange(votes.seen.shape[1]) != best[:, None]
-        wrong = votes.seen * others
+        """Return the share that the strongest wrong answer has of what the best one leaves over [P, V].
+
+        How often two wrong completions agree is a matter of the query (some mistakes suggest themselves) and of the
+        prompt (some prompts always make the same one). The two factors are measured apart: over all completions of a
+        query, and over completions of one cell, prompt by prompt; each is shrunk to what is typical.
+        """
+        answers = np.arange(votes.seen.shape[1])
+        wrong = votes.seen * (answers != best[:, None])
         number = wrong.sum(axis=1) + cells.by_query(votes.silent)
         agree, pairs = (wrong * (wrong - 1)).sum(axis=1), number * (number - 1)
         typical = (agree.sum() + 1.0) / (pairs.sum() + 2.0)
-        agreement = (agree + _PSEUDO_PAIRS * typical) / (pairs + _PSEUDO_PAIRS)
+        of_query = (agree + _PSEUDO_PAIRS * typical) / (pairs + _PSEUDO_PAIRS)
+        mine = votes.votes * (answers != best[cells.query][:, None])
+        number = mine.sum(axis=1) + votes.silent
+        own_agree = np.bincount(cells.prompt, (mine * (mine - 1)).sum(axis=1), cells.n_prompts)
+        own_pairs = np.bincount(cells.prompt, number * (number - 1), cells.n_prompts)
+        own_typical = (own_agree.sum() + _PSEUDO_PAIRS * typical) / (own_pairs.sum() + _PSEUDO_PAIRS)
+        of_prompt = (own_agree + _PSEUDO_PAIRS * own_typical) / (own_pairs + _PSEUDO_PAIRS)
+        agreement = np.minimum(of_prompt[:, None] * (of_query / typical), 1.0)
         return np.asarray(2.0 * agreement / (1.0 + agreement))
 
 
