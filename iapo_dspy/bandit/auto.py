@@ -20,12 +20,13 @@ the completions of a query vary about as much as the queries do (two-stage sampl
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from iapo_dspy.bandit.elimination import CostScale
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator, Evidence
-from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
 from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
@@ -47,7 +48,15 @@ def auto_least(problem: Problem) -> int:
 
 
 def auto(
-    problem: Problem, *, budget: int, seed: int, rounds: int = ROUNDS, first_pull: int = FIRST_PULL, growth: int = 2
+    problem: Problem,
+    *,
+    budget: int,
+    seed: int,
+    rounds: int = ROUNDS,
+    first_pull: int = FIRST_PULL,
+    growth: int = 2,
+    shared_queries: bool = True,
+    estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator,
 ) -> Algorithm:
     """Find each context's best arm on shared queries; at most `budget` completions are drawn.
 
@@ -58,6 +67,8 @@ def auto(
         rounds: Batches at most, >= 1; a small budget has fewer.
         first_pull: Completions per query in the first two rounds, >= 1.
         growth: Factor by which pulls grow after every second round, >= 1.
+        shared_queries: Whether all prompts answer the same queries, or each its own in an order of its own.
+        estimator: How arms are estimated and compared.
 
     Returns:
         The run. It ends before the budget does where no further draw is expected to change a choice.
@@ -73,31 +84,37 @@ def auto(
             raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
     if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
         budget, rounds = min(budget, problem.n_queries), 1
-    return _run(Standing(problem), _Plan(problem, budget, seed, rounds, first_pull, growth), budget)
+    plan = _Plan(problem, budget, seed, rounds, first_pull, growth, shared_queries)
+    return _run(Standing(problem, estimator=estimator), plan, budget)
 
 
 class _Plan:
     """Who is drawn next, how often and on which queries."""
 
-    def __init__(self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int) -> None:
+    def __init__(
+        self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int, shared: bool
+    ) -> None:
         self.pull = max(1, min(first_pull, problem.max_n, budget // (problem.n_prompts * _FIRST_QUERIES)))
         self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
         self.least_pull = 1
         self._largest = problem.max_n
         self._growth = growth
-        self._order = np.random.default_rng([seed, 0]).permutation(problem.n_queries)
+        orders = 1 if shared else problem.n_prompts
+        order = [np.random.default_rng([seed, i]).permutation(problem.n_queries) for i in range(orders)]
+        self._order = np.broadcast_to(order, (problem.n_prompts, problem.n_queries))
         self._next = np.zeros(problem.n_prompts, dtype=np.int64)
 
     def pulls(self, alive: IntArray, completions: int) -> Pulls:
         """Give every living prompt as many completions, on the queries that are next in its order."""
-        x, each = len(self._order), completions // len(alive)
+        x, each = self._order.shape[1], completions // len(alive)
         size = max(1, min(max(self.pull, min(self.least_pull, self._largest)), each))
         while each // size > x and size < self._largest:
             size = min(2 * size, self._largest)  # each query once before any query twice, in larger pulls
         times = each // size
         position = self._next[alive][:, None] + np.arange(times)
         self._next[alive] += times
-        return Pulls(np.repeat(alive, times), self._order[position % x].reshape(-1), np.full(len(alive) * times, size))
+        query = np.take_along_axis(self._order[alive], position % x, axis=1)
+        return Pulls(np.repeat(alive, times), query.reshape(-1), np.full(len(alive) * times, size))
 
     def grow(self) -> None:
         """Make the next round's pulls larger."""
@@ -144,19 +161,22 @@ class Standing:
 
     Args:
         problem: The problem.
+        estimator: Makes an empty estimator.
 
     Raises:
         ConfigurationError: There are no predictions for the problem's aggregator.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(
+        self, problem: Problem, *, estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
+    ) -> None:
         self.problem = problem
-        self._estimator = CorrectedEstimator(problem)
+        self._estimator = estimator(problem)
         self._scale = CostScale(problem)
         self._answered = np.zeros(problem.n_prompts, dtype=bool)
         self._rounds: list[Round] = []
         self._observations: list[Observations] = []
-        self._evidence: Evidence | None = None
+        self._evidence: ArmEvidence | None = None
 
     @property
     def spent(self) -> int:
@@ -238,7 +258,7 @@ class Standing:
             nothing = np.full(shape, np.nan)
             estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(shape[1:], dtype=np.int64))
         else:
-            estimates = self._estimator.of(self._evidence)
+            estimates = self._evidence.estimates()
         return Outcome(
             policy=self.policy(),
             q=self._q(),
@@ -248,7 +268,7 @@ class Standing:
             observations=tuple(self._observations),
             cost_scale=self._scale.value,
             complete=complete,
-            detail=self._evidence,
+            detail=self._evidence if isinstance(self._evidence, Evidence) else None,
         )
 
     def _q(self) -> FloatArray:
@@ -263,7 +283,7 @@ class Standing:
         return np.asarray(q)
 
 
-def choose(q: FloatArray, evidence: Evidence) -> Policy:
+def choose(q: FloatArray, evidence: ArmEvidence) -> Policy:
     """Return the best arm of each context; arms that are as good up to a near-tie give way to the cheapest of them.
 
     An arm is nearly tied where its estimate falls short by less than a fiftieth of the standard error of the

@@ -1,6 +1,6 @@
-"""Synthetic environments with known laws: Bernoulli for majority vote, categorical for Best-of-N (Table 1).
+"""Synthetic environments with known laws: two of Table 1's kinds, and one in which nothing is shared.
 
-Both hold a few **deceptive** prompts: best when one completion is drawn, and caught where completions are aggregated.
+All hold a few **deceptive** prompts: best when one completion is drawn, and caught where completions are aggregated.
 A method that chooses the prompt at N = 1 and tunes N afterwards ends with one of them.
 
 **Bernoulli** (two answers, right or wrong). Query x has a difficulty d_x ~ N(0, 1) that all prompts share. With
@@ -24,6 +24,16 @@ proportional to exp(-(v - m_pk - d_xk)^2 / (2 s_p^2)), d_xk ~ N(0, 0.5^2), the o
 - *plain* prompts (23 of 32): m around 1.0, s_p = 0.8.
 
 A completion costs .020 to .040; 27 contexts: weights (w, 1 - w) for w = .1, .2, .., .9 and cost weights 0, 0.2, 1.
+
+**Unstructured** (two answers, right or wrong). What a prompt does on one query says nothing about another prompt on
+that query, or about itself on other queries beyond its law: all cells are independent draws from the prompt's own
+U-shaped Beta(s mu, s (1 - mu)), both parameters below 1. Shared queries and models of queries have nothing to find.
+
+- *good* prompts (6 of 32): mean mu .58 to .66, s = 1.4: mild enough that a vote gains;
+- *deceptive* prompts (3 of 32): mean .66 to .69, s = 0.15: nearly every cell is 0 or 1, and a vote changes nothing;
+- *plain* prompts (23 of 32): mean .30 to .55, s between 0.3 and 1.4.
+
+Costs are those of Bernoulli.
 """
 
 from __future__ import annotations
@@ -34,7 +44,7 @@ from iapo_dspy.environments.recorded import BestOfRecording, VotingRecording
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["COST_WEIGHTS", "MAX_N", "synthetic_bernoulli", "synthetic_categorical"]
+__all__ = ["COST_WEIGHTS", "MAX_N", "synthetic_bernoulli", "synthetic_categorical", "synthetic_unstructured"]
 
 COST_WEIGHTS = (0.0, 0.2, 1.0)
 MAX_N = 32
@@ -46,7 +56,7 @@ def synthetic_bernoulli(*seed: int, n_prompts: int = 32, n_queries: int = 520) -
 
     Args:
         seed: Seeds of the environment.
-        n_prompts: P >= 3.
+        n_prompts: P >= 2.
         n_queries: X >= 1.
 
     Returns:
@@ -74,7 +84,7 @@ def synthetic_categorical(*seed: int, n_prompts: int = 32, n_queries: int = 512)
 
     Args:
         seed: Seeds of the environment.
-        n_prompts: P >= 3.
+        n_prompts: P >= 2.
         n_queries: X >= 1.
 
     Returns:
@@ -102,10 +112,37 @@ def synthetic_categorical(*seed: int, n_prompts: int = 32, n_queries: int = 512)
     )
 
 
+def synthetic_unstructured(*seed: int, n_prompts: int = 32, n_queries: int = 520) -> VotingRecording:
+    """Draw an environment without shared structure (majority vote).
+
+    Args:
+        seed: Seeds of the environment.
+        n_prompts: P >= 2.
+        n_queries: X >= 1.
+
+    Returns:
+        A recording with two answer classes, 0 (right) and 1 (wrong).
+    """
+    rng = np.random.default_rng(seed)
+    good, deceptive, plain = _kinds(rng, n_prompts)
+    mean, total = np.empty(n_prompts), np.empty(n_prompts)
+    mean[good], total[good] = rng.uniform(0.58, 0.66, len(good)), 1.4
+    mean[deceptive], total[deceptive] = rng.uniform(0.66, 0.69, len(deceptive)), 0.15
+    mean[plain], total[plain] = rng.uniform(0.30, 0.55, len(plain)), rng.uniform(0.3, 1.4, len(plain))
+    right, wrong = (mean * total)[:, None], ((1.0 - mean) * total)[:, None]
+    theta = rng.beta(right, wrong, size=(n_prompts, n_queries))
+    return VotingRecording(
+        probs=np.stack([theta, 1.0 - theta], axis=2),
+        answers=np.zeros(n_queries, dtype=np.int64),
+        cost=rng.uniform(0.005, 0.010, n_prompts),
+        cost_weights=np.array(COST_WEIGHTS),
+    )
+
+
 def _kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray, IntArray]:
     """Deal out which prompts scale, which are deceptive and which are plain, in random order."""
-    if n_prompts < 3:
-        raise ConfigurationError(f"A synthetic environment needs at least 3 prompts, got {n_prompts}.")
+    if n_prompts < 2:
+        raise ConfigurationError(f"A synthetic environment needs at least 2 prompts, got {n_prompts}.")
     order = rng.permutation(n_prompts)
     good, deceptive = max(1, round(_GOOD * n_prompts)), max(1, round(_DECEPTIVE * n_prompts))
     return order[:good], order[good : good + deceptive], order[good + deceptive :]

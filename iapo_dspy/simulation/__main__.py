@@ -17,7 +17,7 @@ from iapo_dspy.report.simulation_tables import acr_table, details_table, signifi
 from iapo_dspy.simulation.entrants import NAMES, entrants
 from iapo_dspy.simulation.results import summarize, write_json
 from iapo_dspy.simulation.runner import need, simulate
-from iapo_dspy.simulation.sources import source
+from iapo_dspy.simulation.sources import SYNTHETIC, source
 
 __all__ = ["main"]
 
@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         _check_outputs(asked)
-        where = source(asked.environment, ties=asked.ties, max_n=asked.max_n)
+        where = source(
+            asked.environment, ties=asked.ties, max_n=asked.max_n, prompts=asked.prompts, queries=asked.queries
+        )
         who = entrants(_split(asked.algorithms), asked.rule)
         with tqdm(total=asked.runs, unit="run", disable=asked.quiet) as bar:
             runs = simulate(
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "ties": asked.ties,
             "rule": asked.rule,
             "max_n": asked.max_n,
+            "prompts": asked.prompts,
+            "queries": asked.queries,
         }
         summary = summarize(where.name, runs, settings)
     except (ConfigurationError, ImportError, ValueError) as error:
@@ -96,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--environment",
         required=True,
-        help="synthetic-bernoulli, synthetic-categorical, or a recording (.npz, .parquet, or a published .pkl)",
+        help=f"{', '.join(SYNTHETIC)}, or a recording (.npz, .parquet, or a published .pkl)",
+    )
+    parser.add_argument("--prompts", type=int, help="how many prompts a synthetic environment has, 2 or more")
+    parser.add_argument(
+        "--queries",
+        type=int,
+        help="how many queries of a synthetic environment are trained on; 100 more, or a quarter as many, are held out",
     )
     parser.add_argument("--algorithms", default="psst,psst+k4,uniform,triple,triple-random", help=", ".join(NAMES))
     parser.add_argument("--budgets", default="1000,5000,20000", help="completions, separated by commas")

@@ -12,6 +12,7 @@ import numpy as np
 from iapo_dspy.bandit.auto import auto
 from iapo_dspy.bandit.disjoint import disjoint
 from iapo_dspy.bandit.epsilon_greedy import epsilon_greedy
+from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.problem import Algorithm
 from iapo_dspy.bandit.psst import psst
 from iapo_dspy.bandit.random_policy import random_policy
@@ -59,6 +60,7 @@ _BOUNDED: dict[str, Callable[..., Any]] = {
     "psst+k1": partial(psst, screening=Screening(k=1)),
     "psst+k4": partial(psst, screening=Screening(k=4)),
     "psst+k8": partial(psst, screening=Screening(k=8)),
+    "psst-subsets": partial(psst, estimator=SubsetEstimator),
     "uniform": uniform,
     "epsilon-greedy": epsilon_greedy,
     "softmax": softmax,

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from iapo_dspy.bandit.aggregators import Ties
 from iapo_dspy.environments.files import load
 from iapo_dspy.environments.pickles import read_published
 from iapo_dspy.environments.recorded import ExactValues, Recording
-from iapo_dspy.environments.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
+from iapo_dspy.environments.synthetic import (
+    MAX_N,
+    synthetic_bernoulli,
+    synthetic_categorical,
+    synthetic_unstructured,
+)
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import FloatArray
+from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Instance", "RecordedSource", "Source", "SyntheticSource", "source"]
+__all__ = ["SYNTHETIC", "Instance", "RecordedSource", "Source", "SyntheticSource", "source"]
 
+_LEAST_HELD_OUT = 100  # so that the score of a policy is not noise where there are few training queries
 _SPLIT, _MAKE = 0, 2  # what a seed is for; 1 is the environment's, see the runner
 
 
@@ -75,7 +84,7 @@ class RecordedSource:
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
         train, test = self.recording.split(seed, run, _SPLIT)
-        return Instance(train=self.recording.subset(train), q_train=self.values.q(train), q_test=self.values.q(test))
+        return _instance(self.recording, self.values, train, test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,49 +96,86 @@ class SyntheticSource:
         make: Draws an environment from seeds.
         ties: How ties are credited.
         max_n: The largest scale.
+        train: Queries to train on, the others are held out; `None`: 80 % of them.
     """
 
     name: str
     make: Callable[[int, int, int], Recording]
     ties: Ties
     max_n: int
+    train: int | None = None
 
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
         recording = self.make(seed, run, _MAKE)
-        values = recording.exact(self.max_n, self.ties)
-        return RecordedSource(
-            name=self.name, recording=recording, values=values, ties=self.ties, max_n=self.max_n
-        ).instance(seed, run)
+        if self.train is None:
+            train, test = recording.split(seed, run, _SPLIT)
+        else:
+            order = np.random.default_rng([seed, run, _SPLIT]).permutation(recording.n_queries)
+            train, test = order[: self.train], order[self.train :]
+        return _instance(recording, recording.exact(self.max_n, self.ties), train, test)
 
 
-_SYNTHETIC: dict[str, Callable[[int, int, int], Recording]] = {
+def _instance(recording: Recording, values: ExactValues, train: IntArray, test: IntArray) -> Instance:
+    return Instance(train=recording.subset(train), q_train=values.q(train), q_test=values.q(test))
+
+
+_SYNTHETIC: dict[str, Callable[..., Recording]] = {
     "synthetic-bernoulli": synthetic_bernoulli,
     "synthetic-categorical": synthetic_categorical,
+    "synthetic-unstructured": synthetic_unstructured,
 }
+SYNTHETIC = tuple(_SYNTHETIC)
 
 
-def source(environment: str, *, ties: Ties = "paper", max_n: int = MAX_N) -> Source:
+def source(
+    environment: str,
+    *,
+    ties: Ties = "paper",
+    max_n: int = MAX_N,
+    prompts: int | None = None,
+    queries: int | None = None,
+) -> Source:
     """Return the source that a command line names.
 
     Args:
-        environment: "synthetic-bernoulli", "synthetic-categorical", a recording (`.npz`, `.parquet`), or an environment
-            that the authors published (`.pkl`, `.pickle`; read without running any of its code).
+        environment: One of `SYNTHETIC`, a recording (`.npz`, `.parquet`), or an environment that the authors published
+            (`.pkl`, `.pickle`; read without running any of its code).
         ties: How ties are credited.
         max_n: The largest scale.
+        prompts: P of a synthetic environment, >= 2; `None`: its own.
+        queries: Training queries of a synthetic environment, >= 1, with 100 more or a quarter as many, whichever is
+            more, held out; `None`: its own number, split 80 to 20.
 
     Raises:
-        ConfigurationError: The file cannot be read, or `max_n` is below 1.
+        ConfigurationError: The file cannot be read, a number is too small, or `prompts` or `queries` is given for a
+            recording, which has its own.
     """
     if max_n < 1:
         raise ConfigurationError(f"max_n is {max_n}; give a whole number >= 1.")
     if environment in _SYNTHETIC:
-        return SyntheticSource(name=environment, make=_SYNTHETIC[environment], ties=ties, max_n=max_n)
+        return _synthetic(environment, ties, max_n, prompts, queries)
     path = Path(environment)
     if not path.exists():
         raise ConfigurationError(
             f"There is no environment {environment!r}: give one of {sorted(_SYNTHETIC)}, or the path of a recording."
         )
+    if prompts is not None or queries is not None:
+        raise ConfigurationError(
+            f"The recording {path.name} has its own prompts and queries; leave prompts={prompts} and queries={queries} "
+            "out, or give a synthetic environment."
+        )
     recording = read_published(path) if path.suffix in {".pkl", ".pickle"} else load(path)
     values = recording.exact(max_n, ties)
     return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n)
+
+
+def _synthetic(name: str, ties: Ties, max_n: int, prompts: int | None, queries: int | None) -> SyntheticSource:
+    if prompts is not None and prompts < 2:
+        raise ConfigurationError(f"prompts is {prompts}; give a whole number >= 2.")
+    if queries is not None and queries < 1:
+        raise ConfigurationError(f"queries is {queries}; give a whole number >= 1.")
+    size = {} if prompts is None else {"n_prompts": prompts}
+    if queries is not None:
+        size["n_queries"] = queries + max(queries // 4, _LEAST_HELD_OUT)
+    return SyntheticSource(name=name, make=partial(_SYNTHETIC[name], **size), ties=ties, max_n=max_n, train=queries)

@@ -15,7 +15,7 @@ from iapo_dspy.simulation.__main__ import main
 from iapo_dspy.simulation.entrants import NAMES, entrants
 from iapo_dspy.simulation.results import summarize
 from iapo_dspy.simulation.runner import simulate
-from iapo_dspy.simulation.sources import RecordedSource, SyntheticSource, source
+from iapo_dspy.simulation.sources import SYNTHETIC, RecordedSource, SyntheticSource, source
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,24 @@ def test_held_out_queries_are_held_out():
         np.testing.assert_allclose(instance.train.exact(2).q(), instance.q_train)
 
 
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_environments_of_any_size(name):
+    instance = source(name, max_n=4, prompts=2, queries=10).instance(0, 0)
+    again = source(name, max_n=4, prompts=2, queries=10).instance(0, 0)
+    assert (instance.train.n_prompts, instance.train.n_queries) == (2, 10)
+    np.testing.assert_array_equal(instance.q_test, again.q_test)
+    np.testing.assert_allclose(instance.train.exact(4).q(), instance.q_train)
+    made = source(name, max_n=4, prompts=2, queries=10).make(0, 0, 2)  # 100 queries are held out
+    np.testing.assert_allclose(10 / 110 * instance.q_train + 100 / 110 * instance.q_test, made.exact(4).q())
+    assert source(name, max_n=4, prompts=2, queries=800).instance(0, 0).train.n_queries == 800
+
+
+def test_recordings_have_their_own_size(recording):
+    for size in ({"prompts": 2}, {"queries": 10}):
+        with pytest.raises(ConfigurationError, match=r"small\.npz has its own"):
+            source(str(recording), **size)
+
+
 def test_missing_packages_are_named_before_the_run(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--environment", "synthetic-bernoulli", "--plot", "out.png"]) == 2
@@ -125,6 +143,8 @@ def test_progress_is_reported(recording):
         ["--environment", "synthetic-bernoulli", "--runs", "0"],
         ["--environment", "synthetic-bernoulli", "--max-n", "0"],
         ["--environment", "synthetic-bernoulli", "--jobs", "0"],
+        ["--environment", "synthetic-bernoulli", "--prompts", "1"],
+        ["--environment", "synthetic-unstructured", "--queries", "0"],
         ["--environment", "synthetic-bernoulli", "--json", "no/such/folder/out.json"],
         ["--environment", "synthetic-bernoulli", "--plot", "no/such/folder/out.png"],
     ],

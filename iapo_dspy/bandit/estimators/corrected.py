@@ -105,6 +105,16 @@ class Evidence:
         variance += bias[prompts, scales - 1] + bias[prompt, scale - 1] - 2.0 * shared
         return np.asarray(self.factor[context] * np.sqrt(np.maximum(variance, 0.0)))
 
+    def estimates(self) -> Estimates:
+        """Summarise the evidence; prompts that were never drawn have no estimate."""
+        drawn = self.queries[:, :1] > 0
+        return Estimates(
+            reward=np.where(drawn, self.reward(), np.nan),
+            cost=self.cost,
+            count=self.queries,
+            standard_error=np.where(drawn, self.standard_error(), np.nan),
+        )
+
 
 class CorrectedEstimator:
     """Predictive estimates with an unbiased correction and a variance for each.
@@ -137,17 +147,7 @@ class CorrectedEstimator:
 
     def estimates(self) -> Estimates:
         """Implement `Estimator.estimates`; `count` is the number of queries with evidence of the scale."""
-        return self.of(self.evidence())
-
-    def of(self, evidence: Evidence) -> Estimates:
-        """Summarise the evidence; prompts that were never drawn have no estimate."""
-        drawn = evidence.queries[:, :1] > 0
-        return Estimates(
-            reward=np.where(drawn, evidence.reward(), np.nan),
-            cost=evidence.cost,
-            count=evidence.queries,
-            standard_error=np.where(drawn, evidence.standard_error(), np.nan),
-        )
+        return self.evidence().estimates()
 
     def evidence(self) -> Evidence:
         """Return what is known by now; the model is fitted to everything that was observed.

@@ -9,7 +9,7 @@ import numpy as np
 
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
 
-__all__ = ["Estimates", "Estimator"]
+__all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +51,46 @@ class Estimator(Protocol):
 
     def estimates(self) -> Estimates:
         """Return what is known by now."""
+
+
+@runtime_checkable
+class ArmEvidence(Protocol):
+    """What is known of every arm, such that arms can be compared on the queries that they share."""
+
+    @property
+    def cost(self) -> FloatArray:
+        """Raw cost of a call of each arm [P, N]; NaN where there is no evidence."""
+
+    def reward(self) -> FloatArray:
+        """Return the estimated task reward [C, P, N]; NaN where there is no evidence."""
+
+    def standard_error(self) -> FloatArray:
+        """Return the standard error of each arm's reward [C, P, N], finite."""
+
+    def against(
+        self, context: int, prompts: IntArray, scales: IntArray, prompt: int, scale: int, *, model: bool = False
+    ) -> FloatArray:
+        """Return the standard error of the difference in reward of some arms from one [M], finite.
+
+        Args:
+            context: Which context.
+            prompts: Prompts of the arms [M].
+            scales: Their scales, 1-based [M].
+            prompt: The arm they are compared with.
+            scale: Its scale.
+            model: Whether to leave out errors that do not help to rank prompts for further draws.
+        """
+
+    def estimates(self) -> Estimates:
+        """Summarise the evidence."""
+
+
+@runtime_checkable
+class ComparingEstimator(Protocol):
+    """Turns observations into evidence."""
+
+    def update(self, observations: Observations) -> None:
+        """Take in one more batch."""
+
+    def evidence(self) -> ArmEvidence:
+        """Return what is known by now; asked for only after the first update."""

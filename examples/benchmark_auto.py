@@ -1,0 +1,264 @@
+"""Measure the default algorithm, `auto`, against PSST; needs the extra `simulation`.
+
+    python examples/benchmark_auto.py synthetic-bernoulli synthetic-unstructured --runs 200 --jobs 2
+    python examples/benchmark_auto.py MATH_FILE --budgets 1000,2000,5000,20000 --reach 500,1000,2000,5000
+    python examples/benchmark_auto.py MATH_FILE --ablation --runs 20
+    python examples/benchmark_auto.py --overhead
+
+An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and no
+algorithm spends more than its budget. Printed for each environment:
+
+- for every budget, the mean ACR on held-out queries (exact), the excess regret over the policy that is best on the
+  training queries, what was spent, and Wilcoxon's paired two-sided p of auto against psst and psst+k8;
+- how many calls auto needs to reach what psst reaches with 20,000: the smallest budget asked for at which its mean ACR
+  is not below.
+
+`--ablation` compares estimators (blocks, subsets, predictions alone, corrected predictions), shared or independent
+queries and the size of the first pulls. `--overhead` times all estimation and allocation of a run on one core: set
+OMP_NUM_THREADS=1. `--json` keeps the numbers of every run, and `--read` prints the tables of such files again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from iapo_dspy.bandit.auto import auto
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.environments.port import Environment
+from iapo_dspy.environments.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
+from iapo_dspy.environments.wrappers import Noise
+from iapo_dspy.simulation.entrants import Entrant, entrants
+from iapo_dspy.simulation.results import wilcoxon
+from iapo_dspy.simulation.runner import Run, Trial, simulate
+from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
+from iapo_dspy.simulation.variants import VARIANTS, variant
+
+AIM = ("psst", 20_000)  # whose ACR is to be reached
+RIVALS = ("psst", "psst+k8")
+FIRST_PULLS = (1, 2, 4, 8)
+ABLATION_BUDGETS = (2_000, 20_000)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The runs on one environment."""
+
+    name: str
+    runs: Sequence[Run]
+
+    def values(self, algorithm: str, budget: int, field: str = "acr") -> np.ndarray | None:
+        """One number per run; `None` where the algorithm refused the budget or was not run."""
+        trials = [r.trials.get((algorithm, budget)) for r in self.runs]
+        return None if any(t is None for t in trials) else np.array([getattr(t, field) for t in trials], dtype=float)
+
+    @property
+    def best(self) -> float:
+        """Mean ACR of the policy that is best on the training queries."""
+        return float(np.mean([r.train_best for r in self.runs]))
+
+    def budgets(self, algorithm: str) -> list[int]:
+        """Budgets at which the algorithm ran."""
+        return sorted(b for name, b in self.runs[0].trials if name == algorithm)
+
+
+def run(where: Source, plan: dict[str, tuple[Sequence[Entrant], Sequence[int]]], asked: argparse.Namespace) -> Found:
+    """Run each group of algorithms at its budgets, all on the same splits."""
+    merged: list[Run] = []
+    with tqdm(total=asked.runs * len(plan), unit="run", desc=where.name) as bar:
+        for who, budgets in plan.values():
+            made = simulate(
+                where, who, budgets, runs=asked.runs, seed=asked.seed, jobs=asked.jobs, progress=lambda _: bar.update()
+            )
+            if merged:
+                for before, new in zip(merged, made, strict=True):
+                    before.trials.update(new.trials)
+            else:
+                merged = made
+    return Found(where.name, merged)
+
+
+def comparison(found: Found) -> None:
+    """Print what each algorithm reaches at each budget."""
+    best, n = found.best, len(found.runs)
+    oracle = np.mean([r.oracle for r in found.runs])
+    print(f"\n{found.name}: {n} runs; best policy of the training queries {best:.4f}, best of all {oracle:.4f}")
+    print("|      T | algorithm |   ACR  | SEM   | excess regret | spent | most  | auto minus it |    p    |")
+    print("| ---    | ---       | ---    | ---   | ---           | ---   | ---   | ---           | ---     |")
+    for budget in sorted({b for name in (*RIVALS, "auto") for b in found.budgets(name)}):
+        ours = found.values("auto", budget)
+        for name in (*RIVALS, "auto"):
+            acr, spent = found.values(name, budget), found.values(name, budget, "spent")
+            if acr is None or spent is None:
+                continue
+            row = f"| {budget:6,} | {name:9} | {acr.mean():.4f} | {acr.std(ddof=1) / n**0.5:.4f} "
+            row += f"| {best - acr.mean():13.4f} | {spent.mean():5.0f} | {spent.max():5.0f} "
+            row += "| " + ("              |         |" if name == "auto" or ours is None else _paired(ours - acr))
+            print(row)
+    single = found.values(*AIM), found.values("auto", AIM[1])
+    if single[0] is not None and single[1] is not None:
+        ratio = (best - single[1].mean()) / (best - single[0].mean())
+        print(f"excess regret of auto at {AIM[1]:,}: {ratio:.2f} of {AIM[0]}'s")
+
+
+def reach(found: Sequence[Found]) -> None:
+    """Print how many calls auto needs for what psst reaches with 20,000."""
+    print(f"\ncalls to reach {AIM[0]} at {AIM[1]:,}")
+    print("| environment | runs | ACR of psst | auto needs | ACR of auto | fewer calls | auto minus psst |    p    |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for f in found:
+        aim = f.values(*AIM)
+        if aim is None:
+            continue
+        for budget in f.budgets("auto"):
+            ours = f.values("auto", budget)
+            if ours is not None and ours.mean() >= aim.mean():
+                times = f"{AIM[1] / budget:.0f} x | {_paired(ours - aim)}"
+                print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | {budget:,} | {ours.mean():.4f} | {times}")
+                break
+        else:
+            print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | more than {max(f.budgets('auto')):,} | | | | |")
+
+
+def ablation(found: Found, budgets: Sequence[int]) -> None:
+    """Print the excess regret of every variant."""
+    default = {b: found.values("corrected/shared/2", b) for b in budgets}
+    print(
+        f"\n{found.name}, ablation: {len(found.runs)} runs; excess regret over the best training policy, and p of the"
+    )
+    print("difference from the default (corrected, shared, 2)")
+    print("| estimator | queries | first pull | " + " | ".join(f"T = {b:,} | p" for b in budgets) + " |")
+    print("| --- " * (3 + 2 * len(budgets)) + "|")
+    for estimator in VARIANTS:
+        for queries in ("shared", "independent"):
+            for pull in FIRST_PULLS:
+                row = f"| {estimator} | {queries} | {pull} |"
+                for b in budgets:
+                    acr, reference = found.values(f"{estimator}/{queries}/{pull}", b), default[b]
+                    if acr is None or reference is None:
+                        row += " | |"
+                    else:
+                        row += f" {found.best - acr.mean():.4f} | {wilcoxon(acr - reference):.2g} |"
+                print(row)
+
+
+def _paired(difference: np.ndarray) -> str:
+    return f"{difference.mean():+13.4f} | {wilcoxon(difference):7.2g} |"
+
+
+def overhead(seed: int) -> None:
+    """Time estimation and allocation alone, as the data grows."""
+    print("\nCPU seconds of estimation and allocation, 32 prompts, n_max 32")
+    print("| environment | contexts | queries | T | seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    for factor in (1, 2, 4):
+        queries, budget = 500 * factor, 5_000 * factor
+        scored = synthetic_categorical(seed, n_queries=queries)
+        voted = synthetic_bernoulli(seed, n_queries=queries)
+        for name, recording, environment in (
+            ("best-of-N, 25 outcomes", scored, scored.environment(seed)),
+            ("best-of-N, continuous scores", scored, Noise(scored.environment(seed), sd=0.1)),
+            ("majority vote", voted, voted.environment(seed)),
+        ):
+            seconds = _time(recording.problem(MAX_N), environment, budget, seed)
+            print(f"| {name} | {len(recording.contexts)} | {queries:,} | {budget:,} | {seconds:.2f} |")
+
+
+def _time(problem: Problem, environment: Environment, budget: int, seed: int) -> float:
+    """Return the CPU seconds that a run spends outside the environment."""
+    algorithm, observations, spent = auto(problem, budget=budget, seed=seed), None, 0.0
+    while True:
+        start = time.process_time()
+        try:
+            pulls = algorithm.send(observations)
+        except StopIteration:
+            return spent + time.process_time() - start
+        spent += time.process_time() - start
+        observations = environment.pull(pulls)
+
+
+def write(found: Sequence[Found], path: str) -> None:
+    """Keep the numbers of every run."""
+    rows = []
+    for f in found:
+        for r in f.runs:
+            trials = [[name, b, asdict(t) if t else None] for (name, b), t in r.trials.items()]
+            rows.append(
+                {"environment": f.name, "run": r.run, "best": r.train_best, "oracle": r.oracle, "trials": trials}
+            )
+    Path(path).write_text(json.dumps(rows) + "\n", encoding="utf-8")
+
+
+def read(paths: Sequence[str]) -> list[Found]:
+    """Read what `write` wrote."""
+    by_name: dict[str, list[Run]] = {}
+    for path in paths:
+        for row in json.loads(Path(path).read_text(encoding="utf-8")):
+            trials = {(name, b): Trial(**t) if t else None for name, b, t in row["trials"]}
+            made = Run(run=row["run"], trials=trials, train_best=row["best"], oracle=row["oracle"])
+            by_name.setdefault(row["environment"], []).append(made)
+    return [Found(name, runs) for name, runs in by_name.items()]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Print the tables that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("environments", nargs="*", help=f"{', '.join(SYNTHETIC)}, or recordings")
+    parser.add_argument("--budgets", type=_numbers, default=[2_000, 5_000, 20_000], help="of all algorithms")
+    parser.add_argument("--reach", type=_numbers, default=[10_000], help="further budgets of auto")
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--prompts", type=int, help="of synthetic environments")
+    parser.add_argument("--queries", type=int, help="training queries of synthetic environments")
+    parser.add_argument("--ablation", action="store_true", help="compare variants of auto instead")
+    parser.add_argument("--pulls", type=_numbers, default=list(FIRST_PULLS), help="first pulls of the ablation")
+    parser.add_argument("--overhead", action="store_true", help="time auto")
+    parser.add_argument("--json", help="write the numbers of every run here")
+    parser.add_argument("--read", nargs="+", default=[], help="print the tables of files that --json wrote")
+    asked = parser.parse_args()
+    if not (asked.environments or asked.read or asked.overhead):
+        parser.error("name an environment, or ask for --overhead or --read")
+
+    found = read(asked.read)
+    for name in asked.environments:
+        where = source(name, prompts=asked.prompts, queries=asked.queries)
+        if asked.ablation:
+            who = [
+                variant(estimator, shared_queries=shared, first_pull=pull)
+                for estimator in VARIANTS
+                for shared in (True, False)
+                for pull in asked.pulls
+            ]
+            found.append(run(where, {"variants": (who, ABLATION_BUDGETS)}, asked))
+        else:
+            psst_budgets = sorted({*asked.budgets, AIM[1]})
+            auto_budgets = sorted({*asked.budgets, *asked.reach})
+            plan = {"rivals": (entrants(RIVALS), psst_budgets), "auto": (entrants(["auto"]), auto_budgets)}
+            found.append(run(where, plan, asked))
+    if asked.json:
+        write(found, asked.json)
+    for f in found:
+        if f.budgets("corrected/shared/2"):
+            ablation(f, f.budgets("corrected/shared/2"))
+        else:
+            comparison(f)
+    if any(f.values(*AIM) is not None for f in found):
+        reach(found)
+    if asked.overhead:
+        overhead(asked.seed)
+
+
+if __name__ == "__main__":
+    main()
