@@ -3,7 +3,7 @@
     python examples/benchmark_auto.py synthetic-bernoulli synthetic-unstructured --runs 200 --jobs 2
     python examples/benchmark_auto.py MATH_FILE --budgets 1000,2000,5000,20000 --reach 500,1000,2000,5000
     python examples/benchmark_auto.py MATH_FILE --ablation --runs 20
-    python examples/benchmark_auto.py --overhead
+    OMP_NUM_THREADS=1 python examples/benchmark_auto.py --overhead
 
 An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and no
 algorithm spends more than its budget. Printed for each environment:

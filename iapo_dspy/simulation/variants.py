@@ -47,6 +47,11 @@ class PairedEvidence:
     row: IntArray
     cost: FloatArray
 
+    @property
+    def n_visited(self) -> int:
+        """Implement `ArmEvidence.n_visited`."""
+        return int(self.values.shape[2])
+
     def reward(self) -> FloatArray:
         """Implement `ArmEvidence.reward`."""
         known = ~np.isnan(self.values)

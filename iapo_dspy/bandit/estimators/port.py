@@ -58,6 +58,10 @@ class ArmEvidence(Protocol):
     """What is known of every arm, such that arms can be compared on the queries that they share."""
 
     @property
+    def n_visited(self) -> int:
+        """Queries that were drawn so far."""
+
+    @property
     def cost(self) -> FloatArray:
         """Raw cost of a call of each arm [P, N]; NaN where there is no evidence."""
 
