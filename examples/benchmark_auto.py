@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy.bandit.auto import auto
+from iapo_dspy.bandit.auto import FIRST_PULL, auto
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.environments.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
@@ -90,18 +90,20 @@ def comparison(found: Found) -> None:
     best, n = found.best, len(found.runs)
     oracle = np.mean([r.oracle for r in found.runs])
     print(f"\n{found.name}: {n} runs; best policy of the training queries {best:.4f}, best of all {oracle:.4f}")
-    print("|      T | algorithm |   ACR  | SEM   | excess regret | spent | most  | auto minus it |    p    |")
-    print("| ---    | ---       | ---    | ---   | ---           | ---   | ---   | ---           | ---     |")
+    print(
+        "| T | ACR of psst, psst+k8, auto | excess regret | auto - psst (p) | auto - psst+k8 (p) | most spent by auto |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for budget in sorted({b for name in (*RIVALS, "auto") for b in found.budgets(name)}):
-        ours = found.values("auto", budget)
-        for name in (*RIVALS, "auto"):
-            acr, spent = found.values(name, budget), found.values(name, budget, "spent")
-            if acr is None or spent is None:
-                continue
-            row = f"| {budget:6,} | {name:9} | {acr.mean():.4f} | {acr.std(ddof=1) / n**0.5:.4f} "
-            row += f"| {best - acr.mean():13.4f} | {spent.mean():5.0f} | {spent.max():5.0f} "
-            row += "| " + ("              |         |" if name == "auto" or ours is None else _paired(ours - acr))
-            print(row)
+        acrs = [found.values(name, budget) for name in (*RIVALS, "auto")]
+        row = f"| {budget:,} | " + ", ".join("-" if a is None else f"{a.mean():.4f}" for a in acrs)
+        row += " | " + ", ".join("-" if a is None else f"{best - a.mean():.4f}" for a in acrs)
+        for rival in acrs[:2]:
+            row += " | " + ("-" if rival is None or acrs[2] is None else _paired(acrs[2] - rival))
+        spent = found.values("auto", budget, "spent")
+        print(row + " | " + ("-" if spent is None else f"{spent.max():,.0f}") + " |")
+    ours = found.values("auto", found.budgets("auto")[-1])
+    print(f"standard error of auto's last ACR: {ours.std(ddof=1) / n**0.5:.4f}")
     single = found.values(*AIM), found.values("auto", AIM[1])
     if single[0] is not None and single[1] is not None:
         ratio = (best - single[1].mean()) / (best - single[0].mean())
@@ -111,8 +113,8 @@ def comparison(found: Found) -> None:
 def reach(found: Sequence[Found]) -> None:
     """Print how many calls auto needs for what psst reaches with 20,000."""
     print(f"\ncalls to reach {AIM[0]} at {AIM[1]:,}")
-    print("| environment | runs | ACR of psst | auto needs | ACR of auto | fewer calls | auto minus psst |    p    |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| environment | runs | ACR of psst | calls of auto | ACR of auto | fewer calls | auto - psst (p) |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for f in found:
         aim = f.values(*AIM)
         if aim is None:
@@ -120,37 +122,38 @@ def reach(found: Sequence[Found]) -> None:
         for budget in f.budgets("auto"):
             ours = f.values("auto", budget)
             if ours is not None and ours.mean() >= aim.mean():
-                times = f"{AIM[1] / budget:.0f} x | {_paired(ours - aim)}"
+                times = f"{AIM[1] / budget:.3g} x | {_paired(ours - aim)} |"
                 print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | {budget:,} | {ours.mean():.4f} | {times}")
                 break
         else:
-            print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | more than {max(f.budgets('auto')):,} | | | | |")
+            print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | more than {max(f.budgets('auto')):,} | | | |")
 
 
 def ablation(found: Found, budgets: Sequence[int]) -> None:
     """Print the excess regret of every variant."""
-    default = {b: found.values("corrected/shared/2", b) for b in budgets}
+    default = {b: found.values(f"corrected/shared/{FIRST_PULL}", b) for b in budgets}
     print(
         f"\n{found.name}, ablation: {len(found.runs)} runs; excess regret over the best training policy, and p of the"
     )
-    print("difference from the default (corrected, shared, 2)")
+    print(f"difference from the default (corrected, shared, {FIRST_PULL})")
+    pulls = sorted({int(name.split("/")[2]) for name, _ in found.runs[0].trials})
     print("| estimator | queries | first pull | " + " | ".join(f"T = {b:,} | p" for b in budgets) + " |")
     print("| --- " * (3 + 2 * len(budgets)) + "|")
     for estimator in VARIANTS:
         for queries in ("shared", "independent"):
-            for pull in FIRST_PULLS:
+            for pull in pulls:
+                if not found.budgets(f"{estimator}/{queries}/{pull}"):
+                    continue
                 row = f"| {estimator} | {queries} | {pull} |"
                 for b in budgets:
                     acr, reference = found.values(f"{estimator}/{queries}/{pull}", b), default[b]
-                    if acr is None or reference is None:
-                        row += " | |"
-                    else:
-                        row += f" {found.best - acr.mean():.4f} | {wilcoxon(acr - reference):.2g} |"
+                    p = "-" if reference is None else f"{wilcoxon(acr - reference):.2g}"
+                    row += f" {found.best - acr.mean():.4f} | {p} |"
                 print(row)
 
 
 def _paired(difference: np.ndarray) -> str:
-    return f"{difference.mean():+13.4f} | {wilcoxon(difference):7.2g} |"
+    return f"{difference.mean():+.4f} ({wilcoxon(difference):.2g})"
 
 
 def overhead(seed: int) -> None:
@@ -250,10 +253,10 @@ def main() -> None:
     if asked.json:
         write(found, asked.json)
     for f in found:
-        if f.budgets("corrected/shared/2"):
-            ablation(f, f.budgets("corrected/shared/2"))
-        else:
+        if f.budgets("auto"):
             comparison(f)
+        else:
+            ablation(f, ABLATION_BUDGETS)
     if any(f.values(*AIM) is not None for f in found):
         reach(found)
     if asked.overhead:
