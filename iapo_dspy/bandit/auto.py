@@ -25,7 +25,8 @@ from collections.abc import Callable
 import numpy as np
 
 from iapo_dspy.bandit.elimination import CostScale
-from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator, Evidence
+from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
+from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
 from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_budget
 from iapo_dspy.errors import ConfigurationError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.corrected import Evidence
+from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Policy, Pulls
-
-if TYPE_CHECKING:
-    from iapo_dspy.bandit.estimators.corrected import Evidence
 
 __all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Problem", "Round", "check_budget"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator
 from iapo_dspy.bandit.auto import auto, auto_least, choose, expected_gain, survivors
-from iapo_dspy.bandit.estimators.corrected import Evidence
+from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.exact import majority_vote_rewards
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.environments.port import drive
