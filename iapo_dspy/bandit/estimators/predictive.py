@@ -29,8 +29,8 @@ from iapo_dspy.types import FloatArray, IntArray
 __all__ = ["Predictions", "Predictor", "predictor"]
 
 _TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
-_FEW_VALUES = 10
-_QUANTILES = np.array([0.0, 0.15, 0.35, 0.55, 0.75, 0.88, 0.95, 0.985, 1.0])
+_FEW_VALUES = 32
+_QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
 _PSEUDO_PAIRS = 4.0
 
 
