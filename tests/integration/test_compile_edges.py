@@ -99,7 +99,7 @@ def test_a_mended_metric_takes_effect_without_new_calls(tmp_path: Path) -> None:
 
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         wrong = optimizer(budget=100, log_dir=tmp_path, metric=never).compile(student(), trainset=questions(10))
-        assert wrong.detailed_results.policy[0].reward == pytest.approx(0.0, abs=1e-3)
+        assert wrong.detailed_results.policy[0].reward == pytest.approx(0.0, abs=0.03)  # predicted, not seen
         (tmp_path / "ledger.jsonl").write_text(
             "".join(x for x in (tmp_path / "ledger.jsonl").read_text().splitlines(True) if '"kind":"spent"' not in x)
         )  # as if the run had died before its end
