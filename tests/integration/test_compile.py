@@ -37,7 +37,7 @@ from iapo_dspy import (
     UnknownPreference,
 )
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, adder, brevity, checked, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
 
 ROOT = Path(__file__).parents[2]
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
@@ -69,16 +69,6 @@ class Around(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return dspy.Prediction(answer=self.ask(question=question.strip()).answer, seen=question)
-
-
-class TwoSteps(dspy.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.plan = dspy.Predict("question -> idea")
-        self.ask = dspy.Predict("question, idea -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.ask(question=question, idea=self.plan(question=question).idea)
 
 
 def two_step_world(body: dict[str, Any], i: int) -> str:

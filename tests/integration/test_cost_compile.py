@@ -12,7 +12,7 @@ import pytest
 from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, MajorityVote, Preference, recording_of
 from iapo_dspy.errors import LedgerMismatch
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, TwoSteps, adder, exact, questions
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 LONG = "Read all of this first: " + "word " * 400  # a prompt of some 400 tokens that is answered in five
@@ -33,16 +33,6 @@ def optimizer(**kwargs: Any) -> IAPO:
 
 def student() -> dspy.Module:
     return dspy.Predict("question -> answer")
-
-
-class TwoSteps(dspy.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.plan = dspy.Predict("question -> idea")
-        self.ask = dspy.Predict("question, idea -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.ask(question=question, idea=self.plan(question=question).idea)
 
 
 def totals(program: CompiledProgram) -> tuple[float, float]:

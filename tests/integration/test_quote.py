@@ -10,7 +10,7 @@ import pytest
 from iapo_dspy import IAPO, BestOfN, Budget, ConfigurationError, Cost, MajorityVote, Objective, Preference
 from iapo_dspy.sampling.params import import_litellm
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, adder, brevity, checked, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("balanced", cost=0.2), Preference("thrifty", cost=1.0)]
 PRICES = Cost(completion_tokens=1, usd_per_million=(0.15, 0.60))
@@ -127,18 +127,6 @@ def test_a_dollar_budget_ends_what_is_expected() -> None:
     assert max(abs(share) for share in off.values()) <= 0.2, off
 
 
-class Around(dspy.Module):
-    """A module of its own: only an earlier run can tell what it asks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.plan = dspy.Predict("question -> idea")
-        self.ask = dspy.Predict("question, idea -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return self.ask(question=question, idea=self.plan(question=question).idea)
-
-
 def two_steps(body: dict[str, Any], i: int) -> str:
     if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
         return chat(idea=f"idea {i}")
@@ -156,11 +144,11 @@ def test_an_earlier_ledger_tells_lengths_and_judges(tmp_path: Path) -> None:
     candidates = [{"ask": QUICK}, {"ask": CAREFUL}]
     settings: dict[str, Any] = {"metric": judged, "candidates": candidates, "max_n": 4}
     with server(world) as loopback, dspy.context(lm=loopback.lm(max_tokens=200, cache=False)):
-        quote = optimizer(**settings, budget=240).quote(Around(), trainset=questions(10))
+        quote = optimizer(**settings, budget=240).quote(TwoSteps(), trainset=questions(10))
         assert quote.expected is None and any("ledger" in note for note in quote.notes)
-        optimizer(**settings, budget=60, log_dir=tmp_path).compile(Around(), trainset=questions(10))
-        quote = optimizer(**settings, budget=240, log_dir=tmp_path).quote(Around(), trainset=questions(10))
-        spent = optimizer(**settings, budget=240).compile(Around(), trainset=questions(10)).detailed_results.spent
+        optimizer(**settings, budget=60, log_dir=tmp_path).compile(TwoSteps(), trainset=questions(10))
+        quote = optimizer(**settings, budget=240, log_dir=tmp_path).quote(TwoSteps(), trainset=questions(10))
+        spent = optimizer(**settings, budget=240).compile(TwoSteps(), trainset=questions(10)).detailed_results.spent
     off = compare(quote, spent)
     assert max(abs(share) for share in off.values()) <= 0.2, off
     assert spent.judge_requests > 0 and "ledger" in quote.expected.basis

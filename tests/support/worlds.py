@@ -16,6 +16,18 @@ LAZY = "Do not care."  # right once in five: nothing helps, 5 words
 INSTRUCTIONS = [LAZY, QUICK, CAREFUL]
 
 
+class TwoSteps(dspy.Module):
+    """A student with a `forward` of its own and two predictors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = dspy.Predict("question -> idea")
+        self.ask = dspy.Predict("question, idea -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.ask(question=question, idea=self.plan(question=question).idea)
+
+
 def adder(body: dict[str, Any], i: int) -> str:
     """Answer like the instruction in the system message says. Seeded requests get the same answers every time."""
     rng = body.setdefault("_rng", random.Random(body.get("seed")))
