@@ -19,9 +19,10 @@ another), turned into utility by `cost_scale`. A query costs an overhead once an
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -43,24 +44,67 @@ __all__ = [
     "Preference",
     "Pull",
     "Pulls",
+    "Stop",
 ]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When a deployed call ends before all N completions are drawn: it draws in waves and looks after each of them.
+
+    A call always stops where the rest cannot change the result. A rule may stop it earlier:
+
+    Attributes:
+        waves: Completions drawn by the end of each wave, ascending, >= 1; the last one is N.
+        confidence: Majority vote: stop once the leading answer's share of the votes of the two leading answers exceeds
+            one half with this probability, P(Beta(a + 1, b + 1) > 1/2) >= confidence (Adaptive-Consistency,
+            arXiv 2305.11860). In (0.5, 1]; None: no such rule.
+        threshold: Best-of-N: stop once the best weighted objective reaches it (Weitzman 1979). None: no such rule.
+    """
+
+    waves: tuple[int, ...]
+    confidence: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        waves = tuple(self.waves)
+        object.__setattr__(self, "waves", waves)
+        if not waves or waves[0] < 1 or any(a >= b for a, b in itertools.pairwise(waves)):
+            raise ConfigurationError(f"Stop(waves={self.waves!r}): give ascending whole numbers >= 1.")
+        if self.confidence is not None and not (_is_number(self.confidence) and 0.5 < self.confidence <= 1):
+            raise ConfigurationError(f"Stop(confidence={self.confidence!r}): give a number in (0.5, 1], or None.")
+        if self.threshold is not None and not _is_number(self.threshold):
+            raise ConfigurationError(f"Stop(threshold={self.threshold!r}): give a finite number, or None.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that `from_dict` reads back."""
+        return {"waves": list(self.waves), "confidence": self.confidence, "threshold": self.threshold}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Stop:
+        """Read what `to_dict` wrote."""
+        return cls(waves=tuple(data["waves"]), confidence=data["confidence"], threshold=data["threshold"])
+
+
+@dataclass(frozen=True)
 class Arm:
-    """A prompt together with a scale.
+    """A prompt together with a scale, and with a rule that stops early if there is one.
 
     Attributes:
         prompt: Index of the prompt, 0-based.
-        n: Completions drawn and aggregated, >= 1.
+        n: Completions drawn and aggregated, >= 1; with `stop`, at most so many.
+        stop: Waves and stopping rule; None draws all n at once.
     """
 
     prompt: int
     n: int
+    stop: Stop | None = None
 
     def __post_init__(self) -> None:
         if self.prompt < 0 or self.n < 1:
             raise ConfigurationError(f"Arm(prompt={self.prompt}, n={self.n}): need prompt >= 0 and n >= 1.")
+        if self.stop is not None and self.stop.waves[-1] != self.n:
+            raise ConfigurationError(f"Arm(n={self.n}): the last wave of its stop {self.stop.waves} must be n.")
 
 
 @dataclass(frozen=True)
@@ -144,11 +188,13 @@ class Decoding:
         temperature: >= 0.
         top_p: In (0, 1].
         max_tokens: >= 1.
+        reasoning_effort: As the LM's provider names it: "none", "minimal", "low", "medium", "high" and the like.
     """
 
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
+    reasoning_effort: str | None = None
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not (_is_number(self.temperature) and self.temperature >= 0):
@@ -158,10 +204,15 @@ class Decoding:
         whole = isinstance(self.max_tokens, int) and not isinstance(self.max_tokens, bool)
         if self.max_tokens is not None and not (whole and self.max_tokens >= 1):
             raise ConfigurationError(f"Decoding max_tokens {self.max_tokens!r}: give a whole number >= 1.")
+        effort = self.reasoning_effort
+        if effort is not None and (not isinstance(effort, str) or not effort.strip()):
+            raise ConfigurationError(
+                f'Decoding reasoning_effort {effort!r}: give a word such as "low", or leave it out.'
+            )
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return the settings that were given, by their request names."""
-        pairs = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
+        pairs = {f.name: getattr(self, f.name) for f in fields(self)}
         return {k: v for k, v in pairs.items() if v is not None}
 
 

@@ -27,7 +27,8 @@ from iapo_dspy.sampling.params import effective_temperature, request_params
 from iapo_dspy.sampling.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
-from iapo_dspy.scoring.strategies import StandIn, Strategy
+from iapo_dspy.scoring.stand_in import StandIn
+from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Contexts, Decoding, Preference
 
 __all__ = ["Plan", "check_preferences", "make_plan", "parse_algorithm"]

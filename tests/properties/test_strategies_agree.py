@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective
+from tests.support.selecting import select
 
 answers = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=1, max_size=5)
 EXAMPLE = dspy.Example(question="q", answer="a").with_inputs("question")
@@ -31,7 +32,7 @@ def test_the_estimated_credit_of_a_vote_is_the_mean_over_all_orders_of_drawing(d
     estimated = strategy.aggregator().reward(label, score, np.ones((1, 1)))[0, 0]
     credits = []
     for order in permutations(predictions):
-        chosen = strategy.select({}, order, np.ones(1))
+        chosen = select(strategy, {}, order, np.ones(1))
         credits.append(0.0 if chosen is None else float(exact(EXAMPLE, order[chosen.index])))
     assert estimated == pytest.approx(np.mean(credits))
 
@@ -56,7 +57,7 @@ def test_the_estimated_reward_of_best_of_n_is_the_utility_of_the_prediction_it_r
     score = np.array([[list(s.scores) if s.scores is not None else [np.nan, np.nan] for s in scored]])
     w = np.array(weights)
     estimated = strategy.aggregator().reward(np.full((1, len(drawn)), -1), score, w[None])[0, 0]
-    chosen = strategy.select({"question": "q"}, predictions, w)
+    chosen = select(strategy, {"question": "q"}, predictions, w)
     if chosen is None:
         assert estimated == pytest.approx(-w.sum())  # every completion failed: the lower bounds
     else:

@@ -12,7 +12,9 @@ from iapo_dspy.errors import ConfigurationError, LabelRequired, ScoreError
 from iapo_dspy.scoring.answers import answer_key, is_hashable_type, normalize_answer
 from iapo_dspy.scoring.labels import InputsOnly, field_reads
 from iapo_dspy.scoring.scores import as_score, function_digest
-from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, StandIn
+from iapo_dspy.scoring.stand_in import StandIn
+from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective
+from tests.support.selecting import select
 
 EXAMPLE = dspy.Example(question="1 + 1?", answer="2").with_inputs("question")
 
@@ -137,7 +139,7 @@ def test_a_label_read_in_a_way_that_cannot_be_seen_raises_when_called() -> None:
 
 def vote(*answers: Any) -> Any:
     strategy = MajorityVote("answer")
-    return strategy.select({}, [dspy.Prediction(answer=a) for a in answers], np.ones(1))
+    return select(strategy, {}, [dspy.Prediction(answer=a) for a in answers], np.ones(1))
 
 
 def test_the_majority_wins_and_the_first_of_its_completions_is_returned() -> None:
@@ -196,19 +198,19 @@ def brevity(example: Any, pred: Any) -> float:
 def test_best_of_n_takes_the_highest_weighted_utility_and_the_first_of_equals() -> None:
     strategy = BestOfN([Objective("long", length), Objective("short", brevity)])
     predictions = [dspy.Prediction(answer=a) for a in ("xxx", "x", "xxxxx", "yyyyy")]
-    chosen = strategy.select({"question": "q"}, predictions, np.array([1.0, 0.0]))
+    chosen = select(strategy, {"question": "q"}, predictions, np.array([1.0, 0.0]))
     assert chosen is not None and chosen.index == 2
     assert chosen.utilities == pytest.approx((0.3, 0.1, 0.5, 0.5))
-    shortest = strategy.select({"question": "q"}, predictions, np.array([0.2, 0.8]))
+    shortest = select(strategy, {"question": "q"}, predictions, np.array([0.2, 0.8]))
     assert shortest is not None and shortest.index == 1
 
 
 def test_a_completion_that_cannot_be_scored_is_never_the_best() -> None:
     strategy = BestOfN([Objective("long", length)])
     predictions = [dspy.Prediction(answer="x" * 50), dspy.Prediction(answer="x"), dspy.Prediction(other=1)]
-    chosen = strategy.select({}, predictions, np.ones(1))
+    chosen = select(strategy, {}, predictions, np.ones(1))
     assert chosen is not None and chosen.index == 1 and set(chosen.failures) == {0, 2}
-    assert strategy.select({}, predictions[2:], np.ones(1)) is None
+    assert select(strategy, {}, predictions[2:], np.ones(1)) is None
     failed = strategy.score(EXAMPLE, predictions[0], None)
     assert failed.scores is None and "[0, 1]" in str(failed.failure)
 
@@ -234,7 +236,7 @@ def test_a_stand_in_prediction_uses_the_labels_and_knows_when_made_up_fields_are
 def test_methods_of_predictions_are_no_answers() -> None:
     strategy = MajorityVote("labels")
     drawn = [dspy.Prediction(labels=v, note=str(i)) for i, v in enumerate(["no", "yes", "yes"])]
-    chosen = strategy.select({}, drawn, np.ones(1))
+    chosen = select(strategy, {}, drawn, np.ones(1))
     assert chosen is not None and (chosen.index, chosen.votes) == (1, {"yes": 2, "no": 1})
 
 

@@ -1,0 +1,228 @@
+"""One call of a compiled program: draw in waves, stop when enough is known, choose the winner."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from pydantic import BaseModel, ConfigDict
+
+from iapo_dspy.bandit.stopping import reached
+from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.loop import in_thread
+from iapo_dspy.sampling.pricing import Prices
+from iapo_dspy.sampling.rollouts import Rollout, Sampler
+from iapo_dspy.scoring.scores import Scored
+from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
+from iapo_dspy.types import Arm, Decoding, FloatArray, Preference
+
+__all__ = ["Call", "CallReport", "Drawn"]
+
+
+class CallReport(BaseModel):
+    """What one call of a compiled program did; the `iapo` field of its prediction.
+
+    Attributes:
+        preference: Name of the preference, or None for an ad hoc one.
+        cost_weight: Its cost weight.
+        prompt: Index of the prompt.
+        label: The prompt in words.
+        n: Completions drawn.
+        planned: Completions that the arm draws at most: its N.
+        waves: Waves in which they were drawn.
+        stopped: Why fewer were drawn than planned: "settled" (the rest could not have changed the result), "confident"
+            or "threshold" (the arm's stopping rule); None where all were drawn.
+        votes: Answer -> votes, most first (majority vote).
+        utilities: Weighted objective per completion, None for a failed one (best-of-n).
+        winner: Position of the returned completion among the n.
+        failures: Position -> why this completion took no part.
+        prompt_tokens: Input tokens of the call.
+        completion_tokens: Output tokens of the call.
+        usd: Price, None where it is not known.
+        seconds: From sending the call to its last completion, the scoring between waves included.
+        cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
+            dollars and the price is not known.
+        cost_unit: That unit in words: "output tokens" by default.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    preference: str | None
+    cost_weight: float
+    prompt: int
+    label: str
+    n: int
+    planned: int
+    waves: int
+    stopped: str | None
+    votes: dict[str, int] | None
+    utilities: tuple[float | None, ...] | None
+    winner: int
+    failures: dict[int, str]
+    prompt_tokens: float
+    completion_tokens: float
+    usd: float | None
+    seconds: float
+    cost: float | None
+    cost_unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What one call drew.
+
+    Attributes:
+        rollouts: The completions, in the order of drawing.
+        read: What each of them says, as the strategy reads it.
+        waves: Completions drawn by the end of each wave that was drawn.
+        stopped: Why fewer were drawn than planned; None where all were.
+        seconds: From sending the call to its last completion.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    read: tuple[Scored, ...]
+    waves: tuple[int, ...]
+    stopped: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Everything that one call of a compiled program needs; nothing of it is shared with other calls."""
+
+    preference: Preference
+    arm: Arm
+    label: str
+    inputs: Mapping[str, Any]
+    program: dspy.Module
+    decoding: Decoding
+    strategy: Strategy
+    cost: Cost
+
+    @functools.cached_property
+    def weights(self) -> FloatArray:
+        """The preference's weights of the objectives [K]."""
+        return self.preference.vector(self.strategy.objectives)
+
+    async def draw(self) -> Drawn:
+        """Draw wave after wave until the arm's N is reached or enough is known. To be awaited on the sampling loop."""
+        start = time.perf_counter()
+        sampler = _sampler(self.cost.prices)
+        planned = self.arm.stop.waves if self.arm.stop is not None else (self.arm.n,)
+        rollouts: list[Rollout] = []
+        read: list[Scored] = []
+        waves: list[int] = []
+        stopped: str | None = None
+        for end in planned:
+            size, before = end - len(rollouts), len(rollouts)
+            key = ["call", before] if before else "call"
+            rollouts += await sampler.sample(
+                self.program, self.inputs, size, key=key, decoding=self.decoding, record=True
+            )
+            read += await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts[before:]))
+            waves.append(end)
+            stopped = self._stopped(read) if end < self.arm.n else None
+            if stopped is not None:
+                break
+        return Drawn(
+            rollouts=tuple(rollouts),
+            read=tuple(read),
+            waves=tuple(waves),
+            stopped=stopped,
+            seconds=time.perf_counter() - start if len(waves) > 1 else max(r.latency_s for r in rollouts),
+        )
+
+    def _read(self, rollout: Rollout) -> Scored:
+        if rollout.prediction is None:
+            return Scored(failure=rollout.failure or "failed", error=rollout.error)
+        return self.strategy.read(self.inputs, rollout.prediction)
+
+    def _stopped(self, read: Sequence[Scored]) -> str | None:
+        """Say why no further completion is needed; None where one is."""
+        if isinstance(self.strategy, Settles) and self.strategy.settled(read, self.weights, self.arm.n - len(read)):
+            return "settled"
+        selection = self.strategy.choose(read, self.weights)
+        if selection is None or self.arm.stop is None:
+            return None
+        best = selection.utilities[selection.index] if selection.utilities is not None else None
+        return reached(self.arm.stop, list((selection.votes or {}).values()), best)
+
+    def conclude(self, drawn: Drawn) -> dspy.Prediction:
+        """Return the winner with the call's report.
+
+        Raises:
+            AllCompletionsFailed: No completion could be used; the message has the causes.
+        """
+        rollouts = drawn.rollouts
+        selection = self.strategy.choose(drawn.read, self.weights)
+        failures = {i: s.failure for i, s in enumerate(drawn.read) if s.failure is not None}
+        if selection is None:
+            causes = tuple(f"completion {i}: {failures.get(i, 'no usable answer')}" for i in range(len(rollouts)))
+            shown = "; ".join(causes[:3]) + ("; ..." if len(causes) > 3 else "")
+            raise AllCompletionsFailed(
+                f"All {len(rollouts)} completions of this call failed: {shown}",
+                causes=causes,
+                prompt_tokens=sum(r.prompt_tokens for r in rollouts),
+                completion_tokens=sum(r.completion_tokens for r in rollouts),
+            )
+        prediction = _merge([r.prediction for r in rollouts], selection.index)
+        prediction.iapo = self._report(drawn, selection, failures)
+        trace = dspy.settings.trace
+        if trace is not None:
+            trace.extend(rollouts[selection.index].trace)
+        return prediction
+
+    def _report(self, drawn: Drawn, selection: Selection, failures: dict[int, str]) -> CallReport:
+        rollouts = drawn.rollouts
+        prices = [r.usd for r in rollouts]
+        usd = None if any(p is None for p in prices) else sum(p for p in prices if p is not None)
+        ends = (0, *drawn.waves)
+        parts = [self.cost.split(rollouts[a:b]) for a, b in itertools.pairwise(ends)]
+        cost = sum(once + sum(each) for once, each in parts)
+        return CallReport(
+            preference=self.preference.name,
+            cost_weight=self.preference.cost,
+            prompt=self.arm.prompt,
+            label=self.label,
+            n=len(rollouts),
+            planned=self.arm.n,
+            waves=len(drawn.waves),
+            stopped=drawn.stopped,
+            votes=dict(selection.votes) if selection.votes is not None else None,
+            utilities=selection.utilities,
+            winner=selection.index,
+            failures=failures,
+            prompt_tokens=sum(r.prompt_tokens for r in rollouts),
+            completion_tokens=sum(r.completion_tokens for r in rollouts),
+            usd=usd,
+            seconds=drawn.seconds,
+            cost=None if self.cost.usd and usd is None else cost,
+            cost_unit=self.cost.unit,
+        )
+
+
+@functools.cache
+def _sampler(prices: Prices | None) -> Sampler:
+    """One sampler for all deployed calls of the process, so that together they respect one bound of concurrency.
+
+    Programs with other prices of the user have a sampler of their own.
+    """
+    return Sampler(prices=prices)
+
+
+def _merge(predictions: Sequence[dspy.Prediction | None], winner: int) -> dspy.Prediction:
+    """Return the winner's fields; where all have the same fields, with all of them as its completions."""
+    best = predictions[winner]
+    assert best is not None  # a failed completion is never chosen
+    others = [p for i, p in enumerate(predictions) if i != winner and p is not None]
+    rows = [dict(p.items()) for p in (best, *others)]
+    if rows[0] and all(row.keys() == rows[0].keys() for row in rows):
+        return dspy.Prediction.from_completions(rows)
+    return dspy.Prediction(**rows[0])

@@ -1,0 +1,131 @@
+"""Best-of-N (eq. 1): the completion with the highest weighted objective."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dspy
+import numpy as np
+
+from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator
+from iapo_dspy.errors import ConfigurationError, LabelRequired, one_line
+from iapo_dspy.scoring.callables import name_of
+from iapo_dspy.scoring.labels import InputsOnly, check_reads_no_label, label_message
+from iapo_dspy.scoring.objective import Objective
+from iapo_dspy.scoring.port import Selection
+from iapo_dspy.scoring.scores import Metric, Scored, function_digest
+from iapo_dspy.types import FloatArray
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["BestOfN"]
+
+
+class BestOfN:
+    """Best-of-N over weighted, label-free objectives (eq. 1 of the paper).
+
+    Args:
+        objectives: At least one; names are unique.
+
+    Raises:
+        ConfigurationError: No objective, or two of one name.
+        LabelRequired: An objective reads a label of the example.
+    """
+
+    def __init__(self, objectives: Iterable[Objective]) -> None:
+        if isinstance(objectives, (str, Mapping)) or not isinstance(objectives, Iterable):
+            raise ConfigurationError(f"BestOfN({objectives!r}): give a list of Objective('name', function).")
+        self._objectives = tuple(objectives)
+        if not self._objectives:
+            raise ConfigurationError("BestOfN: give at least one Objective(name, score, bounds).")
+        for objective in self._objectives:
+            if not isinstance(objective, Objective):
+                raise ConfigurationError(
+                    f"BestOfN: {objective!r} is no Objective; wrap it: Objective('name', function)."
+                )
+        names = self.objectives
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"BestOfN: objective names must differ, got {list(names)}.")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names on the K axis."""
+        return tuple(o.name for o in self._objectives)
+
+    def aggregator(self) -> Aggregator:
+        """Return eq. 1 in vectorised form."""
+        return BestOfNAggregator(floors=[o.bounds[0] for o in self._objectives])
+
+    def check(self, *, metric: Metric | None) -> None:
+        """Say that a metric is not used: Best-of-N selects by its objectives, also when deployed."""
+        if metric is not None:
+            logger.warning(
+                "BestOfN selects by its objectives alone, so metric=%s is not used. Make it an Objective if it needs "
+                "no label, or evaluate the compiled program with it.",
+                name_of(metric),
+            )
+
+    def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
+        """Raise LabelRequired if an objective reads an example field that is no input of the student."""
+        for objective in self._objectives:
+            check_reads_no_label(objective.name, objective.score, inputs)
+
+    def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
+        """Score one completion under every objective."""
+        try:
+            return Scored(scores=self._scores(example, prediction))
+        except LabelRequired:
+            raise  # no completion of this run can be scored: the objective itself is wrong
+        except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
+            return Scored(failure=one_line(exc), error=True)
+
+    def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
+        """Score a stand-in prediction; raises what `score` would hide."""
+        self._scores(example, prediction)
+
+    def _scores(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, ...]:
+        scores = []
+        for objective in self._objectives:
+            shown = InputsOnly(example, objective=objective.name)
+            scores.append(objective(shown, prediction))
+            if shown.label_read is not None:  # the objective caught what reading a label raised
+                raise LabelRequired(label_message(objective.name, [shown.label_read]))
+        return tuple(scores)
+
+    def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
+        """Score one completion under every objective."""
+        try:
+            return Scored(scores=self._scores(dspy.Example(**inputs).with_inputs(*inputs), prediction))
+        except Exception as exc:  # noqa: BLE001  # user code: this completion is never the best
+            return Scored(failure=one_line(exc), error=True)
+
+    def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
+        """Choose the completion of the highest weighted objective; the earliest of equals."""
+        utilities = [float(np.dot(weights, s.scores)) if s.scores is not None else None for s in read]
+        failures = {i: s.failure for i, s in enumerate(read) if s.failure is not None}
+        scored = [(u, -i) for i, u in enumerate(utilities) if u is not None]
+        if not scored:
+            return None
+        return Selection(index=-max(scored)[1], utilities=tuple(utilities), failures=failures)
+
+    def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
+        """Tell whether a completion has the highest score that there is: none that comes later is better."""
+        if remaining == 0:
+            return True
+        highest = float(np.dot(weights, [o.bounds[1] for o in self._objectives]))
+        return any(s.scores is not None and float(np.dot(weights, s.scores)) >= highest for s in read)
+
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the objectives' code."""
+        return function_digest(*(part for o in self._objectives for part in (o.score, o.bounds)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies this strategy as JSON data."""
+        return {
+            "kind": "best_of_n",
+            "objectives": [
+                {"name": o.name, "score": name_of(o.score), "bounds": list(o.bounds)} for o in self._objectives
+            ],
+        }

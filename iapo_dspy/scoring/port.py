@@ -1,0 +1,95 @@
+"""The ports of strategies: what the optimizer and the compiled program need to know of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import dspy
+
+from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.scoring.scores import Metric, Scored
+from iapo_dspy.types import FloatArray
+
+__all__ = ["Selection", "Settles", "Strategy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of the completions of one deployed call is returned, and why.
+
+    Attributes:
+        index: Position of the winner among the predictions.
+        votes: Answer -> number of votes (majority vote), most first.
+        utilities: Weighted objective of each prediction, None where scoring it failed (best-of-n).
+        failures: Position -> why a prediction that was there could not take part.
+    """
+
+    index: int
+    votes: Mapping[str, int] | None = None
+    utilities: tuple[float | None, ...] | None = None
+    failures: Mapping[int, str]
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """What the optimizer and the compiled program need to know of a strategy."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names on the K axis."""
+
+    def aggregator(self) -> Aggregator:
+        """Return the vectorised form that estimates expected rewards."""
+
+    def check(self, *, metric: Metric | None) -> None:
+        """Raise ConfigurationError if the strategy cannot work with this metric. Called when the optimizer is built."""
+
+    def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError if the student's fields (outputs: name -> annotation) do not fit."""
+
+    def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
+        """Score one completion of a training query; exceptions of user code become failures."""
+
+    def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
+        """Score once before anything is spent; problems raise instead of becoming failures."""
+
+    def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
+        """Read one completion of a deployed call, without labels; exceptions of user code become failures.
+
+        Returns:
+            The answer that it votes for and its label-free scores, as far as the strategy has them: a failure, if any,
+            says why the completion cannot take part.
+        """
+
+    def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
+        """Choose among the completions of a deployed call.
+
+        Args:
+            read: The completions in the order in which they were drawn, as `read` has them.
+            weights: The preference's weights of the objectives [K].
+
+        Returns:
+            The choice; None if no completion can take part.
+        """
+
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the code that scores; stored scores of other code are not used again."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that identifies the strategy; callables by name only."""
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A strategy that knows when the completions that are left cannot change its choice; they need not be drawn."""
+
+    def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
+        """Tell whether `choose` returns the same completion whatever the remaining ones are.
+
+        Args:
+            read: The completions drawn so far, in order.
+            weights: The preference's weights of the objectives [K].
+            remaining: How many are left at most, >= 0.
+        """
