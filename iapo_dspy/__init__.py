@@ -22,6 +22,7 @@ from iapo_dspy.errors import (
     AllCompletionsFailed,
     BatchJobFailed,
     BudgetTooSmall,
+    CapsTooTight,
     ConfigurationError,
     IAPOError,
     LabelRequired,
@@ -35,6 +36,7 @@ from iapo_dspy.errors import (
     TooManyErrors,
     UnknownPreference,
 )
+from iapo_dspy.preferences import Preference, preference_grid
 from iapo_dspy.program.compiled import CallReport, CompiledProgram
 from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.quote import Quote
@@ -46,7 +48,7 @@ from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import metered
 from iapo_dspy.sampling.replicas import ReplicatedLM
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
-from iapo_dspy.types import Arm, Decoding, Preference
+from iapo_dspy.types import Arm, Decoding, Stop
 
 __version__ = "0.1.0"
 
@@ -60,6 +62,7 @@ __all__ = [
     "Budget",
     "BudgetTooSmall",
     "CallReport",
+    "CapsTooTight",
     "CompileResult",
     "CompiledProgram",
     "ConfigurationError",
@@ -82,6 +85,7 @@ __all__ = [
     "ScoreError",
     "Spent",
     "StateError",
+    "Stop",
     "Strategy",
     "TooManyErrors",
     "UnknownPreference",
@@ -89,5 +93,6 @@ __all__ = [
     "cancel_batches",
     "export",
     "metered",
+    "preference_grid",
     "recording_of",
 ]

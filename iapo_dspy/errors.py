@@ -4,6 +4,7 @@
 IAPOError
 ├── ConfigurationError (ValueError)     an argument cannot be used as given
 │   ├── BudgetTooSmall                  no algorithm can work with so few completions
+│   ├── CapsTooTight                    no arm keeps the hard caps of a preference
 │   ├── LabelRequired                   a Best-of-N objective reads a training label
 │   ├── ReservedFieldName               a student field collides with a word of the compiled program
 │   └── UnknownPreference (KeyError)    no such named preference
@@ -25,13 +26,15 @@ Messages say what was given, what is needed and what to do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = [
     "AllCompletionsFailed",
     "BatchJobFailed",
     "BudgetExceeded",
     "BudgetTooSmall",
+    "CapsTooTight",
     "ConfigurationError",
     "IAPOError",
     "LMRefused",
@@ -80,6 +83,20 @@ class BudgetTooSmall(ConfigurationError):
         super().__init__(message)
         self.given = given
         self.least = least
+
+
+class CapsTooTight(ConfigurationError):
+    """No arm keeps the hard caps of a preference.
+
+    Attributes:
+        arm: The arm that comes nearest.
+        needs: Cap -> what it had to be for that arm.
+    """
+
+    def __init__(self, message: str, *, arm: Any, needs: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.arm = arm
+        self.needs = dict(needs)
 
 
 class LabelRequired(ConfigurationError):

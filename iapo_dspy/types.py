@@ -9,6 +9,7 @@ Axes, always in this order where an array has several of them:
 | X | queries (training examples) | position in the training set |
 | N | scales | column n - 1 holds scale n |
 | K | objectives | position in the strategy's list of objectives |
+| R | resources that calls take | position in `RESOURCES` |
 | A | answer classes of one query | integer label >= 0; -1 is no vote |
 | B | pulls of one batch | position in `Pulls` |
 | S | completions of one batch | pull after pull, S = sum of the pulls' sizes |
@@ -20,20 +21,21 @@ another), turned into utility by `cost_scale`. A query costs an overhead once an
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import RESOURCES, Preference, is_number
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 __all__ = [
+    "RESOURCES",
     "Arm",
     "Contexts",
     "Decoding",
@@ -71,9 +73,9 @@ class Stop:
         object.__setattr__(self, "waves", waves)
         if not waves or waves[0] < 1 or any(a >= b for a, b in itertools.pairwise(waves)):
             raise ConfigurationError(f"Stop(waves={self.waves!r}): give ascending whole numbers >= 1.")
-        if self.confidence is not None and not (_is_number(self.confidence) and 0.5 < self.confidence <= 1):
+        if self.confidence is not None and not (is_number(self.confidence) and 0.5 < self.confidence <= 1):
             raise ConfigurationError(f"Stop(confidence={self.confidence!r}): give a number in (0.5, 1], or None.")
-        if self.threshold is not None and not _is_number(self.threshold):
+        if self.threshold is not None and not is_number(self.threshold):
             raise ConfigurationError(f"Stop(threshold={self.threshold!r}): give a finite number, or None.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -107,79 +109,6 @@ class Arm:
             raise ConfigurationError(f"Arm(n={self.n}): the last wave of its stop {self.stop.waves} must be n.")
 
 
-@dataclass(frozen=True)
-class Preference:
-    """What a user wants: weights over the objectives and the price of completions (the paper's context).
-
-    Args:
-        name: How it is called at deployment; may be left out for an ad hoc preference.
-        cost: Weight of the cost, >= 0. The average call for a single completion (mean over all prompts of the run, in
-            the run's unit: output tokens by default) costs 0.01, so `cost=1` says that a hundred of them are worth one
-            whole point of the objective.
-        weights: Objective name -> weight >= 0, for Best-of-N with several objectives. Objectives left out weigh 0.
-            `None` means equal weights that sum to 1 (majority vote: the metric weighs 1).
-
-    Raises:
-        ConfigurationError: A name that is empty, or a weight that is negative, not finite or no number.
-    """
-
-    name: str | None = None
-    cost: float = field(default=0.0, kw_only=True)
-    weights: Mapping[str, float] | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
-            raise ConfigurationError(f"Preference name {self.name!r}: give a non-empty string, or leave it out.")
-        label = f"Preference({self.name!r})"
-        object.__setattr__(self, "cost", _weight(self.cost, f"{label}: cost"))
-        if self.weights is not None:
-            if not isinstance(self.weights, Mapping) or not self.weights:
-                raise ConfigurationError(f"{label}: weights must map objective names to numbers, got {self.weights!r}.")
-            weights = {str(k): _weight(v, f"{label}: weight of {k!r}") for k, v in self.weights.items()}
-            if not any(weights.values()):
-                raise ConfigurationError(f"{label}: every objective weighs 0; give at least one of them a weight > 0.")
-            object.__setattr__(self, "weights", dict(sorted(weights.items())))
-
-    def __hash__(self) -> int:
-        """Hash by value, so that preferences can be dictionary keys."""
-        return hash((self.name, self.cost, tuple((self.weights or {}).items())))
-
-    def vector(self, objectives: Sequence[str]) -> FloatArray:
-        """Return the weights [K] in the order of `objectives`.
-
-        Raises:
-            ConfigurationError: A weight names an objective that does not exist.
-        """
-        if self.weights is None:
-            return np.full(len(objectives), 1.0 / len(objectives))
-        unknown = [k for k in self.weights if k not in objectives]
-        if unknown:
-            raise ConfigurationError(
-                f"Preference({self.name!r}) weighs {unknown}, but the objectives are {list(objectives)}."
-            )
-        return np.array([self.weights.get(k, 0.0) for k in objectives])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data that `from_dict` reads back."""
-        return {"name": self.name, "cost": self.cost, "weights": dict(self.weights) if self.weights else None}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Preference:
-        """Read what `to_dict` wrote."""
-        return cls(data["name"], cost=data["cost"], weights=data["weights"])
-
-
-def _weight(value: Any, what: str) -> float:
-    if not _is_number(value) or value < 0:
-        raise ConfigurationError(f"{what} is {value!r}; it must be a finite number >= 0.")
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
     """How completions are sampled. A field left at None is the LM's own setting.
@@ -197,9 +126,9 @@ class Decoding:
     reasoning_effort: str | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not (_is_number(self.temperature) and self.temperature >= 0):
+        if self.temperature is not None and not (is_number(self.temperature) and self.temperature >= 0):
             raise ConfigurationError(f"Decoding temperature {self.temperature!r}: give a finite number >= 0.")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ConfigurationError(f"Decoding top_p {self.top_p!r}: give a number in (0, 1].")
         whole = isinstance(self.max_tokens, int) and not isinstance(self.max_tokens, bool)
         if self.max_tokens is not None and not (whole and self.max_tokens >= 1):
@@ -223,10 +152,14 @@ class Contexts:
     Attributes:
         weights: Objective weights [C, K], >= 0.
         cost: Cost weights [C], >= 0.
+        rates: Utility that one unit of a resource takes, beside the cost [C, R], >= 0. Default: zeros.
+        caps: Most that a call may take of a resource [C, R], > 0. Default: infinities.
     """
 
     weights: FloatArray
     cost: FloatArray
+    rates: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+    caps: FloatArray = None  # type: ignore[assignment]  # `None` becomes infinities
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights, dtype=float)
@@ -235,8 +168,21 @@ class Contexts:
             raise ConfigurationError(f"Contexts: need weights [C, K] and cost [C], got {weights.shape}, {cost.shape}.")
         if not (np.isfinite(weights).all() and np.isfinite(cost).all() and (weights >= 0).all() and (cost >= 0).all()):
             raise ConfigurationError("Contexts: every weight must be finite and >= 0.")
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "cost", cost)
+        shape = len(cost), len(RESOURCES)
+        given: tuple[FloatArray | None, FloatArray | None] = self.rates, self.caps
+        rates = np.zeros(shape) if given[0] is None else np.asarray(given[0], dtype=float)
+        caps = np.full(shape, np.inf) if given[1] is None else np.asarray(given[1], dtype=float)
+        if rates.shape != shape or caps.shape != shape or not (np.isfinite(rates) & (rates >= 0) & (caps > 0)).all():
+            raise ConfigurationError(
+                f"Contexts: need rates >= 0 and caps > 0 {shape}, got {rates.shape}, {caps.shape}."
+            )
+        for name, array in (("weights", weights), ("cost", cost), ("rates", rates), ("caps", caps)):
+            object.__setattr__(self, name, array)
+
+    @property
+    def plain(self) -> bool:
+        """Whether the cost is all that counts against the reward: there are no rates and no caps."""
+        return not self.rates.any() and bool(np.isinf(self.caps).all())
 
     def __len__(self) -> int:
         """Return C."""
@@ -251,7 +197,10 @@ class Contexts:
     def from_preferences(cls, preferences: Sequence[Preference], objectives: Sequence[str]) -> Contexts:
         """Stack preferences in order; `objectives` gives the K axis."""
         return cls(
-            np.stack([p.vector(objectives) for p in preferences]), np.array([p.cost for p in preferences], dtype=float)
+            weights=np.stack([p.vector(objectives) for p in preferences]),
+            cost=np.array([p.cost for p in preferences], dtype=float),
+            rates=np.array([[(p.rates or {}).get(r, 0.0) for r in RESOURCES] for p in preferences]),
+            caps=np.array([[p.caps.get(r, np.inf) for r in RESOURCES] for p in preferences]),
         )
 
 
@@ -316,6 +265,9 @@ class Observations:
         cost: Raw cost of each completion [S], >= 0, without the overhead.
         overhead: Raw cost that each pull takes once whatever its size [B], >= 0, such as the prompt tokens of a request
             that brings all of its completions. Default: zeros.
+        used: What each pull took of every resource, all its completions together [B, R]; NaN where that is not known.
+            None from environments that do not measure it.
+        once: The part of `used` that a query takes once whatever the pull's size [B, R].
         exhausted: True when no further pull can be paid for.
     """
 
@@ -324,6 +276,8 @@ class Observations:
     score: FloatArray
     cost: FloatArray
     overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+    used: FloatArray | None = None
+    once: FloatArray | None = None
     exhausted: bool = False
 
     def __post_init__(self) -> None:
@@ -341,6 +295,9 @@ class Observations:
             raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got overhead {overhead.shape}.")
         for name, array in (("label", label), ("score", score), ("cost", cost), ("overhead", overhead)):
             object.__setattr__(self, name, array)
+        shapes = [None if a is None else np.shape(a) for a in (self.used, self.once)]
+        if shapes not in ([None, None], [(len(self.pulls), len(RESOURCES))] * 2):
+            raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got used and once {shapes}.")
 
     @property
     def failed(self) -> NDArray[np.bool_]:

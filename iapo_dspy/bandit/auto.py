@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.elimination import CostScale
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.evidence import Evidence
@@ -174,6 +175,7 @@ class Standing:
         self.problem = problem
         self._estimator = estimator(problem)
         self._scale = CostScale(problem)
+        self._charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
         self._answered = np.zeros(problem.n_prompts, dtype=bool)
         self._rounds: list[Round] = []
         self._observations: list[Observations] = []
@@ -214,6 +216,7 @@ class Standing:
         self._observations.append(observations)
         if not len(pulls):
             return
+        self._charges.update(observations)
         self._scale.observe(observations)
         self._answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
         self._estimator.update(observations)
@@ -270,15 +273,21 @@ class Standing:
             cost_scale=self._scale.value,
             complete=complete,
             detail=self._evidence if isinstance(self._evidence, Evidence) else None,
+            charges=self._charges,
         )
 
     def _q(self) -> FloatArray:
-        """Utilities [C, P, N]; NaN for prompts that have never answered, for a cheap failure is no cheap answer."""
+        """Utilities [C, P, N]; NaN for prompts that have never answered, for a cheap failure is no cheap answer.
+
+        Arms that break a cap have none either.
+        """
         if self._evidence is None:
             return np.full(self.problem.shape, np.nan)
         contexts = self.problem.contexts
         price = contexts.cost[:, None, None] * (self._scale.value * self._evidence.cost)
         q = self._evidence.reward() - price
+        if not contexts.plain:
+            q = np.where(self._charges.allowed(), q - self._charges.surcharge(), np.nan)
         if self._answered.any():
             q[:, ~self._answered] = np.nan
         return np.asarray(q)

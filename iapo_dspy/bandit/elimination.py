@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import EstimatorFactory, Outcome, Problem, Round
 from iapo_dspy.bandit.trimming import best_arms, keep_best, trim
@@ -92,6 +93,7 @@ class Elimination:
         self._estimates = self._estimator.estimates()
         self._screened: Estimates | None = None
         self._scale = CostScale(problem)
+        self._charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
         self._answered = np.zeros(problem.n_prompts, dtype=bool)
         self._rounds: list[Round] = []
         self._observations: list[Observations] = []
@@ -108,6 +110,7 @@ class Elimination:
         self._observations.append(observations)
         if not len(pulls):
             return
+        self._charges.update(observations)
         self._scale.observe(observations)
         self._answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
         if self._stockpile:
@@ -145,7 +148,7 @@ class Elimination:
         choice, cost = q, self._estimates.cost
         if self._screened is not None:
             seen = np.any(self.active & ~np.isnan(q), axis=(1, 2), keepdims=True)
-            screened = self._screened.utility(self._problem.contexts, self._scale.value)
+            screened = self._utility(self._screened)
             screened[:, ~self._answered] = np.nan
             choice = np.where(seen, q, screened)
             cost = np.where(np.isnan(cost), self._screened.cost, cost)
@@ -158,6 +161,7 @@ class Elimination:
             observations=tuple(self._observations),
             cost_scale=self._scale.value,
             complete=complete,
+            charges=self._charges,
         )
 
     def _price(self, cost: FloatArray) -> FloatArray | None:
@@ -165,10 +169,16 @@ class Elimination:
 
     def _q(self) -> FloatArray:
         """Utilities; a prompt that has never answered has none, for a cheap failure is no cheap answer."""
-        q = self._estimates.utility(self._problem.contexts, self._scale.value)
+        q = self._utility(self._estimates)
         if self._answered.any():
             q[:, ~self._answered] = np.nan
         return q
+
+    def _utility(self, estimates: Estimates) -> FloatArray:
+        q = estimates.utility(self._problem.contexts, self._scale.value)
+        if self._problem.contexts.plain:
+            return q
+        return np.where(self._charges.allowed(), q - self._charges.surcharge(), np.nan)
 
 
 def no_observations(n_objectives: int) -> Observations:

@@ -181,11 +181,13 @@ def held_out(problem: Problem, outcome: Outcome, observations: Observations) -> 
     cells = Cells.of([observations], problem.n_prompts, contexts.n_objectives)
     rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
     value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
+    surcharge = outcome.charges.surcharge() if outcome.charges is not None else np.zeros(problem.shape)
     found = []
     for context, arm in enumerate(outcome.policy.arms):
         mine = value[row.reshape(-1)[context], cells.prompt == arm.prompt, arm.n - 1]
         mine = mine[~np.isnan(mine)]
         price = contexts.cost[context] * outcome.cost_scale * outcome.estimates.cost[arm.prompt, arm.n - 1]
+        price += surcharge[context, arm.prompt, arm.n - 1]
         utility = float(mine.mean() - price) if len(mine) else float("nan")
         error = float(mine.std(ddof=1) / np.sqrt(len(mine))) if len(mine) > 1 else float("nan")
         found.append(

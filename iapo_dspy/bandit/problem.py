@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
@@ -90,7 +91,8 @@ class Outcome:
 
     Attributes:
         policy: The chosen arm of each context.
-        q: Estimated utility [C, P, N]; NaN where there is no evidence, and for prompts that never answered.
+        q: Estimated utility [C, P, N]; NaN where there is no evidence, for prompts that never answered, and for
+            arms that break a cap of the context.
         estimates: What `q` is made of: rewards, raw costs and the number of blocks behind them.
         spent: Completions drawn.
         rounds: What each round did, in order.
@@ -98,6 +100,7 @@ class Outcome:
         cost_scale: Utility of one raw cost unit, as used in `q`.
         complete: False where the environment was exhausted before the algorithm was done.
         detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
+        charges: What calls take, and which arms keep the contexts' caps; `None` from the baselines.
     """
 
     policy: Policy
@@ -109,6 +112,7 @@ class Outcome:
     cost_scale: float
     complete: bool = True
     detail: Evidence | None = None
+    charges: Charges | None = None
 
     @property
     def count(self) -> IntArray:

@@ -15,6 +15,7 @@ from iapo_dspy.bandit.elimination import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round
 from iapo_dspy.bandit.trimming import best_arms
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Rule", "pick_best", "pick_unseen", "run_sequentially"]
@@ -84,6 +85,8 @@ class _Table:
         self.count = np.zeros(problem.n_prompts * problem.max_n, dtype=np.int64)
         self._problem = problem
         self._estimator = BlockEstimator(problem)
+        if not problem.contexts.plain:
+            raise ConfigurationError("This algorithm knows costs only; rates and caps need 'auto' or 'psst'.")
         self._scale = CostScale(problem)
         self._used_scale = self._scale.value
 

@@ -20,14 +20,14 @@ from iapo_dspy.environments.progress import FailureReport, Failures, Progress
 from iapo_dspy.errors import BudgetExceeded, TooManyErrors
 from iapo_dspy.sampling.batches import BatchAPI, Drawn
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
-from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.cost import Cost, use_of
 from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.metered import Metering
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls
+from iapo_dspy.types import RESOURCES, Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
 
@@ -289,11 +289,18 @@ class LiveEnvironment:
         scored = await asyncio.gather(*work)
         overhead, cost = self._cost.split([r for r, _ in completions])
         judged = [(s, c) for s, c in zip(scored, cost, strict=True) if s is not None]
+        used, once = use_of([r for (r, _), s in zip(completions, scored, strict=True) if s is not None])
         self._tokens[:, pull.prompt] += sum(r.completion_tokens for r, _ in completions), len(completions)
         if len(judged) < len(scored):
             self._unjudged += len(scored) - len(judged)
         self._note(pull, [s for s, _ in judged])
-        return _Pulled(scored=tuple(s for s, _ in judged), cost=tuple(c for _, c in judged), overhead=overhead)
+        return _Pulled(
+            scored=tuple(s for s, _ in judged),
+            cost=tuple(c for _, c in judged),
+            overhead=overhead,
+            used=used,
+            once=once,
+        )
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Score in a thread, as many at a time as requests may be in flight: a metric may be a judge that waits."""
@@ -407,6 +414,8 @@ class LiveEnvironment:
             score=np.array(score, dtype=np.float64).reshape(len(score), len(failed)),
             cost=np.array(cost, dtype=np.float64),
             overhead=np.array(overhead, dtype=np.float64),
+            used=np.array([r.used for _, r in made], dtype=np.float64).reshape(len(made), len(RESOURCES)),
+            once=np.array([r.once for _, r in made], dtype=np.float64).reshape(len(made), len(RESOURCES)),
             exhausted=int(size.sum()) < pulls.completions,
         )
 
@@ -418,3 +427,5 @@ class _Pulled:
     scored: tuple[Scored, ...]
     cost: tuple[float, ...]
     overhead: float
+    used: tuple[float, ...]
+    once: tuple[float, ...]

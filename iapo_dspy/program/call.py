@@ -105,6 +105,7 @@ class Call:
     decoding: Decoding
     strategy: Strategy
     cost: Cost
+    tokens_each: int | None = None
 
     @functools.cached_property
     def weights(self) -> FloatArray:
@@ -124,7 +125,13 @@ class Call:
             size, before = end - len(rollouts), len(rollouts)
             key = ["call", before] if before else "call"
             rollouts += await sampler.sample(
-                self.program, self.inputs, size, key=key, decoding=self.decoding, record=True
+                self.program,
+                self.inputs,
+                size,
+                key=key,
+                decoding=self.decoding,
+                record=True,
+                most_tokens=self.tokens_each,
             )
             read += await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts[before:]))
             waves.append(end)

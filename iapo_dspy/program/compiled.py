@@ -158,7 +158,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference = self._resolve(asked)
         if args:
             kwargs = {**_names(table.student, args), **kwargs}
-        arm = table.arm_of(preference)
+        chosen = table.chosen(preference)
+        arm = chosen.arm
         assert table.strategy is not None  # `_resolve` has asked for the policy
         return Call(
             preference=preference,
@@ -169,6 +170,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             decoding=table.ready.prompts[arm.prompt].decoding,
             strategy=table.strategy,
             cost=table.ready.cost,
+            tokens_each=chosen.tokens_each,
         )
 
 

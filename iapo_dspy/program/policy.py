@@ -9,20 +9,23 @@ from typing import Any
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.bandit.replay import solve, solve_auto
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import StateError, UnknownPreference
+from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.prompts import Prompt, program_state
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Arm, Contexts, Decoding, Observations, Preference, Pulls
+from iapo_dspy.types import RESOURCES, Arm, Contexts, Decoding, FloatArray, Observations, Preference, Pulls, Stop
 
 __all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-VERSION = 3  # 2: what completions cost; overheads beside costs. 3: the algorithm "auto"
+# 2: what completions cost; overheads beside costs. 3: the algorithm "auto". 4: stops; what calls take of each resource
+VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +140,9 @@ class CompiledPolicy:
         )
 
     def arm(self, preference: Preference) -> Arm | None:
-        """Return the compiled arm of a preference of the same weights, whatever its name."""
+        """Return the compiled arm of a preference that wishes the same, whatever its name."""
         for known, arm in zip(self.preferences, self.arms, strict=True):
-            if (known.cost, known.weights) == (preference.cost, preference.weights):
+            if known.wishes == preference.wishes:
                 return arm
         return None
 
@@ -154,8 +157,26 @@ class CompiledPolicy:
             cost_scale=self.cost_scale,
         )
 
+    def charges(self, preference: Preference) -> Charges:
+        """Return what calls take, by the stored evidence, as one preference prices and caps it.
+
+        Raises:
+            ConfigurationError: It prices or caps something that was not measured.
+        """
+        check_known(preference, self.evidence)
+        contexts = Contexts.from_preferences([preference], sorted(preference.weights or ["any"]))
+        charges = Charges(contexts, len(self.prompts), self.max_n)
+        for observations in self.evidence:
+            charges.update(observations)
+        return charges
+
     def solve(self, preference: Preference, strategy: Strategy) -> Outcome:
-        """Solve a preference that was not compiled from the stored evidence, without LM calls."""
+        """Solve a preference that was not compiled from the stored evidence, without LM calls.
+
+        Raises:
+            ConfigurationError: It prices or caps something that was not measured.
+        """
+        check_known(preference, self.evidence)
         contexts = Contexts.from_preferences([preference], strategy.objectives)
         problem = self.problem(contexts, strategy)
         if self.algorithm == "auto":
@@ -168,7 +189,8 @@ class CompiledPolicy:
             "format": FORMAT,
             "version": VERSION,
             "preferences": [
-                {**p.to_dict(), "arm": [a.prompt, a.n]} for p, a in zip(self.preferences, self.arms, strict=True)
+                {**p.to_dict(), "arm": [a.prompt, a.n], **({"stop": a.stop.to_dict()} if a.stop is not None else {})}
+                for p, a in zip(self.preferences, self.arms, strict=True)
             ],
             "default": self.default,
             "prompts": [
@@ -213,7 +235,10 @@ class CompiledPolicy:
             evidence = tuple(_load(o) for o in data["evidence"])
             return cls(
                 preferences=tuple(Preference.from_dict(p) for p in data["preferences"]),
-                arms=tuple(Arm(*p["arm"]) for p in data["preferences"]),
+                arms=tuple(
+                    Arm(p["arm"][0], p["arm"][1], Stop.from_dict(p["stop"]) if "stop" in p else None)
+                    for p in data["preferences"]
+                ),
                 default=data["default"],
                 prompts=tuple(
                     PromptState(
@@ -245,6 +270,8 @@ def _dump(observations: Observations) -> dict[str, Any]:
     """Numbers as text, row by row: DSPy writes JSON with one array element a line, which would be a line a number."""
     pulls, score = observations.pulls, observations.score
     overhead = {"overhead": _text(observations.overhead)} if observations.overhead.any() else {}
+    used, once = observations.used, observations.once
+    taken = {} if used is None or once is None else {"used": _columns(used), "once": _columns(once)}
     return {
         "prompt": _text(pulls.prompt),
         "query": _text(pulls.query),
@@ -253,7 +280,21 @@ def _dump(observations: Observations) -> dict[str, Any]:
         "score": [_text(column) for column in score.T],
         "cost": _text(observations.cost),
         **overhead,
+        **taken,
     }
+
+
+def _columns(values: FloatArray) -> dict[str, str]:
+    """Write the columns [B, R] that have anything in them, by the names of their resources."""
+    return {name: _text(column) for name, column in zip(RESOURCES, values.T, strict=True) if column.any()}
+
+
+def _rows(columns: Mapping[str, str] | None, length: int) -> FloatArray | None:
+    """Read what `_columns` wrote."""
+    if columns is None:
+        return None
+    found = [_numbers(columns[r], np.float64) if r in columns else np.zeros(length) for r in RESOURCES]
+    return np.stack(found, axis=1)
 
 
 def _text(values: np.ndarray[Any, Any]) -> str:
@@ -272,6 +313,8 @@ def _load(data: Mapping[str, Any]) -> Observations:
         score=np.stack([_numbers(column, np.float64) for column in data["score"]], axis=1),
         cost=_numbers(data["cost"], np.float64),
         overhead=_numbers(data["overhead"], np.float64) if "overhead" in data else np.zeros(len(pulls)),
+        used=_rows(data.get("used"), len(pulls)),
+        once=_rows(data.get("once"), len(pulls)),
     )
 
 

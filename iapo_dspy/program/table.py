@@ -7,20 +7,23 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.program.caps import check_caps, tokens_of_each
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
 from iapo_dspy.program.prompts import Prompt, clone, program_state, restore
+from iapo_dspy.sampling.pricing import Price, price_of
 from iapo_dspy.scoring.strategies import MajorityVote, Strategy
 from iapo_dspy.types import Arm, Preference
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["PolicyTable", "strategy_from_dict"]
+__all__ = ["Chosen", "PolicyTable", "strategy_from_dict"]
 
 MOST_SOLVED = 256  # ad hoc preferences whose arms are remembered
 THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled for deserves a warning
@@ -60,6 +63,19 @@ def _compare(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         logger.warning("The program was compiled with the functions %s; it now uses %s.", their_names, my_names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What a preference gets.
+
+    Attributes:
+        arm: Its arm.
+        tokens_each: Output tokens that each of its completions may take, so that its caps are kept; None: any.
+    """
+
+    arm: Arm
+    tokens_each: int | None = None
+
+
 class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     """A `CompiledPolicy` and its programs as a DSPy parameter.
 
@@ -95,7 +111,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.arms: list[dspy.Module] = []  # the programs of the compiled arms, in the order of `in_use`
         self.in_use: tuple[int, ...] = ()
         self._others: dict[int, dspy.Module] = {}
-        self._solved: OrderedDict[Preference, Arm] = OrderedDict()
+        self._solved: OrderedDict[Preference, Chosen] = OrderedDict()
         self._lock = threading.Lock()
         if data is not None:
             self._adopt(data)
@@ -166,13 +182,30 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         return self.data
 
     def arm_of(self, preference: Preference) -> Arm:
-        """Return the arm of any preference, solved from the evidence where it was not compiled."""
+        """Return the arm of any preference, solved from the evidence where it was not compiled.
+
+        Raises:
+            CapsTooTight: No arm keeps its caps.
+            ConfigurationError: It prices or caps something that was not measured.
+        """
+        return self.chosen(preference).arm
+
+    def chosen(self, preference: Preference) -> Chosen:
+        """Return the arm of any preference, and what a call of it must limit; raises as `arm_of` does."""
         data = self.ready
-        arm = data.arm(preference) or self._solved.get(preference)
-        if arm is not None:
-            return arm
+        found = self._solved.get(preference)
+        if found is None:
+            arm = data.arm(preference)
+            found = self._check(preference, arm if arm is not None else self._solve(preference))
+            with self._lock:
+                self._solved[preference] = found
+                if len(self._solved) > MOST_SOLVED:
+                    self._solved.popitem(last=False)
+        return found
+
+    def _solve(self, preference: Preference) -> Arm:
         assert self.strategy is not None  # set together with the data
-        outcome = data.solve(preference, self.strategy)
+        outcome = self.ready.solve(preference, self.strategy)
         arm = outcome.policy[0]
         evidence = int(outcome.evidence[0])
         if evidence < THIN_EVIDENCE:
@@ -180,11 +213,21 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
                 "%s was solved from stored evidence; its arm (prompt %d, n=%d) rests on %d observations only. Compile "
                 "with this preference for a firmer choice.", preference, arm.prompt, arm.n, evidence,
             )  # fmt: skip
-        with self._lock:
-            self._solved[preference] = arm
-            if len(self._solved) > MOST_SOLVED:
-                self._solved.popitem(last=False)
         return arm
+
+    def _check(self, preference: Preference, arm: Arm) -> Chosen:
+        if not preference.caps:
+            return Chosen(arm=arm)
+        charges = self.ready.charges(preference)
+        check_caps(preference, arm, charges, self.label_of(arm.prompt))
+        price = self._price_of(arm.prompt) if preference.max_usd is not None else None
+        return Chosen(arm=arm, tokens_each=tokens_of_each(preference, arm, charges, price))
+
+    def _price_of(self, prompt: int) -> Price | None:
+        """Return the price of a prompt's LM; None where it is not known, or where its predictors have several."""
+        lms = [p.lm or dspy.settings.lm for _, p in self.program_of(prompt).named_predictors()]
+        prices = {price_of(lm, self.ready.cost.prices) if isinstance(lm, dspy.BaseLM) else None for lm in lms}
+        return prices.pop() if len(prices) == 1 else None
 
     def program_of(self, prompt: int) -> dspy.Module:
         """Return the program of a prompt; for one without a compiled arm it is made when first needed."""

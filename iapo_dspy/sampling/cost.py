@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import RESOURCES
 from iapo_dspy.sampling.pricing import Prices, price_of
 
-__all__ = ["Cost", "Taken"]
+__all__ = ["Cost", "Taken", "use_of"]
 
 _UNITS = {
     "completion_tokens": "output tokens",
@@ -48,6 +49,31 @@ class Taken(Protocol):
     @property
     def latency_s(self) -> float:
         """Seconds from dispatch to answer."""
+
+
+def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Add up what the completions of one pull took of every resource.
+
+    Args:
+        taken: What each of its completions took [m].
+
+    Returns:
+        What they took together, and the part that a query takes once [R] each; NaN where a price is not known.
+    """
+    longest = max((t.latency_s for t in taken), default=0.0)
+    usd = sum(float("nan") if t.usd is None else t.usd for t in taken)
+    used = {
+        "tokens": sum(t.completion_tokens for t in taken),
+        "prompt_tokens": sum(t.prompt_tokens for t in taken),
+        "usd": usd,
+        "seconds": longest,
+    }
+    once = {
+        "prompt_tokens": sum(t.shared_tokens for t in taken),
+        "usd": sum(t.shared_usd for t in taken),
+        "seconds": longest,
+    }
+    return tuple(float(used[r]) for r in RESOURCES), tuple(float(once.get(r, 0.0)) for r in RESOURCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +161,15 @@ class Cost:
             + self.usd * max((t.usd or 0.0) - t.shared_usd, 0.0)
             for t in taken
         )
+
+    def repriced(self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]] | Prices) -> Cost:
+        """Return the same cost at other prices.
+
+        Raises:
+            ConfigurationError: They are no prices.
+        """
+        weights = {name: getattr(self, name) for name in _UNITS}
+        return Cost(**weights, usd_per_million=usd_per_million)
 
     def check(self, lm: dspy.BaseLM) -> None:
         """Refuse an LM whose completions cannot be costed, before anything is sent.

@@ -13,6 +13,7 @@ import concurrent.futures
 import contextvars
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -23,7 +24,7 @@ from dspy.utils.callback import with_callbacks
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
 from iapo_dspy.sampling.loop import Mailbox, background_loop, in_thread
-from iapo_dspy.sampling.params import canonical, request_params
+from iapo_dspy.sampling.params import canonical, limit_output, max_output_tokens, request_params
 from iapo_dspy.sampling.retry import is_fatal
 from iapo_dspy.sampling.stand_in import StandInLM
 from iapo_dspy.types import Decoding
@@ -44,6 +45,10 @@ class Aborted(BaseException):
     """Ends a rollout whose pull was cancelled; no `except Exception` of a program must hold it up."""
 
 
+class TokensUsedUp(Exception):
+    """Ends a rollout that has taken the output tokens it may take; it becomes a failed completion."""
+
+
 @dataclass(eq=False)
 class Seat:
     """One rollout of a group, and what its LM calls took so far."""
@@ -60,6 +65,7 @@ class Seat:
     seed: int | None = None
     unpaid: bool = False
     calls: int = 0
+    granted: int = 0  # output tokens that calls in flight may take
     work: asyncio.Future[Any] | None = None
     since: float = 0.0  # when the program last began to work by itself
     expired: bool = False
@@ -96,6 +102,7 @@ class _Ticket:
     messages: Sequence[dict[str, Any]]
     params: Mapping[str, Any]
     same: str
+    granted: int = 0
     answer: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
 
 
@@ -110,6 +117,7 @@ class Group:
         recorder: Makes the recorder of an LM; None where nothing is recorded.
         patience: Seconds without any news after which waiting requests are sent, all present or not.
         longest: Seconds that a program may work without asking an LM; None does not limit it.
+        most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
     """
 
     def __init__(
@@ -122,6 +130,7 @@ class Group:
         recorder: Callable[[dspy.BaseLM], Callable[[Exchange], None]] | None = None,
         patience: float = 1.0,
         longest: float | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         self.seats = [Seat(self, i) for i in range(size)]
         self.decoding = decoding
@@ -132,6 +141,7 @@ class Group:
         self._recorder = recorder
         self._patience = patience
         self._longest = longest
+        self._most_tokens = most_tokens
         self._watch: asyncio.TimerHandle | None = None
         self._loop = background_loop()
         self._mailbox = Mailbox.of(self._loop)
@@ -220,8 +230,28 @@ class Group:
         if self.fatal is not None or ticket.seat.expired:
             self._answer(ticket, None, self.fatal or Aborted())
             return
+        if self._most_tokens is not None and not self._limit(ticket, self._most_tokens):
+            used_up = TokensUsedUp(f"the {self._most_tokens} output tokens that a completion may take are used up")
+            self._answer(ticket, None, used_up)
+            self._consider()
+            return
         self._waiting.append(ticket)
         self._consider()
+
+    @staticmethod
+    def _limit(ticket: _Ticket, most: int) -> bool:
+        """Limit a call to what its rollout has left; False where that is nothing.
+
+        A call takes its own limit, if that fits, so that calls that a rollout makes at a time share what is left.
+        """
+        left = most - math.ceil(ticket.seat.completion_tokens) - ticket.seat.granted
+        if left < 1:
+            return False
+        ticket.params = limit_output(ticket.params, ticket.lm.model, left)
+        ticket.granted = max_output_tokens(ticket.params) or left
+        ticket.seat.granted += ticket.granted
+        ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params])
+        return True
 
     def _consider(self) -> None:
         """Send when nobody else can arrive before an answer does."""
@@ -302,6 +332,7 @@ class Group:
         if ticket not in self._open:
             return
         self._open.discard(ticket)
+        ticket.seat.granted -= ticket.granted
         ticket.seat.pending -= 1
         ticket.seat.since = self._loop.time()
         self._thinking += not ticket.seat.pending and ticket.seat in self._active

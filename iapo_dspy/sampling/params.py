@@ -24,6 +24,7 @@ __all__ = [
     "effective_temperature",
     "import_litellm",
     "is_reasoning_model",
+    "limit_output",
     "max_output_tokens",
     "request_params",
     "supports_n",
@@ -99,6 +100,18 @@ def effective_temperature(
         return None
     value = request_params(lm, config, decoding).get("temperature")
     return None if value is None else float(value)
+
+
+def limit_output(params: Mapping[str, Any], model: str, most: int | None) -> dict[str, Any]:
+    """Return request parameters with completions of at most `most` tokens; None leaves them as they are."""
+    limited = dict(params)
+    if most is not None:
+        name = (
+            "max_completion_tokens" if "max_completion_tokens" in params or is_reasoning_model(model) else "max_tokens"
+        )
+        own = max_output_tokens(params)
+        limited[name] = most if own is None else min(own, most)
+    return limited
 
 
 def max_output_tokens(params: Mapping[str, Any]) -> int | None:

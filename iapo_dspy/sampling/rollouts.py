@@ -24,7 +24,7 @@ from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
-from iapo_dspy.sampling.params import deployment_of, request_params
+from iapo_dspy.sampling.params import deployment_of, limit_output, request_params
 from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
@@ -129,6 +129,7 @@ class Sampler:
         decoding: Decoding | None = None,
         lm: dspy.BaseLM | None = None,
         record: bool = False,
+        most_tokens: int | None = None,
     ) -> list[Rollout]:
         """Draw m rollouts, at once. Awaitable on any event loop.
 
@@ -140,6 +141,8 @@ class Sampler:
             decoding: Applies to every LM call of the rollouts, over the predictors' own settings.
             lm: For predictors without an LM of their own.
             record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
+            most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
+                off there; a call for which nothing is left fails.
 
         Returns:
             m rollouts; failures are among them, never dropped.
@@ -151,7 +154,7 @@ class Sampler:
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
         try:
-            return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record))
+            return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record, most_tokens))
         except IAPOError:
             raise
         except Exception as error:
@@ -197,6 +200,7 @@ class Sampler:
         decoding: Decoding | None,
         lm: dspy.BaseLM | None,
         record: bool,
+        most_tokens: int | None,
     ) -> list[Rollout]:
         self._bind()
         # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
@@ -214,8 +218,8 @@ class Sampler:
                 except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
                     return [Rollout(failure=self._line(error), error=True)] * m
                 if ready is not None:
-                    return await self._predict(ready, m, key, record)
-            return await self._run(program, inputs, m, key, decoding, lm, record)
+                    return await self._predict(ready, m, key, record, most_tokens)
+            return await self._run(program, inputs, m, key, decoding, lm, record, most_tokens)
 
     def _bind(self) -> None:
         """Make what belongs to one event loop; a forked child has another loop than its parent."""
@@ -229,13 +233,13 @@ class Sampler:
             self._completers: IdentityCache[Completer] = IdentityCache()
             self._judges: IdentityCache[Completer] = IdentityCache()
 
-    async def _predict(self, ready: Plan, m: int, key: Any, record: bool) -> list[Rollout]:
+    async def _predict(self, ready: Plan, m: int, key: Any, record: bool, most_tokens: int | None) -> list[Rollout]:
         """The fast path: one request, m parses."""
         request = CompletionRequest(
             model=ready.lm.model,
             messages=ready.messages,
             n=m,
-            params=ready.params,
+            params=limit_output(ready.params, ready.lm.model, most_tokens),
             key=key,
             record=Recorder(ready.lm) if record else None,
         )
@@ -279,6 +283,7 @@ class Sampler:
         decoding: Decoding | None,
         lm: dspy.BaseLM | None,
         record: bool,
+        most_tokens: int | None,
     ) -> list[Rollout]:
         """The general path: m threads, merged requests."""
         prepared = self._prepare(program)
@@ -293,6 +298,7 @@ class Sampler:
             recorder=Recorder if record else None,
             patience=self._patience,
             longest=self._rollout_timeout,
+            most_tokens=most_tokens,
         )
         settings: dict[str, Any] = {
             "lm": None if base is None else self._stand_in(base),

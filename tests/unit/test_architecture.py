@@ -8,10 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "iapo_dspy"
 
 # Layer -> the layers it may import besides itself.
-EARLY = {"errors", "types"}
+EARLY = {"errors", "preferences", "types"}
 ALLOWED = {
     "errors": set(),
-    "types": {"errors"},
+    "preferences": {"errors"},
+    "types": {"errors", "preferences"},
     "bandit": EARLY,
     "scoring": EARLY | {"bandit"},
     "sampling": EARLY,

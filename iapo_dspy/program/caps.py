@@ -1,0 +1,88 @@
+"""Hard caps of a preference: which arms keep them, and what a call limits so that they are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from iapo_dspy.bandit.charges import Charges
+from iapo_dspy.errors import CapsTooTight, ConfigurationError
+from iapo_dspy.sampling.pricing import Price
+from iapo_dspy.types import RESOURCES, Arm, Observations, Preference
+
+__all__ = ["check_caps", "check_known", "tokens_of_each"]
+
+_UNITS = {"tokens": "output tokens", "usd": "dollars", "seconds": "seconds"}
+_NAMES = {"tokens": "max_tokens", "usd": "max_usd", "seconds": "max_latency_s"}
+
+
+def check_known(preference: Preference, evidence: Sequence[Observations]) -> None:
+    """Refuse a preference that prices or caps something that nobody has measured.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    if not preference.resources:
+        return
+    used = [o.used for o in evidence if o.used is not None and len(o.pulls)]
+    if not used:
+        raise ConfigurationError(
+            f"{preference} prices or caps {sorted(preference.resources)}, and this program does not know what calls "
+            "take of them: it was saved by an older version. Compile it again, or use Preference(cost=...)."
+        )
+    if "usd" in preference.resources and np.isnan(np.concatenate(used)[:, RESOURCES.index("usd")]).any():
+        raise ConfigurationError(
+            f"{preference} counts dollars, and the prices of this program's LMs were not known when it was compiled. "
+            "Give them: program.reprice(usd_per_million=(0.15, 0.60)), or compile with "
+            "cost=Cost(usd_per_million=...) or LMs that LiteLLM knows the price of."
+        )
+
+
+def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -> None:
+    """Refuse an arm that does not keep the caps of a preference: then no arm does, and it is the nearest one.
+
+    Args:
+        preference: With caps.
+        arm: What was chosen for it.
+        charges: Of this preference alone.
+        label: The arm's prompt in words.
+
+    Raises:
+        CapsTooTight: It breaks a cap.
+    """
+    waves = len(arm.stop.waves) if arm.stop is not None else 1
+    if charges.most_waves()[0, arm.prompt, arm.n - 1] >= waves:
+        return
+    upper = charges.upper()[:, arm.prompt, arm.n - 1]
+    least = {unit: float(upper[RESOURCES.index(unit)]) for unit in preference.caps}
+    broken = {unit: cap for unit, cap in preference.caps.items() if not least[unit] <= cap}
+    wanted = ", ".join(f"{_NAMES[u]}={cap:.6g}" for u, cap in broken.items())
+    takes = ", ".join(f"{least[unit]:.4g} {_UNITS[unit]}" for unit in broken)
+    raise CapsTooTight(
+        f"No arm keeps {wanted} of {preference}. The cheapest is prompt {arm.prompt} with N={arm.n} ({label!r}): a "
+        f"call of it takes up to {takes}, by estimate plus its uncertainty. Raise the cap to that, or compile "
+        "with cheaper candidates, LMs or decodings.",
+        arm=arm,
+        needs={_NAMES[unit]: least[unit] for unit in broken},
+    )
+
+
+def tokens_of_each(preference: Preference, arm: Arm, charges: Charges, price: Price | None) -> int | None:
+    """Return the output tokens that each of the arm's completions may take, so that its caps are kept; None: any.
+
+    Args:
+        preference: The preference.
+        arm: Its arm.
+        charges: Of this preference alone.
+        price: What the tokens of the arm's LM cost; None where that is not known, or where it has several.
+    """
+    limits = []
+    if preference.max_tokens is not None:
+        limits.append(preference.max_tokens // arm.n)
+    if preference.max_usd is not None and price is not None and price.completion > 0:
+        prompt_tokens = charges.upper()[RESOURCES.index("prompt_tokens"), arm.prompt, arm.n - 1]
+        left = (preference.max_usd - float(prompt_tokens) * price.prompt) / price.completion
+        limits.append(math.floor(left / arm.n))
+    return max(min(limits), 1) if limits else None
