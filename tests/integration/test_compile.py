@@ -37,7 +37,7 @@ from iapo_dspy import (
     UnknownPreference,
 )
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.states import evidence_of
+from tests.support.states import state_of
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_policy_and_evidence() -> None:
 
     one, two = run(), run()
     assert one.policy.ready.arms == two.policy.ready.arms
-    assert evidence_of(one) == evidence_of(two)
+    assert state_of(one)["evidence"] == state_of(two)["evidence"]
 
 
 def test_the_budget_holds_under_64_workers_and_broken_answers() -> None:
@@ -478,7 +478,7 @@ def test_a_run_that_died_repeats_no_paid_call_and_ends_with_the_same_policy(tmp_
         again = optimizer(budget=500, log_dir=tmp_path).compile(student(), trainset=train)
         assert server.requests == requests
     assert whole.policy.ready.arms == resumed.policy.ready.arms == again.policy.ready.arms
-    assert evidence_of(again) == evidence_of(whole)
+    assert state_of(again)["evidence"] == state_of(whole)["evidence"]
     assert again.detailed_results.spent.completions == whole.detailed_results.spent.completions
     assert "sk-loopback-secret" not in (tmp_path / "ledger.jsonl").read_text()
 

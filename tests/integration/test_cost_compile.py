@@ -182,7 +182,7 @@ def compiled() -> CompiledProgram:
 def test_saved_programs_keep_their_cost_and_solve_the_same(compiled: CompiledProgram, tmp_path: Path) -> None:
     compiled.save(str(tmp_path / "program.json"))
     state = json.loads((tmp_path / "program.json").read_text())["policy"]
-    assert state["cost"] == {"usd": 1.0, "usd_per_million": {"openai/fake": [2.0, 8.0]}} and state["version"] == 3
+    assert state["cost"] == {"usd": 1.0, "usd_per_million": {"openai/fake": [2.0, 8.0]}} and state["version"] == 4
     assert state["cost_scale"] > 0 and len(state["prompt_costs"]["fixed"]) == 3
     loaded = CompiledProgram(student())
     loaded.load(str(tmp_path / "program.json"))

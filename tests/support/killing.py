@@ -14,6 +14,7 @@ import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
 from iapo_dspy import IAPO, BatchAPI, Budget, MajorityVote, Preference
+from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
 THREADS = 8
@@ -44,7 +45,7 @@ def compile_once(
             batch=BatchAPI(**batch) if batch is not None else None,
         )
         program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
-    Path(result).write_text(json.dumps(program.policy.dump_state()))
+    Path(result).write_text(json.dumps(state_of(program)))
 
 
 class Victim:

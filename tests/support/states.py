@@ -8,10 +8,10 @@ from typing import Any
 from iapo_dspy import CompiledProgram
 
 
-def evidence_of(program: CompiledProgram) -> list[dict[str, Any]]:
-    """Return the saved evidence without the seconds that calls took, which no run repeats."""
-    evidence = copy.deepcopy(program.policy.dump_state()["evidence"])
-    for observations in evidence:
+def state_of(program: CompiledProgram) -> dict[str, Any]:
+    """Return the saved policy without the seconds that calls took, which no run repeats."""
+    state: dict[str, Any] = copy.deepcopy(program.policy.dump_state())
+    for observations in state["evidence"]:
         for part in ("used", "once"):
             observations.get(part, {}).pop("seconds", None)
-    return list(evidence)
+    return state
