@@ -163,11 +163,17 @@ class Drift(_Wrapper):
             order = np.argsort(np.concatenate([np.flatnonzero(~owner), np.flatnonzero(owner)]), kind="stable")
             pull_order = np.argsort(np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)]), kind="stable")
             made = pulls
+        taken = {
+            name: np.concatenate([getattr(seen, name) for _, seen in parts])[pull_order]
+            for name in ("used", "once")
+            if all(getattr(seen, name) is not None for _, seen in parts)
+        }
         return Observations(
             pulls=made,
             label=np.concatenate([seen.label for _, seen in parts])[order],
             score=np.concatenate([seen.score for _, seen in parts])[order],
             cost=np.concatenate([seen.cost for _, seen in parts])[order],
             overhead=np.concatenate([seen.overhead for _, seen in parts])[pull_order],
+            **taken,
             exhausted=any(seen.exhausted for _, seen in parts),
         )

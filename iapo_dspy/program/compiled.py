@@ -13,6 +13,7 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.call import Call, CallReport
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
@@ -117,6 +118,30 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def solve(self, preference: str | Preference | None = None) -> Arm:
         """Return the arm that a call with this preference draws; unseen ones are solved without LM calls."""
         return self.policy.arm_of(self._resolve(preference))
+
+    def reprice(self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]]) -> CompiledProgram:
+        """Return this program at other prices of tokens: every preference solved anew, without LM calls.
+
+        The exchange rate between dollars and utility stays what it was when the program was compiled; with the default
+        `Cost()`, which counts tokens, dollars matter only to preferences that price or cap them.
+
+        Args:
+            usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
+
+        Raises:
+            ConfigurationError: A price is missing, or the evidence does not say how many tokens were used.
+        """
+        data, strategy = self.policy.ready, self.policy.strategy
+        assert strategy is not None  # set together with the data
+        lm = dspy.settings.lm
+        model = lm.model if isinstance(lm, dspy.BaseLM) else None
+        cost = data.cost.repriced(usd_per_million)
+        policy, _ = data.repriced(cost, prices_of(data.prompts, cost, model), strategy)
+        twin = copy.deepcopy(self)
+        twin.policy.replace_data(policy)
+        if self.detailed_results is not None:
+            twin.detailed_results = self.detailed_results.reprice(usd_per_million, model=model)
+        return twin
 
     def _resolve(self, preference: Any) -> Preference:
         data = self.policy.ready

@@ -263,6 +263,14 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     # -- parts of compile
 
+    def _warn_of_caps(self, outcome: Outcome) -> None:
+        """Say which preferences cannot be served; their calls raise, with what the cheapest arm takes."""
+        if outcome.charges is None:
+            return
+        keeps = outcome.charges.keeps()
+        for preference in (p for p, arms in zip(self.preferences, keeps, strict=True) if not arms.any()):
+            logger.warning("No arm keeps the caps of %s: its calls will raise CapsTooTight.", preference)
+
     def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None, valset: Any = None) -> Plan:
         return make_plan(
             student,
@@ -335,6 +343,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             )  # fmt: skip
         if failures.total:
             logger.warning("%s", failures)
+        self._warn_of_caps(outcome)
         evidence = rounded(outcome.observations)
         policy = CompiledPolicy(
             preferences=self.preferences,
@@ -361,7 +370,15 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         )
         if self.track_stats:
             program.detailed_results = make_result(
-                self.preferences, plan.prompts, outcome, spent, failures, self.cost, environment.output_tokens, held_out
+                policy,
+                self.strategy,
+                outcome,
+                spent,
+                failures,
+                environment.output_tokens,
+                [p.program for p in plan.prompts],
+                held_out,
+                complete=outcome.complete,
             )
         return program
 

@@ -257,6 +257,7 @@ def make_plan(
     _check_sampling(prompts, max_n, budget, cost)
     for prompt in prompts if batch is not None else ():
         check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
+    _check_resources(prompts, preferences, cost, batch)
     screening = parse_algorithm(algorithm)
     problem = Problem(
         n_prompts=len(prompts),
@@ -368,6 +369,27 @@ def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget, cost:
             limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
             check_budget(lm, params, **limits, prices=cost.prices)
             cost.check(lm)
+
+
+def _check_resources(
+    prompts: Sequence[Prompt], preferences: Sequence[Preference], cost: Cost, batch: BatchAPI | None
+) -> None:
+    """Refuse preferences that price or cap what this run cannot measure."""
+    for preference in preferences:
+        if batch is not None and "seconds" in preference.resources:
+            raise ConfigurationError(
+                f"{preference} counts seconds, and batch=... measures no latency: leave one of them out."
+            )
+        if "usd" not in preference.resources:
+            continue
+        for prompt in prompts:
+            for lm in lms_of(prompt.program):
+                if price_of(lm, cost.prices) is None:
+                    raise ConfigurationError(
+                        f"{preference} counts dollars, and LiteLLM knows no price of {lm.model!r}. Give yours, in "
+                        "dollars per million input and output tokens: IAPO(cost=Cost(completion_tokens=1, "
+                        "usd_per_million=(0.15, 0.60))), or Cost(usd_per_million=...) to count dollars everywhere."
+                    )
 
 
 HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset

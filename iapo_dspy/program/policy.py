@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -17,7 +17,9 @@ from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.prompts import Prompt, program_state
+from iapo_dspy.program.reprice import at_prices
 from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import RESOURCES, Arm, Contexts, Decoding, FloatArray, Observations, Preference, Pulls, Stop
 
@@ -176,12 +178,33 @@ class CompiledPolicy:
         Raises:
             ConfigurationError: It prices or caps something that was not measured.
         """
-        check_known(preference, self.evidence)
-        contexts = Contexts.from_preferences([preference], strategy.objectives)
+        return self.solve_all([preference], strategy)
+
+    def solve_all(self, preferences: Sequence[Preference], strategy: Strategy) -> Outcome:
+        """Solve several preferences at once; see `solve`."""
+        for preference in preferences:
+            check_known(preference, self.evidence)
+        contexts = Contexts.from_preferences(preferences, strategy.objectives)
         problem = self.problem(contexts, strategy)
         if self.algorithm == "auto":
             return solve_auto(problem, self.evidence)
         return solve(problem, self.evidence, screening=self.screening)
+
+    def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
+        """Return what this run would have chosen at other prices of tokens, from the stored evidence.
+
+        Args:
+            cost: What completions cost now. The scale stays: a dollar is worth as much utility as before.
+            prices: Of each prompt's LM [P].
+            strategy: The strategy.
+
+        Raises:
+            ConfigurationError: The evidence does not say how many tokens calls took.
+        """
+        evidence = rounded([at_prices(o, cost, prices) for o in self.evidence])
+        policy = replace(self, cost=cost, evidence=evidence, prompt_costs=PromptCosts.of(evidence, len(self.prompts)))
+        outcome = policy.solve_all(self.preferences, strategy)
+        return replace(policy, arms=outcome.policy.arms), outcome
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""

@@ -12,9 +12,11 @@ from iapo_dspy.bandit.inference import Z95, Choice, Deceptive, HeldOut, choices,
 from iapo_dspy.bandit.problem import Outcome, Round
 from iapo_dspy.environments.live import FailureReport
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.program.prompts import Prompt
+from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.sampling.budget import Spent
 from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm, FloatArray, IntArray, Preference
 
 __all__ = ["CompileResult", "PreferenceResult", "make_result"]
@@ -37,6 +39,7 @@ class PreferenceResult:
         choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
             for `psst`, whose estimates have no standard errors.
         held_out: The utility on the validation set, free of the winner's curse; None without one.
+        keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
     """
 
     preference: Preference
@@ -49,6 +52,7 @@ class PreferenceResult:
     evidence: int
     choice: Choice | None = None
     held_out: HeldOut | None = None
+    keeps_caps: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class CompileResult:
         rounds: What each round did.
         complete: False where a budget ended the run early.
         candidate_programs: One program per prompt, in order.
+        compiled: The policy with all that it rests on; it solves other preferences.
+        strategy: The strategy.
     """
 
     policy: tuple[PreferenceResult, ...]
@@ -91,6 +97,36 @@ class CompileResult:
     rounds: tuple[Round, ...] = field(repr=False)
     complete: bool
     candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
+    compiled: CompiledPolicy = field(repr=False)
+    strategy: Strategy = field(repr=False)
+
+    def reprice(
+        self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]], *, model: str | None = None
+    ) -> CompileResult:
+        """Return the results at other prices of tokens, solved from the stored evidence without LM calls.
+
+        The exchange rate between dollars and utility stays what it was. `CompiledProgram.reprice` changes a program.
+
+        Args:
+            usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
+            model: Model string of the LM that was configured while compiling; needed with a mapping.
+
+        Raises:
+            ConfigurationError: A price is missing, or the evidence does not say how many tokens were used.
+        """
+        cost = self.cost.repriced(usd_per_million)
+        prices = prices_of(self.compiled.prompts, cost, model)
+        policy, outcome = self.compiled.repriced(cost, prices, self.strategy)
+        return make_result(
+            policy,
+            self.strategy,
+            outcome,
+            self.spent,
+            self.failures,
+            self.tokens[:, 0],
+            self.candidate_programs,
+            complete=self.complete,
+        )
 
     def curve(self, prompt: int, preference: str | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return a prompt's task reward at N = 1 .. max_n with its 95 % band.
@@ -135,7 +171,7 @@ class CompileResult:
 
 
 def _sure(row: PreferenceResult) -> str:
-    found = []
+    found = [] if row.keeps_caps else ["NO ARM KEEPS THE CAPS"]
     if row.choice is not None:
         found.append(f"+-{Z95 * row.choice.standard_error:.3f} best with p={row.choice.probability_best:.2f}")
     if row.held_out is not None:
@@ -144,27 +180,32 @@ def _sure(row: PreferenceResult) -> str:
 
 
 def make_result(
-    preferences: Sequence[Preference],
-    prompts: Sequence[Prompt],
+    compiled: CompiledPolicy,
+    strategy: Strategy,
     outcome: Outcome,
     spent: Spent,
     failures: FailureReport,
-    cost: Cost,
     output_tokens: FloatArray,
+    programs: Sequence[dspy.Module],
     held_out: Sequence[HeldOut] | None = None,
+    *,
+    complete: bool,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
+    labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
     tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
     sure = choices(outcome)
+    keeps = outcome.charges.keeps() if outcome.charges is not None else None
     rows = []
-    for c, (preference, arm) in enumerate(zip(preferences, outcome.policy.arms, strict=True)):
+    for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
         rows.append(
             PreferenceResult(
                 preference=preference,
                 arm=arm,
-                label=prompts[arm.prompt].label,
+                label=labels[arm.prompt],
+                keeps_caps=keeps is None or bool(keeps[c][at]),
                 utility=float(outcome.q[c][at]),
                 reward=float(outcome.reward[c][at]),
                 tokens=float(tokens[at]),
@@ -176,7 +217,7 @@ def make_result(
         )
     return CompileResult(
         policy=tuple(rows),
-        labels=tuple(p.label for p in prompts),
+        labels=labels,
         q=outcome.q,
         reward=outcome.reward,
         tokens=np.asarray(tokens),
@@ -184,13 +225,15 @@ def make_result(
         count=outcome.count,
         standard_error=estimates.standard_error,
         deceptive=deceptive_prompts(outcome),
-        cost=cost,
+        cost=compiled.cost,
         cost_scale=outcome.cost_scale,
         spent=spent,
         failures=failures,
         rounds=outcome.rounds,
-        complete=outcome.complete,
-        candidate_programs=tuple(p.program for p in prompts),
+        complete=complete,
+        candidate_programs=tuple(programs),
+        compiled=compiled,
+        strategy=strategy,
     )
 
 

@@ -156,6 +156,14 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         self._others.clear()
         self._solved.clear()
 
+    def replace_data(self, data: CompiledPolicy) -> None:
+        """Take another policy over the same prompts; the programs stay as they are, also where they were changed."""
+        programs = {p: self.program_of(p) for p in sorted({arm.prompt for arm in data.arms})}
+        self.data, self.in_use = data, tuple(programs)
+        self.arms[:] = programs.values()
+        self._others.clear()
+        self._solved.clear()
+
     def _make(self, data: CompiledPolicy, prompt: int) -> dspy.Module:
         """Return a new copy of a prompt's program: the one that was measured, or one with its saved state."""
         if self._measured is not None:

@@ -1,0 +1,94 @@
+"""What a run observed, at other prices of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.pricing import Price
+from iapo_dspy.types import RESOURCES, Observations
+
+__all__ = ["at_prices", "prices_of"]
+
+_TOKENS, _PROMPT, _USD, _SECONDS = (RESOURCES.index(r) for r in ("tokens", "prompt_tokens", "usd", "seconds"))
+
+
+class _Priced(Protocol):
+    """A saved prompt: the LMs that it brought of its own, by predictor, and its predictors."""
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Predictor name -> its state."""
+
+    @property
+    def lms(self) -> Mapping[str, str]:
+        """Predictor name -> model string of an LM of its own."""
+
+
+def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list[Price]:
+    """Return the price of each prompt's LM.
+
+    Args:
+        prompts: Saved prompts.
+        cost: With the user's prices.
+        model: Model string of the LM of predictors without one of their own; None where it is not known.
+
+    Raises:
+        ConfigurationError: There is no price for an LM, or a prompt's predictors have LMs of different prices.
+    """
+    table = cost.prices
+    assert table is not None  # `Cost.repriced` was given some
+    found: list[Price] = []
+    for index, prompt in enumerate(prompts):
+        models = sorted({prompt.lms.get(name) or model or "" for name in prompt.state})
+        prices = {table.of(m) for m in models}
+        if None in prices:
+            raise ConfigurationError(
+                f"There is no price for the LM of prompt {index}, {models}: usd_per_million has "
+                f"{sorted(table.to_dict())}. Name it, configure the LM, or give one pair (input, output) for all."
+            )
+        if len(prices) > 1:
+            raise ConfigurationError(
+                f"Prompt {index} asks several LMs of different prices, {models}, and the evidence has their tokens in "
+                "one sum. Compile again with Cost(usd_per_million=...)."
+            )
+        found.extend(p for p in prices if p is not None)
+    return found
+
+
+def at_prices(observations: Observations, cost: Cost, prices: Sequence[Price]) -> Observations:
+    """Return observations as they would have been at these prices: the same tokens, other dollars and costs.
+
+    The completions of a pull share its cost evenly.
+
+    Args:
+        observations: What came back, with what pulls took.
+        cost: What completions cost.
+        prices: Of each prompt's LM [P].
+
+    Raises:
+        ConfigurationError: It is not known how many tokens the pulls took.
+    """
+    if not len(observations.pulls):
+        return observations
+    if observations.used is None or observations.once is None:
+        raise ConfigurationError(
+            "This program does not know how many tokens its completions took: it was saved by an older version. "
+            "Compile it again to change prices."
+        )
+    prompt = observations.pulls.prompt
+    dear_in = np.array([p.prompt for p in prices])[prompt]
+    dear_out = np.array([p.completion for p in prices])[prompt]
+    used, once = observations.used.copy(), observations.once.copy()
+    used[:, _USD] = dear_in * used[:, _PROMPT] + dear_out * used[:, _TOKENS]
+    once[:, _USD] = dear_in * once[:, _PROMPT]
+    weights = np.zeros(len(RESOURCES))
+    weights[[_TOKENS, _PROMPT, _USD, _SECONDS]] = cost.completion_tokens, cost.prompt_tokens, cost.usd, cost.seconds
+    overhead = once @ weights
+    each = ((used - once) @ weights) / observations.pulls.size
+    return replace(observations, used=used, once=once, overhead=overhead, cost=np.repeat(each, observations.pulls.size))
