@@ -13,9 +13,9 @@ from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
-from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Policy, Pulls
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Observations, Policy, Pulls
 
-__all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Problem", "Round", "check_budget"]
+__all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Problem", "Round", "StoppedArm", "check_budget"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,29 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoppedArm:
+    """A context's arm with its stopping rule, and what is expected of its calls.
+
+    Attributes:
+        arm: Prompt, N and rule; without a rule all N are drawn at once.
+        reward: Estimated task reward without the cost.
+        gain: What stopping adds to it: mostly below 0, and 0 where the rule changes no answer.
+        completions: Expected completions of a call, <= N.
+        waves: Expected waves of a call, >= 1.
+        cost: Expected raw cost of a call: the overhead once per wave, and the completions.
+        utility: Reward minus the priced cost.
+    """
+
+    arm: Arm
+    reward: float
+    gain: float
+    completions: float
+    waves: float
+    cost: float
+    utility: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a run found.
 
@@ -101,6 +124,7 @@ class Outcome:
         complete: False where the environment was exhausted before the algorithm was done.
         detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
         charges: What calls take, and which arms keep the contexts' caps; `None` from the baselines.
+        stops: The arms of the policy with what stopping early does to them [C], from `stops.with_stops`; else `None`.
     """
 
     policy: Policy
@@ -113,6 +137,7 @@ class Outcome:
     complete: bool = True
     detail: Evidence | None = None
     charges: Charges | None = None
+    stops: tuple[StoppedArm, ...] | None = None
 
     @property
     def count(self) -> IntArray:

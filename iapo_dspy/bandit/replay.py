@@ -12,6 +12,7 @@ from iapo_dspy.bandit.elimination import Elimination
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.problem import EstimatorFactory, Outcome, Problem
 from iapo_dspy.bandit.screening import Screening
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.types import Contexts, Observations
 
 __all__ = ["solve", "solve_auto"]
@@ -57,7 +58,13 @@ def solve(
     return state.outcome(complete=bool((state.active.sum(axis=(1, 2)) == 1).all()))
 
 
-def solve_auto(problem: Problem, rounds: Sequence[Observations], contexts: Contexts | None = None) -> Outcome:
+def solve_auto(
+    problem: Problem,
+    rounds: Sequence[Observations],
+    contexts: Contexts | None = None,
+    *,
+    stops: StopMode | None = None,
+) -> Outcome:
     """Choose arms for other contexts from the recorded rounds of `auto`.
 
     Estimates of every arm are made from all that was drawn, whichever contexts it was drawn for; the model is fitted
@@ -67,6 +74,7 @@ def solve_auto(problem: Problem, rounds: Sequence[Observations], contexts: Conte
         problem: The problem of the run.
         rounds: `Outcome.observations` of the run.
         contexts: The contexts to solve; `None` means the problem's own.
+        stops: How calls may stop early, see `with_stops`; `None`: all N are drawn at once.
 
     Returns:
         The outcome. Its rounds list every prompt as alive: who was drawn is in the observations.
@@ -76,4 +84,5 @@ def solve_auto(problem: Problem, rounds: Sequence[Observations], contexts: Conte
     state = Standing(problem)
     for observations in rounds:
         state.observe(observations, np.arange(problem.n_prompts))
-    return state.outcome(complete=True)
+    outcome = state.outcome(complete=True)
+    return outcome if stops is None else with_stops(problem, outcome, mode=stops)

@@ -13,11 +13,12 @@ from iapo_dspy.bandit.auto import auto
 from iapo_dspy.bandit.disjoint import disjoint
 from iapo_dspy.bandit.epsilon_greedy import epsilon_greedy
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
-from iapo_dspy.bandit.problem import Algorithm
+from iapo_dspy.bandit.problem import Algorithm, Problem
 from iapo_dspy.bandit.psst import psst
 from iapo_dspy.bandit.random_policy import random_policy
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.bandit.softmax import softmax
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.bandit.triple import triple
 from iapo_dspy.bandit.ucb import ucb
 from iapo_dspy.bandit.uniform import uniform
@@ -46,7 +47,7 @@ class Entrant:
     random_scale: bool = False
 
     def value(self, policy: Policy, q: FloatArray) -> FloatArray:
-        """Return what the policy is worth in each context [C], given exact values q [C, P, N]."""
+        """Return what the policy is worth in each context [C], all N drawn, given exact values q [C, P, N]."""
         prompt = np.array([arm.prompt for arm in policy.arms])
         context = np.arange(len(policy))
         if self.random_scale:
@@ -54,8 +55,16 @@ class Entrant:
         return np.asarray(q[context, prompt, [arm.n - 1 for arm in policy.arms]])
 
 
+def _stopping(problem: Problem, *, budget: int, seed: int, mode: StopMode) -> Algorithm:
+    """Run `auto` and choose when its calls stop."""
+    outcome = yield from auto(problem, budget=budget, seed=seed)
+    return with_stops(problem, outcome, mode=mode)
+
+
 _BOUNDED: dict[str, Callable[..., Any]] = {
     "auto": auto,
+    "auto+exact": partial(_stopping, mode="exact"),
+    "auto+stop": partial(_stopping, mode="confidence"),
     "psst": psst,
     "psst+k1": partial(psst, screening=Screening(k=1)),
     "psst+k4": partial(psst, screening=Screening(k=4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,12 +32,16 @@ class Trial:
         regret: Simple regret on the training queries: the best policy's ACR there minus this one's.
         best: Share of contexts whose arm is the best one on the training queries.
         spent: Completions drawn.
+        completions: Expected completions of a deployed call, mean over contexts and held-out queries.
+        waves: Expected waves of such a call.
     """
 
     acr: float
     regret: float
     best: float
     spent: int
+    completions: float = math.nan
+    waves: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +189,20 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
     outcome = drive(algorithm, instance.train.environment(seed, run, _ENVIRONMENT, budget))
     best = instance.q_train.max(axis=(1, 2))
     value = entrant.value(outcome.policy, instance.q_train)
+    if entrant.random_scale:
+        held_out, calls = entrant.value(outcome.policy, instance.q_test), (problem.max_n + 1) / 2
+        completions, waves = calls, 1.0
+    else:
+        early = instance.stopped.calls(outcome.policy, instance.train_queries)
+        value = value + early.gain + early.saved
+        late = instance.stopped.calls(outcome.policy, instance.test_queries)
+        held_out = entrant.value(outcome.policy, instance.q_test) + late.gain + late.saved
+        completions, waves = float(late.completions.mean()), float(late.waves.mean())
     return Trial(
-        acr=float(entrant.value(outcome.policy, instance.q_test).mean()),
+        acr=float(held_out.mean()),
         regret=float((best - value).mean()),
         best=float((value >= best - _BEST).mean()),
         spent=outcome.spent,
+        completions=completions,
+        waves=waves,
     )

@@ -14,6 +14,7 @@ from iapo_dspy.bandit.aggregators import Ties
 from iapo_dspy.environments.files import load
 from iapo_dspy.environments.pickles import read_published
 from iapo_dspy.environments.recorded import ExactValues, Recording
+from iapo_dspy.environments.stopped import StoppedValues
 from iapo_dspy.environments.synthetic import (
     MAX_N,
     synthetic_bernoulli,
@@ -37,11 +38,17 @@ class Instance:
         train: What the algorithms pull from.
         q_train: Exact Q on the training queries [C, P, N].
         q_test: Exact Q on the held-out queries [C, P, N].
+        stopped: Values arms that stop early on all queries of the run.
+        train_queries: Which of those are trained on.
+        test_queries: Which are held out.
     """
 
     train: Recording
     q_train: FloatArray
     q_test: FloatArray
+    stopped: StoppedValues
+    train_queries: IntArray
+    test_queries: IntArray
 
 
 class Source(Protocol):
@@ -73,6 +80,7 @@ class RecordedSource:
         values: Its exact values.
         ties: How ties are credited.
         max_n: The largest scale.
+        stopped: Values its arms that stop early.
     """
 
     name: str
@@ -80,11 +88,12 @@ class RecordedSource:
     values: ExactValues
     ties: Ties
     max_n: int
+    stopped: StoppedValues
 
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
         train, test = self.recording.split(seed, run, _SPLIT)
-        return _instance(self.recording, self.values, train, test)
+        return _instance(self.recording, self.values, self.stopped, train, test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +122,21 @@ class SyntheticSource:
         else:
             order = np.random.default_rng([seed, run, _SPLIT]).permutation(recording.n_queries)
             train, test = order[: self.train], order[self.train :]
-        return _instance(recording, recording.exact(self.max_n, self.ties), train, test)
+        stopped = StoppedValues(recording=recording)
+        return _instance(recording, recording.exact(self.max_n, self.ties), stopped, train, test)
 
 
-def _instance(recording: Recording, values: ExactValues, train: IntArray, test: IntArray) -> Instance:
-    return Instance(train=recording.subset(train), q_train=values.q(train), q_test=values.q(test))
+def _instance(
+    recording: Recording, values: ExactValues, stopped: StoppedValues, train: IntArray, test: IntArray
+) -> Instance:
+    return Instance(
+        train=recording.subset(train),
+        q_train=values.q(train),
+        q_test=values.q(test),
+        stopped=stopped,
+        train_queries=train,
+        test_queries=test,
+    )
 
 
 _SYNTHETIC: dict[str, Callable[..., Recording]] = {
@@ -167,7 +186,8 @@ def source(
         )
     recording = read_published(path) if path.suffix in {".pkl", ".pickle"} else load(path)
     values = recording.exact(max_n, ties)
-    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n)
+    stopped = StoppedValues(recording=recording)
+    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n, stopped=stopped)
 
 
 def _synthetic(name: str, ties: Ties, max_n: int, prompts: int | None, queries: int | None) -> SyntheticSource:

@@ -104,6 +104,7 @@ class CorrectedEstimator:
             row=self._row,
             factor=self._factor,
             cost=self._costs.arms(problem.max_n),
+            model=predictions.model,
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.estimators.predictive import BestOfModel, VoteModel
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["Evidence"]
@@ -28,6 +29,7 @@ class Evidence:
         row: Which of the W rows each context uses [C].
         factor: What the row's values are multiplied by in each context [C].
         cost: Raw cost of an arm [P, N]; NaN for prompts without evidence.
+        model: What the predictions behind the values are made of.
     """
 
     values: FloatArray
@@ -38,6 +40,7 @@ class Evidence:
     row: IntArray
     factor: FloatArray
     cost: FloatArray
+    model: VoteModel | BestOfModel | None = None
 
     @property
     def n_visited(self) -> int:

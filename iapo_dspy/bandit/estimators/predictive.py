@@ -26,12 +26,59 @@ from iapo_dspy.bandit.exact import majority_vote_rewards
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Predictions", "Predictor", "predictor"]
+__all__ = [
+    "TOP_SHARES",
+    "BestOfModel",
+    "Predictions",
+    "Predictor",
+    "VoteModel",
+    "expected",
+    "predictor",
+    "share_weights",
+]
 
-_TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
+TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
 _FEW_VALUES = 32
 _QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
 _PSEUDO_PAIRS = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VoteModel:
+    """What predictions of votes are made of.
+
+    Attributes:
+        cells: Everything that was drawn.
+        traits: The fitted model of right answers, one event.
+        top_share: Share that the strongest wrong answer has of what the best one leaves over [P, V].
+        worth: What the best answer of each query is worth [V].
+        rest: What a completion without it is worth on average [V].
+    """
+
+    cells: Cells
+    traits: Traits
+    top_share: FloatArray
+    worth: FloatArray
+    rest: FloatArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BestOfModel:
+    """What predictions of Best-of-N are made of, one entry per row of objective weights [W].
+
+    Attributes:
+        cells: Everything that was drawn.
+        values: Weighted score of each completion, NaN for failed ones, each [S].
+        floors: Value where all completions failed.
+        levels: Values between which scores are cut, ascending, each [J + 1].
+        traits: The fitted model of a score above each cut, J events; None where there is one level only.
+    """
+
+    cells: Cells
+    values: tuple[FloatArray, ...]
+    floors: tuple[float, ...]
+    levels: tuple[FloatArray, ...]
+    traits: tuple[Traits | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +89,12 @@ class Predictions:
         given_all: From everything that was drawn [W, P, V, N].
         given_others: From everything but the cell's own draws [W, P, V, N]: independent of them, so that their mean
             difference from unbiased estimates of the same cells is the model's bias.
+        model: What they are made of; None where that is not kept.
     """
 
     given_all: FloatArray
     given_others: FloatArray
+    model: VoteModel | BestOfModel | None = None
 
 
 class VotePredictor:
@@ -70,16 +119,14 @@ class VotePredictor:
         right = counted[np.arange(len(cells)), best[cells.query]]
         traits = self._model.fit(cells.prompt, cells.query, cells.n_visited, right[None], cells.size)
         share = self._top_share(cells, votes, best)
-        low = np.clip(np.searchsorted(_TOP_SHARES, share, side="right") - 1, 0, len(_TOP_SHARES) - 2)
-        high = (share - _TOP_SHARES[low]) / (_TOP_SHARES[low + 1] - _TOP_SHARES[low])
         wins = np.zeros((2, self._model.level.shape[1], cells.n_visited, self._table.shape[2]))
-        for j in range(len(_TOP_SHARES)):
-            weight = np.where(low == j, 1.0 - high, 0.0) + np.where(low + 1 == j, high, 0.0)
+        for j, weight in enumerate(share_weights(share)):
             where = np.flatnonzero(weight.any(axis=0))
             if len(where):
                 wins[:, :, where] += weight[:, where, None] * expected(traits, 0, cells, self._table[j], where)
         value = rest[:, None] + (worth - rest)[:, None] * wins
-        return Predictions(given_all=value[:1], given_others=value[1:])
+        model = VoteModel(cells=cells, traits=traits, top_share=share, worth=worth, rest=rest)
+        return Predictions(given_all=value[:1], given_others=value[1:], model=model)
 
     def _answers(self, cells: Cells, votes: Ballots) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return each query's best answer, its worth, and the mean worth of a completion without it [V]."""
@@ -155,11 +202,20 @@ class BestOfPredictor:
             self._cut(row, value, floor)
         shape = 2, len(self._weights), self._n_prompts, cells.n_visited, self._table.shape[1]
         out = np.empty(shape)
+        traits: list[Traits | None] = []
         for row, (value, levels, model) in enumerate(zip(values, self._levels, self._models, strict=True)):
             low = min(float(np.nanmin(value, initial=np.inf)), float(levels[0]), float(self._floor[row]))
             filled = np.where(np.isnan(value), low, value)
-            out[:, row] = self._row(cells, filled, levels, model)
-        return Predictions(given_all=out[0], given_others=out[1])
+            out[:, row], found = self._row(cells, filled, levels, model)
+            traits.append(found)
+        fitted = BestOfModel(
+            cells=cells,
+            values=tuple(values),
+            floors=tuple(self._floor.tolist()),
+            levels=tuple(self._levels),
+            traits=tuple(traits),
+        )
+        return Predictions(given_all=out[0], given_others=out[1], model=fitted)
 
     def _cut(self, row: int, value: FloatArray, floor: float) -> None:
         """Choose where a row's scores are cut: once where they are many, anew while they are few and new ones turn up.
@@ -178,10 +234,12 @@ class BestOfPredictor:
         self._levels[row] = levels
         self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts)
 
-    def _row(self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel) -> FloatArray:
-        """Return both readings under one row of weights [2, P, V, N]."""
+    def _row(
+        self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel
+    ) -> tuple[FloatArray, Traits | None]:
+        """Return both readings under one row of weights [2, P, V, N], and the model."""
         if len(levels) == 1:
-            return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
+            return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0]), None
         cuts = (levels[1:] + levels[:-1]) / 2
         above = value > cuts[:, None]
         count = np.add.reduceat(above, cells.start, axis=1, dtype=np.int64)
@@ -191,7 +249,7 @@ class BestOfPredictor:
         everywhere = np.arange(cells.n_visited)
         for j in range(len(cuts)):
             out += width[j] * expected(traits, j, cells, self._table, everywhere)
-        return out
+        return out, traits
 
 
 Predictor = VotePredictor | BestOfPredictor
@@ -208,6 +266,14 @@ def predictor(aggregator: object, weights: FloatArray, n_prompts: int, max_n: in
     if isinstance(aggregator, BestOfNAggregator):
         return BestOfPredictor(aggregator, weights, n_prompts, max_n)
     raise ConfigurationError(f"Predictive estimates know majority vote and Best-of-N, not {aggregator!r}.")
+
+
+def share_weights(share: FloatArray) -> list[FloatArray]:
+    """Return the weight of each point of the grid `TOP_SHARES`, so that tables are interpolated, each [P, V]."""
+    low = np.clip(np.searchsorted(TOP_SHARES, share, side="right") - 1, 0, len(TOP_SHARES) - 2)
+    high = (share - TOP_SHARES[low]) / (TOP_SHARES[low + 1] - TOP_SHARES[low])
+    points = range(len(TOP_SHARES))
+    return [np.where(low == j, 1.0 - high, 0.0) + np.where(low + 1 == j, high, 0.0) for j in points]
 
 
 def expected(traits: Traits, event: int, cells: Cells, table: FloatArray, queries: IntArray) -> FloatArray:
@@ -251,11 +317,11 @@ def _normalised(log: FloatArray) -> FloatArray:
 @lru_cache(maxsize=16)
 def _vote_table(max_n: int, ties: Ties) -> FloatArray:
     """Return P(the best answer wins) by top share of the others and theta [R, T, N]."""
-    share, theta = np.meshgrid(_TOP_SHARES, THETA, indexing="ij")
+    share, theta = np.meshgrid(TOP_SHARES, THETA, indexing="ij")
     rivals = [(1.0 - theta) * share * (1.0 - share) ** j for j in range(4)]
     probs = np.stack([theta, *rivals], axis=2).reshape(-1, 5)
     credit = np.zeros_like(probs)
     credit[:, 0] = 1.0
-    table = majority_vote_rewards(probs, credit, max_n, ties=ties).reshape(len(_TOP_SHARES), len(THETA), max_n)
+    table = majority_vote_rewards(probs, credit, max_n, ties=ties).reshape(len(TOP_SHARES), len(THETA), max_n)
     table.setflags(write=False)
     return table
