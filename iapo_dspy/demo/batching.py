@@ -9,13 +9,14 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from functools import lru_cache
+from functools import cache
 from typing import Any, Final
 
 from iapo_dspy.demo.blas import one_blas_thread
 from iapo_dspy.demo.engine import Engine
 from iapo_dspy.demo.model import TinyLM
 from iapo_dspy.demo.requests import Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.shipped import MODEL_NAME, load_shipped
 from iapo_dspy.demo.tokenizer import Tokenizer
 
 GATHER_SECONDS: Final = 0.003
@@ -202,10 +203,14 @@ class Batcher:
             future.set_exception(error)
 
 
-@lru_cache(maxsize=1)
-def shared_batcher() -> Batcher:
-    """The process's batcher for the shipped weights; loaded when first used."""
-    return Batcher(TinyLM.load())
+def shared_batcher(name: str = MODEL_NAME) -> Batcher:
+    """The process's batcher for a shipped model; loaded when first used."""
+    return _shared(name)
+
+
+@cache
+def _shared(name: str) -> Batcher:
+    return Batcher(load_shipped(name))
 
 
 def _integer(options: Mapping[str, Any], name: str, default: int | None) -> int | None:

@@ -1,14 +1,15 @@
-"""The demo model as a LiteLLM provider inside this process.
+"""The demo models as a LiteLLM provider inside this process.
 
 After `register`, ``dspy.LM("iapo_demo/tiny-adder", engine="litellm")`` and
-``litellm.acompletion(model="iapo_demo/tiny-adder", ...)`` work like any other model. Requests that arrive at about the
-same time, from any thread or event loop, run in one numpy batch.
+``litellm.acompletion(model="iapo_demo/tiny-adder", ...)`` work like any other model, and so does
+``iapo_demo/tiny-adder-q3``, the same model rounded to three bits (`iapo_dspy.demo.shipped`). Requests to a model that
+arrive at about the same time, from any thread or event loop, run in one numpy batch.
 
 LiteLLM treats a custom provider as if it took all OpenAI parameters: ``litellm.get_supported_openai_params`` lists
 ``n`` once `register` was called. ``n`` reaches the model, which returns that many choices and counts the prompt once.
-The model costs nothing, which is registered with LiteLLM too.
+The models cost nothing, which is registered with LiteLLM too; `tasks` has made-up prices to compare them by.
 
-The model is a test fixture of about a million parameters and no evidence about large language models.
+The models are test fixtures of about a million parameters and no evidence about large language models.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from iapo_dspy.demo.batching import SeedSource, parse_request, shared_batcher
+from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
 from iapo_dspy.demo.requests import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.shipped import BITS, MODEL_NAME
 from iapo_dspy.sampling.params import import_litellm
 
 litellm = import_litellm()  # without the download that LiteLLM makes at import
 
 PROVIDER: Final = "iapo_demo"
-MODEL_NAME: Final = "tiny-adder"
 
 _lock = threading.Lock()
 _seeds = SeedSource()
@@ -39,7 +40,7 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
         """Serves a blocking request.
 
         Args:
-            model: ``"tiny-adder"``.
+            model: The name of a shipped model, such as ``"tiny-adder"``.
             messages: The conversation.
             **options: What LiteLLM passes to a custom provider; ``optional_params`` holds the sampling options and
                 ``model_response`` the response to fill.
@@ -53,7 +54,7 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
             litellm.NotFoundError: The model's name is unknown.
         """
         try:
-            future = shared_batcher().submit(_request(model, messages, options))
+            future = _batcher(model).submit(_request(model, messages, options))
             return _fill(options["model_response"], model, future.result(timeout=_seconds(options.get("timeout"))))
         except InvalidRequestError as error:
             raise _translated(error, model) from error
@@ -61,7 +62,7 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
     async def acompletion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
         """Serves a request without blocking the event loop; see `completion`."""
         try:
-            future = asyncio.wrap_future(shared_batcher().submit(_request(model, messages, options)))
+            future = asyncio.wrap_future(_batcher(model).submit(_request(model, messages, options)))
             result = await asyncio.wait_for(future, timeout=_seconds(options.get("timeout")))
             return _fill(options["model_response"], model, result)
         except InvalidRequestError as error:
@@ -69,7 +70,7 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
 
 
 def register(*, seed: int | None = None) -> None:
-    """Makes ``iapo_demo/tiny-adder`` known to LiteLLM. May be called any number of times from any thread.
+    """Makes the shipped models known to LiteLLM. May be called any number of times from any thread.
 
     Args:
         seed: If given, `set_seed` is called with it.
@@ -78,23 +79,20 @@ def register(*, seed: int | None = None) -> None:
         if not any(entry["provider"] == PROVIDER for entry in litellm.custom_provider_map):
             litellm.custom_provider_map.append({"provider": PROVIDER, "custom_handler": DemoProvider()})
         litellm.utils.custom_llm_setup()
-        name = f"{PROVIDER}/{MODEL_NAME}"
-        if name not in litellm.model_cost:
-            litellm.register_model(
-                {
-                    name: {
-                        "litellm_provider": PROVIDER,
-                        "mode": "chat",
-                        "input_cost_per_token": 0.0,
-                        "output_cost_per_token": 0.0,
-                        "cache_creation_input_token_cost": 0.0,
-                        "cache_read_input_token_cost": 0.0,
-                        "max_tokens": 512,
-                        "max_input_tokens": 511,
-                        "max_output_tokens": 511,
-                    }
-                }
-            )
+        about = {
+            "litellm_provider": PROVIDER,
+            "mode": "chat",
+            "input_cost_per_token": 0.0,
+            "output_cost_per_token": 0.0,
+            "cache_creation_input_token_cost": 0.0,
+            "cache_read_input_token_cost": 0.0,
+            "max_tokens": 512,
+            "max_input_tokens": 511,
+            "max_output_tokens": 511,
+        }
+        new = [name for name in (f"{PROVIDER}/{model}" for model in BITS) if name not in litellm.model_cost]
+        if new:
+            litellm.register_model({name: dict(about) for name in new})
     if seed is not None:
         set_seed(seed)
 
@@ -111,17 +109,23 @@ def set_seed(seed: int | None) -> None:
     _seeds.reset(seed)
 
 
-def _request(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> GenerationRequest:
-    if model != MODEL_NAME:
+def _batcher(model: str) -> Batcher:
+    if model not in BITS:
         raise litellm.NotFoundError(
-            message=f"the demo provider has only the model {MODEL_NAME!r}, got {model!r}",
+            message=f"the demo provider has the models {list(BITS)}, got {model!r}",
             model=model,
             llm_provider=PROVIDER,
         )
+    return shared_batcher(model)
+
+
+def _request(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> GenerationRequest:
     given = dict(options.get("optional_params") or {})
     sampling = {**given, **(given.pop("extra_body", None) or {})}
-    seed = _seeds.next((messages, sorted(sampling.items(), key=lambda item: item[0])))
-    return parse_request(messages, sampling, shared_batcher().model.tokenizer, seed=seed)
+    # The first model's seeds are those that it had when it was the only one.
+    which = () if model == MODEL_NAME else (model,)
+    seed = _seeds.next((*which, messages, sorted(sampling.items(), key=lambda item: item[0])))
+    return parse_request(messages, sampling, shared_batcher(model).model.tokenizer, seed=seed)
 
 
 def _fill(response: Any, model: str, result: Generation) -> Any:

@@ -1,10 +1,10 @@
-"""An OpenAI-compatible server for the demo model, with the standard library only.
+"""An OpenAI-compatible server for the demo models, with the standard library only.
 
 ``with DemoServer() as server`` serves on a free loopback port; ``python -m iapo_dspy.demo.server --port 8000`` serves
 until it is interrupted. Model strings for LiteLLM: ``openai/tiny-adder`` and ``hosted_vllm/tiny-adder`` with
-``api_base=server.api_base`` and any API key.
+``api_base=server.api_base`` and any API key, and the same with ``tiny-adder-q3`` (`iapo_dspy.demo.shipped`).
 
-The model is a test fixture of about a million parameters and no evidence about large language models.
+The models are test fixtures of about a million parameters and no evidence about large language models.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
 from iapo_dspy.demo.requests import ContextLengthError, Generation, InvalidRequestError
+from iapo_dspy.demo.shipped import BITS, MODEL_NAME
 
-MODEL_NAME: Final = "tiny-adder"
 _MOST_BYTES: Final = 4_000_000
 _MOST_SECONDS: Final = 300.0
 _log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class DemoServer:
         port: The port, 0 for a free one.
         seed: Makes requests without a seed reproducible; None draws fresh randomness for each.
         allow_remote: Must be True to bind to an address that is not loopback: the server asks for no API key.
-        batcher: Where the requests run; by default the process's own, shared with the LiteLLM provider.
+        batcher: Where requests to ``tiny-adder`` run, the only model then; by default the process's own batchers of all
+            shipped models, shared with the LiteLLM provider.
 
     Raises:
         ValueError: The host is not loopback and ``allow_remote`` is False.
@@ -83,7 +84,7 @@ class DemoServer:
         return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
 
     def start(self) -> DemoServer:
-        """Loads the model and starts to serve.
+        """Loads ``tiny-adder`` and starts to serve; other models are loaded at their first request.
 
         Returns:
             This server.
@@ -92,11 +93,12 @@ class DemoServer:
             OSError: The port is taken.
         """
         if self._server is None:
-            batcher = self._batcher or shared_batcher()
-            self._server = _Server(self._address, self, batcher)
+            if self._batcher is None:
+                shared_batcher()
+            self._server = _Server(self._address, self, self._batcher)
             self._thread = threading.Thread(target=self._server.serve_forever, name="iapo-demo-server", daemon=True)
             self._thread.start()
-            _log.info("serving %s at %s", MODEL_NAME, self.api_base)
+            _log.info("serving %s at %s", ", ".join(self._server.models), self.api_base)
         return self
 
     def stop(self) -> None:
@@ -126,12 +128,16 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], owner: DemoServer, batcher: Batcher) -> None:
+    def __init__(self, address: tuple[str, int], owner: DemoServer, batcher: Batcher | None) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
         self.owner = owner
-        self.batcher = batcher
+        self.models = tuple(BITS) if batcher is None else (MODEL_NAME,)
+        self._batcher = batcher
+
+    def batcher_of(self, model: str) -> Batcher:
+        return self._batcher or shared_batcher(model)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.debug("connection from %s broke off", client_address, exc_info=True)
@@ -152,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
-            entry = {"id": MODEL_NAME, "object": "model", "created": 0, "owned_by": "iapo_dspy", "max_model_len": 512}
-            self._reply(HTTPStatus.OK, {"object": "list", "data": [entry]})
+            about = {"object": "model", "created": 0, "owned_by": "iapo_dspy", "max_model_len": 512}
+            self._reply(HTTPStatus.OK, {"object": "list", "data": [{"id": m, **about} for m in self.server.models]})
         else:
             self._fail(_ApiError(HTTPStatus.NOT_FOUND, f"no such path: {self.path}", "not_found"))
 
@@ -190,18 +196,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _complete(self, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict):
             raise InvalidRequestError("the body must be a JSON object")
-        if body.get("model") != MODEL_NAME:
-            message = f"The model {body.get('model')!r} does not exist; this server has {MODEL_NAME!r}."
+        model = body.get("model")
+        if model not in self.server.models:
+            message = f"The model {model!r} does not exist; this server has {', '.join(self.server.models)}."
             raise _ApiError(HTTPStatus.NOT_FOUND, message, "model_not_found")
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise InvalidRequestError("messages must be a list of objects")
-        batcher = self.server.batcher
+        batcher = self.server.batcher_of(model)
         seed = self.server.owner._seeds.next(json.dumps(body, sort_keys=True))
         request = parse_request(messages, body, batcher.model.tokenizer, seed=seed)
         result = batcher.submit(request).result(timeout=_MOST_SECONDS)
         self.server.owner._count(completions=len(result.choices))
-        return _response(result)
+        return _response(result, model)
 
     def _fail(self, error: _ApiError) -> None:
         kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
@@ -221,12 +228,12 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
-def _response(result: Generation) -> dict[str, Any]:
+def _response(result: Generation, model: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": MODEL_NAME,
+        "model": model,
         "choices": [
             {
                 "index": i,

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 MODEL: Final = "iapo_demo/tiny-adder"
 """The LiteLLM model string of the in-process provider; see `iapo_dspy.demo.provider.register`."""
 
+SMALL_MODEL: Final = "iapo_demo/tiny-adder-q3"
+"""The same model rounded to three bits, which is right less often; see `iapo_dspy.demo.shipped`."""
+
+USD_PER_MILLION: Final[Mapping[str, tuple[float, float]]] = MappingProxyType(
+    {MODEL: (2.0, 8.0), SMALL_MODEL: (0.2, 0.8)}
+)
+"""Made-up prices to compare the two by, dollars per million (input, output) tokens; they really cost nothing."""
+
 Objective = Callable[[Any, Any], float]
 """``objective(inputs, prediction) -> score in [0, 1]``; needs no label and never raises."""
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iapo_dspy.bandit.stopping import reached
 from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.program.models import models_of
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.pricing import Prices
@@ -34,6 +35,7 @@ class CallReport(BaseModel):
         cost_weight: Its cost weight.
         prompt: Index of the prompt.
         label: The prompt in words.
+        model: Model string of the LM that was asked; one for each predictor where they differ.
         n: Completions drawn.
         planned: Completions that the arm draws at most: its N.
         waves: Waves in which they were drawn.
@@ -58,6 +60,7 @@ class CallReport(BaseModel):
     cost_weight: float
     prompt: int
     label: str
+    model: str | tuple[str, ...]
     n: int
     planned: int
     waves: int
@@ -198,6 +201,7 @@ class Call:
             cost_weight=self.preference.cost,
             prompt=self.arm.prompt,
             label=self.label,
+            model=models_of(self.program),
             n=len(rollouts),
             planned=self.arm.n,
             waves=len(drawn.waves),

@@ -12,6 +12,7 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.call import Call, CallReport
+from iapo_dspy.program.models import LMs, read_lms
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.program.table import PolicyTable
@@ -30,6 +31,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         program = CompiledProgram(dspy.ChainOfThought("question -> answer"))
         program.load("math.json")
 
+    A saved program holds no LM. One that chooses between several is given them: `CompiledProgram(student, lms=[...])`.
+
     A call draws the arm's N completions at once, aggregates them and returns the winner as a `dspy.Prediction` with the
     student's fields, all successful completions in `completions` (winner first), and a `CallReport` in `iapo`.
 
@@ -40,6 +43,9 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference_field: The keyword by which a call chooses its preference; None if the student has an input field
             of that name, then `with_preference` is the only way. A loaded program has its own.
         programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
+        lms: LMs for arms that were measured with LMs of their own (`IAPO(lms=...)`): LMs, or mappings from predictor
+            names to LMs, found by model string; several of one model string by their order in `IAPO(lms=...)`. The
+            student's LM or the configured one serves arms of its model too.
     """
 
     def __init__(
@@ -50,11 +56,12 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         *,
         preference_field: str | None = "preference",
         programs: Sequence[dspy.Module] | None = None,
+        lms: Sequence[LMs] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
-        self.policy = PolicyTable(student, strategy, policy, programs, preference_field)
+        self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms))
         self.arms = self.policy.arms
         self.detailed_results: Any = None
 
@@ -93,6 +100,17 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         twin.arms = twin.policy.arms
         twin.history, twin.callbacks = [], list(self.callbacks)
         return twin
+
+    def set_lm(self, lm: dspy.BaseLM | None) -> None:
+        """Run every arm on this LM, whatever it was measured with; None goes back to the arms' own."""
+        super().set_lm(lm)
+        self.policy.lm = lm
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Model strings of the LMs that belong to its prompts: what `lms` must hold when it is loaded."""
+        names = {str(name): name.model for p in self.policy.ready.prompts for name in p.lms.values()}
+        return tuple(names.values())
 
     # -- preferences
 
@@ -165,6 +183,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         Raises:
             UnknownPreference: No preference of that name was compiled.
+            ConfigurationError: The arm's LM is not there; the message says how to give it.
             AllCompletionsFailed: No completion could be used; the message has the causes.
         """
         call = self._prepare(args, kwargs)
@@ -191,7 +210,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             arm=arm,
             label=table.label_of(arm.prompt),
             inputs=kwargs,
-            program=table.program_of(arm.prompt),
+            program=table.runnable(arm.prompt),
             decoding=table.ready.prompts[arm.prompt].decoding,
             strategy=table.strategy,
             cost=table.ready.cost,

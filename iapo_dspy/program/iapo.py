@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.models import default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
-from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, PromptState, rounded
+from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, prompt_states, rounded
 from iapo_dspy.program.quote import Quote, make_quote
 from iapo_dspy.program.results import make_result, spent_dict
 from iapo_dspy.sampling.batches import BatchAPI
@@ -58,12 +59,16 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             Needed by majority vote. It is tried once, on the first example's own labels, before anything is spent.
         preferences: What users of the compiled program may ask for. Default: quality, balanced and thrifty, at cost
             weights 0, 0.2 and 1.
-        cost: What completions cost: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`.
+        cost: What completions cost: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`. Default: output
+            tokens, or dollars where `lms` have different prices.
         max_n: Largest number of completions per call, >= 1.
         candidates: The instructions to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, or whole programs of the student's class with their demos. The student's own instruction
             takes part only if the student is one of them.
-        decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own.
+        decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
+            `lms`, also a mapping from model strings to configurations of that model alone.
+        lms: LMs to choose from: every candidate is tried with every one, and every decoding. An element is a `dspy.LM`,
+            or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
         algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
             Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
@@ -99,7 +104,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         cost: Cost | None = None,
         max_n: int = 16,
         candidates: Iterable[Any] | None = None,
-        decoding: Decoding | Sequence[Decoding] | None = None,
+        decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
+        lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         algorithm: str = "auto",
         default_preference: str | None = None,
         preference_field: str | None = "preference",
@@ -147,11 +153,12 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.budget = Budget.of(budget)
         if cost is not None and not isinstance(cost, Cost):
             raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
-        self.cost = cost or Cost()
+        self.lms = read_distinct_lms(lms)
+        self.cost = cost or default_cost(self.lms)
         if self.batch is not None and self.cost.seconds:
             raise ConfigurationError("batch=... measures no latency: leave seconds out of Cost(...), or batch=...")
         self.candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
-        self.decoding = _decodings(decoding)
+        self.decoding = read_decodings(decoding, self.lms)
         self.algorithm = algorithm
         self.preference_field = preference_field
         self.seed = seed
@@ -254,7 +261,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             trainset: As for `compile`.
             candidates: As for `compile`.
             output_tokens: Mean output tokens of a completion, one number or one for each prompt (candidate by
-                candidate, each with every decoding). Without it, lengths are those of the ledger in `log_dir`, if any.
+                candidate, each with every LM, each of these with every decoding). Without it, lengths are those of the
+                ledger in `log_dir`, if any.
 
         Raises:
             ConfigurationError: What `compile` would refuse, this refuses too.
@@ -284,6 +292,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             budget=self.budget,
             cost=self.cost,
             decodings=self.decoding,
+            lms=self.lms,
             algorithm=self.algorithm,
             preference_field=self.preference_field,
             seed=self.seed,
@@ -349,7 +358,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             preferences=self.preferences,
             arms=outcome.policy.arms,
             default=self.default_preference,
-            prompts=tuple(PromptState.of(p, plan.student) for p in plan.prompts),
+            prompts=prompt_states(plan.prompts),
             max_n=self.max_n,
             n_queries=len(plan.examples),
             cost_scale=outcome.cost_scale,
@@ -367,6 +376,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             policy,
             preference_field=self.preference_field,
             programs=[p.program for p in plan.prompts],
+            lms=[p.lms for p in plan.prompts if p.lms] or None,
         )
         if self.track_stats:
             program.detailed_results = make_result(
@@ -432,14 +442,3 @@ class _ProgressBar:
 def _check_count(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
-
-
-def _decodings(decoding: Decoding | Sequence[Decoding] | None) -> tuple[Decoding, ...]:
-    if decoding is None or isinstance(decoding, Decoding):
-        return (decoding or Decoding(),)
-    given = tuple(decoding) if isinstance(decoding, Iterable) else ()
-    if not given or not all(isinstance(d, Decoding) for d in given):
-        raise ConfigurationError(f"decoding={decoding!r}: give a Decoding(temperature=...), or a list of them.")
-    if len(set(given)) < len(given):
-        raise ConfigurationError(f"decoding={decoding!r}: two of them are the same.")
-    return given

@@ -18,18 +18,19 @@ from iapo_dspy.bandit.problem import Algorithm, Problem
 from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import ConfigurationError, LabelRequired, ReservedFieldName, ScoreError, one_line
+from iapo_dspy.program.models import Decodings, LMs
 from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
 from iapo_dspy.sampling.batches import BatchAPI, check_program
 from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import refusing
-from iapo_dspy.sampling.params import effective_temperature, request_params
+from iapo_dspy.sampling.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.stand_in import StandIn
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Contexts, Decoding, Preference
+from iapo_dspy.types import Contexts, Preference
 
 __all__ = ["Plan", "check_preferences", "make_plan", "parse_algorithm"]
 
@@ -223,11 +224,12 @@ def make_plan(
     max_n: int,
     budget: Budget,
     cost: Cost,
-    decodings: Sequence[Decoding],
+    decodings: Decodings,
     algorithm: str,
     preference_field: str | None,
     seed: int,
     batch: BatchAPI | None = None,
+    lms: Sequence[LMs] = (),
 ) -> Plan:
     """Check a run from end to end without an LM call.
 
@@ -253,7 +255,7 @@ def make_plan(
     _check_reserved_field(student, examples, preference_field)
     outputs = output_fields(student)
     strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
-    prompts = build_prompts(student, candidates, decodings)
+    prompts = build_prompts(student, candidates, decodings, lms)
     _check_sampling(prompts, max_n, budget, cost)
     for prompt in prompts if batch is not None else ():
         check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
@@ -361,10 +363,11 @@ def _check_sampling(prompts: Sequence[Prompt], max_n: int, budget: Budget, cost:
             temperature = effective_temperature(lm, predictor.config, prompt.decoding)
             if max_n > 1 and temperature == 0:
                 raise ConfigurationError(
-                    f"Predictor {name!r} of candidates[{prompt.candidate}] samples at temperature 0: all N completions "
-                    "would be the same. Set a temperature > 0 on the LM or in decoding=[Decoding(temperature=...)], or "
-                    "max_n=1."
+                    f"Predictor {name!r} of candidates[{prompt.candidate}] samples {lm.model!r} at temperature 0: all "
+                    "N completions would be the same. Set a temperature > 0 on the LM or in "
+                    "decoding=[Decoding(temperature=...)], or max_n=1."
                 )
+            check_decoding(lm, predictor.config, prompt.decoding)
             params = request_params(lm, predictor.config, prompt.decoding)
             limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
             check_budget(lm, params, **limits, prices=cost.prices)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import dspy
 import numpy as np
 
 from iapo_dspy.bandit.charges import Charges
@@ -16,6 +15,7 @@ from iapo_dspy.bandit.replay import solve, solve_auto
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.program.caps import check_known
+from iapo_dspy.program.models import ModelName, model_names
 from iapo_dspy.program.prompts import Prompt, program_state
 from iapo_dspy.program.reprice import at_prices
 from iapo_dspy.sampling.cost import Cost
@@ -23,10 +23,11 @@ from iapo_dspy.sampling.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import RESOURCES, Arm, Contexts, Decoding, FloatArray, Observations, Preference, Pulls, Stop
 
-__all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "rounded"]
+__all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "prompt_states", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-# 2: what completions cost; overheads beside costs. 3: the algorithm "auto". 4: stops; what calls take of each resource
+# 2: what completions cost; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and what calls
+# take of each resource.
 VERSION = 4
 
 
@@ -39,27 +40,32 @@ class PromptState:
         decoding: Settings that override the LM's own.
         candidate: Position in the user's list of candidates.
         label: A short text for tables.
-        lms: Predictor name -> model string of the LM that it brought of its own; the LM itself is not saved.
+        lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
+        model: These LMs in words where the run had a choice between several, else "".
     """
 
     state: Mapping[str, Any]
     decoding: Decoding
     candidate: int
     label: str
-    lms: Mapping[str, str]
+    lms: Mapping[str, ModelName]
+    model: str = ""
 
-    @classmethod
-    def of(cls, prompt: Prompt, student: dspy.Module) -> PromptState:
-        """Save a prompt."""
-        plain = {name: p.lm for name, p in student.named_predictors()}
-        own = {name: p.lm for name, p in prompt.program.named_predictors() if p.lm is not plain.get(name)}
-        return cls(
-            state=program_state(prompt.program),
-            decoding=prompt.decoding,
-            candidate=prompt.candidate,
-            label=prompt.label,
-            lms={name: lm.model for name, lm in own.items() if lm is not None},
+
+def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
+    """Save the prompts of a run."""
+    names = model_names([p.lms for p in prompts])
+    return tuple(
+        PromptState(
+            state=program_state(p.program),
+            decoding=p.decoding,
+            candidate=p.candidate,
+            label=p.label,
+            lms=lms,
+            model=p.model,
         )
+        for p, lms in zip(prompts, names, strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +228,8 @@ class CompiledPolicy:
                     "decoding": p.decoding.as_kwargs(),
                     "candidate": p.candidate,
                     "label": p.label,
-                    "lms": dict(p.lms),
+                    "lms": {name: lm.to_json() for name, lm in p.lms.items()},
+                    "model": p.model,
                 }
                 for p in self.prompts
             ],
@@ -269,7 +276,8 @@ class CompiledPolicy:
                         decoding=Decoding(**p["decoding"]),
                         candidate=p["candidate"],
                         label=p["label"],
-                        lms=p["lms"],
+                        lms={name: ModelName.from_json(lm) for name, lm in p["lms"].items()},
+                        model=p.get("model", ""),
                     )
                     for p in data["prompts"]
                 ),

@@ -6,12 +6,13 @@ import copy
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.program.models import Decodings, LMs, Served, combine
 from iapo_dspy.proposers.given import Proposal, read_candidates
 from iapo_dspy.types import Decoding
 
@@ -28,11 +29,16 @@ class Prompt:
         program: A copy of the student with this candidate's instructions and demos.
         decoding: Settings that override the LM's own.
         candidate: Position in the user's list of candidates.
+        lms: Predictor name -> the LM that belongs to this prompt: that of the run's `lms`, or one that the candidate
+            brought. Other predictors use the student's.
+        model: These LMs in words where the run has a choice between several, else "".
     """
 
     program: dspy.Module
     decoding: Decoding
     candidate: int
+    lms: Mapping[str, dspy.BaseLM] = field(default_factory=dict, repr=False)
+    model: str = ""
 
     @property
     def instructions(self) -> dict[str, str]:
@@ -41,10 +47,11 @@ class Prompt:
 
     @property
     def label(self) -> str:
-        """A short text for tables: the instructions, and the decoding where there is one."""
+        """A short text for tables: the instructions, the model if there are several, the decoding if given."""
         texts = self.instructions
         text = next(iter(texts.values())) if len(texts) == 1 else "; ".join(f"{k}: {v}" for k, v in texts.items())
-        settings = ", ".join(f"{k}={v}" for k, v in self.decoding.as_kwargs().items())
+        words = [self.model] if self.model else []
+        settings = ", ".join([*words, *(f"{k}={v}" for k, v in self.decoding.as_kwargs().items())])
         return f"{text} [{settings}]" if settings else text
 
 
@@ -104,34 +111,67 @@ def _revive(cls: type, state: Mapping[str, Any]) -> Any:
 
 
 def build_prompts(
-    student: dspy.Module, candidates: Iterable[Any] | None, decodings: Sequence[Decoding]
+    student: dspy.Module, candidates: Iterable[Any] | None, decodings: Decodings, lms: Sequence[LMs] = ()
 ) -> tuple[Prompt, ...]:
-    """Fold candidates and decoding configurations into the prompt set P.
+    """Fold candidates, LMs and decoding configurations into the prompt set P.
 
     Args:
         student: The program to optimize; it is not changed.
         candidates: What the user gave.
-        decodings: At least one; every candidate is combined with every decoding.
+        decodings: Every candidate is combined with every decoding, or with those of its model.
+        lms: Every candidate is combined with every LM; none for the student's or the configured one.
 
     Raises:
-        ConfigurationError: A candidate cannot be used with this student, or two prompts are the same.
+        ConfigurationError: A candidate or a mapping of LMs cannot be used with this student, or two prompts are the
+            same.
     """
     names = [name for name, _ in student.named_predictors()]
+    servers = combine(lms, names, decodings)
     proposals = read_candidates(candidates, names, lambda c: isinstance(c, dspy.Module))
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
     for index, proposal in enumerate(proposals):
         program = _apply(student, proposal, index)
-        lms = [id(p.lm) for _, p in program.named_predictors()]
-        identity = json.dumps([_stripped(program_state(program)), lms], sort_keys=True, default=str)
+        ids = [id(p.lm) for _, p in program.named_predictors()]
+        identity = json.dumps([_stripped(program_state(program)), ids], sort_keys=True, default=str)
         if identity in seen:
             raise ConfigurationError(
                 f"candidates[{index}] is the same as candidates[{seen[identity]}]: leave one of them out, or the "
                 "budget pays for it twice."
             )
         seen[identity] = index
-        prompts.extend(Prompt(program=program, decoding=d, candidate=index) for d in decodings)
+        own = _own_lms(program, student)
+        if own and lms:
+            name, lm = next(iter(own.items()))
+            raise ConfigurationError(
+                f"candidates[{index}] brings the LM {lm.model!r} for its predictor {name!r}, and lms= is given too. "
+                "Every candidate is tried with every one of lms: take its own away, candidate.set_lm(None), or leave "
+                "lms out to compare programs with LMs of their own."
+            )
+        for served in servers:
+            bound = _served(program, served)
+            prompts += [
+                Prompt(program=bound, decoding=d, candidate=index, lms=served.lms or own, model=served.model)
+                for d in served.decodings
+            ]
     return tuple(prompts)
+
+
+def _own_lms(program: dspy.Module, student: dspy.Module) -> dict[str, dspy.BaseLM]:
+    """Predictor name -> LM of the predictors whose LM is not the student's."""
+    plain = {name: p.lm for name, p in student.named_predictors()}
+    found = {name: p.lm for name, p in program.named_predictors()}
+    return {name: lm for name, lm in found.items() if lm is not None and lm is not plain.get(name)}
+
+
+def _served(program: dspy.Module, served: Served) -> dspy.Module:
+    """Return the program on these LMs: a copy, unless there are none."""
+    if not served.lms:
+        return program
+    twin = clone(program)
+    for name, predictor in twin.named_predictors():
+        predictor.lm = served.lms.get(name, predictor.lm)
+    return twin
 
 
 def _apply(student: dspy.Module, proposal: Proposal, index: int) -> dspy.Module:

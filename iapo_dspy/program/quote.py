@@ -94,7 +94,7 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None,
     if budget.tokens is not None:
         prompt_tokens = min(prompt_tokens if prompt_tokens is not None else budget.tokens, budget.tokens)
         completion_tokens = min(completion_tokens if completion_tokens is not None else budget.tokens, budget.tokens)
-    usd = _usd(plan, prompt_tokens, completion_tokens)
+    usd = _usd(plan, requests, prompt_tokens, completion_tokens)
     if usd is None and completion_tokens is not None:
         notes.append(
             "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
@@ -140,8 +140,22 @@ def _output_limit(prompt: Prompt) -> int | None:
     return max_output_tokens(_settings(prompt)[2])
 
 
-def _usd(plan: Plan, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    prices = [plan.price_of(lm) for p in plan.prompts for lm in lms_of(p.program)]
-    if prompt_tokens is None or completion_tokens is None or any(p is None for p in prices):
+def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
+    """Bound the dollars of a run that may spend each request and each completion on the dearest prompt."""
+    found = [plan.price_of(lm) for p in plan.prompts for lm in lms_of(p.program)]
+    prices = [p for p in found if p is not None]
+    if prompt_tokens is None or completion_tokens is None or len(prices) < len(found):
         return None
-    return max(p.bound(prompt_tokens, completion_tokens) for p in prices if p is not None)
+    dearest = max(p.prompt_bound for p in prices) * prompt_tokens
+    dearest += max(p.completion_bound for p in prices) * completion_tokens
+    if requests is None:
+        return dearest
+    # LMs differ in what is dear: a request brings at least one completion of its own LM, the others may be of another.
+    total = plan.budget.completions
+    sizes = [
+        (price, _longest_prompt(p, plan.examples), _output_limit(p) or 0)
+        for price, p in zip(prices, plan.prompts, strict=True)
+    ]
+    first = max(price.bound(prompt, limit) for price, prompt, limit in sizes)
+    more = max(price.bound(0, limit) for price, _, limit in sizes)
+    return min(dearest, requests * first + (total - requests) * more)

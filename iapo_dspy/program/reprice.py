@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.program.models import ModelName
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.pricing import Price
 from iapo_dspy.types import RESOURCES, Observations
@@ -26,8 +27,8 @@ class _Priced(Protocol):
         """Predictor name -> its state."""
 
     @property
-    def lms(self) -> Mapping[str, str]:
-        """Predictor name -> model string of an LM of its own."""
+    def lms(self) -> Mapping[str, ModelName]:
+        """Predictor name -> an LM of its own."""
 
 
 def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list[Price]:
@@ -45,7 +46,7 @@ def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list
     assert table is not None  # `Cost.repriced` was given some
     found: list[Price] = []
     for index, prompt in enumerate(prompts):
-        models = sorted({prompt.lms.get(name) or model or "" for name in prompt.state})
+        models = sorted({prompt.lms[name].model if name in prompt.lms else model or "" for name in prompt.state})
         prices = {table.of(m) for m in models}
         if None in prices:
             raise ConfigurationError(

@@ -12,6 +12,7 @@ from iapo_dspy.bandit.inference import Z95, Choice, Deceptive, HeldOut, choices,
 from iapo_dspy.bandit.problem import Outcome, Round
 from iapo_dspy.environments.live import FailureReport
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.program.models import models_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.sampling.budget import Spent
@@ -30,6 +31,7 @@ class PreferenceResult:
         preference: The preference.
         arm: Its prompt and N.
         label: The prompt in words.
+        model: Model string of its LM; one for each predictor where they differ.
         utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
         reward: Estimated task reward without the cost.
         tokens: Output tokens per query: N times the mean of the prompt's completions.
@@ -50,6 +52,7 @@ class PreferenceResult:
     tokens: float
     cost: float
     evidence: int
+    model: str | tuple[str, ...]
     choice: Choice | None = None
     held_out: HeldOut | None = None
     keeps_caps: bool = True
@@ -62,6 +65,7 @@ class CompileResult:
     Attributes:
         policy: One row per preference.
         labels: The prompts in words [P].
+        models: Model strings of their LMs [P], each as in `policy`.
         q: Estimated utility [C, P, N], NaN where there is no evidence.
         reward: Estimated task reward [C, P, N].
         tokens: Output tokens per query [P, N]: N times the mean of the prompt's completions.
@@ -83,6 +87,7 @@ class CompileResult:
 
     policy: tuple[PreferenceResult, ...]
     labels: tuple[str, ...]
+    models: tuple[str | tuple[str, ...], ...]
     q: FloatArray = field(repr=False)
     reward: FloatArray = field(repr=False)
     tokens: FloatArray = field(repr=False)
@@ -197,6 +202,7 @@ def make_result(
     tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
     sure = choices(outcome)
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
+    models = tuple(models_of(p) for p in programs)
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
@@ -206,6 +212,7 @@ def make_result(
                 arm=arm,
                 label=labels[arm.prompt],
                 keeps_caps=keeps is None or bool(keeps[c][at]),
+                model=models[arm.prompt],
                 utility=float(outcome.q[c][at]),
                 reward=float(outcome.reward[c][at]),
                 tokens=float(tokens[at]),
@@ -218,6 +225,7 @@ def make_result(
     return CompileResult(
         policy=tuple(rows),
         labels=labels,
+        models=models,
         q=outcome.q,
         reward=outcome.reward,
         tokens=np.asarray(tokens),

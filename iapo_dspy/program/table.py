@@ -15,6 +15,7 @@ from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.caps import check_caps, tokens_of_each
+from iapo_dspy.program.models import LMs, ModelName, Pool
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
 from iapo_dspy.program.prompts import Prompt, clone, program_state, restore
 from iapo_dspy.sampling.pricing import Price, price_of
@@ -41,6 +42,19 @@ def strategy_from_dict(data: Mapping[str, Any]) -> Strategy:
     raise StateError(
         f"The program was compiled with functions of yours ({names}), which plain JSON cannot hold. Pass the same "
         "strategy again: CompiledProgram(student, strategy=...)."
+    )
+
+
+def _is(lm: Any, name: ModelName) -> bool:
+    """Whether an LM that is there anyway, the student's or the configured one, is of this name."""
+    return isinstance(lm, dspy.BaseLM) and ModelName(lm.model) == name
+
+
+def _ways(name: ModelName) -> str:
+    order = "" if name.nth == 1 else ", all of this model string in the order of IAPO(lms=...)"
+    return (
+        f"Give it: CompiledProgram(student, lms=[dspy.LM({name.model!r}), ...]){order}. Or configure it with "
+        "dspy.configure(lm=...). Or run every arm on one LM of your choice: program.set_lm(lm)."
     )
 
 
@@ -88,9 +102,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         data: The policy; None before one is loaded.
         programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
         preference_field: The keyword by which a call chooses its preference, or None.
+        lms: LMs for prompts that have LMs of their own, found by model string.
 
     Attributes:
         default: The preference of calls that name none; None is the policy's own default.
+        lm: The LM that every prompt runs on, whatever it was measured with; None is each prompt's own.
     """
 
     def __init__(
@@ -100,11 +116,14 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         data: CompiledPolicy | None = None,
         programs: Sequence[dspy.Module] | None = None,
         preference_field: str | None = "preference",
+        lms: Sequence[LMs] = (),
     ) -> None:
         self.student = clone(student)
         self.strategy = strategy
         self.default: str | Preference | None = None
         self.preference_field = preference_field
+        self.lm: dspy.BaseLM | None = None
+        self._lms = Pool(lms)
         self._measured = tuple(programs) if programs is not None else None
         self._given_strategy = strategy
         self.data: CompiledPolicy | None = None
@@ -123,6 +142,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         twin.student = clone(self.student)
         twin.strategy, twin._given_strategy, twin.data = self.strategy, self._given_strategy, self.data
         twin.default, twin.preference_field, twin._measured = self.default, self.preference_field, self._measured
+        twin.lm, twin._lms = self.lm, self._lms
         twin.arms = memo[id(self.arms)] if id(self.arms) in memo else [clone(a) for a in self.arms]
         memo[id(self.arms)] = twin.arms
         twin.in_use = self.in_use
@@ -170,12 +190,58 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             return clone(self._measured[prompt])
         program = restore(self.student, data.prompts[prompt].state)
         for name, predictor in program.named_predictors():
-            model = data.prompts[prompt].lms.get(name)
-            if model is not None and (predictor.lm is None or predictor.lm.model != model):
-                logger.warning(
-                    "Prompt %d was measured with the LM %r for its predictor %r, which a saved program does not hold: "
-                    "set it.", prompt, model, name,
-                )  # fmt: skip
+            predictor.lm = self._home(data, prompt, name)
+        return program
+
+    def _home(self, data: CompiledPolicy, prompt: int, predictor: str) -> dspy.BaseLM | None:
+        """Return the LM that a prompt's predictor has unless somebody sets another one; None is the configured one."""
+        name = data.prompts[prompt].lms.get(predictor)
+        students: dspy.BaseLM | None = dict(self.student.named_predictors())[predictor].lm
+        if name is None:
+            return students
+        return self._lms.find(predictor, name) or (students if _is(students, name) else None)
+
+    def _missing(self, data: CompiledPolicy, prompt: int, program: dspy.Module) -> dict[str, ModelName]:
+        """Give predictors their LMs where these were taken away; return those whose LM is nowhere to be found."""
+        missing = {}
+        for predictor_name, predictor in program.named_predictors():
+            name = data.prompts[prompt].lms.get(predictor_name)
+            if predictor.lm is None and name is not None:
+                predictor.lm = self._home(data, prompt, predictor_name)  # `reset_copy` takes LMs away
+                if predictor.lm is None and not _is(dspy.settings.lm, name):
+                    missing[predictor_name] = name
+        return missing
+
+    def _warn(self) -> None:
+        """Say which LMs the compiled arms lack."""
+        data = self.ready
+        found: dict[ModelName, list[str]] = {}
+        for prompt, program in zip(self.in_use, self.arms, strict=True):
+            users = [str(p.name) for p, arm in zip(data.preferences, data.arms, strict=True) if arm.prompt == prompt]
+            for name in set(self._missing(data, prompt, program).values()):
+                found.setdefault(name, []).extend(users)
+        for name, users in found.items():
+            logger.warning(
+                "The preferences %s run on the LM %s, which a saved program does not hold and nobody has given. %s",
+                users, name, _ways(name),
+            )  # fmt: skip
+
+    def runnable(self, prompt: int) -> dspy.Module:
+        """Return the program of a prompt, on its LMs.
+
+        Raises:
+            ConfigurationError: An LM that it was measured with is not there. It never runs on another one by itself.
+        """
+        program = self.program_of(prompt)
+        for predictor, name in self._missing(self.ready, prompt, program).items():
+            configured = dspy.settings.lm
+            there = (
+                f"the configured LM is {configured.model!r}" if isinstance(configured, dspy.BaseLM) else "none is set"
+            )
+            raise ConfigurationError(
+                f"Prompt {prompt} ({self.label_of(prompt)}) was measured with the LM {name} for its predictor "
+                f"{predictor!r}, which this program was not given ({there}). {_ways(name)}"
+            )
         return program
 
     @property
@@ -245,24 +311,29 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             if prompt not in self._others:
                 self._others[prompt] = self._make(self.ready, prompt)
             program = self._others[prompt]
-            own = self._own_lms()
-            models = [arm for arm, index in zip(self.arms, self.in_use, strict=True) if index not in own]
-            if prompt not in own and models:  # set_lm reaches the compiled arms only
-                lms = {name: p.lm for name, p in models[0].named_predictors()}
-                for name, predictor in program.named_predictors():
-                    predictor.lm = lms[name]
+            for name, predictor in program.named_predictors():  # set_lm reaches the compiled arms only
+                lm = self._set(name) or self._home(self.ready, prompt, name)
+                if predictor.lm is not lm:
+                    predictor.lm = lm
             return program
 
-    def _own_lms(self) -> frozenset[int]:
-        """Prompts that brought LMs of their own; they keep them. A loaded program has none of those LMs."""
-        return frozenset(i for i, p in enumerate(self.ready.prompts) if p.lms and self._measured is not None)
+    def _set(self, predictor: str) -> dspy.BaseLM | None:
+        """Return the LM that somebody has set for a predictor of all arms, such as an outer module's `set_lm`."""
+        if self.lm is not None:
+            return self.lm
+        now = [dict(arm.named_predictors())[predictor].lm for arm in self.arms]
+        if any(lm is not now[0] for lm in now):
+            return None
+        moved = any(self._home(self.ready, index, predictor) is not now[0] for index in self.in_use)
+        return now[0] if moved else None
 
     def label_of(self, prompt: int) -> str:
         """Return a prompt in words, as it is now: another optimizer may have changed an arm."""
         if prompt not in self.in_use:
             return self.ready.prompts[prompt].label
         decoding = self.ready.prompts[prompt].decoding
-        return Prompt(program=self.program_of(prompt), decoding=decoding, candidate=0).label
+        model = self.ready.prompts[prompt].model
+        return Prompt(program=self.program_of(prompt), decoding=decoding, candidate=0, model=model).label
 
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
         """Return the policy as JSON data, with the arms as they are now (another optimizer may have changed them)."""
@@ -294,6 +365,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             except BaseException:
                 self._measured = measured
                 raise
+            self._warn()
             calls = state.get("calls", {})
             default = calls.get("default")
             self.default = Preference.from_dict(default) if isinstance(default, Mapping) else default
@@ -305,6 +377,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         Optimizers such as BootstrapFewShot start from `reset_copy()`; without its policy the copy could not run.
         """
         self._solved.clear()
+        self.lm = None
 
     def _clear(self) -> None:
         self.data, self.in_use, self._measured, self.default = None, (), None, None

@@ -180,7 +180,8 @@ class Cost:
         if self.usd and price_of(lm, self.prices) is None:
             raise ConfigurationError(
                 f"The cost counts dollars, and LiteLLM knows no price of {lm.model!r}. Give yours, in dollars per "
-                "million input and output tokens: Cost(usd_per_million=(0.15, 0.60)), or count tokens: Cost()."
+                f"million input and output tokens: Cost(usd_per_million={{{lm.model!r}: (0.15, 0.60)}}), or count "
+                "tokens: Cost(completion_tokens=1)."
             )
 
     def to_dict(self) -> dict[str, Any]:

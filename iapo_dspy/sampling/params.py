@@ -8,17 +8,20 @@ import json
 import logging
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 import pydantic
 
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.stand_in import StandInLM
 from iapo_dspy.types import Decoding
 
 __all__ = [
     "NOT_SENT",
     "canonical",
+    "check_decoding",
     "deployment_of",
     "derive_seed",
     "effective_temperature",
@@ -62,7 +65,8 @@ def request_params(
 
     `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0: DSPy would turn it
     into 0.7 as soon as n > 1, and a provider's own default is not the same everywhere. OpenAI's reasoning models,
-    which refuse a temperature, are left alone.
+    which refuse a temperature, are left alone. A reasoning effort is sent to models that LiteLLM does not know, too: by
+    itself it would refuse to send it to an Azure deployment of any name, for example.
     """
     merged = {**lm.kwargs, **(config or {})}
     params = {k: v for k, v in merged.items() if k not in NOT_SENT and v is not None}
@@ -73,7 +77,67 @@ def request_params(
     params.update(chosen)
     if not is_reasoning_model(lm.model):
         params.setdefault("temperature", 1.0)
+    if chosen.get("reasoning_effort") is not None and _sent_by_leave(lm, params):
+        allowed = params.get("allowed_openai_params") or ()
+        params["allowed_openai_params"] = [*allowed, *({"reasoning_effort"} - set(allowed))]
     return params
+
+
+def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:
+    """Refuse a decoding that LiteLLM would refuse at every call. LMs of other kinds than `dspy.LM` are not judged.
+
+    Raises:
+        ConfigurationError: LiteLLM knows the model, and that it does not take one of the settings.
+    """
+    if decoding is None or not isinstance(lm, dspy.LM) or lm.model_type != "chat":
+        return
+    params = request_params(lm, config, decoding)
+    names = {*decoding.as_kwargs(), "max_completion_tokens"} & params.keys()
+    settings = tuple(sorted((name, params[name]) for name in names))
+    problem = _refusal(lm.model, params.get("custom_llm_provider"), settings) if settings else None
+    if problem is not None and not _allowed(params, names):
+        raise ConfigurationError(
+            f"{lm.model!r} cannot be asked with {decoding}: {problem} Leave that out of decoding, or give each model "
+            "decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
+        )
+
+
+def _allowed(params: Mapping[str, Any], names: Iterable[str]) -> bool:
+    return set(names) <= set(params.get("allowed_openai_params") or ())
+
+
+def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM sends a reasoning effort only if told to, and cannot know better."""
+    while isinstance(lm, StandInLM):
+        lm = lm._lm
+    if not isinstance(lm, dspy.LM):
+        return False
+    provider, effort = params.get("custom_llm_provider"), params["reasoning_effort"]
+    return not _known(lm.model, provider) and _refusal(lm.model, provider, (("reasoning_effort", effort),)) is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _known(model: str, provider: str | None) -> bool:
+    try:
+        import_litellm().get_model_info(model, custom_llm_provider=provider)
+    except Exception as error:  # noqa: BLE001 - an unknown model raises one of several kinds
+        logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _refusal(model: str, provider: str | None, settings: tuple[tuple[str, Any], ...]) -> str | None:
+    """Ask LiteLLM what it asks itself at a call; None where it would send these settings, or has no idea."""
+    litellm = import_litellm()
+    try:
+        name, found, *_ = litellm.get_llm_provider(model=model, custom_llm_provider=provider)
+        litellm.utils.get_optional_params(model=name, custom_llm_provider=found, **dict(settings))
+    except litellm.UnsupportedParamsError as error:
+        return str(error).removeprefix("litellm.UnsupportedParamsError: ").split(" To drop")[0].rstrip(". ") + "."
+    except Exception as error:  # noqa: BLE001 - it may not know the model or the provider; the call will tell
+        logger.debug("LiteLLM does not say what %s takes (%s).", model, type(error).__name__)
+    return None
 
 
 def deployment_of(lm: dspy.BaseLM) -> Hashable:

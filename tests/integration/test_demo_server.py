@@ -11,6 +11,7 @@ import litellm
 import pytest
 
 from iapo_dspy.demo.server import MODEL_NAME, DemoServer
+from iapo_dspy.demo.shipped import BITS
 from iapo_dspy.demo.tokenizer import render_chat
 
 MESSAGES = render_chat(
@@ -86,7 +87,7 @@ async def test_dspy_works_through_the_server_with_requests_in_flight(server: Dem
 def test_models_are_listed(server: DemoServer) -> None:
     status, body = call(server, "GET", "/v1/models")
     assert status == 200
-    assert [m["id"] for m in body["data"]] == [MODEL_NAME]
+    assert [m["id"] for m in body["data"]] == list(BITS)
     assert server.requests == 0
 
 
