@@ -85,7 +85,7 @@ def test_the_policy_uses_each_model_where_it_pays(server: Loopback, program: Com
     # 6 times in 10 for .001, and a vote of 8 of them 49 times in 50 for .002, for its prompt is paid once.
     assert rows["quality"].model == LARGE
     assert rows["thrifty"].model == SMALL and rows["thrifty"].arm.n >= 4
-    least = program.solve(Preference(cost=1000.0))
+    least = program.solve(Preference(cost=5000.0))
     assert program.policy.ready.prompts[least.prompt].model == SMALL and least.n == 1
     assert rows["quality"].label == f"{WORK} [{LARGE}]"
     assert program.detailed_results.models == (SMALL, LARGE) * 2
