@@ -5,8 +5,8 @@
 
 An environment is a recording or a synthetic one. In each run the queries are split anew, 80 to 20; `auto` and `psst`
 draw from the training queries; the arms of auto are then given stopping rules from the same draws (`auto+stop`), or
-only waves that end a vote that is settled (`auto+exact`). All policies are valued on the held-out queries: arms that draw
-all N exactly, and what stopping changes by the same 400 completions per query for every rule (Best-of-N: exactly).
+only waves that end a vote that is settled (`auto+exact`). All policies are valued on the held-out queries: arms that
+draw all N exactly, and what stopping changes by the same 400 completions per query for every rule (Best-of-N: exactly).
 Printed for each budget:
 
 (a) the mean ACR of all four, and Wilcoxon's paired two-sided p of the differences over runs;

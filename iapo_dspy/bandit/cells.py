@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -80,6 +80,19 @@ class Cells:
     def failed(self) -> NDArray[np.bool_]:
         """Which completions failed [S]."""
         return np.asarray(np.isnan(self.score).any(axis=1))
+
+    def of_prompt(self, prompt: int) -> Cells:
+        """Return the cells of one prompt, in their order; `prompt`, `query` and `visited` keep their meaning."""
+        kept = self.prompt == prompt
+        completions = np.repeat(kept, self.size)
+        return replace(
+            self,
+            prompt=self.prompt[kept],
+            query=self.query[kept],
+            size=self.size[kept],
+            label=self.label[completions],
+            score=self.score[completions],
+        )
 
     def by_query(self, values: FloatArray | IntArray) -> FloatArray:
         """Sum values [G, ...] over the cells of each visited query [V, ...]."""

@@ -11,6 +11,7 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.problem import Outcome, Problem
+from iapo_dspy.bandit.stops import call_prices, observed_calls
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Choice", "Deceptive", "HeldOut", "choices", "deceptive_prompts", "held_out", "held_out_pulls"]
@@ -96,6 +97,8 @@ def choices(outcome: Outcome, seed: int = 0) -> tuple[Choice, ...] | None:
         second = int(others.argmax())
         runner_up = Arm(second, int(q[second].argmax()) + 1) if np.isfinite(others[second]) else None
         value, error = float(q[arm.prompt, arm.n - 1]), float(se[context, arm.prompt, arm.n - 1])
+        if outcome.stops is not None:  # what stopping changes is known far better than the reward itself
+            value = outcome.stops[context].utility
         drawn = q + evidence.factor[context] * noise[evidence.row[context]]
         best = drawn.max(axis=2).argmax(axis=1)
         found.append(
@@ -175,20 +178,24 @@ def held_out_pulls(arms: Sequence[Arm], queries: IntArray, budget: int, seed: in
 def held_out(problem: Problem, outcome: Outcome, observations: Observations) -> tuple[HeldOut, ...]:
     """Estimate the utility of every context's arm from held-out completions alone, free of the winner's curse.
 
-    Rewards are unbiased subset estimates; the price of a call is the one that the run learnt.
+    Rewards are unbiased subset estimates; arms that stop early are replayed on random orders of a query's completions.
+    Prices are those that the run learnt.
     """
     contexts = problem.contexts
     cells = Cells.of([observations], problem.n_prompts, contexts.n_objectives)
     rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
     value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
-    surcharge = outcome.charges.surcharge() if outcome.charges is not None else np.zeros(problem.shape)
+    prices = call_prices(problem, outcome)
     found = []
     for context, arm in enumerate(outcome.policy.arms):
         mine = value[row.reshape(-1)[context], cells.prompt == arm.prompt, arm.n - 1]
+        completions, waves = np.full(len(mine), float(arm.n)), np.ones(len(mine))
+        if arm.stop is not None:
+            gain, completions, waves = observed_calls(problem, cells, context, arm)
+            mine = mine + gain
+        mine = mine - waves * prices.fixed[context, arm.prompt] - completions * prices.each[context, arm.prompt]
         mine = mine[~np.isnan(mine)]
-        price = contexts.cost[context] * outcome.cost_scale * outcome.estimates.cost[arm.prompt, arm.n - 1]
-        price += surcharge[context, arm.prompt, arm.n - 1]
-        utility = float(mine.mean() - price) if len(mine) else float("nan")
+        utility = float(mine.mean()) if len(mine) else float("nan")
         error = float(mine.std(ddof=1) / np.sqrt(len(mine))) if len(mine) > 1 else float("nan")
         found.append(
             HeldOut(utility=utility, standard_error=error, interval=_interval(utility, error), queries=len(mine))

@@ -17,19 +17,20 @@ from typing import Literal
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators import BestOfNAggregator, MajorityVoteAggregator
 from iapo_dspy.bandit.auto import EQUAL, NEAR
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.best_of_stops import estimated_best_of
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.predictive import VoteModel
-from iapo_dspy.bandit.estimators.stopped import StopEstimates, estimated_votes, observed_votes
+from iapo_dspy.bandit.estimators.stopped import StopEstimates, estimated_votes, observed_votes, replayed
 from iapo_dspy.bandit.problem import Outcome, Problem, StoppedArm
+from iapo_dspy.bandit.sequences import Ended, best_of_ends
 from iapo_dspy.bandit.stopping import exact_waves
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy, Stop
 
-__all__ = ["THRIFT", "CallPrices", "StopMode", "call_prices", "with_stops"]
+__all__ = ["THRIFT", "CallPrices", "StopMode", "call_prices", "observed_calls", "with_stops"]
 
 StopMode = Literal["exact", "confidence"]
 """How far stopping goes: "exact" keeps prompt and N and ends votes that are settled; "confidence" chooses prompt, N and
@@ -65,16 +66,22 @@ class CallPrices:
 
 
 def call_prices(problem: Problem, outcome: Outcome) -> CallPrices:
-    """Return the prices that a run learnt: the affine costs of its arms, in utility by the cost weights; no caps."""
+    """Return the prices and caps that a run learnt: by its charges, or without them by the affine costs of its arms."""
     cost = outcome.estimates.cost
     single = cost[:, 0]
     each = cost[:, 1] - single if problem.max_n > 1 else single
     fixed = np.where(np.abs(single - each) < 1e-9 * np.abs(single), 0.0, np.maximum(single - each, 0.0))
-    rate = problem.contexts.cost[:, None] * outcome.cost_scale
+    if outcome.charges is not None:
+        per_wave, per_completion = outcome.charges.prices(outcome.cost_scale)
+        most_waves = outcome.charges.most_waves()
+    else:
+        rate = problem.contexts.cost[:, None] * outcome.cost_scale
+        per_wave, per_completion = rate * fixed, rate * each
+        most_waves = np.full(problem.shape, np.iinfo(np.int64).max)
     return CallPrices(
-        fixed=rate * fixed,
-        each=rate * each,
-        most_waves=np.full(problem.shape, np.iinfo(np.int64).max),
+        fixed=per_wave,
+        each=per_completion,
+        most_waves=most_waves,
         raw_fixed=fixed,
         raw_each=each,
     )
@@ -211,20 +218,12 @@ def _unmodelled(problem: Problem, outcome: Outcome, prices: CallPrices, context:
     if not isinstance(problem.aggregator, MajorityVoteAggregator) or arm.n == 1:
         return plain
     cells = Cells.of(outcome.observations, problem.n_prompts, problem.contexts.n_objectives)
-    kept = (cells.prompt == arm.prompt) & (cells.size >= arm.n)
-    if not kept.any():
-        return plain
-    completions = np.repeat(kept, cells.size)
-    mine = replace(
-        cells,
-        prompt=cells.prompt[kept],
-        query=cells.query[kept],
-        size=cells.size[kept],
-        label=cells.label[completions],
-        score=cells.score[completions],
-    )
     stop = Stop(waves=exact_waves(arm.n))
-    _, drawn, waves = observed_votes(mine, (stop,)).mean(axis=(1, 2))
+    calls = observed_calls(problem, cells, context, replace(arm, stop=stop))
+    known = ~np.isnan(calls[0])
+    if not known.any():
+        return plain
+    _, drawn, waves = calls[:, known].mean(axis=1)
     return _if_cheaper(outcome, prices, context, plain, stop, drawn, waves)
 
 
@@ -296,3 +295,39 @@ def _best(
     se = evidence.against(context, prompts[close], scales[close], int(prompts[first]), int(scales[first]))
     close = close[values[close] >= values[first] - NEAR * se - equal]
     return int(close[np.lexsort((close, -values[close], price[close]))[0]])
+
+
+def observed_calls(problem: Problem, cells: Cells, context: int, arm: Arm) -> FloatArray:
+    """Replay the calls of an arm that stops on random orders of each query's own completions, without a model.
+
+    Args:
+        problem: Gives the aggregator and the contexts.
+        cells: Completions.
+        context: Whose weights count.
+        arm: An arm with a stop.
+
+    Returns:
+        Gain over all N completions, completions and waves of each cell of the prompt [3, G], in the order of the cells;
+        NaN where a cell has fewer than N completions.
+
+    Raises:
+        ConfigurationError: The arm has no stop, or there are no stopping rules for the aggregator.
+    """
+    aggregator = problem.aggregator
+    if arm.stop is None or not isinstance(aggregator, (MajorityVoteAggregator, BestOfNAggregator)):
+        raise ConfigurationError(
+            f"{arm} under {type(aggregator).__name__} has no stopping rule that could be replayed."
+        )
+    mine = cells.of_prompt(arm.prompt)
+    weights = problem.contexts.weights[context]
+    if isinstance(aggregator, MajorityVoteAggregator):
+        calls = observed_votes(mine, (arm.stop,))[:, :, 0]
+        calls[0] *= weights[0]
+        return calls
+    floors = np.zeros(len(weights)) if aggregator.floors is None else np.asarray(aggregator.floors)
+    value = np.where(mine.failed, -np.inf, mine.score @ weights)
+
+    def replay(index: IntArray, options: tuple[Stop, ...]) -> Ended:
+        return best_of_ends(value[index], options, float(weights @ floors))
+
+    return replayed(mine, (arm.stop,), replay)[:, :, 0]

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
 from iapo_dspy.bandit.problem import Outcome
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
@@ -71,6 +72,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
         algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
             Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
+        stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule that
+            is tuned for each preference from the same draws, together with prompt and N. "exact": only where the rest
+            cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
         preference_field: Keyword by which calls choose their preference. None if the student has an input field of
             that name: then `program.with_preference(...)` chooses.
@@ -107,6 +111,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         algorithm: str = "auto",
+        stopping: StopMode | None = "confidence",
         default_preference: str | None = None,
         preference_field: str | None = "preference",
         seed: int = 0,
@@ -136,6 +141,11 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if preference_field is not None and not (isinstance(preference_field, str) and preference_field.isidentifier()):
             raise ConfigurationError(f"preference_field={preference_field!r}: give a keyword, or None.")
         parse_algorithm(algorithm)
+        if stopping not in ("confidence", "exact", None):
+            raise ConfigurationError(
+                f'stopping={stopping!r}: give "confidence", "exact", or None to draw all N at once.'
+            )
+        self.stopping = stopping
         self.batch = BatchAPI.of(batch)
         if self.batch is not None and log_dir is None:
             raise ConfigurationError(
@@ -231,6 +241,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             stack.callback(environment.close, finished=False)
             try:
                 outcome = drive(plan.start(), environment)
+                if self.stopping is not None:
+                    outcome = with_stops(plan.problem, outcome, mode=self.stopping)
                 held_out = self._held_out(plan, outcome, environment)
                 environment.close(finished=True)
             except KeyboardInterrupt:
@@ -364,6 +376,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             cost_scale=outcome.cost_scale,
             algorithm=self.algorithm,
             screening=plan.screening,
+            stopping=self.stopping,
             strategy=self.strategy.to_dict(),
             evidence=evidence,
             spent=spent_dict(spent),

@@ -13,6 +13,7 @@ from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.problem import Outcome, Problem
 from iapo_dspy.bandit.replay import solve, solve_auto
 from iapo_dspy.bandit.screening import Screening
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.models import ModelName, model_names
@@ -110,6 +111,7 @@ class CompiledPolicy:
         cost_scale: Utility of one raw unit of `cost` (an output token by default) at cost weight 1.
         algorithm: Name of the algorithm that ran.
         screening: Its Top-K screening, if any.
+        stopping: How calls may stop early: "confidence", "exact", or None.
         strategy: The strategy as JSON data.
         evidence: What was observed, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
@@ -126,6 +128,7 @@ class CompiledPolicy:
     cost_scale: float
     algorithm: str
     screening: Screening | None
+    stopping: StopMode | None
     strategy: Mapping[str, Any]
     evidence: tuple[Observations, ...] = field(repr=False)
     spent: Mapping[str, Any]
@@ -193,8 +196,10 @@ class CompiledPolicy:
         contexts = Contexts.from_preferences(preferences, strategy.objectives)
         problem = self.problem(contexts, strategy)
         if self.algorithm == "auto":
-            return solve_auto(problem, self.evidence)
-        return solve(problem, self.evidence, screening=self.screening)
+            outcome = solve_auto(problem, self.evidence)
+        else:
+            outcome = solve(problem, self.evidence, screening=self.screening)
+        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
 
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
         """Return what this run would have chosen at other prices of tokens, from the stored evidence.
@@ -243,6 +248,7 @@ class CompiledPolicy:
             },
             "algorithm": self.algorithm,
             "screening": {"k": self.screening.k, "rho": self.screening.rho} if self.screening else None,
+            "stopping": self.stopping,
             "strategy": dict(self.strategy),
             "spent": dict(self.spent),
             "evidence": [_dump(o) for o in self.evidence],
@@ -286,6 +292,7 @@ class CompiledPolicy:
                 cost_scale=data["cost_scale"],
                 algorithm=data["algorithm"],
                 screening=Screening(**data["screening"]) if data["screening"] else None,
+                stopping=data.get("stopping"),  # up to version 3, all N were drawn at once
                 strategy=data["strategy"],
                 evidence=evidence,
                 spent=data["spent"],

@@ -34,7 +34,9 @@ class PreferenceResult:
         model: Model string of its LM; one for each predictor where they differ.
         utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
         reward: Estimated task reward without the cost.
-        tokens: Output tokens per query: N times the mean of the prompt's completions.
+        completions: Expected completions of a call: N, or fewer where it stops early.
+        waves: Expected waves of a call, >= 1.
+        tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
         cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
         evidence: What is behind the estimates: queries on which the prompt was drawn; for `psst`, groups of N
             completions.
@@ -49,6 +51,8 @@ class PreferenceResult:
     label: str
     utility: float
     reward: float
+    completions: float
+    waves: float
     tokens: float
     cost: float
     evidence: int
@@ -160,7 +164,7 @@ class CompileResult:
         """Return a small table."""
         plain = self.cost.unit == Cost().unit
         rows = [
-            f"{r.preference.name or '':<12} N={r.arm.n:<3} utility={r.utility:.3f} reward={r.reward:.3f} "
+            f"{r.preference.name or '':<12} N={r.arm.n:<3} {_drawn(r)}utility={r.utility:.3f} reward={r.reward:.3f} "
             f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{_sure(r)}{r.label}"
             for r in self.policy
         ]
@@ -173,6 +177,10 @@ class CompileResult:
         if not plain:
             rows.append(f"(cost: {self.cost.unit})")
         return "\n".join(rows)
+
+
+def _drawn(row: PreferenceResult) -> str:
+    return f"(draws {row.completions:.1f}) " if row.arm.stop is not None else ""
 
 
 def _sure(row: PreferenceResult) -> str:
@@ -203,6 +211,7 @@ def make_result(
     sure = choices(outcome)
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
     models = tuple(models_of(p) for p in programs)
+    stops = outcome.stops
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
@@ -213,10 +222,12 @@ def make_result(
                 label=labels[arm.prompt],
                 keeps_caps=keeps is None or bool(keeps[c][at]),
                 model=models[arm.prompt],
-                utility=float(outcome.q[c][at]),
-                reward=float(outcome.reward[c][at]),
-                tokens=float(tokens[at]),
-                cost=float(estimates.cost[at]),
+                utility=float(outcome.q[c][at]) if stops is None else stops[c].utility,
+                reward=float(outcome.reward[c][at]) if stops is None else stops[c].reward,
+                completions=float(arm.n) if stops is None else stops[c].completions,
+                waves=1.0 if stops is None else stops[c].waves,
+                tokens=float(output_tokens[arm.prompt]) * (arm.n if stops is None else stops[c].completions),
+                cost=float(estimates.cost[at]) if stops is None else stops[c].cost,
                 evidence=int(outcome.evidence[c]),
                 choice=sure[c] if sure is not None else None,
                 held_out=held_out[c] if held_out is not None else None,
