@@ -72,9 +72,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
         algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
             Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
-        stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule that
-            is tuned for each preference from the same draws, together with prompt and N. "exact": only where the rest
-            cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
+        stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
+            that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
+            rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
         preference_field: Keyword by which calls choose their preference. None if the student has an input field of
             that name: then `program.with_preference(...)` chooses.
