@@ -47,7 +47,18 @@ from iapo_dspy.sampling.budget import Budget, Spent
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import metered
 from iapo_dspy.sampling.replicas import ReplicatedLM
-from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
+from iapo_dspy.scoring.strategies import (
+    BestOfN,
+    MajorityVote,
+    Mean,
+    Median,
+    Mixed,
+    Objective,
+    Strategy,
+    WeightedVote,
+    close,
+    math_equal,
+)
 from iapo_dspy.types import Arm, Decoding, Stop
 
 __version__ = "0.1.0"
@@ -75,6 +86,9 @@ __all__ = [
     "LedgerLocked",
     "LedgerMismatch",
     "MajorityVote",
+    "Mean",
+    "Median",
+    "Mixed",
     "Objective",
     "Preference",
     "PreferenceResult",
@@ -89,9 +103,12 @@ __all__ = [
     "Strategy",
     "TooManyErrors",
     "UnknownPreference",
+    "WeightedVote",
     "__version__",
     "cancel_batches",
+    "close",
     "export",
+    "math_equal",
     "metered",
     "preference_grid",
     "recording_of",

@@ -8,7 +8,7 @@ Axes, always in this order where an array has several of them:
 | P | prompts (candidate programs) | position in the run's list of prompts |
 | X | queries (training examples) | position in the training set |
 | N | scales | column n - 1 holds scale n |
-| K | objectives | position in the strategy's list of objectives |
+| K | objectives | position in the strategy's list of objectives; behind them, score columns that nobody weighs |
 | R | resources that calls take | position in `RESOURCES` |
 | A | answer classes of one query | integer label >= 0; -1 is no vote |
 | B | pulls of one batch | position in `Pulls` |
@@ -194,10 +194,20 @@ class Contexts:
         return int(self.weights.shape[1])
 
     @classmethod
-    def from_preferences(cls, preferences: Sequence[Preference], objectives: Sequence[str]) -> Contexts:
-        """Stack preferences in order; `objectives` gives the K axis."""
+    def from_preferences(
+        cls, preferences: Sequence[Preference], objectives: Sequence[str], columns: Sequence[str] = ()
+    ) -> Contexts:
+        """Stack preferences in order.
+
+        Args:
+            preferences: The contexts.
+            objectives: What they weigh.
+            columns: The K axis where scores have more columns: the objectives first, others weigh 0.
+        """
+        weights = np.zeros((len(preferences), max(len(objectives), len(columns))))
+        weights[:, : len(objectives)] = [p.vector(objectives) for p in preferences]
         return cls(
-            weights=np.stack([p.vector(objectives) for p in preferences]),
+            weights=weights,
             cost=np.array([p.cost for p in preferences], dtype=float),
             rates=np.array([[(p.rates or {}).get(r, 0.0) for r in RESOURCES] for p in preferences]),
             caps=np.array([[p.caps.get(r, np.inf) for r in RESOURCES] for p in preferences]),
@@ -261,7 +271,7 @@ class Observations:
         pulls: The pulls that were really made. An environment whose budget ends returns fewer than it was asked for.
         label: Answer class of each completion within its query [S]; -1 where there is no vote. Labels of one query
             mean the same in every batch of a run. Best-of-N does not use them.
-        score: Scores [S, K]; NaN in every objective marks a failed completion.
+        score: Scores [S, K]; NaN in every column marks a failed completion.
         cost: Raw cost of each completion [S], >= 0, without the overhead.
         overhead: Raw cost that each pull takes once whatever its size [B], >= 0, such as the prompt tokens of a request
             that brings all of its completions. Default: zeros.

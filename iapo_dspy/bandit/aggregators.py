@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Aggregator", "BestOfNAggregator", "BlockLayout", "MajorityVoteAggregator", "Ties", "block_layout", "whole"]
+__all__ = [
+    "Aggregator",
+    "BestOfNAggregator",
+    "BlockLayout",
+    "MajorityVoteAggregator",
+    "Ties",
+    "block_layout",
+    "dense_answers",
+    "whole",
+]
 
 ArrayT = TypeVar("ArrayT", IntArray, FloatArray)
 
@@ -129,7 +138,7 @@ class MajorityVoteAggregator:
     def _ballots(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
         """Return votes and voted scores [m, A, G], with the A answers of each pull numbered densely."""
         voted = (label >= 0) & ~np.isnan(score).any(axis=2)
-        answer = _dense(label, voted).T
+        answer = dense_answers(label, voted).T
         classes = np.arange(max(int(answer.max(initial=-1)) + 1, 1))
         ballot = answer[:, None, :] == classes[:, None]
         return ballot.astype(np.int64), np.where(ballot, score[:, :, 0].T[:, None, :], 0.0)
@@ -216,7 +225,7 @@ def _range_max(values: FloatArray, layout: BlockLayout) -> FloatArray:
     return best
 
 
-def _dense(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:
+def dense_answers(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:
     """Number the answers of each pull [G, m] from 0, so that open answer sets need no more than m classes."""
     if label.shape[1] and label.max(initial=-1) >= label.shape[1]:
         order = np.argsort(label, axis=1, kind="stable")

@@ -24,11 +24,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from iapo_dspy.bandit.blockwise import reach_of
 from iapo_dspy.bandit.charges import Charges
 from iapo_dspy.bandit.elimination import CostScale
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
+from iapo_dspy.bandit.estimators.predictive import is_modelled
 from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
@@ -67,8 +69,9 @@ def auto(
         budget: T, completions.
         seed: Root of the random streams, >= 0.
         rounds: Batches at most, >= 1; a small budget has fewer.
-        first_pull: Completions per query in the first two rounds, >= 1.
-        growth: Factor by which pulls grow after every second round, >= 1.
+        first_pull: Completions per query in the first two rounds, >= 1, where the aggregator needs so many.
+        growth: Factor by which pulls grow after every second round, >= 1. Without a model they grow from round to round
+            instead, such that the last one reaches the largest scale: beyond what was drawn little is known.
         shared_queries: Whether all prompts answer the same queries, or each its own in an order of its own.
         estimator: How arms are estimated and compared.
 
@@ -77,7 +80,7 @@ def auto(
 
     Raises:
         BudgetTooSmall: The budget is below `auto_least`.
-        ConfigurationError: Budget, seed or a setting is no usable number, or the problem's strategy has no predictions.
+        ConfigurationError: Budget, seed or a setting is no usable number.
     """
     what = f"looking at each of {problem.n_prompts} prompts once"
     check_budget(budget, seed, least=auto_least(problem), what=what)
@@ -96,11 +99,14 @@ class _Plan:
     def __init__(
         self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int, shared: bool
     ) -> None:
-        self.pull = max(1, min(first_pull, problem.max_n, budget // (problem.n_prompts * _FIRST_QUERIES)))
+        reach = reach_of(problem.aggregator)
+        self._largest = problem.max_n if reach is None else min(reach, problem.max_n)
+        self.pull = max(1, min(first_pull, self._largest, budget // (problem.n_prompts * _FIRST_QUERIES)))
         self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
         self.least_pull = 1
-        self._largest = problem.max_n
-        self._growth = growth
+        self._first = self.pull
+        self._most = problem.max_n
+        self._growth = growth if is_modelled(problem.aggregator) else None
         orders = 1 if shared else problem.n_prompts
         order = [np.random.default_rng([seed, i]).permutation(problem.n_queries) for i in range(orders)]
         self._order = np.broadcast_to(order, (problem.n_prompts, problem.n_queries))
@@ -109,7 +115,7 @@ class _Plan:
     def pulls(self, alive: IntArray, completions: int) -> Pulls:
         """Give every living prompt as many completions, on the queries that are next in its order."""
         x, each = self._order.shape[1], completions // len(alive)
-        size = max(1, min(max(self.pull, min(self.least_pull, self._largest)), each))
+        size = max(1, min(max(self.pull, min(self.least_pull, self._most)), each))
         while each // size > x and size < self._largest:
             size = min(2 * size, self._largest)  # each query once before any query twice, in larger pulls
         times = each // size
@@ -118,9 +124,13 @@ class _Plan:
         query = np.take_along_axis(self._order[alive], position % x, axis=1)
         return Pulls(np.repeat(alive, times), query.reshape(-1), np.full(len(alive) * times, size))
 
-    def grow(self) -> None:
-        """Make the next round's pulls larger."""
-        self.pull = min(self.pull * self._growth, self._largest)
+    def grow(self, done: int) -> None:
+        """Make the pulls larger, after so many rounds."""
+        if self._growth is None:
+            share = done / (self.rounds - 1)
+            self.pull = round(self._first * (self._largest / self._first) ** share)
+        elif done % 2 == 0:
+            self.pull = min(self.pull * self._growth, self._largest)
 
 
 def _run(state: Standing, plan: _Plan, budget: int) -> Algorithm:
@@ -140,8 +150,7 @@ def _run(state: Standing, plan: _Plan, budget: int) -> Algorithm:
                 break
             keep = math.ceil(n_prompts ** (1 - r / (plan.rounds - 1)))
             alive = survivors(gain, state.chosen_prompts(), keep)
-            if r % 2 == 0:
-                plan.grow()
+            plan.grow(r)
             plan.least_pull = math.ceil(math.sqrt(state.overhead))
     return state.outcome(complete=True)
 
@@ -164,9 +173,6 @@ class Standing:
     Args:
         problem: The problem.
         estimator: Makes an empty estimator.
-
-    Raises:
-        ConfigurationError: There are no predictions for the problem's aggregator.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from iapo_dspy.bandit.auto import EQUAL, NEAR
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.best_of_stops import estimated_best_of
 from iapo_dspy.bandit.estimators.evidence import Evidence
-from iapo_dspy.bandit.estimators.predictive import VoteModel
+from iapo_dspy.bandit.estimators.models import VoteModel
 from iapo_dspy.bandit.estimators.stopped import StopEstimates, estimated_votes, observed_votes, replayed
 from iapo_dspy.bandit.problem import Outcome, Problem, StoppedArm
 from iapo_dspy.bandit.sequences import Ended, best_of_ends

@@ -109,6 +109,12 @@ def recording_of(
     settings = header.get("settings") or {}
     kind = _KINDS.get(str((settings.get("strategy") or {}).get("kind")))
     about = _about(header)
+    strategy = (settings.get("strategy") or {}).get("kind")
+    if kind is None and strategy is not None:
+        raise LedgerError(
+            f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
+            "only. Its completions can be exported: iapo_dspy.export."
+        )
     if kind is None or not {"n_prompts", "n_queries", "objectives"} <= about.keys():
         raise LedgerError(
             f"The ledger in {log_dir} does not say which strategy, prompts and queries it is about, as those of "

@@ -17,7 +17,7 @@ import numpy as np
 from iapo_dspy.environments.batching import Batches
 from iapo_dspy.environments.completions import in_turns, is_lost, record_of, signature_of, stored_prediction
 from iapo_dspy.environments.progress import FailureReport, Failures, Progress
-from iapo_dspy.errors import BudgetExceeded, TooManyErrors
+from iapo_dspy.errors import BudgetExceeded, TooManyErrors, one_line
 from iapo_dspy.sampling.batches import BatchAPI, Drawn
 from iapo_dspy.sampling.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.cost import Cost, use_of
@@ -26,7 +26,7 @@ from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.metered import Metering
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
-from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.scoring.strategies import Equates, Strategy, classes_of, columns_of
 from iapo_dspy.types import RESOURCES, Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class LiveEnvironment:
         self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
         self._scorer = strategy.digest(metric)
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
-        self._labels: list[dict[str, int]] = [{} for _ in self._examples]
+        self._classes = [classes_of(strategy) for _ in self._examples]
         meter.keep_journal(self._write_spent)
         self._failures = Failures([0] * len(self._prompts), [0] * len(self._prompts))
         self._batches = Batches(
@@ -342,7 +342,9 @@ class LiveEnvironment:
         known = self._ledger.score(name)
         if known is not None and known.scorer == self._scorer and not known.error:
             scores = tuple(known.scores) if known.scores is not None else None
-            return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error)
+            voted = scores is not None and known.answer is not None and isinstance(self._strategy, Equates)
+            value = self._strategy.value(prediction) if voted and isinstance(self._strategy, Equates) else None
+            return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
         with self._metering.case() as case:
             scored = self._strategy.score(example, prediction, self._metric)
         if not case.conclude():
@@ -400,13 +402,11 @@ class LiveEnvironment:
         score: list[tuple[float, ...]] = []
         cost: list[float] = []
         overhead = [r.overhead for _, r in made]
-        failed = (float("nan"),) * len(self._strategy.objectives)
+        failed = (float("nan"),) * len(columns_of(self._strategy))
         for i, result in made:
-            labels = self._labels[int(pulls.query[i])]
-            for s in result.scored:
-                voted = s.scores is not None and s.answer is not None
-                label.append(labels.setdefault(s.answer, len(labels)) if voted and s.answer is not None else -1)
-                score.append(s.scores if s.scores is not None else failed)
+            for s in (self._placed(pulls, i, s) for s in result.scored):
+                label.append(s[0])
+                score.append(s[1] if s[1] is not None else failed)
             cost.extend(result.cost)
         return Observations(
             pulls=Pulls(pulls.prompt[index], pulls.query[index], size),
@@ -418,6 +418,20 @@ class LiveEnvironment:
             once=np.array([r.once for _, r in made], dtype=np.float64).reshape(len(made), len(RESOURCES)),
             exhausted=int(size.sum()) < pulls.completions,
         )
+
+    def _placed(self, pulls: Pulls, position: int, scored: Scored) -> tuple[int, tuple[float, ...] | None]:
+        """Return a completion's answer class, -1 without a vote, and its scores, None for a failure.
+
+        Classes are made in the order of the pulls, so that a run that is resumed makes the same.
+        """
+        if scored.scores is None or scored.answer is None:
+            return -1, scored.scores
+        try:
+            label = self._classes[int(pulls.query[position])].place(scored)
+        except Exception as exc:  # noqa: BLE001  # the user's equality: its failure is this completion's
+            self._failures.spoil(int(pulls.prompt[position]), one_line(exc))
+            return -1, None
+        return (-1 if label is None else label), scored.scores
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,12 @@ class Failures:
                 self.errors += s.error
                 self.causes[s.failure[:200]] += 1
 
+    def spoil(self, prompt: int, cause: str) -> None:
+        """Count a failure of a completion that was counted as fine: an error came up when answers were compared."""
+        self.failed[prompt] += 1
+        self.errors += 1
+        self.causes[cause[:200]] += 1
+
     def report(self) -> FailureReport:
         """Return what was counted so far."""
         share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]

@@ -41,10 +41,11 @@ class CallReport(BaseModel):
         waves: Waves in which they were drawn.
         stopped: Why fewer were drawn than planned: "settled" (the rest could not have changed the result), "confident"
             or "threshold" (the arm's stopping rule); None where all were drawn.
-        votes: Answer -> votes, most first (majority vote).
+        votes: Answer -> votes, or the sum of their weights, most first (votes).
         utilities: Weighted objective per completion, None for a failed one (best-of-n).
         winner: Position of the returned completion among the n.
         failures: Position -> why this completion took no part.
+        replaced: Output field -> the value that the winner was returned with instead of its own (means and medians).
         prompt_tokens: Input tokens of the call.
         completion_tokens: Output tokens of the call.
         usd: Price, None where it is not known.
@@ -65,10 +66,11 @@ class CallReport(BaseModel):
     planned: int
     waves: int
     stopped: str | None
-    votes: dict[str, int] | None
+    votes: dict[str, int | float] | None
     utilities: tuple[float | None, ...] | None
     winner: int
     failures: dict[int, str]
+    replaced: dict[str, Any] = {}
     prompt_tokens: float
     completion_tokens: float
     usd: float | None
@@ -138,7 +140,7 @@ class Call:
             )
             read += await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts[before:]))
             waves.append(end)
-            stopped = self._stopped(read) if end < self.arm.n else None
+            stopped = await in_thread(functools.partial(self._stopped, read)) if end < self.arm.n else None
             if stopped is not None:
                 break
         return Drawn(
@@ -182,7 +184,10 @@ class Call:
                 prompt_tokens=sum(r.prompt_tokens for r in rollouts),
                 completion_tokens=sum(r.completion_tokens for r in rollouts),
             )
+        failures = {**failures, **selection.failures}
         prediction = _merge([r.prediction for r in rollouts], selection.index)
+        for name, value in selection.replaced.items():
+            prediction[name] = value
         prediction.iapo = self._report(drawn, selection, failures)
         trace = dspy.settings.trace
         if trace is not None:
@@ -210,6 +215,7 @@ class Call:
             utilities=selection.utilities,
             winner=selection.index,
             failures=failures,
+            replaced=dict(selection.replaced),
             prompt_tokens=sum(r.prompt_tokens for r in rollouts),
             completion_tokens=sum(r.completion_tokens for r in rollouts),
             usd=usd,

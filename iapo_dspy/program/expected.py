@@ -17,7 +17,7 @@ from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.params import request_params, supports_n
 from iapo_dspy.sampling.pricing import count_tokens
 from iapo_dspy.sampling.records import CompletionRecord, ScoreRecord, SpentRecord
-from iapo_dspy.scoring.strategies import MajorityVote
+from iapo_dspy.scoring.strategies import MajorityVote, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Expected", "expect", "is_direct", "messages_of"]
@@ -209,12 +209,14 @@ class _Ledger:
     def quality(self, plan: Plan) -> FloatArray:
         """Return how many scores each prompt has, and their mean as a share of the objectives' bounds [P, 2]."""
         low, high = _bounds(plan).T
+        known_k = len(plan.strategy.objectives)  # what is behind them is no quality
         found = np.zeros((len(self._prompt_of), 2))
         for p, known in enumerate(self._prompt_of):
             keys = [f"{r.round}/{r.position}/{r.index}" for r in self._records if r.prompt == known]
             scores = [self._scores[key] for key in keys if key in self._scores]
             if scores and len(scores[0]) == len(low):
-                found[p] = len(scores), float(np.clip((np.array(scores) - low) / (high - low), 0.0, 1.0).mean())
+                seen = (np.array(scores)[:, :known_k] - low[:known_k]) / (high[:known_k] - low[:known_k])
+                found[p] = len(scores), float(np.clip(seen, 0.0, 1.0).mean())
         return found
 
     @property
@@ -325,14 +327,19 @@ class _Guess:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""
         p, x = np.repeat(pulls.prompt, pulls.size), np.repeat(pulls.query, pulls.size)
         quality = 1.0 / (1.0 + np.exp(-(self._skill[p] + self._ease[x] + self._liking[p, x])))
-        if isinstance(self._plan.strategy, MajorityVote):
+        strategy = self._plan.strategy
+        if isinstance(strategy, Pretends):
+            return strategy.pretend(quality, self._rng)
+        if isinstance(strategy, MajorityVote):
             right = self._rng.random(len(p)) < quality
             ((low, high),) = _bounds(self._plan)
             label = np.where(right, 0, 1 + self._rng.integers(0, 4, len(p)))
             return label, np.where(right, high, low)[:, None]
         low, high = _bounds(self._plan).T
         share = np.clip(quality[:, None] + self._rng.normal(0.0, 0.2, (len(p), len(low))), 0.0, 1.0)
-        return np.zeros(len(p), dtype=np.int64), low + share * (high - low)
+        # Labels serve a strategy of the user's that votes; where it has more columns than bounds, these are in [0, 1].
+        label = np.where(self._rng.random(len(p)) < quality, 0, 1 + self._rng.integers(0, 4, len(p)))
+        return label, low + share * (high - low)
 
 
 def _in_turns(pulls: Pulls) -> IntArray:
@@ -344,10 +351,13 @@ def _in_turns(pulls: Pulls) -> IntArray:
 
 
 def _bounds(plan: Plan) -> FloatArray:
-    """Lowest and highest score of each objective [K, 2]."""
+    """Lowest and highest score of each column [K, 2], as far as the strategy says."""
     about = plan.strategy.to_dict()
-    found = [o["bounds"] for o in about.get("objectives", ())] or [about.get("bounds", (0.0, 1.0))]
-    return np.array(found, dtype=float)
+    found = [o["bounds"] for o in about.get("objectives", ())]
+    if len(found) < len(plan.strategy.objectives):  # the metric's come first
+        found.insert(0, (about.get("vote") or about).get("bounds", (0.0, 1.0)))
+    unknown = len(columns_of(plan.strategy)) - len(found)
+    return np.array([*found, *[(0.0, 1.0)] * unknown], dtype=float)
 
 
 def _simulate(plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int) -> FloatArray:

@@ -52,7 +52,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     and every N. See `compile`.
 
     Args:
-        strategy: How N completions become one answer: `MajorityVote(field)` or `BestOfN(objectives=[...])`.
+        strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
+            `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
+            your own (docs/strategies.md).
         budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. LM calls of a metric or
             an objective (judges) count in tokens, dollars and seconds, not in completions; LMs that a metric holds
             itself are wrapped by `metered`.
@@ -126,7 +128,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         super().__init__()
         if isinstance(strategy, type) or not isinstance(strategy, Strategy):
             raise ConfigurationError(
-                f"strategy={strategy!r}: give MajorityVote('answer') or BestOfN(objectives=[...])."
+                f"strategy={strategy!r}: give MajorityVote('answer'), BestOfN(objectives=[...]) or another Strategy."
             )
         if metric is not None and not callable(metric):
             raise ConfigurationError(f"metric={metric!r}: give a function metric(example, prediction, trace=None).")
@@ -228,7 +230,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             environment = LiveEnvironment(
                 prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
                 examples=plan.examples + plan.held_out,
-                strategy=self.strategy,
+                strategy=plan.strategy,
                 metric=self.metric,
                 sampler=sampler,
                 meter=meter,
@@ -385,7 +387,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         )
         program = CompiledProgram(
             plan.student,
-            self.strategy,
+            plan.strategy,
             policy,
             preference_field=self.preference_field,
             programs=[p.program for p in plan.prompts],

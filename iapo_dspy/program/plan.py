@@ -29,7 +29,7 @@ from iapo_dspy.sampling.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.stand_in import StandIn
-from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
 from iapo_dspy.types import Contexts, Preference
 
 __all__ = ["Plan", "check_preferences", "make_plan", "parse_algorithm"]
@@ -255,6 +255,7 @@ def make_plan(
     _check_reserved_field(student, examples, preference_field)
     outputs = output_fields(student)
     strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
+    strategy = fitted(strategy, outputs)
     prompts = build_prompts(student, candidates, decodings, lms)
     _check_sampling(prompts, max_n, budget, cost)
     for prompt in prompts if batch is not None else ():
@@ -265,7 +266,7 @@ def make_plan(
         n_prompts=len(prompts),
         n_queries=len(examples),
         max_n=max_n,
-        contexts=Contexts.from_preferences(preferences, strategy.objectives),
+        contexts=Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy)),
         aggregator=strategy.aggregator(),
     )
     plan = Plan(

@@ -21,7 +21,7 @@ from iapo_dspy.program.prompts import Prompt, program_state
 from iapo_dspy.program.reprice import at_prices
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.pricing import Price
-from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.scoring.strategies import Strategy, columns_of
 from iapo_dspy.types import RESOURCES, Arm, Contexts, Decoding, FloatArray, Observations, Preference, Pulls, Stop
 
 __all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "prompt_states", "rounded"]
@@ -193,7 +193,7 @@ class CompiledPolicy:
         """Solve several preferences at once; see `solve`."""
         for preference in preferences:
             check_known(preference, self.evidence)
-        contexts = Contexts.from_preferences(preferences, strategy.objectives)
+        contexts = Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy))
         problem = self.problem(contexts, strategy)
         if self.algorithm == "auto":
             outcome = solve_auto(problem, self.evidence)

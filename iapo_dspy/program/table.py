@@ -17,9 +17,10 @@ from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.caps import check_caps, tokens_of_each
 from iapo_dspy.program.models import LMs, ModelName, Pool
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
-from iapo_dspy.program.prompts import Prompt, clone, program_state, restore
+from iapo_dspy.program.prompts import Prompt, clone, output_fields, program_state, restore
 from iapo_dspy.sampling.pricing import Price, price_of
-from iapo_dspy.scoring.strategies import MajorityVote, Strategy
+from iapo_dspy.scoring.saved import functions_of, rebuilt, without_functions
+from iapo_dspy.scoring.strategies import Strategy, fitted
 from iapo_dspy.types import Arm, Preference
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,10 @@ def strategy_from_dict(data: Mapping[str, Any]) -> Strategy:
     Raises:
         StateError: It has callables (objectives, a custom `normalize`), which JSON cannot hold.
     """
-    if data.get("kind") == "majority_vote" and data.get("normalize") is None:
-        return MajorityVote(data["field"], bounds=tuple(data["bounds"]), strict=False)
-    names = [o["name"] for o in data.get("objectives", ())] or [data.get("normalize")]
+    strategy = rebuilt(data)
+    if strategy is not None:
+        return strategy
+    names = functions_of(data) or [str(data.get("kind"))]
     raise StateError(
         f"The program was compiled with functions of yours ({names}), which plain JSON cannot hold. Pass the same "
         "strategy again: CompiledProgram(student, strategy=...)."
@@ -60,15 +62,8 @@ def _ways(name: ModelName) -> str:
 
 def _compare(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     """Refuse another strategy; functions are compared by name only, and only with a warning."""
-
-    def split(data: Mapping[str, Any]) -> tuple[Any, Any]:
-        objectives = [{k: v for k, v in o.items() if k != "score"} for o in data.get("objectives", ())]
-        names = [data.get("normalize"), *(o.get("score") for o in data.get("objectives", ()))]
-        rest = {k: v for k, v in data.items() if k not in ("objectives", "normalize")}
-        return [rest, objectives, data.get("normalize") is None], names
-
-    (mine, my_names), (theirs, their_names) = split(given), split(saved)
-    if mine != theirs:
+    my_names, their_names = functions_of(given), functions_of(saved)
+    if without_functions(given) != without_functions(saved):
         raise StateError(
             f"The program was compiled with the strategy {dict(saved)}, but was given {dict(given)}. Pass the strategy "
             "it was compiled with."
@@ -169,6 +164,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     def _adopt(self, data: CompiledPolicy) -> None:
         strategy = self._given_strategy or strategy_from_dict(data.strategy)
         _compare(strategy.to_dict(), data.strategy)
+        strategy = fitted(strategy, output_fields(self.student))
         in_use = tuple(sorted({arm.prompt for arm in data.arms}))
         programs = [self._make(data, p) for p in in_use]
         self.strategy, self.data, self.in_use = strategy, data, in_use

@@ -54,9 +54,19 @@ class BestOfN:
         """Names on the K axis."""
         return tuple(o.name for o in self._objectives)
 
+    @property
+    def lowest(self) -> tuple[float, ...]:
+        """Lowest score of each objective."""
+        return tuple(o.bounds[0] for o in self._objectives)
+
+    @property
+    def highest(self) -> tuple[float, ...]:
+        """Highest score of each objective."""
+        return tuple(o.bounds[1] for o in self._objectives)
+
     def aggregator(self) -> Aggregator:
         """Return eq. 1 in vectorised form."""
-        return BestOfNAggregator(floors=[o.bounds[0] for o in self._objectives])
+        return BestOfNAggregator(floors=self.lowest)
 
     def check(self, *, metric: Metric | None) -> None:
         """Say that a metric is not used: Best-of-N selects by its objectives, also when deployed."""

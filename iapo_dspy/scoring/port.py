@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import dspy
+import numpy as np
 
 from iapo_dspy.bandit.aggregators import Aggregator
 from iapo_dspy.scoring.scores import Metric, Scored
-from iapo_dspy.types import FloatArray
+from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Selection", "Settles", "Strategy"]
+__all__ = ["Pretends", "Selection", "Settles", "Strategy", "Typed", "columns_of", "fitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,17 @@ class Selection:
 
     Attributes:
         index: Position of the winner among the predictions.
-        votes: Answer -> number of votes (majority vote), most first.
+        votes: Answer -> number of votes, or the sum of their weights, most first (votes).
         utilities: Weighted objective of each prediction, None where scoring it failed (best-of-n).
         failures: Position -> why a prediction that was there could not take part.
+        replaced: Output field -> the value that the winner is returned with instead of its own (means and medians).
     """
 
     index: int
-    votes: Mapping[str, int] | None = None
+    votes: Mapping[str, float] | None = None
     utilities: tuple[float | None, ...] | None = None
     failures: Mapping[int, str]
+    replaced: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -38,7 +41,7 @@ class Strategy(Protocol):
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Names on the K axis."""
+        """What preferences weigh: names on the K axis. A strategy with more columns of scores has `columns` too."""
 
     def aggregator(self) -> Aggregator:
         """Return the vectorised form that estimates expected rewards."""
@@ -93,3 +96,39 @@ class Settles(Protocol):
             weights: The preference's weights of the objectives [K].
             remaining: How many are left at most, >= 0.
         """
+
+
+@runtime_checkable
+class Typed(Protocol):
+    """A strategy that reads a field according to its type."""
+
+    def fitted(self, outputs: Mapping[str, Any]) -> Strategy:
+        """Return this strategy for a student with these output fields (name -> annotation)."""
+
+
+@runtime_checkable
+class Pretends(Protocol):
+    """A strategy that can make up completions, for a quote; others get scores between 0 and 1."""
+
+    def pretend(self, quality: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Make up completions.
+
+        Args:
+            quality: How good each of them is, in (0, 1) [S]: the probability that it is right, say.
+            rng: Where chance comes from.
+
+        Returns:
+            Labels [S] and scores [S, K], as the strategy's aggregator reads them.
+        """
+        ...
+
+
+def columns_of(strategy: Strategy) -> tuple[str, ...]:
+    """Return the names of a strategy's score columns: its objectives, and after them what preferences do not weigh."""
+    columns: tuple[str, ...] = tuple(getattr(strategy, "columns", strategy.objectives))
+    return columns
+
+
+def fitted(strategy: Strategy, outputs: Mapping[str, Any]) -> Strategy:
+    """Return a strategy as it reads a student with these output fields (name -> annotation)."""
+    return strategy.fitted(outputs) if isinstance(strategy, Typed) else strategy

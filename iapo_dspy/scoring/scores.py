@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
@@ -26,15 +26,18 @@ class Scored:
 
     Attributes:
         answer: Key of the answer that it votes for; None where there is no vote.
-        scores: One score per objective (K); None for a failed completion.
+        scores: One score per column of the strategy (K), its objectives first; when deployed, the label-free ones. None
+            for a failed completion.
         failure: Why it failed, in one line; None if it did not.
         error: True where an exception, rather than the text of the completion, made it fail.
+        value: The answer itself, for strategies that compare answers by more than their keys; never stored.
     """
 
     answer: str | None = None
     scores: tuple[float, ...] | None = None
     failure: str | None = None
     error: bool = False
+    value: Any = field(default=None, compare=False, repr=False)
 
 
 def check_bounds(bounds: tuple[float, float], what: str) -> tuple[float, float]:

@@ -1,8 +1,33 @@
 """Strategies: how N completions become one answer, while compiling and when deployed."""
 
 from iapo_dspy.scoring.best_of_n import BestOfN
+from iapo_dspy.scoring.centre import Mean, Median
+from iapo_dspy.scoring.classes import Classes, Equates, classes_of
+from iapo_dspy.scoring.equality import close, math_equal
+from iapo_dspy.scoring.mixed import Mixed
 from iapo_dspy.scoring.objective import Objective
-from iapo_dspy.scoring.port import Selection, Settles, Strategy
+from iapo_dspy.scoring.port import Pretends, Selection, Settles, Strategy, Typed, columns_of, fitted
 from iapo_dspy.scoring.vote import MajorityVote
+from iapo_dspy.scoring.weighted_vote import WeightedVote
 
-__all__ = ["BestOfN", "MajorityVote", "Objective", "Selection", "Settles", "Strategy"]
+__all__ = [
+    "BestOfN",
+    "Classes",
+    "Equates",
+    "MajorityVote",
+    "Mean",
+    "Median",
+    "Mixed",
+    "Objective",
+    "Pretends",
+    "Selection",
+    "Settles",
+    "Strategy",
+    "Typed",
+    "WeightedVote",
+    "classes_of",
+    "close",
+    "columns_of",
+    "fitted",
+    "math_equal",
+]

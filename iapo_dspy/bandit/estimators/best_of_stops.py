@@ -18,7 +18,8 @@ from itertools import pairwise
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.predictive import BestOfModel, expected
+from iapo_dspy.bandit.estimators.models import BestOfModel
+from iapo_dspy.bandit.estimators.predictive import expected
 from iapo_dspy.bandit.estimators.stopped import StopEstimates, corrected_stops, of_prompts, replayed
 from iapo_dspy.bandit.estimators.traits import THETA, Traits
 from iapo_dspy.bandit.sequences import Ended, best_of_ends

@@ -21,16 +21,18 @@ doubling.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators import MajorityVoteAggregator
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.estimators.additive import AdditivePredictor
 from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.estimators.predictive import Predictor, predictor
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.types import FloatArray, IntArray, Observations
+from iapo_dspy.types import FloatArray, Observations
 
 __all__ = ["CorrectedEstimator"]
 
@@ -83,17 +85,23 @@ class CorrectedEstimator:
             raise ValueError("There is no evidence before the first observation.")
         problem = self._problem
         cells = Cells.of(self._observations, problem.n_prompts, problem.contexts.n_objectives)
-        predictions = self._predictor.predict(cells)
-        queries = np.zeros((problem.n_prompts, problem.max_n), dtype=np.int64)
-        np.add.at(queries, cells.prompt, np.arange(1, problem.max_n + 1) <= cells.size[:, None])
+        unbiased = cell_subsets(cells, problem.aggregator, self._rows, problem.max_n)
+        additive = isinstance(self._predictor, AdditivePredictor)
+        predictions = (
+            self._predictor.predict(cells, unbiased)
+            if isinstance(self._predictor, AdditivePredictor)
+            else self._predictor.predict(cells)
+        )
+        known = np.zeros((problem.n_prompts, cells.n_visited, problem.max_n), dtype=bool)
+        known[cells.prompt, cells.query] = ~np.isnan(unbiased[0])
+        queries = known.sum(axis=1)
         values = predictions.given_all
         influence = values.copy()
         bias, doubt = np.zeros((2, len(self._rows), problem.n_prompts, problem.max_n))
         if self._corrected:
-            unbiased = cell_subsets(cells, problem.aggregator, self._rows, problem.max_n)
             for row in range(len(self._rows)):
                 bias[row], doubt[row], influence[row] = _correct(
-                    values[row], predictions.given_others[row], unbiased[row], cells, queries
+                    values[row], predictions.given_others[row], unbiased[row], cells, known
                 )
         return Evidence(
             values=values,
@@ -101,6 +109,7 @@ class CorrectedEstimator:
             bias=bias,
             doubt=doubt,
             queries=queries,
+            modelled=not additive,
             row=self._row,
             factor=self._factor,
             cost=self._costs.arms(problem.max_n),
@@ -109,16 +118,15 @@ class CorrectedEstimator:
 
 
 def _correct(
-    values: FloatArray, others: FloatArray, unbiased: FloatArray, cells: Cells, queries: IntArray
+    values: FloatArray, others: FloatArray, unbiased: FloatArray, cells: Cells, evident: NDArray[np.bool_]
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Add the carried residuals to `values` [P, V, N] in place.
+    """Add the carried residuals to `values` [P, V, N] in place; `evident` [P, V, N]: which cells know which scales.
 
     Returns:
         `Evidence.bias` and `Evidence.doubt` [P, N], and `Evidence.influence` [P, V, N].
     """
     n_prompts, n_visited, max_n = values.shape
-    size = np.zeros((n_prompts, n_visited), dtype=np.int64)
-    size[cells.prompt, cells.query] = cells.size
+    queries = evident.sum(axis=1)
     found = np.zeros_like(values)
     found[cells.prompt, cells.query] = np.nan_to_num(unbiased)
     influences = values.copy()
@@ -134,7 +142,7 @@ def _correct(
         past = max(at - 1, 0)
         left[:, at], tau[:, at], last[:, at] = left[:, past], tau[:, past] if at else growth, last[:, past]
         if known.any():
-            drawn = (size >= n) * (n_visited / np.maximum(queries[:, at], 1))[:, None]
+            drawn = evident[:, :, at] * (n_visited / np.maximum(queries[:, at], 1))[:, None]
             residual = drawn * (found[:, :, at] - others[:, :, at]) + others[:, :, at] - values[:, :, at]
             delta, noise = residual.mean(axis=1), _variance_of_mean(residual)
             tau2 = _variance_beyond(delta[known], noise[known], spread) + floor**2

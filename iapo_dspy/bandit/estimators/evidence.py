@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iapo_dspy.bandit.estimators.models import BestOfModel, VoteModel
 from iapo_dspy.bandit.estimators.port import Estimates
-from iapo_dspy.bandit.estimators.predictive import BestOfModel, VoteModel
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["Evidence"]
@@ -30,6 +30,8 @@ class Evidence:
         factor: What the row's values are multiplied by in each context [C].
         cost: Raw cost of an arm [P, N]; NaN for prompts without evidence.
         model: What the predictions behind the values are made of.
+        modelled: Whether `values` come from a model of how cells vary. Plain effects of prompts and queries say nothing
+            of that, and then arms are as far apart as `influence` says.
     """
 
     values: FloatArray
@@ -41,6 +43,7 @@ class Evidence:
     factor: FloatArray
     cost: FloatArray
     model: VoteModel | BestOfModel | None = None
+    modelled: bool = True
 
     @property
     def n_visited(self) -> int:
@@ -71,7 +74,8 @@ class Evidence:
                 apart. It ranks prompts for further draws slightly better than the whole error does.
         """
         row = self.row[context]
-        values, bias = (self.values[row], self.bias[row]) if model else (self.influence[row], self.doubt[row])
+        values = self.values[row] if model and self.modelled else self.influence[row]
+        bias = self.bias[row] if model else self.doubt[row]
         difference = values[prompts, :, scales - 1] - values[prompt, :, scale - 1]
         variance = difference.var(axis=1) / max(self.n_visited - 1, 1)
         # The bias of one prompt at neighbouring scales is mostly the same bias.

@@ -14,87 +14,25 @@ the expectation over its posterior gives the reward:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import BestOfNAggregator, MajorityVoteAggregator, Ties
+from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator, Ties
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
+from iapo_dspy.bandit.estimators.additive import AdditivePredictor
+from iapo_dspy.bandit.estimators.models import BestOfModel, VoteModel
+from iapo_dspy.bandit.estimators.port import Predictions
 from iapo_dspy.bandit.estimators.traits import THETA, TraitModel, Traits
 from iapo_dspy.bandit.exact import majority_vote_rewards
-from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = [
-    "TOP_SHARES",
-    "BestOfModel",
-    "Predictions",
-    "Predictor",
-    "VoteModel",
-    "expected",
-    "predictor",
-    "share_weights",
-]
+__all__ = ["TOP_SHARES", "Predictions", "Predictor", "expected", "is_modelled", "predictor", "share_weights"]
 
 TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
 _FEW_VALUES = 32
 _QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
 _PSEUDO_PAIRS = 4.0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class VoteModel:
-    """What predictions of votes are made of.
-
-    Attributes:
-        cells: Everything that was drawn.
-        traits: The fitted model of right answers, one event.
-        top_share: Share that the strongest wrong answer has of what the best one leaves over [P, V].
-        worth: What the best answer of each query is worth [V].
-        rest: What a completion without it is worth on average [V].
-    """
-
-    cells: Cells
-    traits: Traits
-    top_share: FloatArray
-    worth: FloatArray
-    rest: FloatArray
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BestOfModel:
-    """What predictions of Best-of-N are made of, one entry per row of objective weights [W].
-
-    Attributes:
-        cells: Everything that was drawn.
-        values: Weighted score of each completion, NaN for failed ones, each [S].
-        floors: Value where all completions failed.
-        levels: Values between which scores are cut, ascending, each [J + 1].
-        traits: The fitted model of a score above each cut, J events; None where there is one level only.
-    """
-
-    cells: Cells
-    values: tuple[FloatArray, ...]
-    floors: tuple[float, ...]
-    levels: tuple[FloatArray, ...]
-    traits: tuple[Traits | None, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Expected task rewards on the visited queries, in two readings.
-
-    Attributes:
-        given_all: From everything that was drawn [W, P, V, N].
-        given_others: From everything but the cell's own draws [W, P, V, N]: independent of them, so that their mean
-            difference from unbiased estimates of the same cells is the model's bias.
-        model: What they are made of; None where that is not kept.
-    """
-
-    given_all: FloatArray
-    given_others: FloatArray
-    model: VoteModel | BestOfModel | None = None
 
 
 class VotePredictor:
@@ -252,20 +190,24 @@ class BestOfPredictor:
         return out, traits
 
 
-Predictor = VotePredictor | BestOfPredictor
+Predictor = VotePredictor | BestOfPredictor | AdditivePredictor
 
 
-def predictor(aggregator: object, weights: FloatArray, n_prompts: int, max_n: int) -> Predictor:
+def is_modelled(aggregator: Aggregator) -> bool:
+    """Return whether there is a model that says what completions beyond those drawn would bring."""
+    return isinstance(aggregator, (MajorityVoteAggregator, BestOfNAggregator))
+
+
+def predictor(aggregator: Aggregator, weights: FloatArray, n_prompts: int, max_n: int) -> Predictor:
     """Return the predictor of an aggregator; a predictor learns from one call to the next.
 
-    Raises:
-        ConfigurationError: There is none.
+    Majority vote and Best-of-N have models of their own; for any other aggregator effects of prompts and queries add.
     """
     if isinstance(aggregator, MajorityVoteAggregator):
         return VotePredictor(aggregator, n_prompts, max_n)
     if isinstance(aggregator, BestOfNAggregator):
         return BestOfPredictor(aggregator, weights, n_prompts, max_n)
-    raise ConfigurationError(f"Predictive estimates know majority vote and Best-of-N, not {aggregator!r}.")
+    return AdditivePredictor(aggregator, weights, n_prompts, max_n)
 
 
 def share_weights(share: FloatArray) -> list[FloatArray]:

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.predictive import TOP_SHARES, VoteModel, expected, share_weights
+from iapo_dspy.bandit.estimators.models import VoteModel
+from iapo_dspy.bandit.estimators.predictive import TOP_SHARES, expected, share_weights
 from iapo_dspy.bandit.estimators.traits import THETA, Traits
 from iapo_dspy.bandit.estimators.vote_stops import vote_tables
 from iapo_dspy.bandit.sequences import Ended, VoteTally, vote_ends

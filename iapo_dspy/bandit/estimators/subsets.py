@@ -7,6 +7,8 @@ all C(n, k) subsets (a U-statistic): unbiased, and of the least variance among u
 - Majority vote: a subset that takes each completion independently with the same probability has independent binomial
   counts, which given their sum k are those of a random k-subset; `voting.win_shares` then gives every k at once, ties
   credited 1/t.
+
+Other aggregators bring a closed form of their own (`ClosedForm`), or are evaluated on subsets (`sampled`).
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import BestOfNAggregator, MajorityVoteAggregator, Ties
+from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator, Ties
+from iapo_dspy.bandit.blockwise import ClosedForm
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.estimators.sampled import sampled_subsets
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.voting import binomial, win_shares
 from iapo_dspy.errors import ConfigurationError
@@ -70,20 +74,21 @@ class SubsetEstimator:
         )
 
 
-def cell_subsets(cells: Cells, aggregator: object, weights: FloatArray, max_n: int) -> FloatArray:
-    """Return the subset estimates of every cell.
+def cell_subsets(cells: Cells, aggregator: Aggregator, weights: FloatArray, max_n: int) -> FloatArray:
+    """Return the subset estimates of every cell: in closed form where there is one, else over sampled subsets.
 
     Args:
         cells: The completions.
-        aggregator: Majority vote or Best-of-N.
+        aggregator: Any aggregator.
         weights: Rows of objective weights [W, K].
         max_n: Largest scale.
 
     Returns:
-        Task rewards [W, G, N]; NaN at scales above a cell's number of completions.
+        Task rewards [W, G, N]; NaN at scales above a cell's number of completions, unless the aggregator knows them
+        from fewer (`ClosedForm.reach`).
 
     Raises:
-        ConfigurationError: Another aggregator, or "half" with several scored answers in a cell.
+        ConfigurationError: "half" with several scored answers in a cell.
     """
     if isinstance(aggregator, MajorityVoteAggregator):
         votes = ballots(cells)
@@ -98,7 +103,9 @@ def cell_subsets(cells: Cells, aggregator: object, weights: FloatArray, max_n: i
             index = cells.start[members][:, None] + np.arange(n)
             out[:, members, : min(n, max_n)] = best_of_subsets(value[:, index], weights @ floors, max_n)
         return out
-    raise ConfigurationError(f"Subset estimates know majority vote and Best-of-N, not {aggregator!r}.")
+    if isinstance(aggregator, ClosedForm):
+        return aggregator.subsets(cells, weights, max_n)
+    return sampled_subsets(cells, aggregator, weights, max_n)
 
 
 def _weighted(cells: Cells, weights: FloatArray) -> FloatArray:

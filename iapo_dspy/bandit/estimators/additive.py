@@ -1,0 +1,183 @@
+"""Predictions for aggregators without a model of their own: effects of prompts and of queries, scale after scale.
+
+At scale 1 the reward of prompt p on query x is modelled as mu + a_p + b_x. From there on growth is modelled the same
+way: u_px(n) - u_px(n - 1) = mu_n + a_pn + b_xn, where u is the unbiased subset estimate of a cell. Growth within a
+cell is known far better than its level, and what is known of it carries over to prompts that were not drawn so often.
+Above the largest scale that was drawn at all a prompt goes on growing, by half as much with every doubling as with the
+one before: what gains from more completions is worth a look at larger scales.
+
+Effects are random, a ~ N(0, s_a^2), b ~ N(0, s_b^2), noise ~ N(0, s^2), the variances fitted by expectation
+maximisation: a two-way mixed model (Henderson 1953; Searle, Casella and McCulloch, *Variance Components*, ch. 8). A
+fit is linear in the data, so what it would say without one cell follows in closed form from the cell's leverage h:
+g = (f - h u) / (1 - h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.estimators.port import Predictions
+from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["AdditivePredictor", "TwoWay", "two_way"]
+
+_STEPS = 6
+_DAMPING = 0.5
+_LEAST_SHARE = 1e-4  # of the noise: floor of a variance, so that no effect is ruled out for good
+
+
+class AdditivePredictor:
+    """Predictions under W rows of objective weights.
+
+    Args:
+        aggregator: Any aggregator.
+        weights: Objective weights [W, K].
+        n_prompts: P.
+        max_n: N.
+    """
+
+    modelled = False
+
+    def __init__(self, aggregator: Aggregator, weights: FloatArray, n_prompts: int, max_n: int) -> None:
+        self._aggregator = aggregator
+        self._weights = weights
+        self._n_prompts = n_prompts
+        self._max_n = max_n
+
+    def predict(self, cells: Cells, unbiased: FloatArray | None = None) -> Predictions:
+        """Fit levels and growth to all cells and predict every prompt on every visited query.
+
+        Args:
+            cells: The completions.
+            unbiased: Their subset estimates [W, G, N], where they are known already.
+        """
+        if unbiased is None:
+            unbiased = cell_subsets(cells, self._aggregator, self._weights, self._max_n)
+        shape = len(self._weights), self._n_prompts, cells.n_visited
+        given_all, given_others = np.zeros((2, *shape, self._max_n))
+        level, others = np.zeros((2, *shape))
+        growth = np.zeros((*shape[:2], self._max_n))
+        last = 1
+        for at in range(self._max_n):
+            known = np.flatnonzero(~np.isnan(unbiased[0, :, at]))
+            if len(known):
+                value = unbiased[:, known, at]
+                step = value - (unbiased[:, known, at - 1] if at else 0.0)
+                prompt, query = cells.prompt[known], cells.query[known]
+                fit = two_way(step, prompt, query, self._n_prompts, cells.n_visited)
+                level, others = level + fit.effects, others + fit.effects
+                others[:, prompt, query] += fit.left_out - fit.effects[:, prompt, query]
+                level[:, prompt, query] = value  # what was seen of a cell is the best that is known of it
+                growth[:, :, at] = fit.effects.mean(axis=2) if at else 0.0
+                last = at + 1
+                given_all[..., at], given_others[..., at] = level, others
+                continue
+            # Beyond what was drawn: the growth of the last doubling, again and again, less each time.
+            before = growth[:, :, last // 2 : last].sum(axis=2) if last > 1 else 0.0 * growth[:, :, 0]
+            doublings = np.log2((at + 1) / last)
+            further = before * _DAMPING * (1.0 - _DAMPING**doublings) / (1.0 - _DAMPING)
+            given_all[..., at] = level + further[:, :, None]
+            given_others[..., at] = others + further[:, :, None]
+        return Predictions(given_all=given_all, given_others=given_others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWay:
+    """A fitted two-way model.
+
+    Attributes:
+        effects: mu + a_p + b_x [W, P, V].
+        left_out: What the model says of each cell without that cell [W, G].
+    """
+
+    effects: FloatArray
+    left_out: FloatArray
+
+
+def two_way(value: FloatArray, prompt: IntArray, query: IntArray, n_prompts: int, n_queries: int) -> TwoWay:
+    """Fit mu + a_p + b_x to cells; variances are shared by the W rows.
+
+    Args:
+        value: Values [W, G], one or more cells, each (prompt, query) at most once.
+        prompt: Their prompts [G].
+        query: Their queries [G].
+        n_prompts: P; a prompt without cells has the effect 0.
+        n_queries: V, likewise.
+    """
+    seen = np.zeros((n_prompts, n_queries))
+    seen[prompt, query] = 1.0
+    grid = np.zeros((len(value), n_prompts, n_queries))
+    grid[:, prompt, query] = value
+    noise, of_prompt, of_query = _moments(value, prompt, query, n_prompts, n_queries)
+    for _ in range(_STEPS):
+        fit = _Fit(seen, noise / of_prompt, noise / of_query)
+        mu, a, b = fit.solve(grid)
+        effects = mu[:, None, None] + a[:, :, None] + b[:, None, :]
+        leverage = fit.leverage(prompt, query)
+        error = value - effects[:, prompt, query]
+        drawn, asked = seen.any(axis=1), seen.any(axis=0)
+        before = noise
+        noise = float((error**2).mean() + before * leverage.mean())
+        of_prompt = float((a[:, drawn] ** 2).mean() + before * fit.spread_of_prompts[drawn].mean())
+        of_query = float((b[:, asked] ** 2).mean() + before * fit.spread_of_queries[asked].mean())
+        noise, of_prompt, of_query = _floored(noise, of_prompt, of_query)
+    # A cell that alone tells of its prompt and its query has leverage 1 but for the penalties: nothing else is known.
+    left_out = effects[:, prompt, query] - np.minimum(leverage, 0.999) / (1.0 - np.minimum(leverage, 0.999)) * error
+    return TwoWay(effects=effects, left_out=left_out)
+
+
+class _Fit:
+    """The penalised normal equations: mu and prompts in a dense block, queries eliminated (Schur complement)."""
+
+    def __init__(self, seen: FloatArray, prompt_penalty: float, query_penalty: float) -> None:
+        per_prompt, per_query = seen.sum(axis=1), seen.sum(axis=0)
+        design = np.vstack([per_query, seen])  # [1 + P, V]: how often each query meets mu and each prompt
+        dense = np.zeros((len(design), len(design)))
+        dense[0, 0] = per_prompt.sum()
+        dense[0, 1:] = dense[1:, 0] = per_prompt
+        dense[np.arange(1, len(dense)), np.arange(1, len(dense))] = per_prompt + prompt_penalty
+        self._inverse_query = 1.0 / (per_query + query_penalty)
+        self._scaled = design * self._inverse_query
+        self._covariance = np.linalg.inv(dense - self._scaled @ design.T)
+        self._cross = self._covariance @ self._scaled
+        self.spread_of_prompts = np.diag(self._covariance)[1:]
+        self.spread_of_queries = self._inverse_query + (self._scaled * self._cross).sum(axis=0)
+
+    def solve(self, grid: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return mu [W], a [W, P] and b [W, V] for values [W, P, V], 0 where there is none."""
+        by_query = grid.sum(axis=1)
+        right = np.concatenate([grid.sum(axis=(1, 2))[:, None], grid.sum(axis=2)], axis=1)
+        effects = (right - by_query @ self._scaled.T) @ self._covariance
+        b = by_query * self._inverse_query - effects @ self._scaled
+        return effects[:, 0], effects[:, 1:], b
+
+    def leverage(self, prompt: IntArray, query: IntArray) -> FloatArray:
+        """Return how much each cell's own value weighs in its fit [G]."""
+        c, cross = self._covariance, self._cross
+        own = c[0, 0] + 2.0 * c[0, prompt + 1] + c[prompt + 1, prompt + 1]
+        return np.asarray(own + self.spread_of_queries[query] - 2.0 * (cross[0, query] + cross[prompt + 1, query]))
+
+
+def _moments(
+    value: FloatArray, prompt: IntArray, query: IntArray, n_prompts: int, n_queries: int
+) -> tuple[float, float, float]:
+    """Return where the variances start from: noise, prompts, queries."""
+    centred = value - value.mean(axis=1, keepdims=True)
+    total = float((centred**2).mean()) or 1.0
+
+    def between(group: IntArray, n: int) -> float:
+        count = np.maximum(np.bincount(group, minlength=n), 1)
+        means = np.stack([np.bincount(group, row, n) for row in centred]) / count
+        return float((means[:, np.unique(group)] ** 2).mean())
+
+    return _floored(total / 2, between(prompt, n_prompts), between(query, n_queries))
+
+
+def _floored(noise: float, of_prompt: float, of_query: float) -> tuple[float, float, float]:
+    noise = max(noise, 1e-12)
+    return noise, max(of_prompt, _LEAST_SHARE * noise), max(of_query, _LEAST_SHARE * noise)
