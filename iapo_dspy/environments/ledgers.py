@@ -18,6 +18,7 @@ from iapo_dspy.errors import ConfigurationError, LedgerError
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import CompletionRecord, PullKey, Record, ScoreRecord
+from iapo_dspy.scoring.calibration import Scales
 from iapo_dspy.types import Contexts, FloatArray, Preference
 
 __all__ = ["export", "recording_of"]
@@ -153,7 +154,9 @@ def recording_of(
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
     if kind == "vote":
         return _voting(table, cost, overhead, contexts)
-    return _best_of(table, cost, overhead, contexts)
+    first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
+    scales = Scales.of_saved(settings["strategy"]).learn([scores for scores in first if scores is not None])
+    return _best_of(table, cost, overhead, contexts, scales)
 
 
 def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
@@ -253,7 +256,11 @@ def _voting(
 
 
 def _best_of(
-    table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, overhead: FloatArray, contexts: Contexts
+    table: Sequence[Sequence[Sequence[_Scored]]],
+    cost: FloatArray,
+    overhead: FloatArray,
+    contexts: Contexts,
+    scales: Scales,
 ) -> BestOfRecording:
     """Every completion of a cell is an outcome with the same probability; cells with fewer are padded with none."""
     most = max(len(cell) for row in table for cell in row)
@@ -262,8 +269,8 @@ def _best_of(
     for p, row in enumerate(table):
         for x, cell in enumerate(row):
             for i, s in enumerate(cell):
-                if not s.failed and s.score is not None:
-                    outcomes[p, x, i] = s.score.scores
+                if not s.failed and s.score is not None and s.score.scores is not None:
+                    outcomes[p, x, i] = scales.place(s.score.scores)
                     probs[p, x, i] = 1.0 / len(cell)
     weights = np.column_stack([contexts.weights, contexts.cost])
     return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights)

@@ -26,7 +26,7 @@ from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.metered import Metering
 from iapo_dspy.sampling.rollouts import Sampler
 from iapo_dspy.scoring.scores import Metric, Scored
-from iapo_dspy.scoring.strategies import Equates, Strategy, classes_of, columns_of
+from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy, classes_of, columns_of
 from iapo_dspy.types import RESOURCES, Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,11 @@ class LiveEnvironment:
     def n_queries(self) -> int:
         """X."""
         return len(self._examples)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy with what it has learnt of its scales from the first batch of pulls."""
+        return self._strategy
 
     @property
     def failures(self) -> FailureReport:
@@ -393,6 +398,12 @@ class LiveEnvironment:
             return "Nothing kept what was paid for; set log_dir to keep it."
         return "What was paid for is in the ledger; mend the cause and compile again to go on."
 
+    def _scales(self, raw: Sequence[Sequence[float]]) -> Callable[[tuple[float, ...]], tuple[float, ...]]:
+        """Return what raw scores become; learnt once, from all of the first batch that has any."""
+        if isinstance(self._strategy, Calibrates) and not self._strategy.calibrated and raw:
+            self._strategy = self._strategy.calibrate(raw)
+        return self._strategy.place if isinstance(self._strategy, Calibrates) else tuple
+
     def _observations(self, pulls: Pulls, results: Sequence[_Pulled | None]) -> Observations:
         """Put the results in the order of the pulls, so that nothing depends on which answer came first."""
         made = [(i, r) for i, r in enumerate(results) if r is not None and r.scored]
@@ -403,10 +414,11 @@ class LiveEnvironment:
         cost: list[float] = []
         overhead = [r.overhead for _, r in made]
         failed = (float("nan"),) * len(columns_of(self._strategy))
+        place = self._scales([s.scores for _, r in made for s in r.scored if s.scores is not None])
         for i, result in made:
             for s in (self._placed(pulls, i, s) for s in result.scored):
                 label.append(s[0])
-                score.append(s[1] if s[1] is not None else failed)
+                score.append(place(s[1]) if s[1] is not None else failed)
             cost.extend(result.cost)
         return Observations(
             pulls=Pulls(pulls.prompt[index], pulls.query[index], size),

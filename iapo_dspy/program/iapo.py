@@ -379,7 +379,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             algorithm=self.algorithm,
             screening=plan.screening,
             stopping=self.stopping,
-            strategy=self.strategy.to_dict(),
+            strategy=environment.strategy.to_dict(),
             evidence=evidence,
             spent=spent_dict(spent),
             cost=self.cost,
@@ -387,7 +387,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         )
         program = CompiledProgram(
             plan.student,
-            plan.strategy,
+            environment.strategy,
             policy,
             preference_field=self.preference_field,
             programs=[p.program for p in plan.prompts],
@@ -396,7 +396,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if self.track_stats:
             program.detailed_results = make_result(
                 policy,
-                self.strategy,
+                environment.strategy,
                 outcome,
                 spent,
                 failures,

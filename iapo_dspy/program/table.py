@@ -20,7 +20,7 @@ from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
 from iapo_dspy.program.prompts import Prompt, clone, output_fields, program_state, restore
 from iapo_dspy.sampling.pricing import Price, price_of
 from iapo_dspy.scoring.saved import functions_of, rebuilt, without_functions
-from iapo_dspy.scoring.strategies import Strategy, fitted
+from iapo_dspy.scoring.strategies import Calibrates, Strategy, fitted
 from iapo_dspy.types import Arm, Preference
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         strategy = self._given_strategy or strategy_from_dict(data.strategy)
         _compare(strategy.to_dict(), data.strategy)
         strategy = fitted(strategy, output_fields(self.student))
+        if isinstance(strategy, Calibrates) and data.strategy.get("calibration"):
+            strategy = strategy.restore(data.strategy["calibration"])  # the scales of the run, whatever was given
         in_use = tuple(sorted({arm.prompt for arm in data.arms}))
         programs = [self._make(data, p) for p in in_use]
         self.strategy, self.data, self.in_use = strategy, data, in_use

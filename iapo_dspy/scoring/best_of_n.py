@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator
 from iapo_dspy.errors import ConfigurationError, LabelRequired, one_line
+from iapo_dspy.scoring.calibration import Scales
 from iapo_dspy.scoring.callables import name_of
 from iapo_dspy.scoring.labels import InputsOnly, check_reads_no_label, label_message
 from iapo_dspy.scoring.objective import Objective
@@ -48,6 +50,7 @@ class BestOfN:
         names = self.objectives
         if len(set(names)) < len(names):
             raise ConfigurationError(f"BestOfN: objective names must differ, got {list(names)}.")
+        self._scales = Scales(names, tuple(o.calibrate for o in self._objectives))
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -112,8 +115,12 @@ class BestOfN:
             return Scored(failure=one_line(exc), error=True)
 
     def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
-        """Choose the completion of the highest weighted objective; the earliest of equals."""
-        utilities = [float(np.dot(weights, s.scores)) if s.scores is not None else None for s in read]
+        """Choose the completion of the highest weighted objective; the earliest of equals.
+
+        Raises:
+            StateError: A calibration was not learnt yet.
+        """
+        utilities = [self._utility(s, weights) for s in read]
         failures = {i: s.failure for i, s in enumerate(read) if s.failure is not None}
         scored = [(u, -i) for i, u in enumerate(utilities) if u is not None]
         if not scored:
@@ -124,18 +131,64 @@ class BestOfN:
         """Tell whether a completion has the highest score that there is: none that comes later is better."""
         if remaining == 0:
             return True
-        highest = float(np.dot(weights, [o.bounds[1] for o in self._objectives]))
-        return any(s.scores is not None and float(np.dot(weights, s.scores)) >= highest for s in read)
+        tops = zip(self._objectives, self._scales.learnt, strict=True)
+        highest = float(np.dot(weights, [o.bounds[1] if c is None else c.highest for o, c in tops]))
+        utilities = [self._utility(s, weights) for s in read]
+        return any(u is not None and u >= highest for u in utilities)
+
+    def _utility(self, scored: Scored, weights: FloatArray) -> float | None:
+        return None if scored.scores is None else float(np.dot(weights, self.place(scored.scores)))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing needs to be learnt any more."""
+        return self._scales.ready
+
+    def calibrate(self, scores: Iterable[Sequence[float]]) -> BestOfN:
+        """Return this strategy with its scales learnt from raw scores [S, K]; itself if there is nothing to learn."""
+        return self._with(self._scales.learn(scores))
+
+    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return raw scores [K] on the scales that preferences weigh [K].
+
+        Raises:
+            StateError: A calibration was not learnt yet.
+        """
+        return self._scales.place(scores)
+
+    def restore(self, calibration: Mapping[str, Any]) -> BestOfN:
+        """Return this strategy with the scales of a saved program.
+
+        Raises:
+            StateError: They are not those of its objectives.
+        """
+        return self._with(self._scales.restore(calibration))
+
+    def _with(self, scales: Scales) -> BestOfN:
+        if scales is self._scales:
+            return self
+        twin = copy.copy(self)
+        twin._scales = scales
+        return twin
 
     def digest(self, metric: Metric | None) -> str:
-        """Return a hash of the objectives' code."""
-        return function_digest(*(part for o in self._objectives for part in (o.score, o.bounds)))
+        """Return a hash of the objectives' code; what was learnt has no part in it, for it changes no raw score."""
+        parts = [(o.score, o.bounds, *([o.calibrate] if o.calibrate else [])) for o in self._objectives]
+        return function_digest(*(part for objective in parts for part in objective))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data."""
+        """Return what identifies this strategy as JSON data, and what it has learnt."""
+        calibration = self._scales.to_dict()
         return {
             "kind": "best_of_n",
             "objectives": [
-                {"name": o.name, "score": name_of(o.score), "bounds": list(o.bounds)} for o in self._objectives
+                {
+                    "name": o.name,
+                    "score": name_of(o.score),
+                    "bounds": list(o.bounds),
+                    **({"calibrate": o.calibrate} if o.calibrate else {}),
+                }
+                for o in self._objectives
             ],
+            **({"calibration": calibration} if calibration else {}),
         }

@@ -149,6 +149,8 @@ def check_reads_no_label(
         LabelRequired: It does.
     """
     read = field_reads(score, 0)
+    said = frozenset(getattr(score, "labels_read", ())) - set(declared)  # by functions that are not written for this
     wrong = (read & field_reads(score, 1)) - set(declared) if inputs is None else read - set(inputs)
+    wrong |= said - set(inputs or ())
     if wrong:
         raise LabelRequired(label_message(name, wrong))

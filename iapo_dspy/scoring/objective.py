@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, LabelRequired
+from iapo_dspy.scoring.calibration import KINDS, Kind
 from iapo_dspy.scoring.callables import misfit
 from iapo_dspy.scoring.labels import check_reads_no_label
 from iapo_dspy.scoring.scores import as_score, check_bounds
@@ -23,22 +24,34 @@ class Objective:
     Attributes:
         name: How preferences weigh it.
         score: `(example, prediction) -> bool or number`; the example shows its inputs only, here and when deployed.
-        bounds: Lowest and highest score, both allowed; higher is better.
+        bounds: Lowest and highest score, both allowed; higher is better. Default: 0 and 1.
         inputs: Input fields of the student that the function reads from the example and, under the same name, from the
             prediction. Otherwise a field that is read from both is taken for a label.
+        calibrate: For scores without bounds, such as logits of a reward model: any finite number is a score, and what
+            it is worth in [0, 1] is learnt from the first batch of a run and saved with the program. "minmax" puts
+            the lowest score that was seen at 0 and the highest at 1; "rank" takes the share of scores below it. See
+            `calibration`. Give no bounds then.
     """
 
     name: str
     score: Callable[[dspy.Example, dspy.Prediction], Any]
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: tuple[float, float] = None  # type: ignore[assignment]  # `None` becomes (0, 1)
     inputs: Sequence[str] = ()
+    calibrate: Kind | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ConfigurationError(f"Objective name {self.name!r}: give a non-empty string.")
         if not callable(self.score):
             raise ConfigurationError(f"Objective {self.name!r}: score must be callable, got {self.score!r}.")
-        object.__setattr__(self, "bounds", check_bounds(self.bounds, f"Objective {self.name!r}"))
+        given: Any = self.bounds
+        bounds = check_bounds((0.0, 1.0) if given is None else given, f"Objective {self.name!r}")
+        object.__setattr__(self, "bounds", bounds)
+        if self.calibrate is not None and (self.calibrate not in KINDS or bounds != (0.0, 1.0)):
+            raise ConfigurationError(
+                f"Objective {self.name!r}: calibrate={self.calibrate!r} with bounds={given!r}. Give one of "
+                f"{list(KINDS)} without bounds (calibrated scores lie in [0, 1]), or bounds alone."
+            )
         found = misfit(self.score)
         if found is not None:
             raise LabelRequired(
@@ -48,9 +61,11 @@ class Objective:
         check_reads_no_label(self.name, self.score, declared=self.inputs)
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
-        """Score one completion.
+        """Score one completion; where scores are calibrated, return the raw one.
 
         Raises:
-            ScoreError: The function returned something that is no score within the bounds.
+            ScoreError: The function returned something that is no score within the bounds; where scores are
+                calibrated, no finite number.
         """
-        return as_score(self.score(example, prediction), what=f"Objective {self.name!r}", bounds=self.bounds)
+        bounds = self.bounds if self.calibrate is None else None
+        return as_score(self.score(example, prediction), what=f"Objective {self.name!r}", bounds=bounds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from iapo_dspy.bandit.aggregators import Aggregator
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Pretends", "Selection", "Settles", "Strategy", "Typed", "columns_of", "fitted"]
+__all__ = ["Calibrates", "Pretends", "Selection", "Settles", "Strategy", "Typed", "columns_of", "fitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +132,25 @@ def columns_of(strategy: Strategy) -> tuple[str, ...]:
 def fitted(strategy: Strategy, outputs: Mapping[str, Any]) -> Strategy:
     """Return a strategy as it reads a student with these output fields (name -> annotation)."""
     return strategy.fitted(outputs) if isinstance(strategy, Typed) else strategy
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A strategy whose scores are put on a scale that a run learns from its first completions.
+
+    `score` and `read` return raw scores, and the ledger keeps those; `choose` and `settled` apply the scale. A strategy
+    is never changed: what has learnt is another one.
+    """
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing needs to be learnt any more."""
+
+    def calibrate(self, scores: Iterable[Sequence[float]]) -> Strategy:
+        """Return the strategy with its scales learnt from the raw scores [S, K] of a run's first batch."""
+
+    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return raw scores [K] on the scales that preferences weigh [K]; raises StateError before they are learnt."""
+
+    def restore(self, calibration: Mapping[str, Any]) -> Strategy:
+        """Return the strategy with the scales that its `to_dict` wrote under "calibration"."""

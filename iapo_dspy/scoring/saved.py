@@ -41,9 +41,11 @@ def functions_of(data: Any) -> list[str]:
 
 
 def without_functions(data: Any) -> Any:
-    """Return a strategy's data with functions shown as being there, not by name."""
+    """Return a strategy's data with functions shown as being there, not by name, and without what a run has learnt."""
     if isinstance(data, Mapping):
         return {
-            k: "a function" if k in _FUNCTIONS and isinstance(v, str) else without_functions(v) for k, v in data.items()
+            k: "a function" if k in _FUNCTIONS and isinstance(v, str) else without_functions(v)
+            for k, v in data.items()
+            if k != "calibration"
         }
     return [without_functions(v) for v in data] if isinstance(data, (list, tuple)) else data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import math
@@ -57,13 +58,13 @@ def check_bounds(bounds: tuple[float, float], what: str) -> tuple[float, float]:
     return low, high
 
 
-def as_score(value: Any, *, what: str, bounds: tuple[float, float] = (0.0, 1.0)) -> float:
+def as_score(value: Any, *, what: str, bounds: tuple[float, float] | None = (0.0, 1.0)) -> float:
     """Read the value of a metric or objective as a score within its bounds.
 
     Args:
         value: A bool, a number, or a `dspy.Prediction` with a `score`.
         what: Who returned it, for the message.
-        bounds: Lowest and highest score, both allowed.
+        bounds: Lowest and highest score, both allowed; None takes any finite number.
 
     Raises:
         ScoreError: Anything else, NaN and infinities included.
@@ -75,6 +76,10 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] = (0.0, 1.0))
     if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
         raise ScoreError(f"{what} returned {value!r} ({type(value).__name__}); it must return a bool or a number.")
     score = float(value)
+    if bounds is None:
+        if not math.isfinite(score):
+            raise ScoreError(f"{what} returned {score}; a score must be a finite number.")
+        return score
     low, high = bounds
     if not low <= score <= high:  # also catches NaN
         raise ScoreError(
@@ -84,7 +89,10 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] = (0.0, 1.0))
 
 
 def function_digest(*parts: Any) -> str:
-    """Return a hash of functions' own code (not of what they call) and of plain values, the same in every process."""
+    """Return a hash of functions' own code (not of what they call) and of plain values, the same in every process.
+
+    Of a callable dataclass, as the built-in objectives are, the fields that are compared are hashed too.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(_describe(part).encode())
@@ -102,7 +110,11 @@ def _describe(part: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__qualname__)
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return f"{name}:{_code(code)}" if code is not None else str(name)
+    described = f"{name}:{_code(code)}" if code is not None else str(name)
+    if dataclasses.is_dataclass(function) and not isinstance(function, type):
+        compared = [(f.name, _describe(getattr(function, f.name))) for f in dataclasses.fields(function) if f.compare]
+        described += repr(compared)
+    return described
 
 
 def _code(code: Any) -> str:

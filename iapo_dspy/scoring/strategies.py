@@ -6,12 +6,13 @@ from iapo_dspy.scoring.classes import Classes, Equates, classes_of
 from iapo_dspy.scoring.equality import close, math_equal
 from iapo_dspy.scoring.mixed import Mixed
 from iapo_dspy.scoring.objective import Objective
-from iapo_dspy.scoring.port import Pretends, Selection, Settles, Strategy, Typed, columns_of, fitted
+from iapo_dspy.scoring.port import Calibrates, Pretends, Selection, Settles, Strategy, Typed, columns_of, fitted
 from iapo_dspy.scoring.vote import MajorityVote
 from iapo_dspy.scoring.weighted_vote import WeightedVote
 
 __all__ = [
     "BestOfN",
+    "Calibrates",
     "Classes",
     "Equates",
     "MajorityVote",
