@@ -47,6 +47,7 @@ from iapo_dspy.sampling.budget import Budget, Spent
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import metered
 from iapo_dspy.sampling.replicas import ReplicatedLM
+from iapo_dspy.scoring import metrics, objectives
 from iapo_dspy.scoring.strategies import (
     BestOfN,
     MajorityVote,
@@ -110,6 +111,8 @@ __all__ = [
     "export",
     "math_equal",
     "metered",
+    "metrics",
+    "objectives",
     "preference_grid",
     "recording_of",
 ]

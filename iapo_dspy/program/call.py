@@ -17,10 +17,12 @@ from iapo_dspy.bandit.stopping import reached
 from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.program.models import models_of
 from iapo_dspy.sampling.cost import Cost
+from iapo_dspy.sampling.judging import JudgeUsage
 from iapo_dspy.sampling.loop import in_thread
 from iapo_dspy.sampling.pricing import Prices
 from iapo_dspy.sampling.rollouts import Rollout, Sampler
 from iapo_dspy.scoring.scores import Scored
+from iapo_dspy.scoring.sharing import sharing
 from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
 from iapo_dspy.types import Arm, Decoding, FloatArray, Preference
 
@@ -51,8 +53,12 @@ class CallReport(BaseModel):
         usd: Price, None where it is not known.
         seconds: From sending the call to its last completion, the scoring between waves included.
         cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
-            dollars and the price is not known.
+            dollars and the price is not known. Judges are not in it, as they are not in the costs that the arm was
+            chosen by.
         cost_unit: That unit in words: "output tokens" by default.
+        judge_tokens: Input and output tokens of LMs and embedding models that objectives asked to select; not part of
+            `prompt_tokens` and `completion_tokens`.
+        judge_usd: Their price, not part of `usd`; None where one of them has no known price.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +83,8 @@ class CallReport(BaseModel):
     seconds: float
     cost: float | None
     cost_unit: str
+    judge_tokens: int = 0
+    judge_usd: float | None = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,7 @@ class Drawn:
         waves: Completions drawn by the end of each wave that was drawn.
         stopped: Why fewer were drawn than planned; None where all were.
         seconds: From sending the call to its last completion.
+        judges: What objectives spent on LMs and embedding models.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -96,6 +105,7 @@ class Drawn:
     waves: tuple[int, ...]
     stopped: str | None
     seconds: float
+    judges: JudgeUsage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,7 @@ class Call:
         read: list[Scored] = []
         waves: list[int] = []
         stopped: str | None = None
+        judges = JudgeUsage(dspy.settings.usage_tracker, self.cost.prices)
         for end in planned:
             size, before = end - len(rollouts), len(rollouts)
             key = ["call", before] if before else "call"
@@ -138,7 +149,7 @@ class Call:
                 record=True,
                 most_tokens=self.tokens_each,
             )
-            read += await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts[before:]))
+            read += await self._read_all(rollouts[before:], judges)
             waves.append(end)
             stopped = await in_thread(functools.partial(self._stopped, read)) if end < self.arm.n else None
             if stopped is not None:
@@ -149,7 +160,16 @@ class Call:
             waves=tuple(waves),
             stopped=stopped,
             seconds=time.perf_counter() - start if len(waves) > 1 else max(r.latency_s for r in rollouts),
+            judges=judges,
         )
+
+    async def _read_all(self, rollouts: Sequence[Rollout], judges: JudgeUsage) -> list[Scored]:
+        """Read completions in threads, at once. What judges take is counted, and reported as any usage is."""
+        # A judge is no step of the program: it must not be in its trace, and its tokens not in its stream.
+        callbacks = [*(dspy.settings.callbacks or ()), judges.watcher]
+        settings = {"usage_tracker": judges, "callbacks": callbacks, "trace": [], "send_stream": None}
+        with dspy.context(**settings), sharing():
+            return list(await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts)))
 
     def _read(self, rollout: Rollout) -> Scored:
         if rollout.prediction is None:
@@ -222,6 +242,8 @@ class Call:
             seconds=drawn.seconds,
             cost=None if self.cost.usd and usd is None else cost,
             cost_unit=self.cost.unit,
+            judge_tokens=drawn.judges.tokens,
+            judge_usd=drawn.judges.usd,
         )
 
 

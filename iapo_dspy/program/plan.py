@@ -17,13 +17,13 @@ from iapo_dspy.bandit.auto import auto, auto_least
 from iapo_dspy.bandit.problem import Algorithm, Problem
 from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.errors import ConfigurationError, LabelRequired, ReservedFieldName, ScoreError, one_line
+from iapo_dspy.errors import ConfigurationError, LabelRequired, LMRefused, ReservedFieldName, ScoreError, one_line
 from iapo_dspy.program.models import Decodings, LMs
 from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
 from iapo_dspy.sampling.batches import BatchAPI, check_program
 from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.metered import refusing
+from iapo_dspy.sampling.metered import Beside, refusing
 from iapo_dspy.sampling.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.labels import label_message
@@ -287,7 +287,7 @@ def make_plan(
     judges = _probe(strategy, metric, examples, outputs)
     for judge in judges:
         _check_judge(judge, budget, cost)
-    return replace(plan, judged=bool(judges))
+    return replace(plan, judged=any(getattr(judge, "billed", True) for judge in judges))
 
 
 def _check_examples(trainset: Any, student: dspy.Module, name: str = "trainset") -> tuple[dspy.Example, ...]:
@@ -345,12 +345,15 @@ def _check_reserved_field(student: dspy.Module, examples: Sequence[dspy.Example]
         )
 
 
-def _check_judge(judge: dspy.BaseLM | None, budget: Budget, cost: Cost) -> None:
+def _check_judge(judge: dspy.BaseLM | Beside | None, budget: Budget, cost: Cost) -> None:
     if judge is None:
         raise ConfigurationError(
             "The metric asks the configured LM, and there is none: call dspy.configure(lm=dspy.LM('provider/model')), "
             "or give the metric an LM of its own, metered(dspy.LM(...))."
         )
+    if not isinstance(judge, dspy.BaseLM):
+        judge.check_budget(budget, cost.prices)
+        return
     limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
     try:
         check_budget(judge, judge.kwargs, **limits, prices=cost.prices)
@@ -422,7 +425,7 @@ class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
 
 def _probe(
     strategy: Strategy, metric: Metric | None, examples: Sequence[dspy.Example], outputs: Mapping[str, Any]
-) -> list[dspy.BaseLM | None]:
+) -> list[dspy.BaseLM | Beside | None]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
 
     Returns:
@@ -437,6 +440,8 @@ def _probe(
                 strategy.probe(example, prediction, metric)
             except Exception as exc:  # noqa: BLE001 - explained below
                 problem = exc
+            if isinstance(problem, (ConfigurationError, LMRefused)):
+                raise problem
             if nobody.reached or asked:  # whatever became of the refused call in the user's code
                 return [*asked, *([configured] if nobody.reached else [])]
             if problem is not None:
@@ -452,8 +457,6 @@ def _explain(
         raise ScoreError(
             f"{problem} (trainset[{position}] with its own labels as the prediction; nothing was spent)"
         ) from problem
-    if isinstance(problem, ConfigurationError):
-        raise problem
     hidden = [n for n in example.labels().keys() if repr(n) in str(problem)]
     if metric is None and isinstance(problem, (KeyError, AttributeError)) and hidden:
         raise LabelRequired(label_message("of Best-of-N", hidden)) from problem

@@ -21,14 +21,17 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused, one_line
+from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.callable_lm import as_adapter
 from iapo_dspy.sampling.client import CompletionRequest, Reply
+from iapo_dspy.sampling.embedding import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.params import NOT_SENT, canonical
+from iapo_dspy.sampling.pricing import Prices
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
 from iapo_dspy.sampling.stand_in import METERING, StandInLM
 
-__all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing"]
+__all__ = ["Beside", "Case", "MeteredLM", "Metering", "metered", "noted", "refusing", "tried"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,21 @@ class Asker(Protocol):
     async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
         """Send a request that is no rollout."""
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts."""
+
 
 class _Scope(Protocol):
     """What a metered LM finds in DSPy's settings while somebody meters."""
 
     async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
         """Return n outputs as DSPy adapters expect them."""
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts."""
+
+    def note(self, error: Exception) -> None:
+        """Take up an error of something else that was asked."""
 
 
 def metered(lm: dspy.BaseLM) -> MeteredLM:
@@ -135,13 +147,24 @@ class Case:
         """Answer one LM call of what scores."""
         try:
             return await self.metering.ask(lm, messages, params, n)
-        except BudgetExceeded as error:
-            self.refused = error
-            raise
         except Exception as error:
-            if is_fatal(error) and self.fatal is None:
-                self.fatal = error
+            self.note(error)
             raise
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts for what scores."""
+        try:
+            return await self.metering.embed(request)
+        except Exception as error:
+            self.note(error)
+            raise
+
+    def note(self, error: Exception) -> None:
+        """Take up what kept a call from being answered."""
+        if isinstance(error, BudgetExceeded):
+            self.refused = error
+        elif self.fatal is None and (is_fatal(error) or isinstance(error, LMRefused)):
+            self.fatal = error
 
     def conclude(self) -> bool:
         """Return whether the score can be used.
@@ -150,7 +173,7 @@ class Case:
             ConfigurationError: A call cannot be held within the budget as it is set up.
             LMRefused: A provider refuses every call.
         """
-        if isinstance(self.fatal, ConfigurationError):
+        if isinstance(self.fatal, (ConfigurationError, LMRefused)):
             raise self.fatal
         if self.fatal is not None:
             cause = one_line(self.fatal, self.metering.secrets)
@@ -216,6 +239,16 @@ class Metering:
                 self._answers.popitem(last=False)
         return list(await asyncio.shield(known))
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
+
+        Raises:
+            BudgetExceeded: They do not fit into the budget.
+            Exception: The call failed, after all retries.
+        """
+        self.secrets = tuple({*self.secrets, *secrets_of(request.settings)})
+        return await self._asker.embed(request)
+
     def _forget(self, key: str, done: asyncio.Future[list[Any]]) -> None:
         """Keep no failure: the next one who asks may be luckier."""
         if done.cancelled() or done.exception() is not None:
@@ -232,15 +265,54 @@ class Metering:
         return [choice.output for choice in reply.choices]
 
 
+class Beside(Protocol):
+    """A model beside the LMs that an objective asks: one for embeddings, a reward model."""
+
+    @property
+    def billed(self) -> bool:
+        """Whether its calls count in budgets."""
+
+    def check_budget(self, budget: Budget, prices: Prices | None) -> None:
+        """Raise ConfigurationError if its calls cannot be held within the budget."""
+
+
+def tried(model: Beside) -> None:
+    """Tell whoever tries an objective before a run that a model has scored one completion, which is enough."""
+    refuse = getattr(dspy.settings.get(METERING), "refuse", None)
+    if refuse is not None:
+        refuse(model)
+
+
 @contextlib.contextmanager
-def refusing(error: Exception) -> Iterator[list[dspy.BaseLM]]:
-    """Let every metered call raise `error` instead of being made; yields a list that takes up the LMs called."""
-    called: list[dspy.BaseLM] = []
+def noted() -> Iterator[None]:
+    """Tell the run that scores, if there is one, of errors within that no other completion could escape."""
+    try:
+        yield
+    except Exception as error:
+        scope: _Scope | None = dspy.settings.get(METERING)
+        if scope is not None:
+            scope.note(error)
+        raise
+
+
+@contextlib.contextmanager
+def refusing(error: Exception) -> Iterator[list[dspy.BaseLM | Beside]]:
+    """Let every metered call raise `error` instead of being made; yields a list that takes up what was called."""
+    called: list[dspy.BaseLM | Beside] = []
 
     class Refusal:
-        async def ask(self, lm: dspy.BaseLM, *_: Any) -> Any:
-            called.append(lm)
+        def refuse(self, model: Any) -> Any:
+            called.append(model)
             raise error
+
+        async def ask(self, lm: dspy.BaseLM, *_: Any) -> Any:
+            self.refuse(lm)
+
+        async def embed(self, request: EmbeddingRequest) -> Any:
+            self.refuse(request)
+
+        def note(self, error: Exception) -> None:
+            pass
 
     with dspy.context(**{METERING: Refusal()}):
         yield called

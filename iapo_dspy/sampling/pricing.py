@@ -22,8 +22,10 @@ __all__ = [
     "billed",
     "check_budget",
     "check_usage",
+    "count_text",
     "count_tokens",
     "price_of",
+    "price_of_model",
     "prompt_bound",
     "prompt_share",
     "request_bound",
@@ -121,11 +123,24 @@ def price_of(lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:
         return given
     own = (lm.kwargs.get("input_cost_per_token"), lm.kwargs.get("output_cost_per_token"))
     if own[0] is not None or own[1] is not None:
-        prompt, completion = float(own[0] or 0.0), float(own[1] or 0.0)
-        return Price(prompt=prompt, completion=completion, prompt_bound=prompt, completion_bound=completion)
+        return _flat(*own)
     if not isinstance(lm, dspy.LM) or type(lm.model) is not str or not isinstance(lm.engine, str):
         return None
     return _table_price(lm.model)
+
+
+def price_of_model(model: str, settings: Mapping[str, Any], prices: Prices | None = None) -> Price | None:
+    """Return the price of a model that is no `dspy.LM`: the user's, that of its settings, LiteLLM's, or None."""
+    given = prices.of(model) if prices is not None else None
+    if given is not None:
+        return given
+    own = (settings.get("input_cost_per_token"), settings.get("output_cost_per_token"))
+    return _flat(*own) if own != (None, None) else _table_price(model)
+
+
+def _flat(prompt: Any, completion: Any) -> Price:
+    read, written = float(prompt or 0.0), float(completion or 0.0)
+    return Price(prompt=read, completion=written, prompt_bound=read, completion_bound=written)
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,6 +234,11 @@ def request_bound(
     price = price_of(lm, prices) if budget.usd is not None else None
     usd = price.bound(prompt, completion) if price is not None else 0.0
     return Bound(prompt_tokens=prompt, tokens=prompt + completion, usd=usd)
+
+
+def count_text(model: str, text: str) -> int:
+    """Count a text by the model's tokenizer, as far as LiteLLM has it."""
+    return int(import_litellm().token_counter(model=model, text=text)) if text else 0
 
 
 def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:

@@ -20,6 +20,7 @@ from iapo_dspy.sampling.budget import Meter
 from iapo_dspy.sampling.cache import IdentityCache
 from iapo_dspy.sampling.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Reply
+from iapo_dspy.sampling.embedding import EmbeddingRequest, Embeddings, request_embeddings
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, run_on_loop
@@ -190,6 +191,11 @@ class Sampler:
         meter = self.meter.judges
         completer = self._judges.get(lm, lambda: completer_for(lm, gate=self._gate, meter=meter, **self._settings))
         return await completer.complete(request)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts, bounded with all others, counted as the judges' share; to be awaited on the sampling loop."""
+        self._bind()
+        return await request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
 
     async def _sample(
         self,

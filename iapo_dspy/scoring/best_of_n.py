@@ -95,17 +95,18 @@ class BestOfN:
             return Scored(failure=one_line(exc), error=True)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in prediction; raises what `score` would hide."""
-        self._scores(example, prediction)
+        """Score a stand-in prediction under every objective; raises what `score` would hide."""
+        problems: list[Exception] = []
+        for objective in self._objectives:
+            try:
+                _score(objective, example, prediction)
+            except Exception as exc:  # noqa: BLE001  # raised below: a judge must not hide what comes after it
+                problems.append(exc)
+        for problem in sorted(problems, key=lambda p: not isinstance(p, ConfigurationError)):
+            raise problem
 
     def _scores(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, ...]:
-        scores = []
-        for objective in self._objectives:
-            shown = InputsOnly(example, objective=objective.name)
-            scores.append(objective(shown, prediction))
-            if shown.label_read is not None:  # the objective caught what reading a label raised
-                raise LabelRequired(label_message(objective.name, [shown.label_read]))
-        return tuple(scores)
+        return tuple(_score(o, example, prediction) for o in self._objectives)
 
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Score one completion under every objective."""
@@ -192,3 +193,12 @@ class BestOfN:
             ],
             **({"calibration": calibration} if calibration else {}),
         }
+
+
+def _score(objective: Objective, example: dspy.Example, prediction: dspy.Prediction) -> float:
+    """Score under one objective, which is shown the example's inputs only."""
+    shown = InputsOnly(example, objective=objective.name)
+    score = objective(shown, prediction)
+    if shown.label_read is not None:  # the objective caught what reading a label raised
+        raise LabelRequired(label_message(objective.name, [shown.label_read]))
+    return score

@@ -14,8 +14,8 @@ ALLOWED = {
     "preferences": {"errors"},
     "types": {"errors", "preferences"},
     "bandit": EARLY,
-    "scoring": EARLY | {"bandit"},
     "sampling": EARLY,
+    "scoring": EARLY | {"bandit", "sampling"},  # judges, embeddings and reward models are calls, metered as such
     "proposers": EARLY,
     "environments": EARLY | {"bandit", "scoring", "sampling"},
     "report": EARLY | {"bandit"},
@@ -28,7 +28,8 @@ ALLOWED = {
 THIRD_PARTY = {
     "litellm": {"sampling", "demo"},
     "dspy": {"scoring", "sampling", "proposers", "environments", "program", "demo"},
-    "torch": set(),
+    "torch": {"scoring"},
+    "transformers": {"scoring"},
 }
 BANDIT_MAY_IMPORT = {"numpy", "iapo_dspy"}
 FILES = sorted(PACKAGE.rglob("*.py"))
