@@ -37,6 +37,7 @@ from iapo_dspy.errors import (
     UnknownPreference,
 )
 from iapo_dspy.preferences import Preference, preference_grid
+from iapo_dspy.program.ambient import using_preference
 from iapo_dspy.program.compiled import CallReport, CompiledProgram
 from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.quote import Quote
@@ -115,4 +116,5 @@ __all__ = [
     "objectives",
     "preference_grid",
     "recording_of",
+    "using_preference",
 ]

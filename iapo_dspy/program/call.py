@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from iapo_dspy.bandit.stopping import reached
 from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.program.models import models_of
+from iapo_dspy.program.prediction import CompiledPrediction
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.judging import JudgeUsage
 from iapo_dspy.sampling.loop import in_thread
@@ -186,7 +187,7 @@ class Call:
         best = selection.utilities[selection.index] if selection.utilities is not None else None
         return reached(self.arm.stop, list((selection.votes or {}).values()), best)
 
-    def conclude(self, drawn: Drawn) -> dspy.Prediction:
+    def conclude(self, drawn: Drawn) -> CompiledPrediction:
         """Return the winner with the call's report.
 
         Raises:
@@ -208,10 +209,11 @@ class Call:
         prediction = _merge([r.prediction for r in rollouts], selection.index)
         for name, value in selection.replaced.items():
             prediction[name] = value
-        prediction.iapo = self._report(drawn, selection, failures)
-        trace = dspy.settings.trace
-        if trace is not None:
+        prediction._iapo = self._report(drawn, selection, failures)
+        trace, most = dspy.settings.trace, dspy.settings.max_trace_size
+        if trace is not None and most > 0:  # DSPy's default is one trace for the whole process, so it must have an end
             trace.extend(rollouts[selection.index].trace)
+            del trace[:-most]
         return prediction
 
     def _report(self, drawn: Drawn, selection: Selection, failures: dict[int, str]) -> CallReport:
@@ -256,12 +258,13 @@ def _sampler(prices: Prices | None) -> Sampler:
     return Sampler(prices=prices)
 
 
-def _merge(predictions: Sequence[dspy.Prediction | None], winner: int) -> dspy.Prediction:
+def _merge(predictions: Sequence[dspy.Prediction | None], winner: int) -> CompiledPrediction:
     """Return the winner's fields; where all have the same fields, with all of them as its completions."""
     best = predictions[winner]
     assert best is not None  # a failed completion is never chosen
     others = [p for i, p in enumerate(predictions) if i != winner and p is not None]
     rows = [dict(p.items()) for p in (best, *others)]
     if rows[0] and all(row.keys() == rows[0].keys() for row in rows):
-        return dspy.Prediction.from_completions(rows)
-    return dspy.Prediction(**rows[0])
+        merged: CompiledPrediction = CompiledPrediction.from_completions(rows)
+        return merged
+    return CompiledPrediction(**rows[0])

@@ -11,10 +11,12 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
-from iapo_dspy.program.call import Call, CallReport
+from iapo_dspy.program.ambient import current_preference
+from iapo_dspy.program.call import Call, CallReport, Drawn
 from iapo_dspy.program.models import LMs, read_lms
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reprice import prices_of
+from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
@@ -68,8 +70,10 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     # -- what DSPy asks of a module
 
     def named_parameters(self) -> list[tuple[str, Any]]:
-        """Return the policy and the predictors of the compiled arms."""
+        """Return the policy and the predictors of the compiled arms; to stream listeners, the arms are one program."""
         found: list[tuple[str, Any]] = [("policy", self.policy)]
+        if asked_for_listeners():
+            return found + list(self.policy.student.named_parameters())
         for i, arm in enumerate(self.arms):
             for name, predictor in arm.named_parameters():
                 found.append((f"arms[{i}]" if name == "self" else f"arms[{i}].{name}", predictor))
@@ -164,6 +168,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def _resolve(self, preference: Any) -> Preference:
         data = self.policy.ready
         if preference is None:
+            preference = current_preference()
+        if preference is None:
             preference = self.policy.default if self.policy.default is not None else data.default
         if isinstance(preference, str):
             return data.named(preference)
@@ -187,14 +193,25 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             AllCompletionsFailed: No completion could be used; the message has the causes.
         """
         call = self._prepare(args, kwargs)
-        return call.conclude(run_on_loop(call.draw()))
+        drawn = run_on_loop(call.draw())
+        prediction = call.conclude(drawn)
+        if dspy.settings.send_stream is not None:
+            send(self._chunks(drawn, prediction))
+        return prediction
 
     async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
         """Do what `forward` does without blocking the event loop."""
         # Solving, scoring and whatever else may take its time runs in a thread: the event loop stays free.
         call = await asyncio.to_thread(self._prepare, args, kwargs)
         drawn = await await_on_loop(call.draw())
-        return await asyncio.to_thread(call.conclude, drawn)
+        prediction = await asyncio.to_thread(call.conclude, drawn)
+        if dspy.settings.send_stream is not None:
+            await asend(self._chunks(drawn, prediction))
+        return prediction
+
+    def _chunks(self, drawn: Drawn, prediction: dspy.Prediction) -> list[Any]:
+        report: CallReport = prediction.iapo
+        return winner_chunks(self.policy, report.prompt, drawn.rollouts[report.winner].trace)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         table = self.policy

@@ -19,6 +19,7 @@ from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
+from iapo_dspy.program.again import unwrap
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.models import default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
@@ -194,7 +195,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         """Find the best arm of every preference and return the program that knows them.
 
         Args:
-            student: Any DSPy program with at least one predictor; a copy is compiled.
+            student: Any DSPy program with at least one predictor; a copy is compiled. Of a compiled program, it is the
+                student within, with the arms as they are now as the first candidates.
             trainset: Examples with inputs (`.with_inputs(...)`) and, for majority vote, the labels of the metric.
             teacher: Not used; must be None.
             valset: Examples on which the chosen arms are measured, at the price of a fifth of the budget. They have
@@ -294,10 +296,11 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             logger.warning("No arm keeps the caps of %s: its calls will raise CapsTooTight.", preference)
 
     def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None, valset: Any = None) -> Plan:
+        student, candidates = unwrap(student, candidates if candidates is not None else self.candidates)
         return make_plan(
             student,
             trainset,
-            candidates if candidates is not None else self.candidates,
+            candidates,
             valset=valset,
             strategy=self.strategy,
             metric=self.metric,

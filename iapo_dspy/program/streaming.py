@@ -1,0 +1,107 @@
+"""What `dspy.streamify` shows of a compiled program: the winner's fields, once it has been chosen.
+
+N completions are drawn before one wins, so the text of none of them can be shown while it is written. After the choice,
+each output field of the winner's predictor calls is sent as one `StreamResponse`, which is also its last chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.streaming import StreamResponse
+from dspy.streaming.messages import sync_send_to_stream
+
+from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.sampling.fields import jsonable
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["asend", "asked_for_listeners", "send", "winner_chunks"]
+
+TraceEntry = tuple[Any, Mapping[str, Any], Any]
+
+_WALKS = frozenset({"named_predictors", "named_parameters", "add_parameter", "<listcomp>"})
+
+
+def asked_for_listeners() -> bool:
+    """Tell whether `named_parameters` was called to find the predictor of a `StreamListener`.
+
+    DSPy wants the listener's field to be one predictor's only. The arms of a compiled program are alternatives, of
+    which a call runs one, so for a listener they are one program: the student. DSPy has no hook for that, and asks
+    through the outermost module, so who asks is read from the calling frames.
+    """
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in _WALKS:
+        frame = frame.f_back  # type: ignore[assignment]  # the loop ends at None
+    return frame is not None and frame.f_code.co_name == "find_predictor_for_stream_listeners"
+
+
+def winner_chunks(table: PolicyTable, prompt: int, trace: Sequence[TraceEntry]) -> list[StreamResponse]:
+    """Return what is sent of the winner: the fields that listeners ask for, or all of them where there are none.
+
+    A listener without `allow_reuse` gets its field once, as from any other program.
+
+    Args:
+        table: The compiled program's.
+        prompt: The prompt that was run.
+        trace: The winner's predictor calls, in order.
+    """
+    listeners = dspy.settings.stream_listeners or []
+    slots = _slots(table, prompt)
+    chunks = []
+    for predictor, _, prediction in trace:
+        slot = slots.get(id(predictor))
+        for field, value in prediction.items():
+            if not listeners:
+                chunks.append(_chunk(slot or "", field, value))
+            for listener in listeners:
+                theirs = listener.predict is predictor or (slot is not None and slots.get(id(listener.predict)) == slot)
+                if not theirs or listener.signature_field_name != field:
+                    continue
+                if listener.stream_end and not listener.allow_reuse:
+                    continue
+                # This is how `streamify` knows that a listener has heard something.
+                listener.stream_start = listener.stream_end = True
+                chunks.append(_chunk(listener.predict_name or slot or "", field, value))
+    return chunks
+
+
+def _slots(table: PolicyTable, prompt: int) -> dict[int, str]:
+    """Return id of a predictor -> its name in the student: the same for all arms."""
+    slots: dict[int, str] = {}
+    for program in (table.student, *table.arms, table.program_of(prompt)):
+        slots.update({id(p): name for name, p in program.named_predictors()})
+        for path, module in program.named_sub_modules(dspy.Module):
+            inner = getattr(module, "policy", None)
+            if isinstance(inner, PolicyTable):  # a compiled program within this one has arms of its own
+                for arm in (inner.student, *inner.arms):
+                    slots.update({id(p): f"{path}: {name}" for name, p in arm.named_predictors()})
+    return slots
+
+
+def _chunk(predictor: str, field: str, value: Any) -> StreamResponse:
+    plain = isinstance(value, (str, dspy.Type))
+    text = value if plain else json.dumps(jsonable(value), ensure_ascii=False)
+    return StreamResponse(predictor, field, text, is_last_chunk=True)
+
+
+def send(chunks: Sequence[StreamResponse]) -> None:
+    """Send chunks to DSPy's stream from the thread that `streamify` runs a program in."""
+    for chunk in chunks:
+        try:
+            sync_send_to_stream(dspy.settings.send_stream, chunk)
+        except RuntimeError as error:
+            # A thread that the program started itself (dspy.Parallel) cannot reach the stream; nor can DSPy's own LMs.
+            logger.warning("The winner is not streamed from a thread that streamify did not start: %s", error)
+            return
+
+
+async def asend(chunks: Sequence[StreamResponse]) -> None:
+    """Send chunks to DSPy's stream from the loop that it belongs to."""
+    for chunk in chunks:
+        await dspy.settings.send_stream.send(chunk)

@@ -1,0 +1,30 @@
+"""A server that answers questions as `adder` does, and every proposer of DSPy's optimizers with one instruction.
+
+With that instruction, or with demos, answers are right.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tests.support.loopback import chat
+from tests.support.worlds import CAREFUL, adder
+
+PROPOSED = f"{CAREFUL} Then say what the sum is."
+
+
+def teacher(body: dict[str, Any], i: int) -> str:
+    """Answer a question about a sum by `adder`; answer a proposer's request with `PROPOSED` in every field."""
+    system, last = body["messages"][0]["content"], body["messages"][-1]["content"]
+    if "1. `answer`" in system.partition("output fields are:")[2] and "1. `question`" in system:
+        if PROPOSED in system or len(body["messages"]) > 2:  # what optimizers add helps: instruction or demos
+            a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", last)[-1])
+            return chat(answer=str(a + b))
+        return adder(body, i)
+    wanted = last.rpartition("Respond with ")[2]
+    if wanted.startswith("a JSON object"):
+        return json.dumps(dict.fromkeys(re.findall(r"`(\w+)`", wanted), PROPOSED))
+    fields = re.findall(r"`\[\[ ## (\w+) ## \]\]`", wanted)
+    return chat(**{f: PROPOSED for f in fields if f != "completed"})
