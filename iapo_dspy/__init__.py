@@ -40,6 +40,7 @@ from iapo_dspy.preferences import Preference, preference_grid
 from iapo_dspy.program.ambient import using_preference
 from iapo_dspy.program.compiled import CallReport, CompiledProgram
 from iapo_dspy.program.iapo import IAPO
+from iapo_dspy.program.pipelines import attach
 from iapo_dspy.program.quote import Quote
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.sampling.batch_cancel import cancel_batches
@@ -107,6 +108,7 @@ __all__ = [
     "UnknownPreference",
     "WeightedVote",
     "__version__",
+    "attach",
     "cancel_batches",
     "close",
     "export",

@@ -35,7 +35,7 @@ from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem, Round, check_b
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
 
-__all__ = ["auto", "auto_least", "choose"]
+__all__ = ["Plan", "Standing", "auto", "auto_least", "choose", "survivors"]
 
 ROUNDS = 8
 FIRST_PULL = 2
@@ -89,11 +89,11 @@ def auto(
             raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
     if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
         budget, rounds = min(budget, problem.n_queries), 1
-    plan = _Plan(problem, budget, seed, rounds, first_pull, growth, shared_queries)
+    plan = Plan(problem, budget, seed, rounds, first_pull, growth, shared_queries)
     return _run(Standing(problem, estimator=estimator), plan, budget)
 
 
-class _Plan:
+class Plan:
     """Who is drawn next, how often and on which queries."""
 
     def __init__(
@@ -130,10 +130,14 @@ class _Plan:
             share = done / (self.rounds - 1)
             self.pull = round(self._first * (self._largest / self._first) ** share)
         elif done % 2 == 0:
-            self.pull = min(self.pull * self._growth, self._largest)
+            self.enlarge()
+
+    def enlarge(self) -> None:
+        """Make the pulls larger by the factor by which they grow."""
+        self.pull = min(self.pull * (self._growth or 2), self._largest)
 
 
-def _run(state: Standing, plan: _Plan, budget: int) -> Algorithm:
+def _run(state: Standing, plan: Plan, budget: int) -> Algorithm:
     n_prompts = state.problem.n_prompts
     alive = np.arange(n_prompts)
     for r in range(1, plan.rounds + 1):

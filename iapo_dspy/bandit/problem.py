@@ -125,6 +125,8 @@ class Outcome:
         detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
         charges: What calls take, and which arms keep the contexts' caps; `None` from the baselines.
         stops: The arms of the policy with what stopping early does to them [C], from `stops.with_stops`; else `None`.
+        prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
+            `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
     """
 
     policy: Policy
@@ -138,6 +140,7 @@ class Outcome:
     detail: Evidence | None = None
     charges: Charges | None = None
     stops: tuple[StoppedArm, ...] | None = None
+    prompts: IntArray | None = None
 
     @property
     def count(self) -> IntArray:

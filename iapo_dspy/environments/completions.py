@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
 
-from iapo_dspy.sampling.fields import decode_prediction, encode_prediction
+from iapo_dspy.sampling.fields import decode_fields, decode_prediction, encode_prediction, jsonable
 from iapo_dspy.sampling.records import CompletionRecord, PullKey
-from iapo_dspy.sampling.rollouts import Rollout
+from iapo_dspy.sampling.rollouts import InnerCall, Rollout
 from iapo_dspy.types import Pull, Pulls
 
-__all__ = ["in_turns", "is_lost", "record_of", "signature_of", "stored_prediction"]
+__all__ = ["in_turns", "is_lost", "record_of", "signature_of", "stored_inner", "stored_prediction"]
 
 
 def record_of(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> CompletionRecord:
@@ -30,9 +31,27 @@ def record_of(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> Complet
         completion_tokens=rollout.completion_tokens,
         usd=rollout.usd,
         shared_tokens=rollout.shared_tokens,
+        shared_completion_tokens=rollout.shared_completion_tokens,
         shared_usd=rollout.shared_usd,
         latency_s=rollout.latency_s,
         seed=rollout.seed,
+        inner=_encode_inner(rollout.inner) if rollout.inner is not None else None,
+    )
+
+
+def _encode_inner(call: InnerCall) -> dict[str, Any]:
+    said = call.prediction
+    return {"inputs": jsonable(dict(call.inputs)), "fields": encode_prediction(said) if said is not None else None}
+
+
+def stored_inner(record: CompletionRecord, signature: Any) -> InnerCall | None:
+    """Return what the inner module of a pipeline was asked and said in a stored completion; None for other programs."""
+    if record.inner is None:
+        return None
+    fields: Mapping[str, Any] | None = record.inner["fields"]
+    return InnerCall(
+        inputs=decode_fields(record.inner["inputs"], getattr(signature, "input_fields", None)),
+        prediction=decode_prediction(fields, signature) if fields is not None else None,
     )
 
 

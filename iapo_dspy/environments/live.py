@@ -7,7 +7,7 @@ import concurrent.futures
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,14 @@ import dspy
 import numpy as np
 
 from iapo_dspy.environments.batching import Batches
-from iapo_dspy.environments.completions import in_turns, is_lost, record_of, signature_of, stored_prediction
+from iapo_dspy.environments.completions import (
+    in_turns,
+    is_lost,
+    record_of,
+    signature_of,
+    stored_inner,
+    stored_prediction,
+)
 from iapo_dspy.environments.progress import FailureReport, Failures, Progress
 from iapo_dspy.errors import BudgetExceeded, TooManyErrors, one_line
 from iapo_dspy.sampling.batches import BatchAPI, Drawn
@@ -24,7 +31,9 @@ from iapo_dspy.sampling.cost import Cost, use_of
 from iapo_dspy.sampling.ledger import CompletionRecord, LedgerPort, NullLedger, PullKey, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.loop import run_on_loop
 from iapo_dspy.sampling.metered import Metering
-from iapo_dspy.sampling.rollouts import Sampler
+from iapo_dspy.sampling.rollouts import InnerCall, Sampler
+from iapo_dspy.sampling.upstream import Upstreams
+from iapo_dspy.scoring.inner import score_inside
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy, classes_of, columns_of
 from iapo_dspy.types import RESOURCES, Decoding, FloatArray, Observations, Pull, Pulls
@@ -39,10 +48,17 @@ NOTHING_WORKS = 32  # failed completions without a single success after which a 
 
 @dataclass(frozen=True, kw_only=True)
 class LivePrompt:
-    """A program to sample and how its LM decodes."""
+    """A program to sample and how its LM decodes.
+
+    Attributes:
+        program: The program.
+        decoding: Settings that override the LM's own; those of the inner module's LM calls, if there is one.
+        inner: The module inside of the program whose completions are drawn; None where it is the program itself.
+    """
 
     program: Any
     decoding: Decoding
+    inner: Any = None
 
 
 class LiveEnvironment:
@@ -77,7 +93,7 @@ class LiveEnvironment:
         cost: Cost | None = None,
         batch: BatchAPI | None = None,
     ) -> None:
-        self._prompts = tuple(prompts)
+        self._prompts = prompts
         self._examples = tuple(examples)
         self._strategy = strategy
         self._metric = metric
@@ -99,6 +115,8 @@ class LiveEnvironment:
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._classes = [classes_of(strategy) for _ in self._examples]
         meter.keep_journal(self._write_spent)
+        self._upstream = Upstreams(ledger.calls, ledger.append)
+        self._mixed: set[int] = set()
         self._failures = Failures([0] * len(self._prompts), [0] * len(self._prompts))
         self._batches = Batches(
             batch,
@@ -162,7 +180,7 @@ class LiveEnvironment:
         """
         results = run_on_loop(self._pull_all(pulls))
         self._round += 1
-        report = self._failures.report()
+        report = self._failures.totals()
         if report.completions and report.total == report.completions:
             raise TooManyErrors(f"Nothing has worked so far: {report}. {self._kept()}")
         return self._observations(pulls, results)
@@ -196,6 +214,7 @@ class LiveEnvironment:
                 tasks[position] = asyncio.ensure_future(self._in_turn(places, *start, drawn.get(start[0])))
             await asyncio.gather(*tasks.values())
         except BaseException:
+            self._upstream.cancel()
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
@@ -264,11 +283,11 @@ class LiveEnvironment:
     ) -> _Pulled:
         self._meter.charge(Spent(completions=len(stored)))  # tokens and dollars of earlier processes are known already
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
-        signature = signature_of(prompt.program)
-        known = {i: (r, stored_prediction(r, signature)) for i, r in stored.items()}
+        signature, asked = signature_of(prompt.program), signature_of(prompt.inner)
+        known = {i: (r, stored_prediction(r, signature), stored_inner(r, asked)) for i, r in stored.items()}
         if reservation is not None and drawn is not None:  # by a batch job: on disk already
             reservation.settle(completions=len(drawn))
-            known.update((record.index, (record, prediction)) for record, prediction in drawn)
+            known.update((record.index, (record, prediction, None)) for record, prediction in drawn)
         elif reservation is not None:
             missing = [i for i in range(pull.size) if i not in stored]
             try:
@@ -278,24 +297,28 @@ class LiveEnvironment:
                     len(missing),
                     key=[*key, missing[0]] if stored else list(key),
                     decoding=prompt.decoding,
+                    upstream=self._upstream[pull.query] if prompt.inner is not None else None,
                 )
             except BaseException:
                 reservation.release()
                 raise
             paid = [r for r in rollouts if not r.unpaid]
             reservation.settle(completions=len(paid))
-            made = [(record_of(key, i, pull, r), r.prediction) for i, r in zip(missing, paid, strict=False)]
+            made = [(record_of(key, i, pull, r), r.prediction, r.inner) for i, r in zip(missing, paid, strict=False)]
             # What it took comes first: who is killed in between has spent too much on paper, never too little.
             self._note_spent()
-            self._ledger.extend([record for record, _ in made])
-            known.update((record.index, (record, prediction)) for record, prediction in made)
+            self._ledger.extend([record for record, *_ in made])
+            known.update((completion[0].index, completion) for completion in made)
         completions = [known[i] for i in sorted(known)]
-        work = (self._in_thread(self._score, example, record, prediction) for record, prediction in completions)
+        work = (self._in_thread(self._score, example, *completion) for completion in completions)
         scored = await asyncio.gather(*work)
-        overhead, cost = self._cost.split([r for r, _ in completions])
+        overhead, cost = self._cost.split([r for r, *_ in completions])
         judged = [(s, c) for s, c in zip(scored, cost, strict=True) if s is not None]
-        used, once = use_of([r for (r, _), s in zip(completions, scored, strict=True) if s is not None])
-        self._tokens[:, pull.prompt] += sum(r.completion_tokens for r, _ in completions), len(completions)
+        used, once = use_of([r for (r, *_), s in zip(completions, scored, strict=True) if s is not None])
+        tokens = sum(r.completion_tokens - r.shared_completion_tokens for r, *_ in completions)
+        self._tokens[:, pull.prompt] += tokens, len(completions)
+        if prompt.inner is not None:
+            self._note_inputs(pull.query, [r.inner["inputs"] for r, *_ in completions if r.inner is not None])
         if len(judged) < len(scored):
             self._unjudged += len(scored) - len(judged)
         self._note(pull, [s for s, _ in judged])
@@ -338,10 +361,14 @@ class LiveEnvironment:
         )
 
     def _score(
-        self, example: dspy.Example, record: CompletionRecord, prediction: dspy.Prediction | None
+        self,
+        example: dspy.Example,
+        record: CompletionRecord,
+        prediction: dspy.Prediction | None,
+        inner: InnerCall | None,
     ) -> Scored | None:
         """Score one completion, once in the life of a run; None where the budget does not pay for its judge."""
-        if prediction is None:
+        if prediction is None and (inner is None or inner.prediction is None):
             return Scored(failure=record.failure or "no prediction", error=record.error)
         name = f"{record.round}/{record.position}/{record.index}"
         known = self._ledger.score(name)
@@ -351,7 +378,7 @@ class LiveEnvironment:
             value = self._strategy.value(prediction) if voted and isinstance(self._strategy, Equates) else None
             return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
         with self._metering.case() as case:
-            scored = self._strategy.score(example, prediction, self._metric)
+            scored = self._ask_strategy(example, record, prediction, inner)
         if not case.conclude():
             return None
         self._ledger.append(
@@ -366,14 +393,46 @@ class LiveEnvironment:
         )
         return scored
 
+    def _ask_strategy(
+        self,
+        example: dspy.Example,
+        record: CompletionRecord,
+        prediction: dspy.Prediction | None,
+        inner: InnerCall | None,
+    ) -> Scored:
+        if inner is not None and inner.prediction is not None:
+            return score_inside(
+                self._strategy,
+                example,
+                inputs=inner.inputs,
+                said=inner.prediction,
+                outcome=prediction,
+                metric=self._metric,
+                failure=record.failure,
+                error=record.error,
+            )
+        assert prediction is not None  # `_score` has looked
+        return self._strategy.score(example, prediction, self._metric)
+
+    def _note_inputs(self, query: int, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Say once that a pipeline does something before its inner module that is different every time."""
+        if any(other != inputs[0] for other in inputs[1:]):
+            if not self._mixed:
+                logger.warning(
+                    "The inner module was called with different inputs on one and the same example: the pipeline does "
+                    "something else than asking LMs before it that is different every time. A deployed call draws all "
+                    "completions on one input, so that estimates for N > 1 are too high where inputs decide the answer."
+                )
+            self._mixed.add(query)
+
     def _note(self, pull: Pull, scored: Sequence[Scored]) -> None:
         self._failures.add(pull.prompt, scored)
-        report = self._failures.report()
+        report = self._failures.totals()
         if self._max_errors is not None and report.errors > self._max_errors:
             raise TooManyErrors(
                 f"More than max_errors={self._max_errors} completions failed with errors: {report}. {self._kept()}"
             )
-        several = sum(1 for d in self._failures.drawn if d) >= min(3, self.n_prompts)
+        several = self._failures.tried >= min(3, self.n_prompts)
         if several and report.errors == report.completions >= NOTHING_WORKS:
             raise TooManyErrors(f"Nothing has worked so far: {report}. {self._kept()}")
         self._tell()
@@ -382,7 +441,7 @@ class LiveEnvironment:
         """Say how far the run is."""
         if self._progress is None:
             return
-        report, budget = self._failures.report(), self._meter.budget
+        report, budget = self._failures.totals(), self._meter.budget
         self._progress(
             Progress(
                 completions=report.completions,

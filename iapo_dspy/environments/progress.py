@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from iapo_dspy.sampling.budget import Spent
 from iapo_dspy.scoring.scores import Scored
@@ -49,6 +49,10 @@ class FailureReport:
     share: tuple[float, ...]
     causes: tuple[tuple[str, int], ...]
 
+    def only(self, prompts: Sequence[int]) -> FailureReport:
+        """Return the report of these prompts, which are all that were drawn."""
+        return replace(self, share=tuple(self.share[p] for p in prompts))
+
     def __str__(self) -> str:
         """Return one line for a log."""
         causes = "; ".join(f"{n} x {cause}" for cause, n in self.causes[:3])
@@ -61,15 +65,21 @@ class Failures:
 
     drawn: list[int]
     failed: list[int]
+    tried: int = 0  # prompts with completions
+    completions: int = 0
+    total: int = 0
     errors: int = 0
     causes: Counter[str] = field(default_factory=Counter)
 
     def add(self, prompt: int, scored: Sequence[Scored]) -> None:
         """Count the completions of one pull."""
+        self.tried += bool(scored) and not self.drawn[prompt]
         self.drawn[prompt] += len(scored)
+        self.completions += len(scored)
         for s in scored:
             if s.failure is not None:
                 self.failed[prompt] += 1
+                self.total += 1
                 self.errors += s.error
                 self.causes[s.failure[:200]] += 1
 
@@ -82,10 +92,14 @@ class Failures:
     def report(self) -> FailureReport:
         """Return what was counted so far."""
         share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]
+        return replace(self.totals(), share=tuple(share))
+
+    def totals(self) -> FailureReport:
+        """Return the report without the shares, which are many where the prompts are combinations."""
         return FailureReport(
-            completions=sum(self.drawn),
-            total=sum(self.failed),
+            completions=self.completions,
+            total=self.total,
             errors=self.errors,
-            share=tuple(share),
+            share=(),
             causes=tuple(self.causes.most_common(10)),
         )

@@ -10,9 +10,9 @@ import numpy as np
 
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import Observations, Pulls
+from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["Delay", "Drift", "Failures", "Noise"]
+__all__ = ["Delay", "Drift", "Failures", "Noise", "Some"]
 
 
 class _Wrapper:
@@ -177,3 +177,28 @@ class Drift(_Wrapper):
             **taken,
             exhausted=any(seen.exhausted for _, seen in parts),
         )
+
+
+class Some(_Wrapper):
+    """Some of the prompts of an environment, under indices of their own.
+
+    Args:
+        inner: The environment.
+        prompts: Which of its prompts, in this order [P].
+    """
+
+    def __init__(self, inner: Environment, *, prompts: IntArray) -> None:
+        super().__init__(inner)
+        self._prompts = np.asarray(prompts, dtype=np.int64)
+        self._order = np.argsort(self._prompts)
+
+    @property
+    def n_prompts(self) -> int:
+        """P."""
+        return len(self._prompts)
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`."""
+        seen = self._inner.pull(replace(pulls, prompt=self._prompts[pulls.prompt]))
+        mine = self._order[np.searchsorted(self._prompts, seen.pulls.prompt, sorter=self._order)]
+        return replace(seen, pulls=replace(seen.pulls, prompt=mine))

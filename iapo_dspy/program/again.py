@@ -32,7 +32,7 @@ def unwrap(student: Any, candidates: Iterable[Any] | None) -> tuple[Any, Iterabl
     for arm in student.arms:
         found.setdefault(_identity(arm), arm)
     if candidates is not None:
-        for prompt in build_prompts(inner, candidates, [Decoding()]):
+        for prompt in build_prompts(inner, candidates, (Decoding(),)):
             found.setdefault(_identity(prompt.program), prompt.program)
     return inner, list(found.values())
 

@@ -85,6 +85,8 @@ def expect(
         ConfigurationError: `output_tokens` does not fit the prompts.
         LedgerError: There is a ledger, and it cannot be read.
     """
+    if plan.pipeline is not None or plan.shown is not plan.prompts:
+        return None, ("nothing is expected of pipelines, and of prompts that are varied one predictor at a time",)
     given = None if output_tokens is None else _per_prompt(output_tokens, len(plan.prompts))
     ledger = _Ledger.of(log_dir, plan) if log_dir is not None else None
     if not is_direct(plan):
@@ -113,7 +115,7 @@ def expect(
 
 def is_direct(plan: Plan) -> bool:
     """Whether every completion of the student is one completion of one predictor."""
-    return type(plan.student) in (dspy.Predict, dspy.ChainOfThought)
+    return plan.pipeline is None and type(plan.student) in (dspy.Predict, dspy.ChainOfThought)
 
 
 def messages_of(prompt: Prompt, example: dspy.Example) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import dspy
 import numpy as np
@@ -16,12 +16,14 @@ from tqdm.auto import tqdm
 from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
 from iapo_dspy.bandit.problem import Outcome
 from iapo_dspy.bandit.stops import StopMode, with_stops
-from iapo_dspy.environments.live import LiveEnvironment, LivePrompt, Progress
-from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.live import LiveEnvironment, Progress
+from iapo_dspy.environments.port import Environment, drive
+from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.program.again import unwrap
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.models import default_cost, read_decodings, read_distinct_lms
+from iapo_dspy.program.pipelines import LivePrompts
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
 from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, prompt_states, rounded
 from iapo_dspy.program.quote import Quote, make_quote
@@ -68,11 +70,14 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         max_n: Largest number of completions per call, >= 1.
         candidates: The instructions to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, or whole programs of the student's class with their demos. The student's own instruction
-            takes part only if the student is one of them.
+            takes part only if the student is one of them. Or a dictionary predictor -> list of instructions, all
+            combinations of which are prompts; None in a list is the predictor's own instruction.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
             `lms`, also a mapping from model strings to configurations of that model alone.
         lms: LMs to choose from: every candidate is tried with every one, and every decoding. An element is a `dspy.LM`,
             or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
+        joint_limit: The largest number of such combinations (times LMs and decodings) that is looked at as a whole,
+            >= 1. More are searched one predictor at a time, from the first instruction of each list on.
         algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
             Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
         stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
@@ -113,6 +118,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         candidates: Iterable[Any] | None = None,
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
+        joint_limit: int = 32,
         algorithm: str = "auto",
         stopping: StopMode | None = "confidence",
         default_preference: str | None = None,
@@ -136,6 +142,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         strategy.check(metric=metric)
         _check_count("max_n", max_n, 1)
         _check_count("seed", seed, 0)
+        _check_count("joint_limit", joint_limit, 1)
         if num_threads is not None:
             _check_count("num_threads", num_threads, 1)
         if max_errors is not None:
@@ -172,6 +179,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             raise ConfigurationError("batch=... measures no latency: leave seconds out of Cost(...), or batch=...")
         self.candidates = list(candidates) if isinstance(candidates, Iterator) else candidates
         self.decoding = read_decodings(decoding, self.lms)
+        self.joint_limit = joint_limit
         self.algorithm = algorithm
         self.preference_field = preference_field
         self.seed = seed
@@ -182,6 +190,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self.track_stats = track_stats
         self.progress = progress
 
+    @overload
     def compile(
         self,
         student: dspy.Module,
@@ -190,8 +199,32 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
         candidates: Iterable[Any] | None = None,
+        inner: None = None,
         **kwargs: Any,
-    ) -> CompiledProgram:
+    ) -> CompiledProgram: ...
+    @overload
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        candidates: Iterable[Any] | None = None,
+        inner: str,
+        **kwargs: Any,
+    ) -> dspy.Module: ...
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        candidates: Iterable[Any] | None = None,
+        inner: str | None = None,
+        **kwargs: Any,
+    ) -> CompiledProgram | dspy.Module:
         """Find the best arm of every preference and return the program that knows them.
 
         Args:
@@ -202,10 +235,13 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             valset: Examples on which the chosen arms are measured, at the price of a fifth of the budget. They have
                 no part in the choice, so that `detailed_results.policy[i].held_out` is free of the winner's curse.
             candidates: Candidates of this call instead of the optimizer's own.
+            inner: Where the module is that is compiled, if the student is a pipeline around it, such as "generate" or
+                "steps[0]". Candidates are that module's, and its completions are drawn and chosen from; the metric
+                sees what the pipeline makes of each of them.
             **kwargs: None are known.
 
         Returns:
-            The compiled program.
+            The compiled program; with `inner`, a copy of the pipeline with the compiled program in the module's place.
 
         Raises:
             ConfigurationError: Something cannot work; raised before the first LM call.
@@ -216,7 +252,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         if kwargs or teacher is not None:
             unknown = sorted(kwargs) + (["teacher"] if teacher is not None else [])
             raise ConfigurationError(f"IAPO.compile does not know {unknown}; settings belong to IAPO(...).")
-        plan = self._plan(student, trainset, candidates, valset)
+        plan = self._plan(student, trainset, candidates, valset, inner)
         with ExitStack() as stack:
             ledger = self._ledger(plan)
             stack.callback(ledger.close)
@@ -230,7 +266,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             )
             bar = stack.enter_context(_ProgressBar(self.progress, self.budget.completions))
             environment = LiveEnvironment(
-                prompts=[LivePrompt(program=p.program, decoding=p.decoding) for p in plan.prompts],
+                prompts=LivePrompts(plan.prompts, plan.pipeline),
                 examples=plan.examples + plan.held_out,
                 strategy=plan.strategy,
                 metric=self.metric,
@@ -245,6 +281,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             stack.callback(environment.close, finished=False)
             try:
                 outcome = drive(plan.start(), environment)
+                plan = plan.drawn(outcome)
                 if self.stopping is not None:
                     outcome = with_stops(plan.problem, outcome, mode=self.stopping)
                 held_out = self._held_out(plan, outcome, environment)
@@ -268,6 +305,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         *,
         trainset: Sequence[dspy.Example],
         candidates: Iterable[Any] | None = None,
+        inner: str | None = None,
         output_tokens: float | Sequence[float] | None = None,
     ) -> Quote:
         """Say what `compile` would take at most and what it will probably take, without any LM call.
@@ -276,6 +314,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             student: As for `compile`.
             trainset: As for `compile`.
             candidates: As for `compile`.
+            inner: As for `compile`.
             output_tokens: Mean output tokens of a completion, one number or one for each prompt (candidate by
                 candidate, each with every LM, each of these with every decoding). Without it, lengths are those of the
                 ledger in `log_dir`, if any.
@@ -283,7 +322,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             ConfigurationError: What `compile` would refuse, this refuses too.
         """
-        return make_quote(self._plan(student, trainset, candidates), output_tokens, self.log_dir)
+        return make_quote(self._plan(student, trainset, candidates, inner=inner), output_tokens, self.log_dir)
 
     # -- parts of compile
 
@@ -295,12 +334,16 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         for preference in (p for p, arms in zip(self.preferences, keeps, strict=True) if not arms.any()):
             logger.warning("No arm keeps the caps of %s: its calls will raise CapsTooTight.", preference)
 
-    def _plan(self, student: Any, trainset: Any, candidates: Iterable[Any] | None, valset: Any = None) -> Plan:
+    def _plan(
+        self, student: Any, trainset: Any, candidates: Iterable[Any] | None, valset: Any = None, inner: Any = None
+    ) -> Plan:
         student, candidates = unwrap(student, candidates if candidates is not None else self.candidates)
         return make_plan(
             student,
             trainset,
             candidates,
+            inner=inner,
+            joint_limit=self.joint_limit,
             valset=valset,
             strategy=self.strategy,
             metric=self.metric,
@@ -325,7 +368,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             "n_prompts": len(plan.prompts),
             "n_queries": len(plan.examples),
             "objectives": list(self.strategy.objectives),
-            "labels": [p.label for p in plan.prompts],
+            "labels": [p.label for p in plan.prompts] if plan.shown is plan.prompts else [],
         }
         fingerprint = fingerprint_of(settings)
         return Ledger.open(self.log_dir, fingerprint=fingerprint, settings={**settings, "about": about})
@@ -342,7 +385,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 plan.reserved,
             )
             return None
-        return held_out(plan.problem, outcome, environment.pull(pulls))
+        world: Environment = environment if outcome.prompts is None else Some(environment, prompts=outcome.prompts)
+        return held_out(plan.problem, outcome, world.pull(pulls))
 
     def _conclude(
         self,
@@ -351,8 +395,10 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         environment: LiveEnvironment,
         meter: Meter,
         held_out: tuple[HeldOut, ...] | None,
-    ) -> CompiledProgram:
-        spent, failures = meter.spent, environment.failures
+    ) -> CompiledProgram | dspy.Module:
+        spent, failures, tokens = meter.spent, environment.failures, environment.output_tokens
+        if outcome.prompts is not None:
+            failures, tokens = failures.only(outcome.prompts.tolist()), tokens[outcome.prompts]
         if not outcome.complete:
             blind = [i for i, share in enumerate(failures.share) if share != share]
             if len(blind) == len(plan.prompts):
@@ -403,12 +449,16 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 outcome,
                 spent,
                 failures,
-                environment.output_tokens,
+                tokens,
                 [p.program for p in plan.prompts],
                 held_out,
                 complete=outcome.complete,
             )
-        return program
+        if plan.pipeline is None:
+            return program
+        pipeline = plan.pipeline.deployed(program)
+        pipeline.detailed_results = program.detailed_results
+        return pipeline
 
 
 def _spent_before(record: SpentRecord) -> Spent:

@@ -14,18 +14,22 @@ import dspy
 import pydantic
 
 from iapo_dspy.bandit.auto import auto, auto_least
-from iapo_dspy.bandit.problem import Algorithm, Problem
+from iapo_dspy.bandit.coordinate import coordinate, coordinate_least
+from iapo_dspy.bandit.problem import Algorithm, Outcome, Problem
 from iapo_dspy.bandit.psst import psst, psst_least
 from iapo_dspy.bandit.screening import Screening
 from iapo_dspy.errors import ConfigurationError, LabelRequired, LMRefused, ReservedFieldName, ScoreError, one_line
+from iapo_dspy.program.combinations import Combinations, prompt_set
 from iapo_dspy.program.models import Decodings, LMs
-from iapo_dspy.program.prompts import Prompt, build_prompts, input_fields, output_fields, program_state
+from iapo_dspy.program.pipelines import Pipeline, inner_inputs
+from iapo_dspy.program.prompts import Prompt, input_fields, output_fields, program_state
 from iapo_dspy.sampling.batches import BatchAPI, check_program
 from iapo_dspy.sampling.budget import Budget
 from iapo_dspy.sampling.cost import Cost
 from iapo_dspy.sampling.metered import Beside, refusing
-from iapo_dspy.sampling.params import check_decoding, effective_temperature, request_params
+from iapo_dspy.sampling.params import check_decoding, effective_temperature, generation_params, request_params
 from iapo_dspy.sampling.pricing import Price, check_budget, price_of
+from iapo_dspy.scoring.inner import MetricOnly
 from iapo_dspy.scoring.labels import label_message
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.stand_in import StandIn
@@ -40,8 +44,8 @@ class Plan:
     """A run that has been checked: nothing in it has been paid for yet.
 
     Attributes:
-        student: The program to optimize, as given.
-        prompts: The prompt set P.
+        student: The program to optimize, as given; of a pipeline, the inner module.
+        prompts: The prompt set P; `Combinations` are searched one coordinate at a time, and made as far as needed.
         examples: The training set X.
         held_out: The validation set: queries that have no part in the choice.
         problem: The bandit problem.
@@ -53,10 +57,11 @@ class Plan:
         seed: Root of the random streams.
         judged: Whether the metric or an objective asks LMs.
         batch: How rounds are drawn by batch jobs; None sends ordinary requests.
+        pipeline: What is around the student, where that is a module inside of a pipeline.
     """
 
     student: dspy.Module
-    prompts: tuple[Prompt, ...]
+    prompts: Sequence[Prompt]
     examples: tuple[dspy.Example, ...]
     held_out: tuple[dspy.Example, ...]
     problem: Problem
@@ -68,6 +73,19 @@ class Plan:
     seed: int
     judged: bool = False
     batch: BatchAPI | None = None
+    pipeline: Pipeline | None = None
+
+    @property
+    def shown(self) -> Sequence[Prompt]:
+        """Prompts that have everything between them that can be chosen: all, unless they are too many to look at."""
+        return self.prompts.star if isinstance(self.prompts, Combinations) else self.prompts
+
+    def drawn(self, outcome: Outcome) -> Plan:
+        """Return the plan with the prompts that a run has looked at, where it did not look at all of them."""
+        if outcome.prompts is None:
+            return self
+        prompts = tuple(self.prompts[i] for i in outcome.prompts.tolist())
+        return replace(self, prompts=prompts, problem=replace(self.problem, n_prompts=len(prompts)))
 
     def price_of(self, lm: dspy.BaseLM) -> Price | None:
         """Return what an LM's completions cost in this run; None where that is not known."""
@@ -81,6 +99,8 @@ class Plan:
             BudgetTooSmall: The budget does not reach for it.
         """
         budget = self.budget.completions - self.reserved
+        if isinstance(self.prompts, Combinations):
+            return coordinate(self.problem, shape=self.prompts.shape, budget=budget, seed=self.seed)
         if self.algorithm == "auto":
             return auto(self.problem, budget=budget, seed=self.seed)
         return psst(self.problem, budget=budget, seed=self.seed, screening=self.screening)
@@ -93,6 +113,8 @@ class Plan:
     @property
     def least(self) -> int:
         """The smallest budget that the algorithm accepts, in completions."""
+        if isinstance(self.prompts, Combinations):
+            return coordinate_least(self.prompts.shape)
         if self.algorithm == "auto":
             return auto_least(self.problem)
         return psst_least(self.problem, self.screening)
@@ -104,11 +126,13 @@ class Plan:
         return {
             **costs,
             **held_out,
+            **({"shape": list(self.prompts.shape)} if isinstance(self.prompts, Combinations) else {}),
+            **(_pipeline_settings(self.pipeline) if self.pipeline is not None else {}),
             "student": type(self.student).__qualname__,
-            "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.prompts]),
+            "prompts": _digest([[program_state(p.program), p.decoding.as_kwargs()] for p in self.shown]),
             "adapter": _digest(dspy.settings.adapter),
             "examples": _examples_digest(self.examples),
-            "lms": _digest([[public_params(lm) for lm in lms_of(p.program)] for p in self.prompts]),
+            "lms": _digest([[public_params(lm) for lm in lms_of(p.program)] for p in self.shown]),
             "strategy": strategy.to_dict(),
             "preferences": [p.to_dict() for p in preferences],
             "max_n": self.problem.max_n,
@@ -116,6 +140,16 @@ class Plan:
             "algorithm": self.algorithm,
             "seed": self.seed,
         }
+
+
+def _pipeline_settings(pipeline: Pipeline) -> dict[str, Any]:
+    states = program_state(pipeline.outer)
+    return {
+        "pipeline": type(pipeline.outer).__qualname__,
+        "inner": pipeline.path,
+        "around": _digest({name: states[name] for name, _ in pipeline.around}),
+        "around_lms": _digest([public_params(lm) for lm in lms_of(pipeline.outer, pipeline.around)]),
+    }
 
 
 def _examples_digest(examples: Sequence[dspy.Example]) -> str:
@@ -148,23 +182,19 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool, list, tuple, dict, set, frozenset))
 
 
-_NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
-
-
 def public_params(lm: dspy.BaseLM) -> dict[str, Any]:
     """Return what decides the LM's answers; not where it is served, and no secret."""
-    kept = {k: v for k, v in lm.kwargs.items() if v is not None and not _NOT_GENERATION.search(k)}
-    return {"model": lm.model, "model_type": lm.model_type, **kept}
+    return {"model": lm.model, "model_type": lm.model_type, **generation_params(lm.kwargs)}
 
 
-def lms_of(program: dspy.Module) -> list[dspy.BaseLM]:
-    """Return the LM of every predictor: its own, or the configured one.
+def lms_of(program: dspy.Module, predictors: Sequence[tuple[str, Any]] | None = None) -> list[dspy.BaseLM]:
+    """Return the LM of every predictor (or of these ones, with their names): its own, or the configured one.
 
     Raises:
         ConfigurationError: A predictor has none.
     """
     found = []
-    for name, predictor in program.named_predictors():
+    for name, predictor in program.named_predictors() if predictors is None else predictors:
         lm = predictor.lm or dspy.settings.lm
         if not isinstance(lm, dspy.BaseLM):
             raise ConfigurationError(
@@ -217,6 +247,8 @@ def make_plan(
     trainset: Any,
     candidates: Iterable[Any] | None,
     *,
+    inner: str | None = None,
+    joint_limit: int,
     valset: Any = None,
     strategy: Strategy,
     metric: Metric | None,
@@ -239,6 +271,8 @@ def make_plan(
     """
     if not isinstance(student, dspy.Module):
         raise ConfigurationError(f"compile needs a program, a dspy.Module; got {student!r}.")
+    pipeline = Pipeline.of(student, inner) if inner is not None else None
+    whole, student = student, student if pipeline is None else pipeline.inner
     if not student.named_predictors():
         frozen = [name for name, m in student.named_sub_modules(dspy.Predict) if name != "self"]
         if frozen:
@@ -250,18 +284,28 @@ def make_plan(
             f"The student {type(student).__name__} has no predictors (dspy.Predict and the like), so there is no "
             "instruction to choose."
         )
-    examples = _check_examples(trainset, student)
-    held_out = _check_examples(valset, student, "valset") if valset is not None else ()
-    _check_reserved_field(student, examples, preference_field)
+    examples = _check_examples(trainset, whole)
+    held_out = _check_examples(valset, whole, "valset") if valset is not None else ()
+    inputs = sorted(examples[0].inputs().keys()) if pipeline is None else inner_inputs(student)
+    _check_reserved_field(student, inputs, preference_field)
     outputs = output_fields(student)
-    strategy.check_student(sorted(examples[0].inputs().keys()), outputs)
+    strategy.check_student(inputs, outputs)
     strategy = fitted(strategy, outputs)
-    prompts = build_prompts(student, candidates, decodings, lms)
-    _check_sampling(prompts, max_n, budget, cost)
-    for prompt in prompts if batch is not None else ():
+    prompts = prompt_set(student, candidates, decodings, joint_limit, lms)
+    some = prompts.star if isinstance(prompts, Combinations) else prompts
+    _check_sampling(some, max_n, budget, cost)
+    if pipeline is not None:
+        _check_around(pipeline, budget, cost, batch)
+    for prompt in some if batch is not None else ():
         check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
-    _check_resources(prompts, preferences, cost, batch)
+    _check_resources(some, preferences, cost, batch)
     screening = parse_algorithm(algorithm)
+    if isinstance(prompts, Combinations) and algorithm != "auto":
+        raise ConfigurationError(
+            f"The candidates have {len(prompts):,} combinations, more than joint_limit={joint_limit}, so that they are "
+            f"searched one predictor at a time; algorithm={algorithm!r} cannot do that. Use algorithm='auto', or raise "
+            "joint_limit to have it look at all of them."
+        )
     problem = Problem(
         n_prompts=len(prompts),
         n_queries=len(examples),
@@ -282,9 +326,10 @@ def make_plan(
         cost=cost,
         seed=seed,
         batch=batch,
+        pipeline=pipeline,
     )
     plan.start().close()  # raises BudgetTooSmall
-    judges = _probe(strategy, metric, examples, outputs)
+    judges = _probe(strategy if pipeline is None else MetricOnly(strategy), metric, examples, output_fields(whole))
     for judge in judges:
         _check_judge(judge, budget, cost)
     return replace(plan, judged=any(getattr(judge, "billed", True) for judge in judges))
@@ -331,8 +376,22 @@ def _check_forward(student: dspy.Module, inputs: set[str], example: str) -> None
         ) from None
 
 
-def _check_reserved_field(student: dspy.Module, examples: Sequence[dspy.Example], preference_field: str | None) -> None:
-    used = {*examples[0].inputs().keys(), *(input_fields(student) or ())}
+def _check_around(pipeline: Pipeline, budget: Budget, cost: Cost, batch: BatchAPI | None) -> None:
+    """Refuse what cannot work because of the steps around an inner module."""
+    if batch is not None:
+        raise ConfigurationError(
+            "batch=... draws one request per completion, ahead of time; the inner module of a pipeline is asked with "
+            "what the steps before it bring, and the metric needs the steps after it. Leave batch out, or inner."
+        )
+    limits = {"tokens": budget.tokens is not None, "usd": budget.usd is not None}
+    lms = lms_of(pipeline.outer, pipeline.around)
+    for lm, (_, predictor) in zip(lms, pipeline.around, strict=True):
+        check_budget(lm, request_params(lm, predictor.config), **limits, prices=cost.prices)
+        cost.check(lm)
+
+
+def _check_reserved_field(student: dspy.Module, inputs: Iterable[str], preference_field: str | None) -> None:
+    used = {*inputs, *(input_fields(student) or ())}
     if preference_field is not None and preference_field in used:
         raise ReservedFieldName(
             f"The student has an input field called {preference_field!r}, the keyword by which a call of the compiled "
@@ -424,7 +483,10 @@ class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
 
 
 def _probe(
-    strategy: Strategy, metric: Metric | None, examples: Sequence[dspy.Example], outputs: Mapping[str, Any]
+    strategy: Strategy | MetricOnly,
+    metric: Metric | None,
+    examples: Sequence[dspy.Example],
+    outputs: Mapping[str, Any],
 ) -> list[dspy.BaseLM | Beside | None]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
 

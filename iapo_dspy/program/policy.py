@@ -43,6 +43,8 @@ class PromptState:
         label: A short text for tables.
         lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
         model: These LMs in words where the run had a choice between several, else "".
+        options: Predictor name -> position of its instruction in the user's list for that predictor, where candidates
+            were given predictor by predictor. `candidate` is the number of the combination then.
     """
 
     state: Mapping[str, Any]
@@ -51,6 +53,7 @@ class PromptState:
     label: str
     lms: Mapping[str, ModelName]
     model: str = ""
+    options: Mapping[str, int] | None = None
 
 
 def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
@@ -64,6 +67,7 @@ def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
             label=p.label,
             lms=lms,
             model=p.model,
+            options=p.options,
         )
         for p, lms in zip(prompts, names, strict=True)
     )
@@ -235,6 +239,7 @@ class CompiledPolicy:
                     "label": p.label,
                     "lms": {name: lm.to_json() for name, lm in p.lms.items()},
                     "model": p.model,
+                    **({"options": dict(p.options)} if p.options is not None else {}),
                 }
                 for p in self.prompts
             ],
@@ -284,6 +289,7 @@ class CompiledPolicy:
                         label=p["label"],
                         lms={name: ModelName.from_json(lm) for name, lm in p["lms"].items()},
                         model=p.get("model", ""),
+                        options=p.get("options"),
                     )
                     for p in data["prompts"]
                 ),

@@ -18,7 +18,16 @@ from iapo_dspy.types import Decoding
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Prompt", "build_prompts", "clone", "input_fields", "output_fields", "program_state", "restore"]
+__all__ = [
+    "Prompt",
+    "build_prompts",
+    "clone",
+    "configured",
+    "input_fields",
+    "output_fields",
+    "program_state",
+    "restore",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +37,12 @@ class Prompt:
     Attributes:
         program: A copy of the student with this candidate's instructions and demos.
         decoding: Settings that override the LM's own.
-        candidate: Position in the user's list of candidates.
+        candidate: Position in the user's list of candidates; of a combination, its number.
         lms: Predictor name -> the LM that belongs to this prompt: that of the run's `lms`, or one that the candidate
             brought. Other predictors use the student's.
         model: These LMs in words where the run has a choice between several, else "".
+        options: Predictor name -> position of its instruction in the user's list for that predictor, where candidates
+            were given predictor by predictor.
     """
 
     program: dspy.Module
@@ -39,6 +50,7 @@ class Prompt:
     candidate: int
     lms: Mapping[str, dspy.BaseLM] = field(default_factory=dict, repr=False)
     model: str = ""
+    options: Mapping[str, int] | None = None
 
     @property
     def instructions(self) -> dict[str, str]:
@@ -55,16 +67,21 @@ class Prompt:
         return f"{text} [{settings}]" if settings else text
 
 
-def clone(program: dspy.Module) -> dspy.Module:
+def clone(program: dspy.Module, instead: Mapping[int, Any] | None = None) -> dspy.Module:
     """Copy a program deeply, sharing its LMs: copying those would copy their histories and connection pools.
 
     The predictors of the copy never write their LM into saved state, because settings of an LM (headers, provider
-    credentials) are secrets.
+    credentials) are secrets; so loading a state leaves them the LM that they have.
+
+    Args:
+        program: The program.
+        instead: id of a part of it -> what takes its place in the copy. A program that cannot be copied deeply is
+            copied by DSPy, which knows nothing of this: look whether it was done.
     """
     shared = {id(p.lm): p.lm for _, p in program.named_predictors() if p.lm is not None}
     twin: dspy.Module
     try:
-        twin = copy.deepcopy(program, memo=dict(shared))
+        twin = copy.deepcopy(program, memo={**shared, **(instead or {})})
     except Exception:  # noqa: BLE001  # any attribute may refuse; DSPy's own copy knows how to go around it
         twin = program.deepcopy()
         for (_, old), (_, new) in zip(program.named_predictors(), twin.named_predictors(), strict=True):
@@ -91,8 +108,15 @@ def _make_hidden(cls: Any) -> Any:
         state: dict[str, Any] = {**cls.dump_state(self, json_mode=json_mode), "lm": None}
         return state
 
+    def load_state(self: Any, state: dict[str, Any], **settings: Any) -> Any:
+        lm = self.lm
+        cls.load_state(self, state, **settings)
+        self.lm = lm if self.lm is None else self.lm
+        return self
+
     namespace = {
         "dump_state": dump_state,
+        "load_state": load_state,
         "_iapo_stands_for": cls,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -148,13 +172,38 @@ def build_prompts(
                 "Every candidate is tried with every one of lms: take its own away, candidate.set_lm(None), or leave "
                 "lms out to compare programs with LMs of their own."
             )
-        for served in servers:
-            bound = _served(program, served)
-            prompts += [
-                Prompt(program=bound, decoding=d, candidate=index, lms=served.lms or own, model=served.model)
-                for d in served.decodings
-            ]
+        prompts += configured(program, index, servers, own)
     return tuple(prompts)
+
+
+def configured(
+    program: dspy.Module,
+    candidate: int,
+    servers: Sequence[Served],
+    own: Mapping[str, dspy.BaseLM],
+    options: Mapping[str, int] | None = None,
+) -> list[Prompt]:
+    """Return a candidate's prompts: the program on every choice of LMs, under every decoding.
+
+    Args:
+        program: The candidate.
+        candidate: Its number.
+        servers: What every candidate is combined with (`combine`).
+        own: LMs that the candidate brought; there are none where the run has a choice of LMs.
+        options: See `Prompt`.
+    """
+    return [
+        Prompt(
+            program=bound,
+            decoding=decoding,
+            candidate=candidate,
+            lms=served.lms or own,
+            model=served.model,
+            options=options,
+        )
+        for served, bound in ((served, _served(program, served)) for served in servers)
+        for decoding in served.decodings
+    ]
 
 
 def _own_lms(program: dspy.Module, student: dspy.Module) -> dict[str, dspy.BaseLM]:

@@ -87,7 +87,7 @@ def at_prices(observations: Observations, cost: Cost, prices: Sequence[Price]) -
     dear_out = np.array([p.completion for p in prices])[prompt]
     used, once = observations.used.copy(), observations.once.copy()
     used[:, _USD] = dear_in * used[:, _PROMPT] + dear_out * used[:, _TOKENS]
-    once[:, _USD] = dear_in * once[:, _PROMPT]
+    once[:, _USD] = dear_in * once[:, _PROMPT] + dear_out * once[:, _TOKENS]
     weights = np.zeros(len(RESOURCES))
     weights[[_TOKENS, _PROMPT, _USD, _SECONDS]] = cost.completion_tokens, cost.prompt_tokens, cost.usd, cost.seconds
     overhead = once @ weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import dspy
 import numpy as np
@@ -136,6 +137,10 @@ class CompileResult:
             self.candidate_programs,
             complete=self.complete,
         )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompileResult:
+        """Return itself: results belong to a run, not to a copy of its program."""
+        return self
 
     def curve(self, prompt: int, preference: str | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return a prompt's task reward at N = 1 .. max_n with its 95 % band.

@@ -1,4 +1,4 @@
-"""Candidates as users give them: strings, dictionaries predictor -> instruction, or whole programs."""
+"""Candidates as users give them: a list of strings, dictionaries and programs, or a list for each predictor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["Proposal", "read_candidates"]
+__all__ = ["Proposal", "read_candidates", "read_options"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def read_candidates(
         ConfigurationError: None are given, or one of them is empty, of the wrong type, names a predictor that the
             student lacks, or is a string although the student has several predictors.
     """
-    if isinstance(candidates, (str, Mapping)) or is_program(candidates):
+    if isinstance(candidates, str) or is_program(candidates):
         raise ConfigurationError(f"candidates must be a list, got one {type(candidates).__name__}; write [candidate].")
     if isinstance(candidates, (set, frozenset)):
         raise ConfigurationError("candidates is a set, which has no order to number the prompts by; give a list.")
@@ -76,3 +76,59 @@ def _read(candidate: Any, where: str, predictors: Sequence[str], is_program: Cal
         if not isinstance(text, str) or not text.strip():
             raise ConfigurationError(f"{where}: the instruction of {name!r} is {text!r}; give a non-empty string.")
     return Proposal(instructions=dict(candidate))
+
+
+def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Read candidates that are given predictor by predictor, to be combined.
+
+    Args:
+        candidates: Predictor name -> list of instructions; None in a list stands for the predictor's own instruction,
+            which has no part otherwise.
+        own: Each of the student's predictors with its own instruction.
+
+    Returns:
+        Each predictor of the student with its instructions, in the student's order. One that is not mentioned has its
+        own instruction only.
+
+    Raises:
+        ConfigurationError: No predictor is given, one that the student lacks, or one whose instructions are no list, an
+            empty one, one with something else than non-empty strings and None, or one with two that are the same.
+    """
+    if not candidates:
+        raise ConfigurationError(
+            f"candidates is an empty dictionary: give lists of instructions for some of the predictors {list(own)}."
+        )
+    unknown = [name for name in candidates if name not in own]
+    if unknown:
+        raise ConfigurationError(f"candidates names the predictors {unknown}; the student has {list(own)}.")
+    kept = {name: (text,) for name, text in own.items()}
+    return {**kept, **{name: _options(name, candidates[name], own[name]) for name in own if name in candidates}}
+
+
+def _options(name: str, given: Any, own: str) -> tuple[str, ...]:
+    where = f"candidates[{name!r}]"
+    if isinstance(given, str):
+        raise ConfigurationError(
+            f"{where} is one string. Give a list of instructions to combine them with those of other predictors; one "
+            f"candidate for the whole program is an element of a list: candidates=[{{{name!r}: {given[:40]!r}, ...}}]."
+        )
+    if not isinstance(given, Sequence):
+        raise ConfigurationError(f"{where} is a {type(given).__name__}; give a list of instructions.")
+    if not given:
+        raise ConfigurationError(
+            f"{where} is empty: give instructions, or leave the predictor out, which keeps its own instruction."
+        )
+    texts: list[str] = []
+    for i, text in enumerate(given):
+        if text is not None and (not isinstance(text, str) or not text.strip()):
+            raise ConfigurationError(
+                f"{where}[{i}] is {text!r}; give a non-empty string, or None for the predictor's own instruction."
+            )
+        texts.append(own if text is None else text)
+        stripped = [t.strip() for t in texts]
+        if (first := stripped.index(stripped[-1])) < i:
+            raise ConfigurationError(
+                f"{where}[{i}] is the same instruction as {where}[{first}]: leave one of them out, or the budget pays "
+                "for it twice."
+            )
+    return tuple(texts)

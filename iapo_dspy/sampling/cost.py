@@ -43,6 +43,10 @@ class Taken(Protocol):
         """The part of `prompt_tokens` that a query pays once however many completions it draws."""
 
     @property
+    def shared_completion_tokens(self) -> float:
+        """The part of `completion_tokens` that a query pays once: those of the steps around an inner module."""
+
+    @property
     def shared_usd(self) -> float:
         """The part of `usd` that a query pays once."""
 
@@ -69,6 +73,7 @@ def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]
         "seconds": longest,
     }
     once = {
+        "tokens": sum(t.shared_completion_tokens for t in taken),
         "prompt_tokens": sum(t.shared_tokens for t in taken),
         "usd": sum(t.shared_usd for t in taken),
         "seconds": longest,
@@ -153,10 +158,11 @@ class Cost:
             The part that is paid once for all of them, and the part of each [m]. The sum is what they cost together.
         """
         once = self.prompt_tokens * sum(t.shared_tokens for t in taken)
+        once += self.completion_tokens * sum(t.shared_completion_tokens for t in taken)
         once += self.usd * sum(t.shared_usd for t in taken)
         once += self.seconds * max((t.latency_s for t in taken), default=0.0)
         return once, tuple(
-            self.completion_tokens * t.completion_tokens
+            self.completion_tokens * max(t.completion_tokens - t.shared_completion_tokens, 0.0)
             + self.prompt_tokens * max(t.prompt_tokens - t.shared_tokens, 0.0)
             + self.usd * max((t.usd or 0.0) - t.shared_usd, 0.0)
             for t in taken

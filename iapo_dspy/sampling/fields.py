@@ -11,7 +11,7 @@ import dspy
 import pydantic
 from pydantic_core import to_jsonable_python
 
-__all__ = ["decode_prediction", "encode_prediction", "jsonable"]
+__all__ = ["decode_fields", "decode_prediction", "encode_prediction", "jsonable"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,16 @@ def decode_prediction(fields: Mapping[str, Any], signature: Any | None = None) -
         signature: The program's signature; its annotations restore typed fields (pydantic models, sets, dates).
             Without it, they come back as the JSON data they were stored as.
     """
-    outputs = getattr(signature, "output_fields", None) or {}
+    return dspy.Prediction(**decode_fields(fields, getattr(signature, "output_fields", None)))
+
+
+def decode_fields(fields: Mapping[str, Any], declared: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return values that were written as JSON data; those of declared fields get their types back."""
     values = {}
     for name, value in fields.items():
         plain = _plain(value)
-        values[name] = _typed(name, plain, outputs[name].annotation) if name in outputs else plain
-    return dspy.Prediction(**values)
+        values[name] = _typed(name, plain, declared[name].annotation) if declared and name in declared else plain
+    return values
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ from iapo_dspy.sampling.fields import jsonable
 from iapo_dspy.sampling.lock import acquire
 from iapo_dspy.sampling.records import (
     BatchRecord,
+    CallRecord,
     CompletionRecord,
     PullKey,
     Record,
@@ -79,6 +80,10 @@ class LedgerPort(Protocol):
     @property
     def batches(self) -> tuple[BatchRecord, ...]:
         """The batch jobs of earlier processes whose completions are not stored yet."""
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """The answers of earlier processes that all rollouts of a query share."""
 
     def append(self, record: Record) -> None:
         """Store a record before what it describes is used."""
@@ -139,6 +144,11 @@ class NullLedger:
         """Nothing."""
         return ()
 
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """Nothing."""
+        return ()
+
     def append(self, record: Record) -> None:
         """Forget it."""
 
@@ -178,6 +188,7 @@ class Ledger:
         self._scores: dict[str, ScoreRecord] = {}
         self._spent = SpentRecord()
         self._batches: tuple[BatchRecord, ...] = ()
+        self._calls: tuple[CallRecord, ...] = ()
 
     @classmethod
     def open(
@@ -251,6 +262,11 @@ class Ledger:
         return self._batches
 
     @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """The answers of earlier processes that all rollouts of a query share."""
+        return self._calls
+
+    @property
     def stored(self) -> tuple[CompletionRecord, ...]:
         """Every completion that earlier processes stored, in the order of rounds and positions."""
         return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
@@ -312,6 +328,7 @@ class Ledger:
     def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
         records = [decode_record(line) for line in lines]
         self._batches = open_batches(r for r in records if isinstance(r, BatchRecord))
+        self._calls = tuple(r for r in records if isinstance(r, CallRecord))
         for record in records:
             if isinstance(record, CompletionRecord):
                 self._pulls.setdefault(record.pull, {})[record.index] = record

@@ -14,7 +14,8 @@ import contextvars
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -23,10 +24,12 @@ from dspy.utils.callback import with_callbacks
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.inner import Phase, Watch, current_watch
 from iapo_dspy.sampling.loop import Mailbox, background_loop, in_thread
 from iapo_dspy.sampling.params import canonical, limit_output, max_output_tokens, request_params
 from iapo_dspy.sampling.retry import is_fatal
 from iapo_dspy.sampling.stand_in import StandInLM
+from iapo_dspy.sampling.upstream import Upstream, call_of
 from iapo_dspy.types import Decoding
 
 __all__ = ["Aborted", "Group", "SamplingLM", "Seat", "current_seat"]
@@ -55,12 +58,16 @@ class Seat:
 
     group: Group
     index: int
+    watch: Watch | None = None
     pending: int = 0
     prompt_tokens: float = 0.0
     completion_tokens: float = 0.0
     usd: float | None = None
     shared_tokens: float = 0.0
+    shared_completion_tokens: float = 0.0
     shared_usd: float = 0.0
+    saved_s: float = 0.0  # that it would have waited for answers which others had asked for before
+    before: Counter[str] = field(default_factory=Counter)  # what it asked before its inner module
     text: str | None = None
     seed: int | None = None
     unpaid: bool = False
@@ -85,11 +92,29 @@ class Seat:
         self.prompt_tokens += choice.prompt_tokens
         self.completion_tokens += choice.completion_tokens
         self.seed = choice.seed if self.seed is None else self.seed
-        self.unpaid |= isinstance(choice.error, BudgetExceeded)
-        if choice.usd is not None:
-            self.usd = (self.usd or 0.0) + choice.usd
+        self._note(choice, choice.usd)
         if choice.error is None:
             self.text = choice.text
+
+    def take_around(self, choice: Choice, merged: int) -> None:
+        """Book one choice of a request that so many rollouts made before or after the inner module.
+
+        A deployed call asks it once, alone, and so pays the whole prompt; of m rollouts each has an m-th of it.
+        """
+        size = len(self.group.seats)
+        prompt = (choice.prompt_tokens + (merged - 1) * choice.shared_tokens) / size
+        self.prompt_tokens += prompt
+        self.shared_tokens += prompt
+        self.completion_tokens += choice.completion_tokens / size
+        self.shared_completion_tokens += choice.completion_tokens / size
+        usd = None if choice.usd is None else (choice.usd + (merged - 1) * choice.shared_usd) / size
+        self.shared_usd += usd or 0.0
+        self._note(choice, usd)
+
+    def _note(self, choice: Choice, usd: float | None) -> None:
+        self.unpaid |= isinstance(choice.error, BudgetExceeded)
+        if usd is not None:
+            self.usd = (self.usd or 0.0) + usd
 
 
 @dataclass(eq=False)
@@ -103,6 +128,7 @@ class _Ticket:
     params: Mapping[str, Any]
     same: str
     granted: int = 0
+    phase: Phase | None = None
     answer: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
 
 
@@ -118,6 +144,8 @@ class Group:
         patience: Seconds without any news after which waiting requests are sent, all present or not.
         longest: Seconds that a program may work without asking an LM; None does not limit it.
         most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
+        upstream: Given for pipelines around an inner module: the answers to what is asked before that. The decoding
+            then applies inside of the inner module only.
     """
 
     def __init__(
@@ -131,8 +159,10 @@ class Group:
         patience: float = 1.0,
         longest: float | None = None,
         most_tokens: int | None = None,
+        upstream: Upstream | None = None,
     ) -> None:
-        self.seats = [Seat(self, i) for i in range(size)]
+        self.seats = [Seat(self, i, Watch() if upstream is not None else None) for i in range(size)]
+        self._upstream = upstream
         self.decoding = decoding
         self.fatal: BaseException | None = None
         self.records = recorder is not None
@@ -161,8 +191,9 @@ class Group:
         self, seat: Seat, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]
     ) -> concurrent.futures.Future[Any]:
         """Hand in an LM call, from any thread; the future brings the output that DSPy adapters expect."""
-        same = canonical([id(lm), messages, params])
-        ticket = _Ticket(seat, next(self._orders), lm, messages, params, same)
+        phase = seat.watch.phase if seat.watch is not None else None
+        same = canonical([id(lm), messages, params, phase])
+        ticket = _Ticket(seat, next(self._orders), lm, messages, params, same, phase=phase)
         self._mailbox.post(self._arrived, ticket)
         return ticket.answer
 
@@ -235,7 +266,10 @@ class Group:
             self._answer(ticket, None, used_up)
             self._consider()
             return
-        self._waiting.append(ticket)
+        if ticket.phase == "before" and self._upstream is not None:
+            self._start(self._ask_once(ticket, self._upstream))
+        else:
+            self._waiting.append(ticket)
         self._consider()
 
     @staticmethod
@@ -250,7 +284,7 @@ class Group:
         ticket.params = limit_output(ticket.params, ticket.lm.model, left)
         ticket.granted = max_output_tokens(ticket.params) or left
         ticket.seat.granted += ticket.granted
-        ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params])
+        ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params, ticket.phase])
         return True
 
     def _consider(self) -> None:
@@ -294,9 +328,43 @@ class Group:
             batches.setdefault(ticket.same, []).append(ticket)
         self._waiting.clear()
         for batch in batches.values():
-            task = self._context.run(self._loop.create_task, self._ask(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._ask(batch))
+
+    def _start(self, asking: Coroutine[Any, Any, None]) -> None:
+        task = self._context.run(self._loop.create_task, asking)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask_once(self, ticket: _Ticket, upstream: Upstream) -> None:
+        """Bring the answer that all rollouts of the query share."""
+        repeat = ticket.seat.before[ticket.same]
+        ticket.seat.before[ticket.same] += 1
+        request = CompletionRequest(
+            model=ticket.lm.model,
+            messages=ticket.messages,
+            n=1,
+            params=ticket.params,
+            key=["before", upstream.query],
+            first=repeat,
+        )
+
+        async def draw() -> Choice:
+            return (await self._completer(ticket.lm).complete(request)).choices[0]
+
+        start = self._loop.time()
+        try:
+            choice = await upstream.answer(call_of(ticket.lm, ticket.messages, ticket.params), repeat, draw)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_ask`
+            if is_fatal(error):
+                self.abort(error)
+            self._answer(ticket, None, error)
+        else:
+            ticket.seat.take_around(choice, 1)
+            ticket.seat.saved_s += max(choice.latency_s - (self._loop.time() - start), 0.0)
+            self._answer(ticket, choice.output, choice.error)
+        self._consider()
 
     async def _ask(self, batch: list[_Ticket]) -> None:
         ticket = batch[0]
@@ -324,7 +392,10 @@ class Group:
             return
         merged = len({ticket.seat for ticket in batch})
         for ticket, choice in zip(batch, reply.choices, strict=True):
-            ticket.seat.take(choice, merged)
+            if ticket.phase in (None, "inside"):
+                ticket.seat.take(choice, merged)
+            else:
+                ticket.seat.take_around(choice, len(batch))
             self._answer(ticket, choice.output, choice.error)
         self._consider()
 
@@ -398,6 +469,13 @@ class SamplingLM(StandInLM):
             raise TypeError("While sampling, an LM takes a prompt or messages, not an lm15 Request.")
         seat = current_seat.get()
         content = list(messages) if messages else [{"role": "user", "content": prompt}]
-        params = request_params(self, kwargs, seat.group.decoding if seat is not None else None)
+        watch = current_watch.get()
+        if seat is not None and watch is not None and watch.phase != "inside":
+            # These steps are not the optimizer's: they are asked as they will be when nobody samples.
+            params = request_params(self, kwargs)
+            if kwargs.get("temperature", self.kwargs.get("temperature")) is None:
+                params.pop("temperature", None)
+        else:
+            params = request_params(self, kwargs, seat.group.decoding if seat is not None else None)
         # Only a call that a program makes by itself still asks for n; predictors have had theirs taken away.
         return seat, content, params, int(kwargs.get("n") or 1)

@@ -25,6 +25,7 @@ __all__ = [
     "deployment_of",
     "derive_seed",
     "effective_temperature",
+    "generation_params",
     "import_litellm",
     "is_reasoning_model",
     "limit_output",
@@ -81,6 +82,14 @@ def request_params(
         allowed = params.get("allowed_openai_params") or ()
         params["allowed_openai_params"] = [*allowed, *({"reasoning_effort"} - set(allowed))]
     return params
+
+
+_NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
+
+
+def generation_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides an LM's answers; not where it is served, and no secret."""
+    return {k: v for k, v in params.items() if v is not None and not _NOT_GENERATION.search(k)}
 
 
 def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:

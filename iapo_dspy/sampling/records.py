@@ -10,6 +10,7 @@ from iapo_dspy.sampling.fields import jsonable
 
 __all__ = [
     "BatchRecord",
+    "CallRecord",
     "CompletionRecord",
     "PullKey",
     "Record",
@@ -41,9 +42,12 @@ class CompletionRecord:
         completion_tokens: Its share.
         usd: Its share; None where the price is unknown.
         shared_tokens: What of its prompt tokens the pull paid once for all of its completions.
+        shared_completion_tokens: What of its completion tokens a call pays once for all of its completions.
         shared_usd: What of its dollars the pull paid once.
         latency_s: Seconds.
         seed: The seed that was sent.
+        inner: What the inner module of a pipeline was asked ("inputs") and said ("fields", None for a failure), as JSON
+            data; None for other programs.
     """
 
     round: int
@@ -59,14 +63,45 @@ class CompletionRecord:
     completion_tokens: float = 0.0
     usd: float | None = None
     shared_tokens: float = 0.0
+    shared_completion_tokens: float = 0.0
     shared_usd: float = 0.0
     latency_s: float = 0.0
     seed: int | None = None
+    inner: Mapping[str, Any] | None = None
 
     @property
     def pull(self) -> PullKey:
         """The pull it belongs to."""
         return (self.round, self.position)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallRecord:
+    """An answer that all rollouts of a query share: what a pipeline asks before it calls its inner module.
+
+    Attributes:
+        query: Index of the query.
+        call: Hash of the request.
+        repeat: How many equal requests the same rollout made before.
+        output: The answer as DSPy adapters expect it.
+        text: The answer as text.
+        prompt_tokens: Tokens read.
+        completion_tokens: Tokens written.
+        usd: Dollars; None where the price is unknown.
+        latency_s: Seconds.
+        seed: The seed that was sent.
+    """
+
+    query: int
+    call: str
+    repeat: int
+    output: Any = None
+    text: str | None = None
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    latency_s: float = 0.0
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +187,10 @@ class BatchRecord:
     version: int = 1
 
 
-Record = CompletionRecord | ScoreRecord | SpentRecord | BatchRecord
+Record = CompletionRecord | CallRecord | ScoreRecord | SpentRecord | BatchRecord
 _KINDS: dict[type, str] = {
     CompletionRecord: "completion",
+    CallRecord: "call",
     ScoreRecord: "score",
     SpentRecord: "spent",
     BatchRecord: "batch",

@@ -8,12 +8,29 @@ from typing import Any
 
 import dspy
 
-__all__ = ["Rollout"]
+__all__ = ["InnerCall", "Rollout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerCall:
+    """What the inner module of a pipeline was asked in one rollout, and what it said.
+
+    Attributes:
+        inputs: Its inputs by name.
+        prediction: Its output; None where it failed.
+    """
+
+    inputs: Mapping[str, Any]
+    prediction: dspy.Prediction | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One completion: what the program returned, or why it did not.
+
+    A rollout of a pipeline around an inner module is one completion of that module. What it takes is counted as a
+    deployed call pays for it: what is asked before and after the inner module is paid once per call, whatever the
+    number m of completions, so each of m rollouts has an m-th of what it asked there, all of it shared.
 
     Attributes:
         prediction: The program's output; None for a failure.
@@ -21,16 +38,18 @@ class Rollout:
         error: True where transport, provider or the program itself raised; False where text could not be read.
         unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
             counted against it.
-        text: The raw completion; of several LM calls, the last one's.
+        text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.
         prompt_tokens: Its share of the prompt tokens, which a request with n > 1 pays once.
         completion_tokens: Its share of the completion tokens.
         usd: Its share of the dollars; None where the price is unknown.
         shared_tokens: What of its prompt tokens all rollouts together paid once.
+        shared_completion_tokens: What of its completion tokens all rollouts together paid once.
         shared_usd: What of its dollars all rollouts together paid once.
         latency_s: Seconds from dispatch to answer.
         seed: The seed sent with its (first) request, None if none was sent.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
             filled when recording.
+        inner: The call of the inner module, of a pipeline that was sampled for one.
     """
 
     prediction: dspy.Prediction | None = None
@@ -42,10 +61,12 @@ class Rollout:
     completion_tokens: float = 0.0
     usd: float | None = None
     shared_tokens: float = 0.0
+    shared_completion_tokens: float = 0.0
     shared_usd: float = 0.0
     latency_s: float = 0.0
     seed: int | None = None
     trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
+    inner: InnerCall | None = None
 
     @property
     def ok(self) -> bool:

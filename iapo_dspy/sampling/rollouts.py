@@ -23,6 +23,7 @@ from iapo_dspy.sampling.client import Choice, Completer, CompletionRequest, Repl
 from iapo_dspy.sampling.embedding import EmbeddingRequest, Embeddings, request_embeddings
 from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
+from iapo_dspy.sampling.inner import current_watch
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, run_on_loop
 from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import deployment_of, limit_output, request_params
@@ -30,10 +31,11 @@ from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, pre
 from iapo_dspy.sampling.pricing import Prices, check_budget
 from iapo_dspy.sampling.recording import Recorder
 from iapo_dspy.sampling.retry import is_fatal, secrets_of
-from iapo_dspy.sampling.rollout import Rollout
+from iapo_dspy.sampling.rollout import InnerCall, Rollout
+from iapo_dspy.sampling.upstream import Upstream
 from iapo_dspy.types import Decoding
 
-__all__ = ["Rollout", "Sampler", "check_timeout"]
+__all__ = ["InnerCall", "Rollout", "Sampler", "check_timeout"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +133,7 @@ class Sampler:
         lm: dspy.BaseLM | None = None,
         record: bool = False,
         most_tokens: int | None = None,
+        upstream: Upstream | None = None,
     ) -> list[Rollout]:
         """Draw m rollouts, at once. Awaitable on any event loop.
 
@@ -144,6 +147,8 @@ class Sampler:
             record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
             most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
                 off there; a call for which nothing is left fails.
+            upstream: Given for a pipeline around an inner module (`inner_call`), of which a rollout is one completion:
+                the answers to what is asked before that, which all rollouts of a query share.
 
         Returns:
             m rollouts; failures are among them, never dropped.
@@ -155,7 +160,9 @@ class Sampler:
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
         try:
-            return await await_on_loop(self._sample(program, inputs, m, key, decoding, lm, record, most_tokens))
+            return await await_on_loop(
+                self._sample(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
+            )
         except IAPOError:
             raise
         except Exception as error:
@@ -207,12 +214,13 @@ class Sampler:
         lm: dspy.BaseLM | None,
         record: bool,
         most_tokens: int | None,
+        upstream: Upstream | None = None,
     ) -> list[Rollout]:
         self._bind()
         # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
         nested = current_seat.get() is not None
         async with contextlib.nullcontext() if nested else self._pulls:
-            predictor = predictor_of(program)
+            predictor = predictor_of(program) if upstream is None else None
             used = None if predictor is None else self._lm_for(predictor, lm)
             if predictor is not None and used is not None and not (record and _callbacks(program, predictor, used)):
                 try:
@@ -225,7 +233,7 @@ class Sampler:
                     return [Rollout(failure=self._line(error), error=True)] * m
                 if ready is not None:
                     return await self._predict(ready, m, key, record, most_tokens)
-            return await self._run(program, inputs, m, key, decoding, lm, record, most_tokens)
+            return await self._run(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
 
     def _bind(self) -> None:
         """Make what belongs to one event loop; a forked child has another loop than its parent."""
@@ -290,6 +298,7 @@ class Sampler:
         lm: dspy.BaseLM | None,
         record: bool,
         most_tokens: int | None,
+        upstream: Upstream | None = None,
     ) -> list[Rollout]:
         """The general path: m threads, merged requests."""
         prepared = self._prepare(program)
@@ -305,6 +314,7 @@ class Sampler:
             patience=self._patience,
             longest=self._rollout_timeout,
             most_tokens=most_tokens,
+            upstream=upstream,
         )
         settings: dict[str, Any] = {
             "lm": None if base is None else self._stand_in(base),
@@ -336,6 +346,7 @@ class Sampler:
     ) -> Rollout:
         def work() -> tuple[Any, list[Any]]:
             current_seat.set(seat)
+            current_watch.set(seat.watch)
             trace: list[Any] = []
             with dspy.context(**settings, trace=trace):
                 return _call(prepared.program, inputs), trace
@@ -354,6 +365,9 @@ class Sampler:
             error = not isinstance(caught, (AdapterParseError, pydantic.ValidationError))
         finally:
             seat.group.leave(seat)
+        watch = seat.watch
+        if watch is not None and watch.problem is not None and (failure is None or watch.calls):
+            prediction, failure, error = None, watch.problem, True  # whatever the pipeline made of it
         own = prepared.originals
         return Rollout(
             prediction=prediction,
@@ -365,10 +379,12 @@ class Sampler:
             completion_tokens=seat.completion_tokens,
             usd=seat.usd,
             shared_tokens=seat.shared_tokens,
+            shared_completion_tokens=seat.shared_completion_tokens,
             shared_usd=seat.shared_usd,
-            latency_s=time.perf_counter() - start,
+            latency_s=time.perf_counter() - start + seat.saved_s,
             seed=seat.seed,
             trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),
+            inner=watch.call if watch is not None and watch.calls == 1 else None,
         )
 
     def _prepare(self, program: Any) -> Prepared:

@@ -20,6 +20,7 @@ class Took:
     completion_tokens: float = 0.0
     usd: float | None = None
     shared_tokens: float = 0.0
+    shared_completion_tokens: float = 0.0
     shared_usd: float = 0.0
     latency_s: float = 0.0
 
