@@ -109,7 +109,7 @@ def test_the_runs_own_preferences_are_solved_to_the_runs_own_arms(compiled: Comp
     data = compiled.policy.ready
     strategy = MajorityVote("answer")
     contexts = Contexts.from_preferences(PREFERENCES, strategy.objectives)
-    outcome = solve_auto(data.problem(contexts, strategy), data.evidence)
+    outcome = solve_auto(data.problem(contexts, strategy), data.evidence, stops=data.stopping)
     assert outcome.policy.arms == data.arms
 
 
