@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -204,7 +205,10 @@ def read(paths: Sequence[str]) -> list[Found]:
     by_name: dict[str, list[Run]] = {}
     for path in paths:
         for row in json.loads(Path(path).read_text(encoding="utf-8")):
-            trials = {(name, b): Trial(**t) if t else None for name, b, t in row["trials"]}
+            trials = {
+                (name, b): Trial(**{"completions": math.nan, "waves": math.nan, **t}) if t else None
+                for name, b, t in row["trials"]
+            }  # older files do not have what calls draw
             made = Run(run=row["run"], trials=trials, train_best=row["best"], oracle=row["oracle"])
             by_name.setdefault(row["environment"], []).append(made)
     return [Found(name, runs) for name, runs in by_name.items()]

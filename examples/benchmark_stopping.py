@@ -4,15 +4,16 @@
     python examples/benchmark_stopping.py synthetic-categorical --runs 20 --jobs 2 --budgets 5000
 
 An environment is a recording or a synthetic one. In each run the queries are split anew, 80 to 20; `auto` and `psst`
-draw from the training queries; the arms of auto are then given stopping rules from the same draws (`auto+stop`), or
-only waves that end a vote that is settled (`auto+exact`). All policies are valued on the held-out queries: arms that
-draw all N exactly, and what stopping changes by the same 400 completions per query for every rule (Best-of-N: exactly).
+draw from the training queries; the arms of auto are then chosen anew with stopping rules from the same draws
+(`auto+stop`), or only get waves that end a vote that is settled (`auto+exact`). All policies are valued on the held-out
+queries: arms that draw all N exactly, and what stopping changes on the same 400 sequences of completions per query for
+every rule (Best-of-N: exactly).
 Printed for each budget:
 
 (a) the mean ACR of all four, and Wilcoxon's paired two-sided p of the differences over runs;
 (b) for each cost weight: reward and completions of auto's arms and of auto+stop's, and the waves of the latter;
 (c) what exact waves alone change: the largest change of a reward in any run, and the share of completions saved;
-(d) how good the estimates are: what the run expected of its stopped arms on the training queries, minus the truth.
+(d) how good the estimates are: what the run expected of its stopped arms, minus the truth on the training queries.
 """
 
 from __future__ import annotations

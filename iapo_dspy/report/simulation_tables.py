@@ -30,10 +30,14 @@ def details_table(summary: Mapping[str, Any]) -> str:
             _number(r["spent"], 0),
             _number(r["regret"], 4),
             _number(r["best_arm"], 3),
+            _number(r["completions"], 1),
+            _number(r["waves"], 2),
         ]
         for r in summary["results"]
     ]
-    return _table(["algorithm", "budget", "ACR", "SEM", "spent", "regret", "P(best arm)"], rows)
+    return _table(
+        ["algorithm", "budget", "ACR", "SEM", "spent", "regret", "P(best arm)", "samples a call", "waves"], rows
+    )
 
 
 def significance_table(summary: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from iapo_dspy.types import FloatArray
 __all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
 
 
+_NUMBERS = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
+
+
 def summarize(
     environment: str, runs: Sequence[Run], settings: Mapping[str, Any], *, alpha: float = 0.05
 ) -> dict[str, Any]:
@@ -32,9 +35,10 @@ def summarize(
     Returns:
         `{"environment", "settings", "references", "results", "tests"}`. Each result has `algorithm`, `budget`, `runs`,
         `acr` (mean on the held-out queries), `sem` (its standard error over runs), `spent` (mean completions), `regret`
-        (mean simple regret on the training queries) and `best_arm` (share of contexts with the best arm); numbers are
-        `null` where the algorithm refused the budget. `references` has the mean ACR of the policy that is best on the
-        training queries, and of the best one on the held-out queries.
+        (mean simple regret on the training queries), `best_arm` (share of contexts with an arm as good as the best one
+        that draws all its N), `completions` and `waves` (means over calls of the policy on the held-out queries);
+        numbers are `null` where the algorithm refused the budget. `references` has the mean ACR of the policy that is
+        best on the training queries, and of the best one on the held-out queries.
     """
     keys = list(runs[0].trials)
     results = [
@@ -55,7 +59,7 @@ def summarize(
 def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
     made = [t for t in trials if t is not None]
     if len(made) < len(trials):  # a budget is refused in every run or in none
-        return {"runs": 0, "acr": None, "sem": None, "spent": None, "regret": None, "best_arm": None}
+        return {"runs": 0, **dict.fromkeys(_NUMBERS)}
     acr = np.array([t.acr for t in made])
     return {
         "runs": len(made),
@@ -64,6 +68,8 @@ def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
         "spent": float(np.mean([t.spent for t in made])),
         "regret": float(np.mean([t.regret for t in made])),
         "best_arm": float(np.mean([t.best for t in made])),
+        "completions": float(np.mean([t.completions for t in made])),
+        "waves": float(np.mean([t.waves for t in made])),
     }
 
 

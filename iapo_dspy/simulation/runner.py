@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,19 +28,20 @@ class Trial:
 
     Attributes:
         acr: Average contextual return on the held-out queries (eq. 4), exact.
-        regret: Simple regret on the training queries: the best policy's ACR there minus this one's.
-        best: Share of contexts whose arm is the best one on the training queries.
+        regret: Simple regret on the training queries: the ACR there of the best policy that draws all its N, minus
+            this one's; below 0 where stopping early gains more than a better choice would.
+        best: Share of contexts whose arm is at least as good on the training queries as any that draws all its N.
         spent: Completions drawn.
         completions: Expected completions of a deployed call, mean over contexts and held-out queries.
-        waves: Expected waves of such a call.
+        waves: Expected waves of such a call; 1 where all completions are drawn at once.
     """
 
     acr: float
     regret: float
     best: float
     spent: int
-    completions: float = math.nan
-    waves: float = math.nan
+    completions: float
+    waves: float
 
 
 @dataclass(frozen=True, kw_only=True)

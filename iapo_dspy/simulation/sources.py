@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -80,7 +80,6 @@ class RecordedSource:
         values: Its exact values.
         ties: How ties are credited.
         max_n: The largest scale.
-        stopped: Values its arms that stop early.
     """
 
     name: str
@@ -88,7 +87,11 @@ class RecordedSource:
     values: ExactValues
     ties: Ties
     max_n: int
-    stopped: StoppedValues
+
+    @cached_property
+    def stopped(self) -> StoppedValues:
+        """Values arms that stop early; shared by the runs, so that an arm is valued once."""
+        return StoppedValues(recording=self.recording)
 
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
@@ -186,8 +189,7 @@ def source(
         )
     recording = read_published(path) if path.suffix in {".pkl", ".pickle"} else load(path)
     values = recording.exact(max_n, ties)
-    stopped = StoppedValues(recording=recording)
-    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n, stopped=stopped)
+    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n)
 
 
 def _synthetic(name: str, ties: Ties, max_n: int, prompts: int | None, queries: int | None) -> SyntheticSource:

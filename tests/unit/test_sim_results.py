@@ -19,7 +19,11 @@ def run(i, **acr):
     for name, value in acr.items():
         for budget in (100, 200):
             made = (
-                None if value is None else Trial(acr=value + budget / 1e4, regret=1 - value, best=0.5, spent=budget - 1)
+                None
+                if value is None
+                else Trial(
+                    acr=value + budget / 1e4, regret=1 - value, best=0.5, spent=budget - 1, completions=7.5, waves=1.5
+                )
             )
             trials[name, budget] = made
     return Run(run=i, trials=trials, train_best=0.9, oracle=0.95)
@@ -37,7 +41,9 @@ def test_means_errors_spend_and_regret():
     assert a["sem"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(10))
     assert (a["spent"], a["best_arm"], a["runs"]) == (99, 0.5, 10)
     assert a["regret"] == pytest.approx(1 - 0.545)
-    refused = {"runs": 0, "acr": None, "sem": None, "spent": None, "regret": None, "best_arm": None}
+    assert (a["completions"], a["waves"]) == (7.5, 1.5)
+    numbers = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
+    refused = {"runs": 0, **dict.fromkeys(numbers)}
     assert cells["c", 200] == {"algorithm": "c", "budget": 200, **refused}
     assert summary["environment"] == "world" and summary["references"] == pytest.approx(
         {"train_best": 0.9, "oracle": 0.95}

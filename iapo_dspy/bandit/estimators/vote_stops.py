@@ -7,8 +7,9 @@ whatever their law is, given their counts after k completions every order is equ
     P(the call ends after wave k with counts s) = P(counts s after k) * P(a random order of s passes no earlier stop),
 
 where the second factor is free of theta and r. It follows from one completion to the next: the last one of a random
-order is of kind i with probability s_i / k. The tables are therefore exact up to one detail: whether a rival that could
-draw level was drawn before the leader is taken to be independent of earlier stops.
+order is of kind i with probability s_i / k. The gain is therefore exact. Completions and waves are exact up to one
+detail, which moves completions by 2 % at most: whether a rival that could still draw level was drawn before the leader,
+which decides whether the vote is settled, is taken to be independent of earlier stops.
 """
 
 from __future__ import annotations
