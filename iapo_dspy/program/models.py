@@ -101,17 +101,20 @@ def read_distinct_lms(lms: Any) -> tuple[LMs, ...]:
         ConfigurationError: See `read_lms`; or two elements would get the same answers.
     """
     found = read_lms(lms)
+    _refuse_twins([e if isinstance(e, Mapping) else {"": e} for e in found])
+    return found
+
+
+def _refuse_twins(bound: Sequence[Mapping[str, dspy.BaseLM]]) -> None:
     seen: dict[str, int] = {}
-    for i, element in enumerate(found):
-        parts = element if isinstance(element, Mapping) else {"": element}
-        identity = canonical({name: _identity(lm) for name, lm in parts.items()})
+    for i, lms in enumerate(bound):
+        identity = canonical({name: _identity(lm) for name, lm in lms.items()})
         if identity in seen:
             raise ConfigurationError(
-                f"lms[{i}] is the same as lms[{seen[identity]}] ({_show(element)} with the same settings): leave one "
-                "of them out, or the budget pays for it twice."
+                f"lms[{i}] is the same as lms[{seen[identity]}] ({_show(lms.get('', lms))} with the same settings): "
+                "leave one of them out, or the budget pays for it twice."
             )
         seen[identity] = i
-    return found
 
 
 def _show(value: Any) -> str:
@@ -202,7 +205,7 @@ def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings)
         decodings: As `read_decodings` returns them.
 
     Raises:
-        ConfigurationError: A mapping names a predictor that the student lacks.
+        ConfigurationError: A mapping names a predictor that the student lacks, or two elements are the same.
     """
     if not lms:
         assert not isinstance(decodings, Mapping)  # `read_decodings` has refused it
@@ -214,8 +217,9 @@ def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings)
             raise ConfigurationError(f"lms[{i}] names the predictors {unknown}; the student has {list(predictors)}.")
         given = {name: _at(element, name) for name in predictors}
         bound.append({name: lm for name, lm in given.items() if lm is not None})
+    _refuse_twins(bound)  # again: a mapping may say what an LM says
     return tuple(
-        Served(lms=mine, model=_words(names) if len(lms) > 1 else "", decodings=_of(decodings, element))
+        Served(lms=mine, model=_words(names, predictors) if len(lms) > 1 else "", decodings=_of(decodings, element))
         for element, mine, names in zip(lms, bound, model_names(bound), strict=True)
     )
 
@@ -227,9 +231,9 @@ def _of(decodings: Decodings, element: LMs) -> tuple[Decoding, ...]:
     return decodings.get(model, (Decoding(),))
 
 
-def _words(names: Mapping[str, ModelName]) -> str:
+def _words(names: Mapping[str, ModelName], predictors: Sequence[str]) -> str:
     different = set(names.values())
-    if len(different) == 1:
+    if len(different) == 1 and len(names) == len(predictors):
         return str(different.pop())
     return ", ".join(f"{predictor}: {name}" for predictor, name in names.items())
 

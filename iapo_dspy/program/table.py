@@ -197,7 +197,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         students: dspy.BaseLM | None = dict(self.student.named_predictors())[predictor].lm
         if name is None:
             return students
-        return self._lms.find(predictor, name) or (students if _is(students, name) else None)
+        found = self._lms.find(predictor, name)
+        return students if found is None and _is(students, name) else found
 
     def _missing(self, data: CompiledPolicy, prompt: int, program: dspy.Module) -> dict[str, ModelName]:
         """Give predictors their LMs where these were taken away; return those whose LM is nowhere to be found."""

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -102,17 +102,14 @@ def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, dec
         return
     params = request_params(lm, config, decoding)
     names = {*decoding.as_kwargs(), "max_completion_tokens"} & params.keys()
+    names -= set(params.get("allowed_openai_params") or ())
     settings = tuple(sorted((name, params[name]) for name in names))
     problem = _refusal(lm.model, params.get("custom_llm_provider"), settings) if settings else None
-    if problem is not None and not _allowed(params, names):
+    if problem is not None:
         raise ConfigurationError(
             f"{lm.model!r} cannot be asked with {decoding}: {problem} Leave that out of decoding, or give each model "
             "decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
         )
-
-
-def _allowed(params: Mapping[str, Any], names: Iterable[str]) -> bool:
-    return set(names) <= set(params.get("allowed_openai_params") or ())
 
 
 def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:

@@ -58,7 +58,7 @@ def test_combining_keeps_the_order_and_names_the_models() -> None:
     assert [s.model for s in combine([small], ["p"], (one,))] == [""]  # no choice, no name
     assert [s.model for s in combine([], ["p"], (one, two))] == [""]
     served = combine([small, {"q": large}, {"p": small, "q": large}], ["p", "q"], (one, two))
-    assert [s.model for s in served] == ["openai/s", "openai/l", "p: openai/s, q: openai/l"]
+    assert [s.model for s in served] == ["openai/s", "q: openai/l", "p: openai/s, q: openai/l"]
     assert [sorted(s.lms) for s in served] == [["p", "q"], ["q"], ["p", "q"]]
     served = combine([small, large], ["p"], {"openai/l": (two,)})
     assert [s.decodings for s in served] == [(one,), (two,)]
@@ -70,6 +70,8 @@ def test_lms_differ_by_what_they_send() -> None:
     for pair in ([lm(), lm()], [same, same], [{"p": lm()}, {"p": lm()}]):
         with pytest.raises(ConfigurationError, match=r"lms\[1\] is the same as lms\[0\]"):
             read_distinct_lms(pair)
+    with pytest.raises(ConfigurationError, match=r"lms\[1\] is the same as lms\[0\]"):
+        combine([same, {"p": same}], ["p"], (Decoding(),))
 
 
 def test_the_models_of_a_program() -> None:
@@ -112,6 +114,8 @@ def test_what_litellm_refuses_is_refused_beforehand() -> None:
     for model in ("openai/gpt-5-mini", "openai/served-here", "hosted_vllm/x", "azure/my-deployment", "nobody/knows"):
         check_decoding(lm(model), None, effort)
     check_decoding(lm("openai/gpt-4o-mini", allowed_openai_params=["reasoning_effort"]), None, effort)
+    both = Decoding(reasoning_effort="low", temperature=0.5)
+    check_decoding(lm("openai/gpt-4o-mini", allowed_openai_params=["reasoning_effort"]), None, both)
     check_decoding(lm("openai/gpt-4o-mini"), None, Decoding(temperature=0.5, top_p=0.9, max_tokens=9))
     check_decoding(DummyLM([]), None, effort)
 
