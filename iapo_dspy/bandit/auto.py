@@ -124,6 +124,11 @@ class Plan:
         query = np.take_along_axis(self._order[alive], position % x, axis=1)
         return Pulls(np.repeat(alive, times), query.reshape(-1), np.full(len(alive) * times, size))
 
+    @property
+    def looked(self) -> bool:
+        """Whether larger pulls would tell nothing that can be foreseen: only then may a run end early."""
+        return self._growth is not None or self.pull == self._largest
+
     def grow(self, done: int) -> None:
         """Make the pulls larger, after so many rounds."""
         if self._growth is None:
@@ -150,7 +155,7 @@ def _run(state: Standing, plan: Plan, budget: int) -> Algorithm:
         if r < plan.rounds:
             gain = state.gains()
             settled = gain.max() <= NEGLIGIBLE * state.spread
-            if settled and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
+            if settled and plan.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
                 break
             keep = math.ceil(n_prompts ** (1 - r / (plan.rounds - 1)))
             alive = survivors(gain, state.chosen_prompts(), keep)

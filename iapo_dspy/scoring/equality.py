@@ -107,6 +107,8 @@ def close(*, absolute: float = 0.0, relative: float = 0.0) -> Close:
 
 
 _LONGEST_FORMULA = 300
+_COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|sqrt|abs|mod)\b")
+_WORD = re.compile(r"[^\W\d_]{3,}")
 _TOWER = re.compile(r"(\^|\*\*)\s*[({\s]*[\w.]+[)}\s]*(\^|\*\*)|(\^|\*\*)\s*[({]*\s*\d{4,}|\d{3,}\s*!|!\s*!")
 
 
@@ -200,8 +202,10 @@ class _Formulas:
     def _parse(text: str, library: Any) -> Any:
         if len(text) > _LONGEST_FORMULA or _TOWER.search(text):
             return []
-        latex = text if "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text else f"${text}$"
-        for candidate in (latex, text):
+        marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
+        # Between dollar signs words are products of letters, and "listen" is "silent".
+        bare = not marked and not _WORD.search(_COMMAND.sub(" ", text))
+        for candidate in (f"${text}$", text) if bare else (text,):
             found = library.parse(candidate, parsing_timeout=None, raise_on_error=False)
             if found:
                 return found

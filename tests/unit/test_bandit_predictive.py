@@ -11,7 +11,6 @@ from iapo_dspy.bandit.estimators.predictive import Predictions, VotePredictor, e
 from iapo_dspy.bandit.estimators.traits import LOGITS, THETA, TraitModel, Traits
 from iapo_dspy.bandit.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.environments.synthetic import synthetic_bernoulli, synthetic_categorical
-from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Pulls
 from tests.support.draws import observe
 
@@ -314,11 +313,6 @@ def test_predictions_of_votes_grow_with_the_worth_of_a_right_answer(worth: float
     other = predict(Cells.of([observe(pulls, worth * right, 1 - right)], 3, 1), MV, 8)
     np.testing.assert_allclose(other.given_all, worth * one.given_all, rtol=1e-9)
     np.testing.assert_allclose(other.given_others, worth * one.given_others, rtol=1e-9)
-
-
-def test_other_aggregators_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="majority vote and Best-of-N"):
-        predictor(object(), np.ones((1, 1)), 1, 1)
 
 
 def test_the_grid_is_symmetric_and_reaches_certainty() -> None:

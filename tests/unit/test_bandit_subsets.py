@@ -119,12 +119,6 @@ def test_half_needs_one_scored_answer() -> None:
         cell_subsets(cells, MajorityVoteAggregator(ties="half"), np.ones((1, 1)), 2)
 
 
-def test_other_aggregators_are_refused() -> None:
-    cells = Cells.of([observe([(0, 0, 1)], [1])], 1, 1)
-    with pytest.raises(ConfigurationError, match="majority vote and Best-of-N"):
-        cell_subsets(cells, object(), np.ones((1, 1)), 2)
-
-
 @pytest.mark.parametrize("law", [[0.5, 0.3, 0.2], [0.4, 0.4, 0.1]])  # the second one fails now and then
 def test_votes_are_unbiased_over_all_sequences_of_draws(law: list[float]) -> None:
     n, outcomes = 5, [*range(len(law)), -1]

@@ -83,7 +83,9 @@ class AdditivePredictor:
             further = before * _DAMPING * (1.0 - _DAMPING**doublings) / (1.0 - _DAMPING)
             given_all[..., at] = level + further[:, :, None]
             given_others[..., at] = others + further[:, :, None]
-        return Predictions(given_all=given_all, given_others=given_others)
+        low, high = np.nanmin(unbiased, axis=(1, 2)), np.nanmax(unbiased, axis=(1, 2))  # sums know no bounds
+        limits = low[:, None, None, None], high[:, None, None, None]
+        return Predictions(given_all=np.clip(given_all, *limits), given_others=np.clip(given_others, *limits))
 
 
 @dataclass(frozen=True, kw_only=True)
