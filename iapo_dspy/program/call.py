@@ -36,6 +36,7 @@ class CallReport(BaseModel):
     Attributes:
         preference: Name of the preference, or None for an ad hoc one.
         cost_weight: Its cost weight.
+        asked: The whole preference as JSON data (`Preference.from_dict` reads it).
         prompt: Index of the prompt.
         label: The prompt in words.
         model: Model string of the LM that was asked; one for each predictor where they differ.
@@ -66,6 +67,7 @@ class CallReport(BaseModel):
 
     preference: str | None
     cost_weight: float
+    asked: dict[str, Any]
     prompt: int
     label: str
     model: str | tuple[str, ...]
@@ -226,6 +228,7 @@ class Call:
         return CallReport(
             preference=self.preference.name,
             cost_weight=self.preference.cost,
+            asked=self.preference.to_dict(),
             prompt=self.arm.prompt,
             label=self.label,
             model=models_of(self.program),

@@ -6,13 +6,14 @@ import asyncio
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.ambient import current_preference
 from iapo_dspy.program.call import Call, CallReport, Drawn
+from iapo_dspy.program.explain import Explanation, explain, report_of
 from iapo_dspy.program.models import LMs, read_lms
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reprice import prices_of
@@ -21,6 +22,9 @@ from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm, Preference
+
+if TYPE_CHECKING:
+    from iapo_dspy.program.runnable import ProgramRunnable
 
 __all__ = ["CallReport", "CompiledProgram"]
 
@@ -164,6 +168,46 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if self.detailed_results is not None:
             twin.detailed_results = self.detailed_results.reprice(usd_per_million, model=model)
         return twin
+
+    def explain(
+        self, call: dspy.Prediction | CallReport | None = None, *, preference: str | Preference | None = None
+    ) -> Explanation:
+        """Say why a call does what it does: what was asked for, the arm, what it promises, and what else there was.
+
+        Everything is solved from the stored evidence, without LM calls.
+
+        Args:
+            call: A prediction of this program, or its `iapo` report, to explain that call.
+            preference: Or a preference, as for `solve`; None is what a call would use now.
+
+        Raises:
+            ConfigurationError: Both were given, or the prediction is of no compiled program.
+            UnknownPreference: No preference of that name was compiled.
+        """
+        report = report_of(call)
+        if report is not None and preference is not None:
+            raise ConfigurationError("explain(call, preference=...): give one of them, not both.")
+        asked = self._resolve(preference) if report is None else Preference.from_dict(report.asked)
+        return explain(self.policy, asked, report)
+
+    def as_runnable(
+        self, preference: str | Preference | None = None, *, output: Literal["fields", "prediction"] = "fields"
+    ) -> ProgramRunnable:
+        """Return this program as a LangChain `Runnable`; see `ProgramRunnable`.
+
+        Args:
+            preference: The preference of calls that name none; None leaves it to the program.
+            output: "fields" for a dictionary of the output fields, "prediction" for the `dspy.Prediction`.
+
+        Raises:
+            ImportError: langchain-core is not installed.
+            ConfigurationError: There is no such preference.
+        """
+        try:
+            from iapo_dspy.program.runnable import ProgramRunnable
+        except ImportError as error:
+            raise ImportError("as_runnable needs langchain-core: pip install 'iapo_dspy[langchain]'.") from error
+        return ProgramRunnable(self, preference, output=output)
 
     def _resolve(self, preference: Any) -> Preference:
         data = self.policy.ready

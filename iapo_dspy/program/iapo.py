@@ -22,7 +22,9 @@ from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.program.again import unwrap
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.mlflow_log import log_compile
 from iapo_dspy.program.models import default_cost, read_decodings, read_distinct_lms
+from iapo_dspy.program.params import params_of
 from iapo_dspy.program.pipelines import LivePrompts
 from iapo_dspy.program.plan import Plan, check_preferences, make_plan, parse_algorithm
 from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, prompt_states, rounded
@@ -454,11 +456,16 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
                 held_out,
                 complete=outcome.complete,
             )
+            log_compile(self.get_params(), program.detailed_results)
         if plan.pipeline is None:
             return program
         pipeline = plan.pipeline.deployed(program)
         pipeline.detailed_results = program.detailed_results
         return pipeline
+
+    def get_params(self) -> dict[str, Any]:
+        """Return the settings as plain JSON data, functions and programs by name: no key is among them."""
+        return params_of(self)
 
 
 def _spent_before(record: SpentRecord) -> Spent:

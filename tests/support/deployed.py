@@ -13,7 +13,13 @@ from tests.support.worlds import exact, questions
 
 
 def deploy(
-    student: dspy.Module, strategy: Strategy, candidates: Sequence[Any], arms: Mapping[str, Arm], **kwargs: Any
+    student: dspy.Module,
+    strategy: Strategy,
+    candidates: Sequence[Any],
+    arms: Mapping[str, Arm],
+    *,
+    train: Sequence[dspy.Example] | None = None,
+    **kwargs: Any,
 ) -> CompiledProgram:
     """Compile a student on next to nothing with the configured LM, and give each preference the arm it is to have.
 
@@ -22,6 +28,7 @@ def deploy(
         strategy: The strategy.
         candidates: One for each prompt.
         arms: Name of the preference -> its arm; the first preference is the default.
+        train: The training examples; two sums by default.
         **kwargs: For `IAPO`.
     """
     settings: dict[str, Any] = {
@@ -33,7 +40,7 @@ def deploy(
         "progress": False,
     }
     optimizer = IAPO(strategy=strategy, **{**settings, **kwargs})
-    program = optimizer.compile(student, trainset=questions(2))
+    program = optimizer.compile(student, trainset=train or questions(2))
     policy = dataclasses.replace(program.policy.ready, arms=tuple(arms.values()))
     programs = program.detailed_results.candidate_programs
     return CompiledProgram(student, strategy, policy, programs=programs, preference_field=optimizer.preference_field)

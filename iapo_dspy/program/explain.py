@@ -1,0 +1,260 @@
+"""Why a call of a compiled program does what it does, in a few lines."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+import numpy as np
+
+from iapo_dspy.bandit.inference import Z95, choices
+from iapo_dspy.bandit.problem import Outcome
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.program.call import CallReport
+from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.types import Arm, Preference, Stop
+
+__all__ = ["Explanation", "Option", "explain", "report_of"]
+
+_LONGEST_LABEL = 60
+_STOPPED = {
+    "settled": "the rest could not have changed the result",
+    "confident": "the leading answer was ahead by enough",
+    "threshold": "a completion was good enough",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An arm and what it is estimated to be worth to the preference.
+
+    Attributes:
+        what: Its part: "chosen", "best other prompt", "one completion of the same prompt", "best single completion".
+        prompt: Index of the prompt.
+        label: The prompt in words.
+        n: Completions drawn and aggregated, at most.
+        utility: Estimated utility (eq. 3); None without evidence.
+        reward: Estimated task reward without the cost; None without evidence.
+        cost: Estimated cost per query, in the unit of the run; None without evidence.
+    """
+
+    what: str
+    prompt: int
+    label: str
+    n: int
+    utility: float | None
+    reward: float | None
+    cost: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a preference asks for, which arm serves it and why, and what one call did.
+
+    Estimates rest on the stored evidence; the best of many estimates is optimistic.
+
+    Attributes:
+        preference: What was asked for, in words.
+        chosen: The arm.
+        stop: Its waves and its stopping rule in words; None where all completions are drawn at once.
+        standard_error: Of the chosen arm's utility; None for algorithms without standard errors.
+        probability_best: Probability that the chosen prompt is the best one for this preference; None as above.
+        evidence: What is behind the choice: queries on which the prompt was drawn; for `psst`, groups of N completions.
+        alternatives: What else there was, best first.
+        cost_unit: What costs are counted in.
+        call: The call that is explained; None for a preference alone.
+    """
+
+    preference: str
+    chosen: Option
+    stop: str | None
+    standard_error: float | None
+    probability_best: float | None
+    evidence: int
+    alternatives: tuple[Option, ...]
+    cost_unit: str
+    call: CallReport | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {
+            **plain,
+            "chosen": dataclasses.asdict(self.chosen),
+            "alternatives": [dataclasses.asdict(option) for option in self.alternatives],
+            "call": self.call.model_dump(mode="json") if self.call is not None else None,
+        }
+
+    def __str__(self) -> str:
+        """Return a few lines for people."""
+        stop = f"; {self.stop}" if self.stop else ""
+        lines = [
+            f"Preference: {self.preference}.",
+            f"Arm: N={self.chosen.n} of prompt {self.chosen.prompt}, {_short(self.chosen.label)}{stop}.",
+            f"Expected: {self._estimates(self.chosen)}{self._sureness()}.",
+        ]
+        for option in self.alternatives:
+            lines.append(
+                f"Instead: {option.what}, N={option.n} of prompt {option.prompt}, {_short(option.label)}: "
+                f"{self._estimates(option)}."
+            )
+        if self.call is not None:
+            lines.append(f"This call: {_did(self.call)}.")
+        return "\n".join(lines)
+
+    def _estimates(self, option: Option) -> str:
+        if option.utility is None or option.reward is None or option.cost is None:
+            return "not known, there is no evidence"
+        behind = ""
+        if option is not self.chosen and self.chosen.utility is not None:
+            behind = f" ({option.utility - self.chosen.utility:+.3f})"
+        return (
+            f"utility {option.utility:.3f}{behind}, reward {option.reward:.3f}, cost {option.cost:.3g} {self.cost_unit}"
+        )
+
+    def _sureness(self) -> str:
+        parts = []
+        if self.standard_error is not None:
+            parts.append(f"utility +-{Z95 * self.standard_error:.3f}")
+        if self.probability_best is not None:
+            parts.append(f"its prompt is the best with p={self.probability_best:.2f}")
+        parts.append(f"from {self.evidence} observations")
+        return f"; {', '.join(parts)}"
+
+
+def report_of(call: Any) -> CallReport | None:
+    """Return the report of a prediction, or the report itself.
+
+    Raises:
+        ConfigurationError: It is neither.
+    """
+    report = getattr(call, "iapo", None) if isinstance(call, dspy.Prediction) else call
+    if (report is None and call is None) or isinstance(report, CallReport):
+        return report
+    raise ConfigurationError(
+        f"explain({call!r}): give what a call of this program returned, or its `iapo` report; or preference=... to "
+        "explain what a call would do."
+    )
+
+
+def explain(table: PolicyTable, preference: Preference, report: CallReport | None = None) -> Explanation:
+    """Explain a preference, and one call of it; see `CompiledProgram.explain`.
+
+    Raises:
+        ConfigurationError: The report is of another program.
+    """
+    data = table.ready
+    assert table.strategy is not None  # set together with the data
+    arm = table.arm_of(preference)
+    if report is not None and (report.prompt, report.planned) != (arm.prompt, arm.n):
+        if report.prompt >= len(data.prompts) or report.planned > data.max_n:
+            raise ConfigurationError(
+                f"The report is of prompt {report.prompt} with N={report.planned}, which this program does not have: "
+                "explain it by the program that made the call."
+            )
+        arm = Arm(report.prompt, report.planned)  # the program was compiled or loaded anew since that call
+    outcome = data.solve(preference, table.strategy)
+    chosen = _option(table, outcome, "chosen", arm)
+    sure = choices(outcome)
+    own = sure is not None and outcome.policy[0].prompt == arm.prompt
+    error = outcome.estimates.standard_error
+    return Explanation(
+        preference=in_words(preference),
+        chosen=chosen,
+        stop=_stop_in_words(arm.stop) if arm.stop is not None else None,
+        standard_error=_known(error[0, arm.prompt, arm.n - 1]) if error is not None else None,
+        probability_best=sure[0].probability_best if sure is not None and own else None,
+        evidence=int(outcome.count[arm.prompt, 0 if error is not None else arm.n - 1]),
+        alternatives=_alternatives(table, outcome, arm),
+        cost_unit=data.cost.unit,
+        call=report,
+    )
+
+
+def _alternatives(table: PolicyTable, outcome: Outcome, arm: Arm) -> tuple[Option, ...]:
+    """Return the arms that a reader would ask about, each once, best first."""
+    q = np.where(np.isnan(outcome.q[0]), -np.inf, outcome.q[0])
+    others = np.where(np.arange(len(q))[:, None] == arm.prompt, -np.inf, q)
+    asked: dict[Arm, str] = {}
+
+    def ask(what: str, values: np.ndarray[Any, Any]) -> None:
+        prompt, column = np.unravel_index(int(values.argmax()), values.shape)
+        found = Arm(int(prompt), int(column) + 1)
+        if np.isfinite(values[prompt, column]) and found != Arm(arm.prompt, arm.n):
+            asked.setdefault(found, what)
+
+    ask("best other prompt", others)
+    same = Arm(arm.prompt, 1)
+    if arm.n > 1 and np.isfinite(q[arm.prompt, 0]):
+        asked.setdefault(same, "one completion of the same prompt")
+    ask("best single completion", q[:, :1])
+    ranked = sorted(asked, key=lambda a: -q[a.prompt, a.n - 1])
+    return tuple(_option(table, outcome, asked[a], a) for a in ranked)
+
+
+def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option:
+    at = arm.prompt, arm.n - 1
+    utility = _known(outcome.q[0][at])
+    return Option(
+        what=what,
+        prompt=arm.prompt,
+        label=table.label_of(arm.prompt),
+        n=arm.n,
+        utility=utility,
+        reward=_known(outcome.reward[0][at]) if utility is not None else None,
+        cost=_known(outcome.estimates.cost[at]) if utility is not None else None,
+    )
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def in_words(preference: Preference) -> str:
+    """Return a preference in words."""
+    data = preference.to_dict()
+    name, cost, weights = (data.pop(key, None) for key in ("name", "cost", "weights"))
+    parts = []
+    if weights:
+        parts.append("weights " + ", ".join(f"{k} {v:g}" for k, v in weights.items()))
+    if cost is not None:
+        dear = f"cost weight {cost:g}, so that an average single completion costs {0.01 * cost:.3g} of the objective"
+        parts.append(dear if cost else "the best, whatever it costs")
+    parts += [f"{key}={value}" for key, value in data.items() if value is not None]
+    return f"{name or 'ad hoc'} ({'; '.join(parts)})"
+
+
+def _stop_in_words(stop: Stop) -> str:
+    rules = ["once the rest cannot change the result"]
+    if stop.confidence is not None:
+        rules.append(f"once the leading answer is ahead with confidence {stop.confidence:g}")
+    if stop.threshold is not None:
+        rules.append(f"once a completion reaches {stop.threshold:g}")
+    return f"drawn in waves up to {', '.join(map(str, stop.waves))}, and stopped {', or '.join(rules)}"
+
+
+def _did(report: CallReport) -> str:
+    drew = f"drew {report.n} of {report.planned}" if report.n < report.planned else f"drew all {report.n}"
+    parts = [f"{drew} in {report.waves} {'wave' if report.waves == 1 else 'waves'}"]
+    if report.stopped is not None:
+        parts[0] += f" ({report.stopped}: {_STOPPED.get(report.stopped, 'its rule said so')})"
+    if report.votes is not None:
+        shown = [f"{_short(answer)} {votes}" for answer, votes in list(report.votes.items())[:4]]
+        parts.append(f"votes {', '.join(shown)}{', ...' if len(report.votes) > 4 else ''}")
+    if report.utilities is not None:
+        best = report.utilities[report.winner]
+        parts.append(f"completion {report.winner} was the best" + (f" with {best:.3f}" if best is not None else ""))
+    if report.failures:
+        cause = next(iter(report.failures.values()))
+        parts.append(f"{len(report.failures)} failed ({_short(cause)})")
+    usd = f", ${report.usd:.3g}" if report.usd is not None else ""
+    parts.append(f"{report.prompt_tokens:.0f} input and {report.completion_tokens:.0f} output tokens{usd}")
+    parts.append(f"{report.seconds:.2f} s")
+    return "; ".join(parts)
+
+
+def _short(text: str) -> str:
+    line = " ".join(str(text).split())
+    return repr(line if len(line) <= _LONGEST_LABEL else line[: _LONGEST_LABEL - 3] + "...")

@@ -1,0 +1,184 @@
+"""MLflow's autologging and model flavour, with the real package and a store on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from iapo_dspy import IAPO, AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference
+from tests.support.deployed import deploy
+from tests.support.loopback import Loopback
+from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
+
+mlflow = pytest.importorskip("mlflow")
+pytest.importorskip("mlflow.dspy")
+ROOT = Path(__file__).parents[2]
+PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty & quick", cost=30.0)]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Make one sqlite store; making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+        mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def store(database: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Track to an experiment of the test's own; undo what autologging does to DSPy."""
+    name = request.node.name
+    mlflow.set_experiment(experiment_id=mlflow.create_experiment(name, artifact_location=(database / name).as_uri()))
+    settings = dspy.settings.callbacks, dspy.settings.track_usage
+    yield
+    mlflow.dspy.autolog(disable=True, silent=True)
+    dspy.settings.configure(callbacks=settings[0], track_usage=settings[1])
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+
+
+def optimizer(**kwargs: Any) -> IAPO:
+    settings: dict[str, Any] = {
+        "metric": exact,
+        "strategy": MajorityVote("answer"),
+        "preferences": PREFERENCES,
+        "max_n": 4,
+        "budget": 60,
+        "candidates": [QUICK, CAREFUL],
+        "progress": False,
+    }
+    return IAPO(**{**settings, **kwargs})
+
+
+def test_a_compile_is_logged_with_settings_results_and_the_program(store: None) -> None:
+    mlflow.dspy.autolog(log_compiles=True, silent=True)
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        compiler = optimizer()
+        attributes = set(vars(compiler))
+        program = compiler.compile(dspy.Predict("question -> answer"), trainset=questions(8))
+    assert set(vars(compiler)) == attributes  # MLflow adds to what get_params returns
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["max_n"] == "4" and run.data.params["metric"].endswith("exact")
+    assert CAREFUL in run.data.params["candidates"] and "completions" in run.data.params["budget"]
+    rows = program.detailed_results.policy
+    for name, row in zip(("quality", "thrifty _ quick"), rows, strict=True):
+        assert run.data.metrics[f"{name}/n"] == row.arm.n
+        assert run.data.metrics[f"{name}/utility"] == pytest.approx(row.utility)
+    assert run.data.metrics["spent/completions"] == program.detailed_results.spent.completions
+    state = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path="best_model.json"))
+    loaded = CompiledProgram(dspy.Predict("question -> answer"))
+    loaded.load(state)
+    assert loaded.policy.ready.arms == program.policy.ready.arms
+    everything = json.dumps(run.to_dictionary()) + state.read_text()
+    assert "secret" not in everything and "quality" in mlflow.artifacts.load_text(
+        f"runs:/{run.info.run_id}/iapo_result.txt"
+    )
+
+
+def test_nothing_is_logged_where_it_was_not_asked_for(store: None) -> None:
+    mlflow.dspy.autolog(silent=True)  # traces only
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        optimizer().compile(dspy.Predict("question -> answer"), trainset=questions(4))
+        with mlflow.start_run() as active:
+            optimizer().compile(dspy.Predict("question -> answer"), trainset=questions(4))
+    assert not mlflow.get_run(active.info.run_id).data.params
+    assert len(mlflow.search_runs(output_format="list")) == 1
+    assert not mlflow.search_traces(return_type="list")
+
+
+def test_a_store_that_fails_does_not_lose_the_program(
+    store: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError("the disk is full")
+
+    mlflow.dspy.autolog(log_compiles=True, silent=True)
+    monkeypatch.setattr(mlflow, "log_metrics", broken)
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), caplog.at_level(logging.WARNING):
+        assert optimizer().compile(dspy.Predict("question -> answer"), trainset=questions(4)).arms
+    assert "the disk is full" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["call", "acall", "batch"])
+def test_a_call_is_one_trace_with_spans_and_usage(store: None, way: str) -> None:
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        arms = {"q": Arm(0, 4)}
+        program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [CAREFUL], arms)
+    mlflow.dspy.autolog(silent=True)
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        if way == "call":
+            prediction = program(question="3 + 4")
+        elif way == "acall":
+            prediction = asyncio.run(program.acall(question="3 + 4"))
+        else:
+            row = dspy.Example(question="3 + 4").with_inputs("question")
+            (prediction,) = program.batch([row], disable_progress_bar=True)
+        sent = server.prompt_tokens, server.completion_tokens
+    (trace,) = mlflow.search_traces(return_type="list")
+    assert trace.info.status == "OK" or str(trace.info.state).endswith("OK")
+    (root,) = [s for s in trace.data.spans if s.parent_id is None]
+    assert root.name == "CompiledProgram.forward"
+    assert root.inputs["question"] == "3 + 4" and root.outputs == {"answer": prediction.answer}
+    usage = root.attributes["mlflow.chat.tokenUsage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == sent
+    kinds = [s.span_type for s in trace.data.spans]
+    assert kinds.count("CHAT_MODEL") == 4 and all(s.end_time_ns for s in trace.data.spans)
+    assert "secret" not in trace.to_json()
+
+
+def test_a_failed_call_is_a_failed_trace(store: None) -> None:
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [CAREFUL], {"q": Arm(0, 2)})
+    mlflow.dspy.autolog(silent=True)
+    with Loopback(lambda body, i: "garbage") as server, dspy.context(lm=server.lm(seed=1)):
+        with pytest.raises(AllCompletionsFailed):
+            program(question="3 + 4")
+    (trace,) = mlflow.search_traces(return_type="list")
+    assert "ERROR" in str(trace.info.state) and "AllCompletionsFailed" in trace.to_json()
+
+
+def test_a_saved_model_answers_in_another_process(store: None, tmp_path: Path) -> None:
+    with Loopback(adder) as server:
+        with dspy.context(lm=server.lm(seed=1)):
+            arms = {"quality": Arm(0, 4), "thrifty": Arm(1, 1)}
+            program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [CAREFUL, QUICK], arms)
+            mlflow.dspy.save_model(program.with_preference("thrifty"), str(tmp_path / "model"), pip_requirements=[])
+        script = (
+            "import sys, mlflow, dspy\n"
+            "program = mlflow.dspy.load_model(sys.argv[1])\n"
+            "dspy.configure(lm=dspy.LM('openai/fake', api_base=sys.argv[2], api_key='k', cache=False, seed=1))\n"
+            "prediction = program(question='4 + 4')\n"
+            "print(prediction.answer, prediction.iapo.preference, program.solve('quality').n)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "model"), server.base],
+            capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["8", "thrifty", "4"]
+
+
+def test_settings_are_plain_data_without_keys() -> None:
+    lm = dspy.LM("openai/x", api_key="sk-very-secret")
+    bound = dspy.Predict("question -> answer")
+    bound.set_lm(lm)
+    compiler = optimizer(candidates=[bound, {"self": "Answer."}], strategy=MajorityVote("answer", normalize=str.lower))
+    params = compiler.get_params()
+    text = json.dumps(params)
+    assert "very-secret" not in text and "lower" in text and "Predict" in text
+    params["max_n"] = 99
+    assert compiler.max_n == 4
