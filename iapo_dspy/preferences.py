@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -84,6 +84,8 @@ class Preference:
             if value is not None and not (is_number(value) and value > 0 and whole):
                 kind = "a whole number >= 1" if name == "max_tokens" else "a finite number > 0"
                 raise ConfigurationError(f"{label}: {name} is {value!r}; it must be {kind}, or left out.")
+            if value is not None:  # plain numbers, which JSON can hold
+                object.__setattr__(self, name, int(value) if name == "max_tokens" else float(value))
 
     @classmethod
     def worth(
@@ -215,30 +217,36 @@ def preference_grid(
     """
     if len(set(objectives)) < len(objectives) or not all(isinstance(o, str) and o.strip() for o in objectives):
         raise ConfigurationError(f"preference_grid{objectives!r}: give different names of objectives.")
-    prices = [_weight(c, "preference_grid: cost") for c in costs]
-    if not prices or len(set(prices)) < len(prices):
+    prices = [_weight(c, "preference_grid: cost") for c in costs] if isinstance(costs, Iterable) else []
+    if not prices or len({_short(c) for c in prices}) < len(prices):
         raise ConfigurationError(f"preference_grid(costs={costs!r}): give at least one cost weight, each once.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ConfigurationError(f"preference_grid(steps={steps!r}): give a whole number >= 1.")
     if len(objectives) < 2:
-        return tuple(Preference(f"cost={c:g}", cost=c) for c in prices)
+        return tuple(Preference(f"cost={_short(c)}", cost=c) for c in prices)
     least, free = (0 if edges else 1), len(objectives) - 1
     if (steps - least * len(objectives)) < 0 or math.comb(steps + free, free) * len(prices) > _MOST_POINTS:
         raise ConfigurationError(
             f"preference_grid: {len(objectives)} objectives at steps of 1/{steps} give no weights, or more than "
             f"{_MOST_POINTS:,} preferences; choose another `steps`."
         )
-    parts = itertools.product(range(least, steps + 1), repeat=free)
-    points = [(*p, steps - sum(p)) for p in parts if steps - sum(p) >= least]
+    # Stars and bars: bars among the free steps cut them into one part per objective, in lexicographic order.
+    loose = steps - least * len(objectives)
+    ends = ((-1, *bars, loose + free) for bars in itertools.combinations(range(loose + free), free))
+    points = [tuple(b - a - 1 + least for a, b in itertools.pairwise(end)) for end in ends]
     return tuple(
         Preference(
-            " ".join([*(f"{o}={k / steps:.4g}" for o, k in zip(objectives, point, strict=True)), f"cost={c:g}"]),
+            " ".join([*(f"{o}={k / steps:.4g}" for o, k in zip(objectives, point, strict=True)), f"cost={_short(c)}"]),
             weights={o: k / steps for o, k in zip(objectives, point, strict=True)},
             cost=c,
         )
         for point in points
         for c in prices
     )
+
+
+def _short(number: float) -> str:
+    return f"{number:.12g}"
 
 
 def _words(unit: str) -> str:
