@@ -38,6 +38,11 @@ def check_known(preference: Preference, evidence: Sequence[Observations]) -> Non
             "Give them: program.reprice(usd_per_million=(0.15, 0.60)), or compile with "
             "cost=Cost(usd_per_million=...) or LMs that LiteLLM knows the price of."
         )
+    if "seconds" in preference.resources and np.isnan(np.concatenate(used)[:, RESOURCES.index("seconds")]).all():
+        raise ConfigurationError(
+            f"{preference} counts seconds, and the run measured none, as with batch=...: compile without batch jobs, "
+            "or leave the seconds out."
+        )
 
 
 def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -> None:
@@ -56,10 +61,11 @@ def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -
     if charges.most_waves()[0, arm.prompt, arm.n - 1] >= waves:
         return
     upper = charges.upper()[:, arm.prompt, arm.n - 1]
-    least = {unit: float(upper[RESOURCES.index(unit)]) for unit in preference.caps}
+    times = {"seconds": waves}
+    least = {unit: float(upper[RESOURCES.index(unit)]) * times.get(unit, 1) for unit in preference.caps}
     broken = {unit: cap for unit, cap in preference.caps.items() if not least[unit] <= cap}
-    wanted = ", ".join(f"{_NAMES[u]}={cap:.6g}" for u, cap in broken.items())
-    takes = ", ".join(f"{least[unit]:.4g} {_UNITS[unit]}" for unit in broken)
+    wanted = ", ".join(f"{_NAMES[unit]}={cap:.6g}" for unit, cap in broken.items())
+    takes = ", ".join(f"{_up(unit, least[unit])} {_UNITS[unit]}" for unit in broken)
     raise CapsTooTight(
         f"No arm keeps {wanted} of {preference}. The cheapest is prompt {arm.prompt} with N={arm.n} ({label!r}): a "
         f"call of it takes up to {takes}, by estimate plus its uncertainty. Raise the cap to that, or compile "
@@ -67,6 +73,14 @@ def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -
         arm=arm,
         needs={_NAMES[unit]: least[unit] for unit in broken},
     )
+
+
+def _up(unit: str, value: float) -> str:
+    """Write a need such that a cap of the number that is shown is high enough."""
+    if not value > 0 or math.isinf(value):
+        return "an unknown number of"
+    step = 1.0 if unit == "tokens" else 10.0 ** (math.floor(math.log10(value)) - 2)
+    return f"{math.ceil(value / step) * step:.6g}"
 
 
 def tokens_of_each(preference: Preference, arm: Arm, charges: Charges, price: Price | None) -> int | None:

@@ -62,10 +62,11 @@ def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]
         taken: What each of its completions took [m].
 
     Returns:
-        What they took together, and the part that a query takes once [R] each; NaN where a price is not known.
+        What they took together, and the part that a query takes once [R] each; NaN where a price is not known, and for
+        the seconds where nothing came back.
     """
-    longest = max((t.latency_s for t in taken), default=0.0)
-    usd = sum(float("nan") if t.usd is None else t.usd for t in taken)
+    longest = max((t.latency_s for t in taken if _answered(t)), default=0.0) or float("nan")
+    usd = sum(_dollars(t) for t in taken)
     used = {
         "tokens": sum(t.completion_tokens for t in taken),
         "prompt_tokens": sum(t.prompt_tokens for t in taken),
@@ -79,6 +80,17 @@ def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]
         "seconds": longest,
     }
     return tuple(float(used[r]) for r in RESOURCES), tuple(float(once.get(r, 0.0)) for r in RESOURCES)
+
+
+def _dollars(taken: Taken) -> float:
+    """Return what a completion took; what was refused before it took any tokens was free, whatever the price."""
+    if taken.usd is not None:
+        return taken.usd
+    return float("nan") if _answered(taken) else 0.0
+
+
+def _answered(taken: Taken) -> bool:
+    return bool(taken.prompt_tokens or taken.completion_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
