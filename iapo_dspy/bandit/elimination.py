@@ -153,7 +153,7 @@ class Elimination:
             choice = np.where(seen, q, screened)
             cost = np.where(np.isnan(cost), self._screened.cost, cost)
         return Outcome(
-            policy=best_arms(choice, self._price(cost), self.active),
+            policy=best_arms(choice, self._price(cost), self._eligible(choice)),
             q=q,
             estimates=self._estimates,
             spent=self.spent,
@@ -163,6 +163,18 @@ class Elimination:
             complete=complete,
             charges=self._charges,
         )
+
+    def _eligible(self, choice: FloatArray) -> NDArray[np.bool_]:
+        """Return the arms that may be chosen [C, P, N].
+
+        These are the living ones, unless the last round showed that they break a cap: then all that keep it take part.
+        """
+        if self._problem.contexts.plain:
+            return self.active
+        keeping = self._charges.allowed() & ~np.isnan(choice)
+        living = self.active & keeping
+        eligible = np.where(living.any(axis=(1, 2), keepdims=True), living, keeping)
+        return np.where(eligible.any(axis=(1, 2), keepdims=True), eligible, self.active)
 
     def _price(self, cost: FloatArray) -> FloatArray | None:
         return cost if self._prefer_cheaper else None

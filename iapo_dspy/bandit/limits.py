@@ -1,0 +1,158 @@
+"""Upper bounds of what one call takes, fitted to the pulls of a run.
+
+**Amounts** (tokens, dollars) of a completion vary between queries and within a query. Relative to its prompt's mean,
+the mean of a pull of m completions has the variance f_p (B + W / m): B and W are fitted to the pulls of all prompts,
+and the factor f_p, which says how much more or less a prompt varies than the others do, is shrunk towards 1. The bound
+of one completion is mean * (1 + z sqrt(f_p (B + W + error of the mean))). It holds for every completion and not only
+for their sum: a deployed call limits each of them to its part of the cap, and one that is cut off casts no vote.
+
+**Seconds**: the log latency of a pull of m completions is a_p + b log m + noise, with a slope b in [0, 1] that all
+prompts share; pulls of one size say nothing of it, so it has a prior. The bound is the z-quantile of a new call, errors
+of the fit included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["Z", "affine_seconds", "upper_amounts", "upper_seconds"]
+
+Z = 2.326348  # standard errors that an upper bound lies above the mean: 99 %, for one call
+_PSEUDO_PULLS = 5.0  # weight of the pooled spread in each prompt's own
+_UNKNOWN = 0.25  # relative variance of an amount of which no prompt has two pulls
+_SLOPE, _SLOPE_VARIANCE = 0.25, 0.0625  # prior of b: between "n does not matter" and a square root
+
+
+def upper_amounts(
+    prompt: IntArray, size: IntArray, used: FloatArray, once: FloatArray, n_prompts: int, max_n: int
+) -> FloatArray:
+    """Return an upper bound of what one call of every arm takes of a resource that adds up.
+
+    Args:
+        prompt: Prompt of each pull [B].
+        size: Its completions [B].
+        used: What they took together [B].
+        once: What the pull took once [B].
+        n_prompts: P.
+        max_n: N.
+
+    Returns:
+        Bounds [P, N]; NaN for prompts without pulls, and where a use is not known.
+    """
+    a_request = _upper(prompt, np.ones_like(size), once, n_prompts)
+    a_completion = _upper(prompt, size, used - once, n_prompts)
+    return np.asarray(a_request[:, None] + a_completion[:, None] * np.arange(1, max_n + 1))
+
+
+def _upper(prompt: IntArray, size: IntArray, total: FloatArray, n_prompts: int) -> FloatArray:
+    """Return an upper bound of one of the `size` parts of which each pull's `total` is the sum [P]."""
+    pulls = np.bincount(prompt, minlength=n_prompts)
+    parts = np.bincount(prompt, weights=size, minlength=n_prompts)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.bincount(prompt, weights=total, minlength=n_prompts) / parts
+        relative = np.where(mean[prompt] == 0, 0.0, total / size / mean[prompt] - 1.0)
+    several = (pulls[prompt] > 1) & np.isfinite(relative)
+    if not several.any():
+        return np.asarray(mean * (1.0 + Z * np.sqrt(2.0 * _UNKNOWN)))
+    # A mean that is fitted to the same pulls takes one degree of freedom of each prompt.
+    freedom = np.maximum(pulls - 1, 1)
+    owner, m = prompt[several], size[several]
+    square = relative[several] ** 2
+    between, within = _spread(square * (pulls / freedom)[owner], m)
+    single = between + within
+    if single == 0:
+        return np.asarray(mean)
+    seen = np.bincount(owner, weights=square / (between + within / m), minlength=n_prompts)
+    factor = (seen + _PSEUDO_PULLS) / (np.bincount(owner, minlength=n_prompts) - (pulls > 1) + _PSEUDO_PULLS)
+    error = (between + within / (parts / np.maximum(pulls, 1)).clip(1.0)) / np.maximum(pulls, 1)
+    return np.asarray(mean * (1.0 + Z * np.sqrt(factor * (single + error))))
+
+
+def _spread(square: FloatArray, size: IntArray) -> tuple[float, float]:
+    """Fit E[square] = between + within / size by least squares, both >= 0; one size tells them not apart: halves."""
+    inverse = 1.0 / size
+    mean = float(square.mean())
+    if np.ptp(inverse) == 0:
+        half = mean / (1.0 + float(inverse[0]))
+        return half, half
+    centred = inverse - inverse.mean()
+    within = float((centred * square).sum() / (centred**2).sum())
+    between = mean - within * float(inverse.mean())
+    if within < 0:
+        return mean, 0.0
+    if between < 0:
+        return 0.0, float((inverse * square).sum() / (inverse**2).sum())
+    return between, within
+
+
+def upper_seconds(prompt: IntArray, size: IntArray, seconds: FloatArray, n_prompts: int, max_n: int) -> FloatArray:
+    """Return an upper bound of how long one wave of every arm takes [P, N]; NaN where nothing is known.
+
+    Args:
+        prompt: Prompt of each pull [B].
+        size: Its completions [B].
+        seconds: How long it took [B]; NaN where that is not known.
+        n_prompts: P.
+        max_n: N.
+    """
+    known = seconds > 0
+    prompt, log, scale = prompt[known], np.log(seconds[known]), np.log(size[known])
+    pulls = np.bincount(prompt, minlength=n_prompts)
+    count = np.maximum(pulls, 1)
+    log_mean, log_rest = _centred(prompt, log, count)
+    scale_mean, scale_rest = _centred(prompt, scale, count)
+    total, product = float((scale_rest**2).sum()), float((scale_rest * log_rest).sum())
+    freedom = max(len(log) - int((pulls > 0).sum()) - 1, 1)
+
+    def noise(slope: float) -> FloatArray:
+        return np.asarray((log_rest - slope * scale_rest) ** 2)
+
+    pooled = float(noise(product / total if total > 0 else 0.0).sum()) / freedom
+    precision = total / pooled + 1.0 / _SLOPE_VARIANCE if pooled > 0 else np.inf
+    if total > 0:
+        slope = product / total if pooled == 0 else (product / pooled + _SLOPE / _SLOPE_VARIANCE) / precision
+    else:
+        slope, precision = _SLOPE, 1.0 / _SLOPE_VARIANCE
+    slope = float(np.clip(slope, 0.0, 1.0))
+    own = np.bincount(prompt, weights=noise(slope), minlength=n_prompts)
+    variance = (own + _PSEUDO_PULLS * pooled) / (np.maximum(pulls - 1, 0) + _PSEUDO_PULLS)
+    away = np.log(np.arange(1, max_n + 1)) - scale_mean[:, None]
+    spread = (variance * (1.0 + 1.0 / count))[:, None] + away**2 / precision
+    bound = np.exp(log_mean[:, None] + slope * away + Z * np.sqrt(spread))
+    # Fewer completions take no longer, however little is known of them.
+    bound = np.minimum.accumulate(bound[:, ::-1], axis=1)[:, ::-1]
+    return np.where(pulls[:, None] > 0, bound, np.nan)
+
+
+def affine_seconds(
+    prompt: IntArray, size: IntArray, seconds: FloatArray, n_prompts: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return the mean seconds of a request and what each of its completions adds [P] each; NaN without evidence.
+
+    All prompts share the growth relative to their means, by least squares, >= 0.
+
+    Args:
+        prompt: Prompt of each pull [B].
+        size: Its completions [B].
+        seconds: How long it took [B]; NaN where that is not known.
+        n_prompts: P.
+    """
+    known = seconds > 0
+    prompt, seconds, scale = prompt[known], seconds[known], size[known].astype(float)
+    pulls = np.bincount(prompt, minlength=n_prompts)
+    count = np.maximum(pulls, 1)
+    mean, _ = _centred(prompt, seconds, count)
+    middle, away = _centred(prompt, scale, count)
+    total = float((away**2).sum())
+    growth = float((away * (seconds / mean[prompt] - 1.0)).sum()) / total if total > 0 else 0.0
+    growth = min(max(growth, 0.0), 1.0 / max(float(middle.max(initial=1.0)), 1.0))
+    mean = np.where(pulls > 0, mean, np.nan)
+    return mean * (1.0 - growth * middle), mean * growth
+
+
+def _centred(prompt: IntArray, values: FloatArray, count: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of each prompt [P], and the values without it [B]."""
+    mean = np.bincount(prompt, weights=values, minlength=len(count)) / count
+    return mean, np.asarray(values - mean[prompt])
