@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -32,9 +33,12 @@ def params_of(optimizer: IAPO) -> dict[str, Any]:
         "cost_unit": optimizer.cost.unit,
         "max_n": optimizer.max_n,
         "budget": {k: v for k, v in dataclasses.asdict(optimizer.budget).items() if v is not None},
-        "candidates": None if candidates is None else [_candidate(c) for c in candidates],
-        "decoding": [d.as_kwargs() for d in optimizer.decoding],
+        "candidates": _candidates(candidates),
+        "decoding": _decodings(optimizer.decoding),
+        "lms": [_models(element) for element in optimizer.lms],
+        "joint_limit": optimizer.joint_limit,
         "algorithm": optimizer.algorithm,
+        "stopping": optimizer.stopping,
         "seed": optimizer.seed,
         "num_threads": optimizer.num_threads,
         "rollout_timeout": optimizer.rollout_timeout,
@@ -43,6 +47,27 @@ def params_of(optimizer: IAPO) -> dict[str, Any]:
         "batch": optimizer.batch is not None,
         "track_stats": optimizer.track_stats,
     }
+
+
+def _candidates(candidates: Any) -> Any:
+    if candidates is None:
+        return None
+    if isinstance(candidates, Mapping):  # predictor -> its instructions
+        return {str(name): [_candidate(c) for c in options] for name, options in candidates.items()}
+    return [_candidate(c) for c in candidates]
+
+
+def _decodings(decodings: Any) -> Any:
+    if isinstance(decodings, Mapping):  # model string -> its decodings
+        return {str(model): _decodings(own) for model, own in decodings.items()}
+    return [d.as_kwargs() for d in decodings]
+
+
+def _models(element: Any) -> Any:
+    """An element of `lms` by its model strings: the LMs may hold keys."""
+    if isinstance(element, Mapping):
+        return {str(name): lm.model for name, lm in element.items()}
+    return element.model
 
 
 def _candidate(candidate: Any) -> Any:

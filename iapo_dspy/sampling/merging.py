@@ -261,31 +261,11 @@ class Group:
         if self.fatal is not None or ticket.seat.expired:
             self._answer(ticket, None, self.fatal or Aborted())
             return
-        if self._most_tokens is not None and not self._limit(ticket, self._most_tokens):
-            used_up = TokensUsedUp(f"the {self._most_tokens} output tokens that a completion may take are used up")
-            self._answer(ticket, None, used_up)
-            self._consider()
-            return
         if ticket.phase == "before" and self._upstream is not None:
             self._start(self._ask_once(ticket, self._upstream))
         else:
             self._waiting.append(ticket)
         self._consider()
-
-    @staticmethod
-    def _limit(ticket: _Ticket, most: int) -> bool:
-        """Limit a call to what its rollout has left; False where that is nothing.
-
-        A call takes its own limit, if that fits, so that calls that a rollout makes at a time share what is left.
-        """
-        left = most - math.ceil(ticket.seat.completion_tokens) - ticket.seat.granted
-        if left < 1:
-            return False
-        ticket.params = limit_output(ticket.params, ticket.lm.model, left)
-        ticket.granted = max_output_tokens(ticket.params) or left
-        ticket.seat.granted += ticket.granted
-        ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params, ticket.phase])
-        return True
 
     def _consider(self) -> None:
         """Send when nobody else can arrive before an answer does."""
@@ -324,9 +304,10 @@ class Group:
 
     def _send(self) -> None:
         batches: dict[str, list[_Ticket]] = {}
-        for ticket in sorted(self._waiting, key=lambda t: (t.seat.index, t.order)):
-            batches.setdefault(ticket.same, []).append(ticket)
+        waiting = sorted(self._waiting, key=lambda t: (t.seat.index, t.order))
         self._waiting.clear()
+        for ticket in waiting if self._most_tokens is None else self._limited(waiting, self._most_tokens):
+            batches.setdefault(ticket.same, []).append(ticket)
         for batch in batches.values():
             self._start(self._ask(batch))
 
@@ -365,6 +346,30 @@ class Group:
             ticket.seat.saved_s += max(choice.latency_s - (self._loop.time() - start), 0.0)
             self._answer(ticket, choice.output, choice.error)
         self._consider()
+
+    def _limited(self, waiting: Sequence[_Ticket], most: int) -> list[_Ticket]:
+        """Limit calls to what their rollouts have left, and return those that can be sent.
+
+        Calls that a rollout makes at a time share what it has left, and none takes more than its own limit. Where the
+        calls in flight may take all of it, a call waits for what they leave; where nothing is left, it fails.
+        """
+        sent: list[_Ticket] = []
+        for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
+            calls = list(group)
+            for i, ticket in enumerate(calls):
+                free = most - math.ceil(seat.completion_tokens) - seat.granted
+                if (share := free // (len(calls) - i)) >= 1:
+                    ticket.params = limit_output(ticket.params, ticket.lm.model, share)
+                    ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params, ticket.phase])
+                    ticket.granted = max_output_tokens(ticket.params) or share
+                    seat.granted += ticket.granted
+                    sent.append(ticket)
+                elif seat.granted:
+                    self._waiting.append(ticket)
+                else:
+                    used_up = f"the {most} output tokens that a completion may take are used up"
+                    self._answer(ticket, None, TokensUsedUp(used_up))
+        return sent
 
     async def _ask(self, batch: list[_Ticket]) -> None:
         ticket = batch[0]
