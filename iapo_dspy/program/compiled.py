@@ -162,7 +162,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         lm = dspy.settings.lm
         model = lm.model if isinstance(lm, dspy.BaseLM) else None
         cost = data.cost.repriced(usd_per_million)
-        policy, _ = data.repriced(cost, prices_of(data.prompts, cost, model), strategy)
+        programs = [self.policy.program_of(prompt) for prompt in range(len(data.prompts))]
+        policy, _ = data.repriced(cost, prices_of(data.prompts, programs, cost, model), strategy)
         twin = copy.deepcopy(self)
         twin.policy.replace_data(policy)
         if self.detailed_results is not None:

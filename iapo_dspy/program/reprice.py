@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
@@ -31,11 +32,14 @@ class _Priced(Protocol):
         """Predictor name -> an LM of its own."""
 
 
-def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list[Price]:
-    """Return the price of each prompt's LM.
+def prices_of(
+    prompts: Sequence[_Priced], programs: Sequence[dspy.Module], cost: Cost, model: str | None
+) -> list[Price]:
+    """Return the price of each prompt's LM: of the one that it was measured with, its predictor's, or the configured.
 
     Args:
         prompts: Saved prompts.
+        programs: Their programs.
         cost: With the user's prices.
         model: Model string of the LM of predictors without one of their own; None where it is not known.
 
@@ -45,8 +49,9 @@ def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list
     table = cost.prices
     assert table is not None  # `Cost.repriced` was given some
     found: list[Price] = []
-    for index, prompt in enumerate(prompts):
-        models = sorted({prompt.lms[name].model if name in prompt.lms else model or "" for name in prompt.state})
+    for index, (prompt, program) in enumerate(zip(prompts, programs, strict=True)):
+        own = {name: p.lm.model for name, p in program.named_predictors() if p.lm is not None}
+        models = sorted({_model(prompt, name) or own.get(name) or model or "" for name in prompt.state})
         prices = {table.of(m) for m in models}
         if None in prices:
             raise ConfigurationError(
@@ -60,6 +65,10 @@ def prices_of(prompts: Sequence[_Priced], cost: Cost, model: str | None) -> list
             )
         found.extend(p for p in prices if p is not None)
     return found
+
+
+def _model(prompt: _Priced, predictor: str) -> str | None:
+    return prompt.lms[predictor].model if predictor in prompt.lms else None
 
 
 def at_prices(observations: Observations, cost: Cost, prices: Sequence[Price]) -> Observations:

@@ -119,13 +119,14 @@ class CompileResult:
 
         Args:
             usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
-            model: Model string of the LM that was configured while compiling; needed with a mapping.
+            model: Model string of the LM that was configured while compiling; a mapping needs it for predictors without
+                an LM of their own.
 
         Raises:
             ConfigurationError: A price is missing, or the evidence does not say how many tokens were used.
         """
         cost = self.cost.repriced(usd_per_million)
-        prices = prices_of(self.compiled.prompts, cost, model)
+        prices = prices_of(self.compiled.prompts, self.candidate_programs, cost, model)
         policy, outcome = self.compiled.repriced(cost, prices, self.strategy)
         return make_result(
             policy,
