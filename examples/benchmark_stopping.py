@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--max-n", type=int, default=32)
     asked = parser.parse_args()
     where = source(asked.environment, max_n=asked.max_n)
-    size = max(1, min(10, asked.runs // max(abs(asked.jobs), 1)))
+    size = max(1, min(5, asked.runs // max(abs(asked.jobs), 1)))
     blocks = [range(i, min(i + size, asked.runs)) for i in range(0, asked.runs, size)]
     tasks = (joblib.delayed(runs_of)(where, asked.budgets, block, asked.seed) for block in blocks)
     rows: list[dict] = []

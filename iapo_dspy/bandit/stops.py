@@ -248,7 +248,7 @@ def _tuned(
     most = np.ones(len(prompts), dtype=np.int64)
     estimates = tuned[evidence.row[context]]
     stops: tuple[Stop, ...] = estimates.stops if estimates is not None else ()
-    if estimates is not None:
+    if estimates is not None and stops:
         shape = len(estimates.prompts), len(stops)
         prompts = np.append(prompts, np.repeat(estimates.prompts, len(stops)))
         scales = np.append(scales, np.tile([s.waves[-1] for s in stops], shape[0]))

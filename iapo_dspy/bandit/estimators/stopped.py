@@ -5,11 +5,12 @@ given all but the cell's own, and u_x the mean over random orders of the cell's 
 them: unbiased, whatever the model. Three things are estimated in this way, the *gain* (reward at the stop minus that of
 all n completions; mostly below 0), the completions and the waves:
 
-    estimate = mean f  +  trust * mean residual,    residual_x = drawn_x (V / k) (u_x - g_x) + g_x - f_x,
+    estimate = mean of f  +  trust * delta,    delta = mean of (u - g) over the queries drawn + mean of (g - f) over all,
 
-with k of V queries drawn, and trust = tau^2 / (tau^2 + variance of the residual's mean) as in `corrected`: residuals
-that are more than noise are believed, and a floor of tau makes the unbiased part take over as draws grow. A prompt that
-has no query with n draws takes the model's word.
+with trust = tau^2 / (tau^2 + variance of delta) as in `corrected`: deltas that are more than noise are believed, and a
+floor of tau makes the unbiased part take over as draws grow. Losses are rare events, which a few queries can miss
+altogether, so the variance has a part that falls with the number of queries only. A prompt with few such queries takes
+the model's word.
 
 The gain is small because a stopped call and the call of all n completions are compared on the same completions, so it
 is known far better than either reward; it is added to the arm's own corrected estimate.
@@ -36,6 +37,8 @@ __all__ = ["StopEstimates", "corrected_stops", "estimated_votes", "observed_vote
 ORDERS = 8  # random orders of each cell's draws
 LEAST_BIAS = (0.0015, 0.02, 0.02)  # floors of tau: of the rewards' range, of n, of the waves
 _LEAST_QUERIES = 30  # with fewer an option has no evidence of its own: early stops that cost something are rare
+_RARE = 0.1  # of the range: a query that loses so much may be missing however many queries agree
+_CLEARLY = 3.0  # times its variance: a squared residual that is more than noise
 _CHUNK = 128  # queries worked on at once
 
 
@@ -189,32 +192,40 @@ def corrected_stops(
     drawn = np.zeros(shape[1:])
     known = ~np.isnan(observed[0])
     np.add.at(drawn, cells.prompt, known)
-    ratio = np.where(drawn >= _LEAST_QUERIES, n_visited / np.maximum(drawn, 1), 0.0)
-    mean, total, square = np.zeros((3, *shape))
+    count = np.maximum(drawn, 1)
+    mean, shift, shift_square, miss, miss_square, both, shift_drawn = np.zeros((7, *shape))
     for begin in range(0, n_visited, _CHUNK):
-        queries = np.arange(begin, min(begin + _CHUNK, n_visited))
-        given_all, given_others = says(queries)
+        given_all, given_others = says(np.arange(begin, min(begin + _CHUNK, n_visited)))
         mine = np.flatnonzero((cells.query >= begin) & (cells.query < begin + _CHUNK))
         at = cells.prompt[mine], cells.query[mine] - begin
-        residual = given_others - given_all
-        found = np.where(known[mine], observed[:, mine] - given_others[:, at[0], at[1]], 0.0)
-        residual[:, at[0], at[1]] += ratio[at[0]] * found
+        h = given_others - given_all
+        d = np.where(known[mine], observed[:, mine] - given_others[:, at[0], at[1]], 0.0)
+        own = np.where(known[mine], h[:, at[0], at[1]], 0.0)
         mean += given_all.sum(axis=2)
-        total += residual.sum(axis=2)
-        square += (residual**2).sum(axis=2)
-    mean, delta = mean / n_visited, total / n_visited
-    noise = np.maximum(square / n_visited - delta**2, 0.0) / max(n_visited - 1, 1)
+        shift += h.sum(axis=2)
+        shift_square += (h**2).sum(axis=2)
+        for total, part in ((miss, d), (miss_square, d**2), (both, d * own), (shift_drawn, own)):
+            np.add.at(total, (slice(None), cells.prompt[mine]), part)
+    mean, shift, miss = mean / n_visited, shift / n_visited, miss / count
+    # The variance of the two means together: of d around its mean over the k draws, and of h over all V.
+    around = np.maximum(miss_square - count * miss**2, 0.0) / count**2
+    spread_h = np.maximum(shift_square / n_visited - shift**2, 0.0) / n_visited
+    noise = np.maximum(around + spread_h + 2.0 * (both - miss * shift_drawn) / (count * n_visited), 0.0)
     unit = np.array([[spread or 1.0] * len(stops), [s.waves[-1] for s in stops], [len(s.waves) for s in stops]])
-    floor = (np.array(LEAST_BIAS)[:, None] * unit)[:, None]
-    tau2 = _beyond(delta, noise, ratio > 0, floor)
-    trust = np.where(ratio > 0, tau2 / (tau2 + noise), 0.0)
-    gain, completions, waves = mean + trust * delta
+    noise += (_RARE * unit[:, None] / count) ** 2
+    enough = drawn >= _LEAST_QUERIES
+    delta = miss + shift
+    tau2 = _beyond(delta, noise, enough, (np.array(LEAST_BIAS)[:, None] * unit)[:, None])
+    gain, completions, waves = mean + np.where(enough, tau2 / (tau2 + noise), 0.0) * delta
     return StopEstimates(prompts=prompts, stops=stops, gain=gain, completions=completions, waves=waves)
 
 
 def _beyond(delta: FloatArray, noise: FloatArray, known: NDArray[np.bool_], floor: FloatArray) -> FloatArray:
-    """Return tau^2: variance of the prompts' biases beyond the noise (method of moments) plus the floor's [3, 1, M]."""
+    """Return tau^2 [3, 1, M]: what residuals have beyond the noise, over the prompts, plus the floor's.
+
+    There are few prompts, so residuals count as more than noise only where they clearly are.
+    """
     weight = known / (noise + floor**2) ** 2
-    beyond = (weight * (delta**2 - noise)).sum(axis=1, keepdims=True)
+    beyond = (weight * (delta**2 - _CLEARLY * noise)).sum(axis=1, keepdims=True)
     beyond /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
-    return np.asarray(np.where(known.sum(axis=0) > 1, np.maximum(beyond, 0.0), 0.0) + floor**2)
+    return np.asarray(np.maximum(beyond, 0.0) + floor**2)
