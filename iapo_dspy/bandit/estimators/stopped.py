@@ -5,7 +5,8 @@ given all but the cell's own, and u_x the mean over random orders of the cell's 
 them: unbiased, whatever the model. Three things are estimated in this way, the *gain* (reward at the stop minus that of
 all n completions; mostly below 0), the completions and the waves:
 
-    estimate = mean of f  +  trust * delta,    delta = mean of (u - g) over the queries drawn + mean of (g - f) over all,
+    estimate = mean of f + trust * delta,
+    delta = mean of (u - g) over the queries with n draws + mean of (g - f) over all,
 
 with trust = tau^2 / (tau^2 + variance of delta) as in `corrected`: deltas that are more than noise are believed, and a
 floor of tau makes the unbiased part take over as draws grow. Losses are rare events, which a few queries can miss
@@ -204,8 +205,9 @@ def corrected_stops(
         mean += given_all.sum(axis=2)
         shift += h.sum(axis=2)
         shift_square += (h**2).sum(axis=2)
-        for total, part in ((miss, d), (miss_square, d**2), (both, d * own), (shift_drawn, own)):
-            np.add.at(total, (slice(None), cells.prompt[mine]), part)
+        for sums, part in ((miss, d), (miss_square, d**2), (both, d * own), (shift_drawn, own)):
+            for i in range(len(sums)):
+                np.add.at(sums[i], at[0], part[i])
     mean, shift, miss = mean / n_visited, shift / n_visited, miss / count
     # The variance of the two means together: of d around its mean over the k draws, and of h over all V.
     around = np.maximum(miss_square - count * miss**2, 0.0) / count**2
