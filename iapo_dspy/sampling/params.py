@@ -106,8 +106,9 @@ def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, dec
     settings = tuple(sorted((name, params[name]) for name in names))
     problem = _refusal(lm.model, params.get("custom_llm_provider"), settings) if settings else None
     if problem is not None:
+        given = ", ".join(f"{name}={value!r}" for name, value in decoding.as_kwargs().items())
         raise ConfigurationError(
-            f"{lm.model!r} cannot be asked with {decoding}: {problem} Leave that out of decoding, or give each model "
+            f"{lm.model!r} cannot be asked with Decoding({given}): {problem} Leave that out of decoding, or give each model "
             "decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
         )
 
