@@ -337,7 +337,7 @@ class _Guess:
         strategy = self._plan.strategy
         if isinstance(strategy, Pretends):
             return strategy.pretend(quality, self._rng)
-        if isinstance(strategy, MajorityVote):
+        if isinstance(strategy, MajorityVote) and len(columns_of(strategy)) == 1:
             right = self._rng.random(len(p)) < quality
             ((low, high),) = _bounds(self._plan)
             label = np.where(right, 0, 1 + self._rng.integers(0, 4, len(p)))
