@@ -43,6 +43,8 @@ class BestOfN:
         if not self._objectives:
             raise ConfigurationError("BestOfN: give at least one Objective(name, score, bounds).")
         for objective in self._objectives:
+            if labels := getattr(objective, "labels_read", ()):
+                raise LabelRequired(label_message(str(getattr(objective, "name", objective)), labels))
             if not isinstance(objective, Objective):
                 raise ConfigurationError(
                     f"BestOfN: {objective!r} is no Objective; wrap it: Objective('name', function)."

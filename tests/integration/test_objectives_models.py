@@ -214,7 +214,7 @@ def test_judges_of_threads_that_dspy_starts_are_counted_too() -> None:
         return float(found.verdict) / 10
 
     with Loopback(world) as server:
-        program = compiled(server, Objective("right", right))
+        program = compiled(server, Objective("right", right), budget=16)
         before = server.prompt_tokens + server.completion_tokens
         with dspy.context(lm=server.lm(seed=2)):
             report = program(question="17 + 25").iapo

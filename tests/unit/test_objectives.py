@@ -230,6 +230,8 @@ def test_metrics_serve_majority_vote_and_evaluate_and_are_no_objectives() -> Non
     for metric in (exact, metrics.f1("answer", "gold")):
         with pytest.raises(LabelRequired, match="which is no input"):
             Objective("exact", metric)
+        with pytest.raises(LabelRequired, match="which is no input"):
+            BestOfN([metric])  # type: ignore[list-item]
 
 
 # -- verdicts of judges
