@@ -139,7 +139,7 @@ class Charges:
         if np.isinf(caps).all():
             return most
         upper = self.upper()
-        most[:, ~self._usable()] = 0
+        most[np.ix_(np.isfinite(caps).any(axis=1), ~self._usable())] = 0
         for r in np.flatnonzero(np.isfinite(caps).any(axis=0)).tolist():
             with np.errstate(invalid="ignore", divide="ignore"):
                 times = np.where(np.isinf(caps[:, r, None, None]), np.inf, caps[:, r, None, None] / upper[r])
