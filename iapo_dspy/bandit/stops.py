@@ -185,11 +185,18 @@ def _settled(
     context: int,
 ) -> StoppedArm:
     """Keep the arm; two waves that end where the vote is settled, if they cost no more."""
-    arm, estimates = replace(outcome.policy[context], stop=None), tuned[evidence.row[context]]
+    arm = replace(outcome.policy[context], stop=None)
+    return _settling(outcome, prices, context, arm, tuned[evidence.row[context]])
+
+
+def _settling(
+    outcome: Outcome, prices: CallPrices, context: int, arm: Arm, estimates: StopEstimates | None
+) -> StoppedArm:
+    """Return a vote's arm with waves that end where it is settled, if they cost no more; other arms as they are."""
     plain = _all_at_once(outcome, prices, context, arm)
-    if estimates is None or arm.n == 1:
-        return plain
     stop = Stop(waves=exact_waves(arm.n))
+    if estimates is None or stop not in estimates.stops or arm.prompt not in estimates.prompts:
+        return plain
     at = int(np.searchsorted(estimates.prompts, arm.prompt)), estimates.stops.index(stop)
     return _if_cheaper(outcome, prices, context, plain, stop, estimates.completions[at], estimates.waves[at])
 
@@ -265,7 +272,7 @@ def _tuned(
     best = _best(values, price, prompts, scales, evidence, context)
     arm = Arm(int(prompts[best]), int(scales[best]), stops[option[best]] if option[best] >= 0 else None)
     if arm.stop is None:
-        return _all_at_once(outcome, prices, context, arm)
+        return _settling(outcome, prices, context, arm, estimates)
     at = float(gain[best]), float(completions[best]), float(waves[best])
     return _stopped(outcome, prices, context, arm, *at)
 

@@ -108,8 +108,8 @@ def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, dec
     if problem is not None:
         given = ", ".join(f"{name}={value!r}" for name, value in decoding.as_kwargs().items())
         raise ConfigurationError(
-            f"{lm.model!r} cannot be asked with Decoding({given}): {problem} Leave that out of decoding, or give each model "
-            "decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
+            f"{lm.model!r} cannot be asked with Decoding({given}): {problem} Leave that out of decoding, or give each "
+            "model decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
         )
 
 
