@@ -329,7 +329,8 @@ def make_plan(
         pipeline=pipeline,
     )
     plan.start().close()  # raises BudgetTooSmall
-    judges = _probe(strategy if pipeline is None else MetricOnly(strategy), metric, examples, output_fields(whole))
+    tried = strategy if pipeline is None else MetricOnly(strategy)
+    judges = _probe(tried, metric, examples, output_fields(whole), is_open=input_fields(whole) is None)
     for judge in judges:
         _check_judge(judge, budget, cost)
     return replace(plan, judged=any(getattr(judge, "billed", True) for judge in judges))
@@ -487,6 +488,8 @@ def _probe(
     metric: Metric | None,
     examples: Sequence[dspy.Example],
     outputs: Mapping[str, Any],
+    *,
+    is_open: bool = False,
 ) -> list[dspy.BaseLM | Beside | None]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
 
@@ -496,7 +499,7 @@ def _probe(
     configured, nobody = dspy.settings.lm, _NoCalls()
     with refusing(ProbeReachedLM()) as asked, dspy.context(lm=nobody):
         for i, example in enumerate(examples[:PROBED]):
-            prediction = StandIn(example, outputs)
+            prediction = StandIn(example, outputs, is_open=is_open)
             problem: Exception | None = None
             try:
                 strategy.probe(example, prediction, metric)

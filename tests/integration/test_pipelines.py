@@ -22,6 +22,7 @@ from iapo_dspy import (
     MajorityVote,
     Objective,
     Preference,
+    ScoreError,
     TooManyErrors,
     attach,
 )
@@ -414,6 +415,24 @@ def test_other_settings_that_cannot_work_are_refused_before_any_call(tmp_path: P
         quote = optimizer().quote(Pipeline(), trainset=asked(3), inner="solve", output_tokens=10)
         assert quote.expected is None and quote.requests is None and "pipelines" in str(quote)
         assert not server.requests
+
+
+def test_a_metric_may_read_fields_that_only_the_pipeline_makes_but_not_labels_that_nobody_has() -> None:
+    class Own(Pipeline):
+        def forward(self, question: str) -> dspy.Prediction:
+            return dspy.Prediction(verdict=self.solve(sum="1 + 2").number)
+
+    with Loopback(lambda body, i: chat(number="3")) as server, dspy.context(lm=server.lm()):
+        for metric in (lambda e, p, t=None: p.verdict == "3", lambda e, p, t=None: p["verdict"] == "3"):
+            own = optimizer(metric=metric, budget=12).compile(Own(), trainset=asked(4), inner="solve")
+            assert own.detailed_results.failures.total == 0
+        requests = server.requests
+        for wrong in (lambda e, p, t=None: p.answer == e.anwser, lambda e, p, t=None: p["answer"] == e["anwser"]):
+            with pytest.raises(ScoreError, match="anwser"):
+                optimizer(metric=wrong, budget=12).compile(Own(), trainset=asked(4), inner="solve")
+        with pytest.raises(ScoreError, match="returned 2"):
+            optimizer(metric=lambda e, p, t=None: 2, budget=12).compile(Own(), trainset=asked(4), inner="solve")
+        assert server.requests == requests
 
 
 def test_a_valset_measures_the_pipeline() -> None:
