@@ -50,6 +50,10 @@ def test_every_algorithm_at_every_budget(recording, tmp_path):
         assert early or r["acr"] <= found["references"]["oracle"] + 1e-9
     acr = {(r["algorithm"], r["budget"]): r["acr"] for r in found["results"]}
     assert acr["psst", 1000] > acr["random", 1000] + 0.05
+    drawn = {(r["algorithm"], r["budget"]): r["completions"] for r in found["results"]}
+    for budget in (200, 1000):  # the same arms, the same answers, fewer completions
+        assert acr["auto+exact", budget] > acr["auto", budget] and acr["auto+stop", budget] > acr["auto", budget]
+        assert drawn["auto+stop", budget] < drawn["auto+exact", budget] < drawn["auto", budget]
 
 
 def test_the_same_numbers_whatever_jobs(recording):
