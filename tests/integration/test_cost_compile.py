@@ -11,6 +11,7 @@ import pytest
 
 from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, MajorityVote, Preference, recording_of
 from iapo_dspy.errors import LedgerMismatch
+from iapo_dspy.program.policy import VERSION
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, TwoSteps, adder, exact, questions
 
@@ -182,7 +183,7 @@ def compiled() -> CompiledProgram:
 def test_saved_programs_keep_their_cost_and_solve_the_same(compiled: CompiledProgram, tmp_path: Path) -> None:
     compiled.save(str(tmp_path / "program.json"))
     state = json.loads((tmp_path / "program.json").read_text())["policy"]
-    assert state["cost"] == {"usd": 1.0, "usd_per_million": {"openai/fake": [2.0, 8.0]}} and state["version"] == 4
+    assert state["cost"] == {"usd": 1.0, "usd_per_million": {"openai/fake": [2.0, 8.0]}} and state["version"] == VERSION
     assert state["cost_scale"] > 0 and len(state["prompt_costs"]["fixed"]) == 3
     loaded = CompiledProgram(student())
     loaded.load(str(tmp_path / "program.json"))

@@ -399,3 +399,20 @@ def test_a_quote_bounds_models_that_are_dear_in_different_ways() -> None:
     assert quote.usd == pytest.approx(worst / 1e6)
     alone = [requests * longest * p + total * 1000 * c for p, c in ((1000, 100), (0, 101))]
     assert quote.usd > max(alone) / 1e6
+
+
+def test_programs_of_earlier_versions_load_and_keep_to_their_models(
+    server: Loopback, program: CompiledProgram, saved: Path
+) -> None:
+    """Version 3 had LMs of candidates only, by model string, and said nothing of models in words."""
+    state = json.loads(saved.read_text())
+    state["policy"]["version"] = 3
+    for prompt in state["policy"]["prompts"]:
+        del prompt["model"]
+    saved.write_text(json.dumps(state))
+    loaded = CompiledProgram(student(), lms=[server.lm(SMALL)])
+    loaded.load(saved)
+    with dspy.context(lm=None):
+        assert loaded(question="1 + 2", preference="thrifty").iapo.model == SMALL
+        with pytest.raises(ConfigurationError, match="openai/large"):
+            loaded(question="1 + 2", preference="quality")
