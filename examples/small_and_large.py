@@ -18,6 +18,7 @@ from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, SMALL_MODEL, USD_PER_MILLION, addition_task
 
 WORTH = [0.000003, 0.00003, 0.0002, 0.002]  # dollars that one hundredth of accuracy is worth, per question
+PREFERENCES = [Preference.worth(f"${usd:g}", usd=usd) for usd in WORTH]  # the same exchange rates for every program
 BUDGET, QUESTIONS, HELD_OUT = 2_000, 200, 100
 
 register()
@@ -39,7 +40,7 @@ def compiled(lms: list[dspy.LM]) -> CompiledProgram:
         strategy=MajorityVote("answer"),
         lms=lms,
         cost=Cost(usd_per_million=USD_PER_MILLION),
-        preferences=[Preference("dear", cost=0.1), Preference("middling", cost=2.0), Preference("cheap", cost=30.0)],
+        preferences=PREFERENCES,
         candidates=instructions,
         max_n=16,
         budget=BUDGET,
@@ -48,25 +49,20 @@ def compiled(lms: list[dspy.LM]) -> CompiledProgram:
     return optimizer.compile(task.student(), trainset=task.train(QUESTIONS, 0))
 
 
-def worth(program: CompiledProgram, usd: float) -> Preference:
-    """One hundredth of accuracy for so many dollars a question: the same exchange rate for every program."""
-    return Preference(f"${usd:g}", cost=0.01 / usd / program.policy.ready.cost_scale)
+measured: dict[tuple[str, Arm], tuple[float, float]] = {}
 
 
-measured: dict[tuple[str, int], tuple[float, float]] = {}
-
-
-async def measure(program: CompiledProgram, preference: Preference) -> tuple[str, int, float, float]:
-    """Ask every held-out question as an application would: prompt, N, accuracy and dollars a question."""
+async def measure(program: CompiledProgram, preference: Preference) -> tuple[str, Arm, float, float]:
+    """Ask every held-out question as an application would: prompt, arm, accuracy and dollars a question."""
     arm = program.solve(preference)
     name = program.policy.label_of(arm.prompt)
     if not name.endswith("]"):  # a run with one LM does not name it
         name += f" [{program.models[0]}]"
-    if (name, arm.n) not in measured:
+    if (name, arm) not in measured:
         answers = await asyncio.gather(*(ask(program, example, preference) for example in held_out))
         accuracy, dollars = (statistics.fmean(column) for column in zip(*answers, strict=True))
-        measured[name, arm.n] = accuracy, dollars
-    return name, arm.n, *measured[name, arm.n]
+        measured[name, arm] = accuracy, dollars
+    return name, arm, *measured[name, arm]
 
 
 async def ask(program: CompiledProgram, example: dspy.Example, preference: Preference) -> tuple[bool, float]:
@@ -84,19 +80,19 @@ async def main() -> None:
     """Compile, then compare on held-out questions."""
     programs = {"both": compiled([small, large]), "small only": compiled([small]), "large only": compiled([large])}
     print("policy of the program that may use both, per worth of one hundredth of accuracy:")
-    for usd in WORTH:
-        arm = programs["both"].solve(worth(programs["both"], usd))
-        print(f"  ${usd:<8g} N={arm.n:<3} {programs['both'].policy.label_of(arm.prompt)}")
+    for preference in PREFERENCES:
+        arm = programs["both"].solve(preference)
+        print(f"  {preference.name:<9} N={arm.n:<3} {programs['both'].policy.label_of(arm.prompt)}")
 
     print(f"\n{HELD_OUT} held-out questions; utility is accuracy - dollars x .01 / worth:")
     print(f"{'worth of .01':<14}{'program':<12}{'accuracy':>9}{'$/1000':>9}{'utility':>9}  arm")
     totals: dict[str, list[float]] = {}
-    for usd in WORTH:
+    for usd, preference in zip(WORTH, PREFERENCES, strict=True):
         for name, program in programs.items():
-            arm, n, accuracy, dollars = await measure(program, worth(program, usd))
+            label, arm, accuracy, dollars = await measure(program, preference)
             utility = accuracy - 0.01 / usd * dollars
             totals.setdefault(name, []).append(utility)
-            print(f"${usd:<13g}{name:<12}{accuracy:>9.3f}{1000 * dollars:>9.4f}{utility:>9.3f}  N={n} {arm}")
+            print(f"${usd:<13g}{name:<12}{accuracy:>9.3f}{1000 * dollars:>9.4f}{utility:>9.3f}  N={arm.n} {label}")
     print("mean utility: " + ", ".join(f"{name} {statistics.fmean(values):.3f}" for name, values in totals.items()))
 
     # The large model asked once, with its best instruction, against every arm of the small one.
@@ -108,9 +104,9 @@ async def main() -> None:
     single = CompiledProgram(task.student(), policy=fixed, strategy=MajorityVote("answer"), lms=[large])
     name, _, accuracy, dollars = await measure(single, once)
     print(f"\nlarge once: accuracy {accuracy:.3f} at ${1000 * dollars:.4f} per 1000 questions ({name})")
-    for (other, n), (theirs, price) in sorted(measured.items(), key=lambda item: item[1][1]):
+    for (other, arm), (theirs, price) in sorted(measured.items(), key=lambda item: item[1][1]):
         if SMALL_MODEL in other and theirs > accuracy:
-            print(f"  small with N={n} is better: {theirs:.3f} at ${1000 * price:.4f} ({other})")
+            print(f"  small with N={arm.n} is better: {theirs:.3f} at ${1000 * price:.4f} ({other})")
 
 
 asyncio.run(main())
