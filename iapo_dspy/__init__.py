@@ -39,6 +39,7 @@ from iapo_dspy.errors import (
 from iapo_dspy.preferences import Preference, preference_grid
 from iapo_dspy.program.ambient import using_preference
 from iapo_dspy.program.compiled import CallReport, CompiledProgram
+from iapo_dspy.program.explain import Explanation
 from iapo_dspy.program.iapo import IAPO
 from iapo_dspy.program.pipelines import attach
 from iapo_dspy.program.quote import Quote
@@ -82,6 +83,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Decoding",
+    "Explanation",
     "IAPOError",
     "LMRefused",
     "LabelRequired",

@@ -25,6 +25,11 @@ class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships n
 
     @property
     def iapo(self) -> CallReport:
-        """What the call did."""
-        assert self._iapo is not None  # set before the call returns
+        """What the call did.
+
+        Raises:
+            AttributeError: This was not returned by a call, but made of fields.
+        """
+        if self._iapo is None:
+            raise AttributeError("iapo")
         return self._iapo

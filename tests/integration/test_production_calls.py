@@ -326,6 +326,7 @@ def test_fields_are_the_students_only(deployed: Any) -> None:
     assert "iapo" not in prediction.toDict() and prediction.iapo.n
     assert dspy.majority(prediction).answer == dspy.majority([prediction, prediction]).answer == "7"
     assert prediction.copy(answer="8").iapo == prediction.iapo
+    assert not hasattr(type(prediction)(answer="7"), "iapo")
 
 
 # -- the preference of a block

@@ -44,7 +44,9 @@ def feedback(example: Any, pred: Any, trace: Any = None, name: Any = None, calls
 
 
 def gepa(lm: dspy.BaseLM) -> Callable[[dspy.Module], dspy.Module]:
-    made = dspy.GEPA(metric=feedback, max_metric_calls=40, reflection_lm=lm, num_threads=2, seed=0)
+    made = dspy.GEPA(
+        metric=feedback, max_metric_calls=40, reflection_lm=lm, num_threads=2, seed=0, component_selector="all"
+    )
     return lambda program: made.compile(program, trainset=TRAIN, valset=VAL)
 
 
