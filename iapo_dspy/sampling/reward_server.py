@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,6 +114,7 @@ class RewardServer:
                 limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
                 self._client = httpx.Client(timeout=self._timeout, headers=self._headers, limits=limits)
                 self._process = os.getpid()
+                weakref.finalize(self, self._client.close)
             return self._client
 
     def _failure(self, path: str, error: Exception, status: int | None) -> Exception:
