@@ -20,12 +20,12 @@ dspy.configure(lm=dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=2
 
 
 class Bill(dspy.Module):
-    """Adds three prices in two steps, and writes the bill: a step that is not even an LM's."""
+    """Adds three prices in two steps, and writes the bill, which no LM does."""
 
     def __init__(self) -> None:
         super().__init__()
         steps = "Work column by column, carrying, before you answer."
-        self.subtotal = dspy.Predict(dspy.Signature("question -> answer", steps))
+        self.subtotal = dspy.Predict(dspy.Signature("question -> answer", steps), temperature=0.3)
         self.total = dspy.Predict("question -> answer")
 
     def forward(self, prices: str) -> dspy.Prediction:
@@ -56,10 +56,11 @@ settings: dict[str, Any] = {
     "strategy": MajorityVote("answer"),  # a field of what is drawn N times: of the inner module, or of the program
     "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=5.0)],
     "max_n": 8,
+    "progress": False,
 }
 
 # One step of the pipeline: it is drawn N times on one subtotal; the other steps run once per call.
-optimizer = IAPO(**settings, budget=300, candidates=instructions)
+optimizer = IAPO(**settings, budget=240, candidates=instructions)
 pipeline = optimizer.compile(Bill(), trainset=train, inner="total")
 print(pipeline.detailed_results)
 prediction = pipeline(prices="158 + 267 + 229")
@@ -73,6 +74,6 @@ loaded.total = loaded.total.with_preference("thrifty")
 print(loaded(prices="158 + 267 + 229").bill, loaded.total.solve())
 
 # Both steps at once: every call draws the whole pipeline N times. None is a predictor's own instruction.
-optimizer = IAPO(**settings, budget=300, candidates={"subtotal": [None, "Answer at once."], "total": instructions})
+optimizer = IAPO(**settings, budget=180, candidates={"subtotal": [None, "Answer at once."], "total": instructions})
 program = optimizer.compile(Bill(), trainset=train)
 print(program.detailed_results)

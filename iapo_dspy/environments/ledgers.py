@@ -39,7 +39,10 @@ class _Scored:
 
     @property
     def failed(self) -> bool:
-        return self.completion.fields is None or (self.score is not None and self.score.scores is None)
+        if self.score is not None:
+            return self.score.scores is None
+        inner = self.completion.inner  # what it said is scored although a later step of the pipeline failed
+        return self.completion.fields is None and (inner is None or inner["fields"] is None)
 
     @property
     def known(self) -> bool:

@@ -142,15 +142,19 @@ class LivePrompts(Sequence[LivePrompt]):
 
 
 def inner_inputs(inner: dspy.Module) -> list[str]:
-    """Return the names of a module's inputs: a predictor's fields, or the parameters of its `forward`."""
+    """Return the names of a module's inputs: a predictor's fields, or the parameters of its `forward`.
+
+    A `forward(**inputs)` does not say; it is taken to have whatever its predictors take.
+    """
     fields = input_fields(inner)
     if fields is not None:
         return list(fields)
     forward = getattr(type(inner), "forward", None) or getattr(type(inner), "aforward", None)
-    if forward is None:
-        return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in list(inspect.signature(forward).parameters.values())[1:] if p.kind in named]
+    parameters = list(inspect.signature(forward).parameters.values())[1:] if forward is not None else []
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names += [name for p in inner.predictors() for name in p.signature.input_fields if name not in names]
+    return names
 
 
 def _tidy(name: str) -> str:

@@ -15,9 +15,11 @@ import pytest
 from iapo_dspy import (
     IAPO,
     BestOfN,
+    Budget,
     CompiledProgram,
     ConfigurationError,
     Cost,
+    Decoding,
     LedgerMismatch,
     MajorityVote,
     Objective,
@@ -26,6 +28,7 @@ from iapo_dspy import (
     TooManyErrors,
     attach,
 )
+from iapo_dspy.program.pipelines import inner_inputs
 from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import CallRecord, CompletionRecord
 from tests.support.loopback import Faults, Loopback, chat
@@ -301,9 +304,17 @@ def test_objectives_of_best_of_n_see_the_inner_module() -> None:
     assert pipeline.detailed_results.policy[0].reward == pytest.approx(1.0, abs=0.02)
 
 
-def test_decoding_is_the_inner_modules_and_other_steps_are_asked_as_always() -> None:
-    from iapo_dspy import Decoding
+def test_an_inner_module_that_takes_anything_has_the_inputs_of_its_predictors() -> None:
+    class Anything(Two):
+        def forward(self, **inputs: Any) -> dspy.Prediction:
+            return super().forward(**inputs)
 
+    assert inner_inputs(Anything()) == ["question", "sum"]
+    assert inner_inputs(Two()) == ["question"]
+    assert inner_inputs(dspy.ChainOfThought("a, b -> c")) == ["a", "b"]
+
+
+def test_decoding_is_the_inner_modules_and_other_steps_are_asked_as_always() -> None:
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(max_tokens=50)):
         student = Pipeline()
         student.report.config["temperature"] = 0.0
@@ -409,8 +420,6 @@ def test_other_settings_that_cannot_work_are_refused_before_any_call(tmp_path: P
         student = Pipeline()
         student.report.lm = dspy.LM("openai/unpriced")
         with pytest.raises(ConfigurationError, match="max_tokens"):
-            from iapo_dspy import Budget
-
             optimizer(budget=Budget(100, tokens=10_000)).compile(student, trainset=asked(3), inner="solve")
         quote = optimizer().quote(Pipeline(), trainset=asked(3), inner="solve", output_tokens=10)
         assert quote.expected is None and quote.requests is None and "pipelines" in str(quote)
@@ -433,6 +442,39 @@ def test_a_metric_may_read_fields_that_only_the_pipeline_makes_but_not_labels_th
         with pytest.raises(ScoreError, match="returned 2"):
             optimizer(metric=lambda e, p, t=None: 2, budget=12).compile(Own(), trainset=asked(4), inner="solve")
         assert server.requests == requests
+
+
+def test_a_budget_of_tokens_pays_for_all_steps(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        Loopback(pipeline_world) as server,
+        dspy.context(lm=server.lm(max_tokens=30)),
+        caplog.at_level(logging.WARNING),
+    ):
+        pipeline = optimizer(budget=Budget(200, tokens=9_000)).compile(Pipeline(), trainset=asked(12), inner="solve")
+        spent = pipeline.detailed_results.spent
+        assert server.prompt_tokens + server.completion_tokens == spent.tokens <= 9_000
+    assert not pipeline.detailed_results.complete and "ended the run early" in caplog.text
+
+
+def test_a_pipeline_with_a_compiled_module_is_compiled_again_for_another_one() -> None:
+    with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
+        first = optimizer(budget=90).compile(Pipeline(), trainset=asked(8), inner="solve")
+        n = first.solve.solve().n
+        assert n > 1
+        server.bodies.clear()
+        second = optimizer(
+            strategy=MajorityVote("answer"), candidates=["Copy the number.", "Repeat it."], budget=32
+        ).compile(first, trainset=asked(8), inner="report")
+        counts: Counter[str] = Counter()
+        for body in server.bodies:
+            counts[step_of(body)] += body.get("n", 1)
+        # The votes of the first module stand in front of the second: they are cast once per question.
+        visited = counts["rewrite"]
+        assert 2 < visited <= 8
+        assert counts == {"rewrite": visited, "solve": visited * n, "report": 32}
+        assert isinstance(second.solve, CompiledProgram) and isinstance(second.report, CompiledProgram)
+        assert second.solve.solve() == first.solve.solve()
+        assert second(question="What are 5 and 7?").answer == "12"
 
 
 def test_a_valset_measures_the_pipeline() -> None:
