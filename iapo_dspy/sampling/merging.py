@@ -32,11 +32,18 @@ from iapo_dspy.sampling.stand_in import StandInLM
 from iapo_dspy.sampling.upstream import Upstream, call_of
 from iapo_dspy.types import Decoding
 
-__all__ = ["Aborted", "Group", "SamplingLM", "Seat", "current_seat"]
+__all__ = ["SEAT", "Aborted", "Group", "SamplingLM", "Seat", "current_seat"]
 
 logger = logging.getLogger(__name__)
 
-current_seat: contextvars.ContextVar[Seat | None] = contextvars.ContextVar("iapo_dspy_seat", default=None)
+SEAT = "iapo_seat"
+"""The DSPy setting that holds the rollout: threads of `dspy.Parallel` are given settings, and no context variables."""
+
+
+def current_seat() -> Seat | None:
+    """Return the rollout that this thread or task works for."""
+    seat: Seat | None = dspy.settings.get(SEAT)
+    return seat
 
 
 T = TypeVar("T")
@@ -438,7 +445,7 @@ class SamplingLM(StandInLM):
     @property
     def callbacks(self) -> list[Any]:
         """The LM's own callbacks, where the rollout is recorded."""
-        seat = current_seat.get()
+        seat = current_seat()
         return list(self._lm.callbacks or []) if seat is not None and seat.group.records else []
 
     @callbacks.setter
@@ -472,7 +479,7 @@ class SamplingLM(StandInLM):
     ) -> tuple[Seat | None, Sequence[dict[str, Any]], dict[str, Any], int]:
         if "request" in kwargs or not (messages or isinstance(prompt, str)):
             raise TypeError("While sampling, an LM takes a prompt or messages, not an lm15 Request.")
-        seat = current_seat.get()
+        seat = current_seat()
         content = list(messages) if messages else [{"role": "user", "content": prompt}]
         watch = current_watch.get()
         if seat is not None and watch is not None and watch.phase != "inside":

@@ -25,7 +25,7 @@ from iapo_dspy.sampling.fast import Plan, plan, predictor_of
 from iapo_dspy.sampling.gate import Gate
 from iapo_dspy.sampling.inner import current_watch
 from iapo_dspy.sampling.loop import ThreadGate, await_on_loop, run_on_loop
-from iapo_dspy.sampling.merging import Aborted, Group, SamplingLM, Seat, current_seat
+from iapo_dspy.sampling.merging import SEAT, Aborted, Group, SamplingLM, Seat, current_seat
 from iapo_dspy.sampling.params import deployment_of, limit_output, request_params
 from iapo_dspy.sampling.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.pricing import Prices, check_budget
@@ -218,7 +218,7 @@ class Sampler:
     ) -> list[Rollout]:
         self._bind()
         # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
-        nested = current_seat.get() is not None
+        nested = current_seat() is not None
         async with contextlib.nullcontext() if nested else self._pulls:
             predictor = predictor_of(program) if upstream is None else None
             used = None if predictor is None else self._lm_for(predictor, lm)
@@ -329,7 +329,7 @@ class Sampler:
             settings["callbacks"] = []
         if m > 1 and not (record and dspy.settings.callbacks):
             settings["adapter"] = format_once(settings["adapter"])
-        async with contextlib.nullcontext() if current_seat.get() is not None else self._threads(m):
+        async with contextlib.nullcontext() if current_seat() is not None else self._threads(m):
             try:
                 rollouts = await asyncio.gather(
                     *(self._seated(seat, prepared, inputs, settings, record) for seat in group.seats)
@@ -345,10 +345,9 @@ class Sampler:
         self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any], record: bool
     ) -> Rollout:
         def work() -> tuple[Any, list[Any]]:
-            current_seat.set(seat)
             current_watch.set(seat.watch)
             trace: list[Any] = []
-            with dspy.context(**settings, trace=trace):
+            with dspy.context(**settings, trace=trace, **{SEAT: seat}):
                 return _call(prepared.program, inputs), trace
 
         start = time.perf_counter()

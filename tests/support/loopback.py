@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,12 @@ def chat(**fields: str) -> str:
     """Write an answer as ChatAdapter reads it."""
     parts = [f"[[ ## {name} ## ]]\n{value}" for name, value in fields.items()]
     return "\n\n".join([*parts, "[[ ## completed ## ]]"])
+
+
+def cut_off(text: str, most: int | None) -> str:
+    """Return the first words of a text."""
+    ends = [found.end() for found in re.finditer(r"\S+", text)]
+    return text if most is None or len(ends) <= most else text[: ends[most - 1]]
 
 
 @dataclass
@@ -55,19 +62,20 @@ class Loopback:
 
     Args:
         answer: (request body, index of the choice over all requests) -> text.
-        latency: Seconds per request.
+        latency: Seconds per request, or (request body) -> seconds.
         faults: What goes wrong.
         api_key: If given, every other key is a 401.
         slots: Requests it works on at a time, as a machine does; the others wait. None: all.
         count: Tokens of a text; words by default. A message has `message_tokens` more.
         batches: What goes wrong with batch jobs; None: nothing. See `batching`.
+        obeys: Whether it ends a choice after `max_tokens` words, as servers do.
     """
 
     def __init__(
         self,
         answer: Answer | None = None,
         *,
-        latency: float = 0.0,
+        latency: float | Callable[[dict[str, Any]], float] = 0.0,
         faults: Faults | None = None,
         api_key: str | None = None,
         seed: int = 0,
@@ -75,12 +83,14 @@ class Loopback:
         count: Callable[[str], int] = lambda text: len(text.split()),
         message_tokens: int = 0,
         batches: BatchFaults | None = None,
+        obeys: bool = False,
     ) -> None:
         self.count = count
         self.message_tokens = message_tokens
         self._slots = threading.Semaphore(slots) if slots is not None else contextlib.nullcontext()
         self.answer = answer or (lambda body, i: chat(answer=str(i)))
         self.latency = latency
+        self.obeys = obeys
         self.faults = faults or Faults()
         self.api_key = api_key
         self.requests = 0
@@ -191,9 +201,10 @@ class Loopback:
             if self.faults.most_in_flight is not None and self.in_flight > self.faults.most_in_flight:
                 fault = 429
         try:
-            if self.latency and not (fault == 429 and self.faults.most_in_flight):
+            latency = self.latency(body) if callable(self.latency) else self.latency
+            if latency and not (fault == 429 and self.faults.most_in_flight):
                 with self._slots:
-                    self._stop.wait(self.latency)
+                    self._stop.wait(latency)
             self._respond(handler, body, fault)
         finally:
             with self._lock:
@@ -239,6 +250,9 @@ class Loopback:
             self.completions += count
         texts = ["not what was asked for"] if fault == "garbage" else []
         texts += [self.answer(body, first + i) for i in range(len(texts), count)]
+        whole = list(texts)
+        if self.obeys:
+            texts = [cut_off(t, body.get("max_completion_tokens") or body.get("max_tokens")) for t in texts]
         prompt = sum(self.count(str(m["content"])) + self.message_tokens for m in body["messages"])
         completion = sum(self.count(t) for t in texts)
         with self._lock:
@@ -253,7 +267,11 @@ class Loopback:
             "created": 0,
             "model": body.get("model"),
             "choices": [
-                {"index": i, "message": {"role": "assistant", "content": t}, "finish_reason": "stop"}
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": t},
+                    "finish_reason": "stop" if t == whole[i] else "length",
+                }
                 for i, t in enumerate(texts)
             ],
             "usage": {"prompt_tokens": prompt, "completion_tokens": reported, "total_tokens": prompt + reported},
