@@ -17,8 +17,7 @@ from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.params import request_params, supports_n
 from iapo_dspy.sampling.pricing import count_tokens
 from iapo_dspy.sampling.records import CompletionRecord, ScoreRecord, SpentRecord
-from iapo_dspy.scoring.calibration import Scales
-from iapo_dspy.scoring.strategies import MajorityVote, Pretends, columns_of
+from iapo_dspy.scoring.strategies import Calibrates, MajorityVote, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Expected", "expect", "is_direct", "messages_of"]
@@ -207,10 +206,11 @@ class _Ledger:
         labels = ((header.get("settings") or {}).get("about") or {}).get("labels") or ()
         known = {label: i for i, label in enumerate(labels)}
         scores = {r.key: r.scores for r in everything if isinstance(r, ScoreRecord) and r.scores is not None}
-        scales = Scales.of_saved((header.get("settings") or {}).get("strategy") or {})
-        if any(scales.kinds):
-            scales = scales.learn([row for key, row in scores.items() if key.startswith("0/")])  # the first round's
-            scores = {key: scales.place(row) for key, row in scores.items()} if scales.ready else {}
+        if isinstance(plan.strategy, Calibrates) and scores:
+            first = [row for key, row in scores.items() if key.startswith("0/")]  # the first round's
+            learnt = plan.strategy.calibrate(first)
+            if isinstance(learnt, Calibrates):
+                scores = {key: learnt.place(row) for key, row in scores.items()} if learnt.calibrated else {}
         return cls(records, scores, spent, [known.get(p.label) for p in plan.prompts])
 
     def quality(self, plan: Plan) -> FloatArray:

@@ -78,6 +78,34 @@ class Mixed:
     def _weighted(self) -> WeightedVote | None:
         return self.vote if isinstance(self.vote, WeightedVote) else None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing needs to be learnt any more of what raw scores are worth."""
+        return self.best.calibrated and (self._weighted is None or self._weighted.calibrated)
+
+    def calibrate(self, scores: Iterable[Sequence[float]]) -> Mixed:
+        """Return this strategy with its scales learnt from raw scores [S, K]."""
+        rows, k = list(scores), len(self.best.objectives)
+        twin = copy.copy(self)
+        twin.best = self.best.calibrate([row[1 : 1 + k] for row in rows])
+        if self._weighted is not None:
+            twin.vote = self._weighted.calibrate([(row[0], row[-1]) for row in rows])
+        return twin
+
+    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return scores [K], raw ones on their scales; raises StateError before these are learnt."""
+        k = len(self.best.objectives)
+        placed = (scores[0], *self.best.place(scores[1 : 1 + k]))
+        return placed if self._weighted is None else (*placed, self._weighted.place((scores[0], scores[-1]))[1])
+
+    def restore(self, calibration: Mapping[str, Any]) -> Mixed:
+        """Return this strategy with the scales of a saved program; raises StateError where they are not its own."""
+        twin = copy.copy(self)
+        twin.best = self.best.restore(calibration.get("objectives", {}))
+        if self._weighted is not None:
+            twin.vote = self._weighted.restore(calibration.get("vote", {}))
+        return twin
+
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
         style = tuple(range(1, len(self.objectives)))
@@ -186,9 +214,13 @@ class Mixed:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
+        vote, best = self.vote.to_dict(), self.best.to_dict()
+        learnt = {"objectives": best.get("calibration"), "vote": vote.pop("calibration", None)}
+        learnt = {part: scales for part, scales in learnt.items() if scales}
         return {
             "kind": "mixed",
             "name": self.name,
-            "vote": self.vote.to_dict(),
-            "objectives": self.best.to_dict()["objectives"],
+            "vote": vote,
+            "objectives": best["objectives"],
+            **({"calibration": learnt} if learnt else {}),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +96,28 @@ class WeightedVote:
         """The metric's score, and the weight of the vote."""
         return ("metric", "weight")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing needs to be learnt any more of what the weight's raw scores are worth."""
+        return self._weigher.calibrated
+
+    def calibrate(self, scores: Iterable[Sequence[float]]) -> WeightedVote:
+        """Return this strategy with the weight's scale learnt from raw scores [S, 2]."""
+        return self._with(self._weigher.calibrate([row[1:] for row in scores]))
+
+    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return the metric's score, and the raw weight on its scale; raises StateError before that is learnt."""
+        return (scores[0], *self._weigher.place(scores[1:]))
+
+    def restore(self, calibration: Mapping[str, Any]) -> WeightedVote:
+        """Return this strategy with the scale of a saved program; raises StateError where it is not the weight's."""
+        return self._with(self._weigher.restore(calibration))
+
+    def _with(self, weigher: BestOfN) -> WeightedVote:
+        twin = copy.copy(self)
+        twin._weigher = weigher
+        return twin
+
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
         return TallyAggregator(floors=(self.bounds[0], 0.0), weight=1, upper=self.upper)
@@ -152,7 +174,7 @@ class WeightedVote:
 
     def tally(self, read: Sequence[Scored]) -> Tally:
         """Count the votes of what `read` returned, in millionths of the largest weight."""
-        weights = np.array([0.0 if s.scores is None else s.scores[-1] for s in read])
+        weights = np.array([0.0 if s.scores is None else self._weigher.place(s.scores[-1:])[0] for s in read])
         return Tally.of(read, self.classes(), vote_units(weights, self.upper).tolist())
 
     def shown(self, tally: Tally) -> dict[str, float]:
@@ -172,8 +194,9 @@ class WeightedVote:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
-        weight = self._weigher.to_dict()["objectives"]
-        return {**self._vote.to_dict(), "kind": "weighted_vote", "weight": weight}
+        saved = self._weigher.to_dict()
+        learnt = {"calibration": saved["calibration"]} if "calibration" in saved else {}
+        return {**self._vote.to_dict(), "kind": "weighted_vote", "weight": saved["objectives"], **learnt}
 
 
 def joined(vote: Scored, free: Scored) -> Scored:
