@@ -2,6 +2,7 @@
 
     python examples/benchmark_stopping.py MATH_FILE --runs 200 --jobs 2
     python examples/benchmark_stopping.py synthetic-categorical --runs 20 --jobs 2 --budgets 5000
+    python examples/benchmark_stopping.py MATH_FILE --schedules
 
 An environment is a recording or a synthetic one. In each run the queries are split anew, 80 to 20; `auto` and `psst`
 draw from the training queries; the arms of auto are then chosen anew with stopping rules from the same draws
@@ -14,6 +15,9 @@ Printed for each budget:
 (b) for each cost weight: reward and completions of auto's arms and of auto+stop's, and the waves of the latter;
 (c) what exact waves alone change: the largest change of a reward in any run, and the share of completions saved;
 (d) how good the estimates are: what the run expected of its stopped arms, minus the truth on the training queries.
+
+`--schedules` compares lists of waves for votes instead, by the true law of all queries: the ACR of the best of all
+(prompt, N, confidence), with completions and waves.
 """
 
 from __future__ import annotations
@@ -28,11 +32,14 @@ from tqdm import tqdm
 from iapo_dspy.bandit.auto import auto
 from iapo_dspy.bandit.problem import Outcome
 from iapo_dspy.bandit.psst import psst
-from iapo_dspy.bandit.stops import with_stops
+from iapo_dspy.bandit.stopping import CONFIDENCES, doubling_waves, tuned_scales
+from iapo_dspy.bandit.stops import THRIFT, with_stops
 from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.recorded import VotingRecording
+from iapo_dspy.environments.stopped import StoppedValues
 from iapo_dspy.simulation.results import wilcoxon
-from iapo_dspy.simulation.sources import Instance, Source, source
-from iapo_dspy.types import Policy
+from iapo_dspy.simulation.sources import Instance, RecordedSource, Source, source
+from iapo_dspy.types import Arm, Policy, Stop
 
 NAMES = ("psst", "auto", "auto+exact", "auto+stop")
 _ENVIRONMENT = 1
@@ -145,6 +152,44 @@ def report(where: Source, rows: Sequence[dict], budgets: Sequence[int]) -> None:
         print(f"| {b:,} | " + " | ".join(cells) + " |")
 
 
+SCHEDULES = {
+    "all N at once": lambda n: (n,),
+    "half, then the rest": lambda n: ((n + 1) // 2, n),
+    "1, 2, 4, ..": lambda n: doubling_waves(1, n),
+    "2, 4, 8, ..": lambda n: doubling_waves(2, n),
+    "3, 6, 12, ..": lambda n: doubling_waves(3, n),
+    "4, 8, 16, ..": lambda n: doubling_waves(4, n),
+    "2, 8, 32, ..": lambda n: (*(k for k in (2, 8, 32) if k < n), n),
+    "one by one": lambda n: tuple(range(1, n + 1)),
+}
+
+
+def schedules(where: RecordedSource) -> None:
+    """Print what the best arms under each list of waves are worth, by the true law of all queries."""
+    recording, q = where.recording, where.values.q()
+    values, contexts = StoppedValues(recording=recording, sequences=200), where.recording.contexts
+    print("| waves | ACR | by cost weight: utility, completions, waves |")
+    print("| --- | --- | --- |")
+    for name, waves_of in SCHEDULES.items():
+        found = []
+        for c, price in enumerate(contexts.cost):
+            best = (-np.inf, 0.0, 0.0, 0.0)
+            for prompt in np.argsort(-q[c].max(axis=1))[:4]:
+                for n in tuned_scales(where.max_n):
+                    for confidence in (None,) if name == "all N at once" else (None, *CONFIDENCES):
+                        stop = Stop(waves=waves_of(n), confidence=confidence)
+                        gain, completions, waves = values.law(c, Arm(int(prompt), n, stop)).mean(axis=1)
+                        worth = q[c, prompt, n - 1] + gain + price * recording.cost[prompt] * (n - completions)
+                        # With nothing to pay, the same small price decides as in a run.
+                        thrifty = worth - max(0.0, THRIFT / where.max_n - price * recording.cost[prompt]) * completions
+                        best = max(best, (thrifty, worth, completions, waves))
+            found.append(best)
+        each = "; ".join(
+            f"{w:g}: {u:.4f}, {m:.1f}, {k:.1f}" for w, (_, u, m, k) in zip(contexts.cost, found, strict=True)
+        )
+        print(f"| {name} | {np.mean([f[1] for f in found]):.4f} | {each} |")
+
+
 def main() -> None:
     """Print the tables of one environment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,8 +199,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--max-n", type=int, default=32)
+    parser.add_argument("--schedules", action="store_true", help="compare lists of waves on a recording of votes")
     asked = parser.parse_args()
     where = source(asked.environment, max_n=asked.max_n)
+    if asked.schedules:
+        if not isinstance(where, RecordedSource) or not isinstance(where.recording, VotingRecording):
+            parser.error("--schedules needs a recording of votes")
+        schedules(where)
+        return
     size = max(1, min(5, asked.runs // max(abs(asked.jobs), 1)))
     blocks = [range(i, min(i + size, asked.runs)) for i in range(0, asked.runs, size)]
     tasks = (joblib.delayed(runs_of)(where, asked.budgets, block, asked.seed) for block in blocks)
