@@ -39,6 +39,7 @@ __all__ = ["Plan", "Standing", "auto", "auto_least", "choose", "survivors"]
 
 ROUNDS = 8
 FIRST_PULL = 2
+FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
 _FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
 NEAR = 0.02  # standard errors that count as a tie
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
@@ -57,7 +58,7 @@ def auto(
     budget: int,
     seed: int,
     rounds: int = ROUNDS,
-    first_pull: int = FIRST_PULL,
+    first_pull: int | None = None,
     growth: int = 2,
     shared_queries: bool = True,
     estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator,
@@ -69,7 +70,8 @@ def auto(
         budget: T, completions.
         seed: Root of the random streams, >= 0.
         rounds: Batches at most, >= 1; a small budget has fewer.
-        first_pull: Completions per query in the first two rounds, >= 1, where the aggregator needs so many.
+        first_pull: Completions per query in the first two rounds, >= 1, where the aggregator needs so many. Default: 2,
+            or 3 where it has no model.
         growth: Factor by which pulls grow after every second round, >= 1. Without a model they grow from round to round
             instead, such that the last one reaches the largest scale: beyond what was drawn little is known.
         shared_queries: Whether all prompts answer the same queries, or each its own in an order of its own.
@@ -84,6 +86,8 @@ def auto(
     """
     what = f"looking at each of {problem.n_prompts} prompts once"
     check_budget(budget, seed, least=auto_least(problem), what=what)
+    if first_pull is None:
+        first_pull = FIRST_PULL if is_modelled(problem.aggregator) else FIRST_PULL_UNMODELLED
     for name, value in (("rounds", rounds), ("first_pull", first_pull), ("growth", growth)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")

@@ -118,21 +118,24 @@ def parsed(value: Any, annotation: Any) -> Any:
         value: The value; only a string is ever parsed.
         annotation: The field's annotation; None where it is not known.
 
-    Raises:
-        ScoreError: The text cannot be read as a value of this type.
+    Returns:
+        The value; the text as it is where it cannot be read as a value of this type, for a module may mean it so.
     """
     if not isinstance(value, str) or isinstance(value, enum.Enum) or _may_be_text(annotation):
         return value
     text = value.strip()
     if not text:
         return text  # an empty field is no vote, whatever its type
-    adapter = _adapter(annotation)
+    try:
+        adapter = _adapter(annotation)
+    except pydantic.PydanticUserError:  # a class that pydantic knows nothing of
+        return value
     for read in (adapter.validate_python, adapter.validate_json, _from_words(annotation)):
         try:
             return read(text)
         except (ValueError, KeyError):  # pydantic's errors are ValueErrors
             continue
-    raise ScoreError(f"{text[:80]!r} is no {getattr(annotation, '__name__', annotation)}.")
+    return value
 
 
 @lru_cache(maxsize=256)

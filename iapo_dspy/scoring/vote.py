@@ -30,7 +30,7 @@ class MajorityVote:
 
     Fields of any type that shows what it holds are counted: strings, numbers, bools, Literal, enums, lists, tuples,
     sets, dictionaries and pydantic models, nested and optional ones too. A typed field that is left as text is read
-    as its type.
+    as its type where it can be.
 
     Args:
         field: Output field that is voted on.
@@ -110,13 +110,11 @@ class MajorityVote:
         return Classes(self._pairs)
 
     def value(self, prediction: dspy.Prediction) -> Any:
-        """Return the normalised answer.
-
-        Raises:
-            ScoreError: The field is typed, and its text cannot be read as that type.
-        """
+        """Return the normalised answer."""
         # Not getattr: a field may be called `labels` or `items`, as methods of a Prediction are.
-        value = parsed(prediction[self.field], self._annotation)
+        value = prediction[self.field]
+        if self._custom is None:
+            value = parsed(value, self._annotation)
         return None if value is None else self.normalize(value)
 
     def key(self, prediction: dspy.Prediction) -> str | None:

@@ -132,6 +132,8 @@ def test_a_str_enum_is_its_member_and_not_its_text() -> None:
         ("7", None, "7"),
         (7, float, 7),
         ("", float, ""),
+        ("about three", float, "about three"),
+        ("7", type("Bare", (), {}), "7"),
     ],
 )
 def test_text_is_read_as_the_field_is_typed(text: Any, annotation: Any, value: Any) -> None:
@@ -139,11 +141,12 @@ def test_text_is_read_as_the_field_is_typed(text: Any, annotation: Any, value: A
     assert found == value and type(found) is type(value)
 
 
-def test_text_of_another_type_is_a_failure_with_its_cause() -> None:
+def test_a_typed_field_as_text_is_counted_with_its_values() -> None:
     vote = MajorityVote("answer").fitted({"answer": float})
-    read = [vote.read({}, dspy.Prediction(answer=a)) for a in ("3.0", 3, "about three", "")]
-    assert [s.answer for s in read] == ["3", "3", None, None]
-    assert "'about three' is no float" in str(read[2].failure) and "empty" in str(read[3].failure)
+    read = [vote.read({}, dspy.Prediction(answer=a)) for a in ("3.0", 3, "$3.00", "")]
+    assert [s.answer for s in read] == ["3", "3", "$3.00", None] and "empty" in str(read[3].failure)
+    custom = MajorityVote("answer", normalize=lambda text: text.strip("$")).fitted({"answer": float})
+    assert custom.read({}, dspy.Prediction(answer="$3.50")).answer == "3.50"  # a normalize gets what there is
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,13 @@ VALUES = {
 @pytest.mark.parametrize("name", VOTES)
 def test_votes_and_best_of_n_conform(name: str) -> None:
     strategy, metric = VOTES[name]
-    check_strategy(strategy, EXAMPLES, WORDS, metric, other_process=False)
+    check_strategy(strategy, EXAMPLES, WORDS, metric, cases=10, other_process=False)
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_means_and_medians_conform(name: str) -> None:
     strategy, metric = VALUES[name]
-    check_strategy(strategy, RATED, NUMBERS, metric, other_process=False)
+    check_strategy(strategy, RATED, NUMBERS, metric, cases=10, other_process=False)
 
 
 def test_identities_are_the_same_in_another_process() -> None:

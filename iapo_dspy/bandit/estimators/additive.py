@@ -26,7 +26,7 @@ from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["AdditivePredictor", "TwoWay", "two_way"]
 
-_STEPS = 6
+_FIRST_STEPS, _STEPS = 6, 2
 _DAMPING = 0.5
 _LEAST_SHARE = 1e-4  # of the noise: floor of a variance, so that no effect is ruled out for good
 
@@ -48,6 +48,7 @@ class AdditivePredictor:
         self._weights = weights
         self._n_prompts = n_prompts
         self._max_n = max_n
+        self._variances: dict[int, tuple[float, float, float]] = {}  # of each scale; a later fit starts there
 
     def predict(self, cells: Cells, unbiased: FloatArray | None = None) -> Predictions:
         """Fit levels and growth to all cells and predict every prompt on every visited query.
@@ -69,7 +70,9 @@ class AdditivePredictor:
                 value = unbiased[:, known, at]
                 step = value - (unbiased[:, known, at - 1] if at else 0.0)
                 prompt, query = cells.prompt[known], cells.query[known]
-                fit = two_way(step, prompt, query, self._n_prompts, cells.n_visited)
+                start = self._variances.get(at)
+                fit = two_way(step, prompt, query, self._n_prompts, cells.n_visited, start)
+                self._variances[at] = fit.variances
                 level, others = level + fit.effects, others + fit.effects
                 others[:, prompt, query] += fit.left_out - fit.effects[:, prompt, query]
                 level[:, prompt, query] = value  # what was seen of a cell is the best that is known of it
@@ -95,13 +98,22 @@ class TwoWay:
     Attributes:
         effects: mu + a_p + b_x [W, P, V].
         left_out: What the model says of each cell without that cell [W, G].
+        variances: Of the noise, of prompts and of queries.
     """
 
     effects: FloatArray
     left_out: FloatArray
+    variances: tuple[float, float, float]
 
 
-def two_way(value: FloatArray, prompt: IntArray, query: IntArray, n_prompts: int, n_queries: int) -> TwoWay:
+def two_way(
+    value: FloatArray,
+    prompt: IntArray,
+    query: IntArray,
+    n_prompts: int,
+    n_queries: int,
+    start: tuple[float, float, float] | None = None,
+) -> TwoWay:
     """Fit mu + a_p + b_x to cells; variances are shared by the W rows.
 
     Args:
@@ -110,13 +122,14 @@ def two_way(value: FloatArray, prompt: IntArray, query: IntArray, n_prompts: int
         query: Their queries [G].
         n_prompts: P; a prompt without cells has the effect 0.
         n_queries: V, likewise.
+        start: Variances of an earlier fit, as in `TwoWay.variances`.
     """
     seen = np.zeros((n_prompts, n_queries))
     seen[prompt, query] = 1.0
     grid = np.zeros((len(value), n_prompts, n_queries))
     grid[:, prompt, query] = value
-    noise, of_prompt, of_query = _moments(value, prompt, query, n_prompts, n_queries)
-    for _ in range(_STEPS):
+    noise, of_prompt, of_query = start or _moments(value, prompt, query, n_prompts, n_queries)
+    for _ in range(_FIRST_STEPS if start is None else _STEPS):
         fit = _Fit(seen, noise / of_prompt, noise / of_query)
         mu, a, b = fit.solve(grid)
         effects = mu[:, None, None] + a[:, :, None] + b[:, None, :]
@@ -130,7 +143,7 @@ def two_way(value: FloatArray, prompt: IntArray, query: IntArray, n_prompts: int
         noise, of_prompt, of_query = _floored(noise, of_prompt, of_query)
     # A cell that alone tells of its prompt and its query has leverage 1 but for the penalties: nothing else is known.
     left_out = effects[:, prompt, query] - np.minimum(leverage, 0.999) / (1.0 - np.minimum(leverage, 0.999)) * error
-    return TwoWay(effects=effects, left_out=left_out)
+    return TwoWay(effects=effects, left_out=left_out, variances=(noise, of_prompt, of_query))
 
 
 class _Fit:
