@@ -186,6 +186,10 @@ class Cost:
         Raises:
             ConfigurationError: They are no prices.
         """
+        if usd_per_million is None:
+            raise ConfigurationError(
+                "usd_per_million=None: give dollars per million (input, output) tokens, such as (0.15, 0.60)."
+            )
         weights = {name: getattr(self, name) for name in _UNITS}
         return Cost(**weights, usd_per_million=usd_per_million)
 
