@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("mlflow.dspy")
-ROOT = Path(__file__).parents[2]
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty & quick", cost=30.0)]
 
 
@@ -151,25 +148,20 @@ def test_a_failed_call_is_a_failed_trace(store: None) -> None:
     assert "ERROR" in str(trace.info.state) and "AllCompletionsFailed" in trace.to_json()
 
 
-def test_a_saved_model_answers_in_another_process(store: None, tmp_path: Path) -> None:
-    with Loopback(adder) as server:
-        with dspy.context(lm=server.lm(seed=1)):
-            arms = {"quality": Arm(0, 4), "thrifty": Arm(1, 1)}
-            program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [CAREFUL, QUICK], arms)
-            mlflow.dspy.save_model(program.with_preference("thrifty"), str(tmp_path / "model"), pip_requirements=[])
-        script = (
-            "import sys, mlflow, dspy\n"
-            "program = mlflow.dspy.load_model(sys.argv[1])\n"
-            "dspy.configure(lm=dspy.LM('openai/fake', api_base=sys.argv[2], api_key='k', cache=False, seed=1))\n"
-            "prediction = program(question='4 + 4')\n"
-            "print(prediction.answer, prediction.iapo.preference, program.solve('quality').n)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "model"), server.base],
-            capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["8", "thrifty", "4"]
+@pytest.mark.parametrize("dspys_own", [False, True], ids=["cloudpickle", "DSPy's save"])
+def test_a_saved_model_is_loaded_and_served(store: None, tmp_path: Path, dspys_own: bool) -> None:
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        arms = {"quality": Arm(0, 4), "thrifty": Arm(1, 1)}
+        program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [CAREFUL, QUICK], arms)
+        path = str(tmp_path / "model")
+        thrifty = program.with_preference("thrifty")
+        mlflow.dspy.save_model(thrifty, path, pip_requirements=[], use_dspy_model_save=dspys_own)
+        loaded = mlflow.dspy.load_model(path)
+        prediction = loaded(question="4 + 4")
+        assert isinstance(loaded, CompiledProgram) and loaded is not thrifty
+        assert (prediction.answer, prediction.iapo.preference) == ("8", "thrifty")
+        assert loaded.solve("quality") == program.solve("quality")
+        assert mlflow.pyfunc.load_model(path).predict({"question": "4 + 4"}) == {"answer": "8"}
 
 
 def test_settings_are_plain_data_without_keys() -> None:
