@@ -33,6 +33,7 @@ from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import BatchRecord, CompletionRecord
 from tests.support.batching import BatchFaults
 from tests.support.loopback import Faults, Loopback
+from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, adder, exact, questions
 
 FAST = BatchAPI(poll_seconds=0.01, settle_seconds=0.05)
@@ -68,7 +69,7 @@ def compiled(
 
 def policy(program: Any) -> dict[str, Any]:
     """What was found, and what it took, without the time."""
-    state = json.loads(json.dumps(program.policy.dump_state()))
+    state = json.loads(json.dumps(state_of(program)))
     del state["spent"]["seconds"]
     return dict(state)
 
@@ -464,7 +465,7 @@ def test_costs_in_dollars_are_those_of_ordinary_requests(faults: Faults, tmp_pat
                 max_n=2,
                 budget=60,
             )
-            found.append(program.policy.dump_state())
+            found.append(state_of(program))
     if faults.ignore_n:  # who finds out when that n is ignored differs, and with it a few seeds
         assert found[1]["spent"]["usd"] == pytest.approx(found[0]["spent"]["usd"], rel=0.2)
     else:
