@@ -129,15 +129,6 @@ def test_budgets_below_one_completion_of_each_prompt_are_refused_at_once() -> No
             auto(problem(env), **wrong)
 
 
-def test_a_strategy_without_predictions_is_refused_before_any_pull() -> None:
-    class Other:
-        def check(self, n_objectives: int) -> None:
-            pass
-
-    with pytest.raises(ConfigurationError, match="majority vote and Best-of-N"):
-        auto(problem(Coins([[0.5]]), aggregator=Other()), budget=9, seed=0)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"first_pull": 0}, {"growth": 0}, {"rounds": 2.5}])
 def test_settings_out_of_range_are_refused(settings) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
