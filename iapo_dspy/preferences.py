@@ -155,6 +155,12 @@ class Preference:
         """The resources that it prices or caps by themselves, beside the run's cost."""
         return frozenset([*(self.rates or ()), *self.caps])
 
+    @property
+    def terms(self) -> list[str]:
+        """What it says of resources by themselves, in words: exchange rates and caps."""
+        worth = [f"0.01 worth {_HUNDREDTH / v:.4g} {_words(k)}" for k, v in (self.rates or {}).items()]
+        return worth + [f"at most {v:.6g} {_words(k)}" for k, v in self.caps.items()]
+
     def vector(self, objectives: Sequence[str]) -> NDArray[np.float64]:
         """Return the weights [K] in the order of `objectives`.
 
@@ -187,8 +193,7 @@ class Preference:
         """Return it in words."""
         said = [f"weights {', '.join(f'{k}={v:g}' for k, v in self.weights.items())}"] if self.weights else []
         said += [f"cost weight {self.cost:g}"] if self.cost or not self.rates else []
-        said += [f"0.01 worth {_HUNDREDTH / v:.4g} {_words(k)}" for k, v in (self.rates or {}).items()]
-        said += [f"at most {v:.6g} {_words(k)}" for k, v in self.caps.items()]
+        said += self.terms
         return f"{self.name or 'unnamed'} ({', '.join(said)})"
 
 

@@ -35,6 +35,7 @@ class Option:
         prompt: Index of the prompt.
         label: The prompt in words.
         n: Completions drawn and aggregated, at most.
+        completions: Expected completions of a call: n, or fewer where it stops early.
         utility: Estimated utility (eq. 3); None without evidence.
         reward: Estimated task reward without the cost; None without evidence.
         cost: Estimated cost per query, in the unit of the run; None without evidence.
@@ -44,6 +45,7 @@ class Option:
     prompt: int
     label: str
     n: int
+    completions: float
     utility: float | None
     reward: float | None
     cost: float | None
@@ -196,15 +198,21 @@ def _alternatives(table: PolicyTable, outcome: Outcome, arm: Arm) -> tuple[Optio
 
 def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option:
     at = arm.prompt, arm.n - 1
-    utility = _known(outcome.q[0][at])
+    stopped = outcome.stops[0] if outcome.stops is not None and outcome.stops[0].arm == arm else None
+    if stopped is not None:
+        values = stopped.utility, stopped.reward, stopped.cost
+    else:  # all N drawn at once
+        values = outcome.q[0][at], outcome.reward[0][at], outcome.estimates.cost[at]
+    utility, reward, cost = (_known(v) for v in values)
     return Option(
         what=what,
         prompt=arm.prompt,
         label=table.label_of(arm.prompt),
         n=arm.n,
+        completions=stopped.completions if stopped is not None else float(arm.n),
         utility=utility,
-        reward=_known(outcome.reward[0][at]) if utility is not None else None,
-        cost=_known(outcome.estimates.cost[at]) if utility is not None else None,
+        reward=reward if utility is not None else None,
+        cost=cost if utility is not None else None,
     )
 
 
@@ -214,16 +222,17 @@ def _known(value: Any) -> float | None:
 
 def in_words(preference: Preference) -> str:
     """Return a preference in words."""
-    data = preference.to_dict()
-    name, cost, weights = (data.pop(key, None) for key in ("name", "cost", "weights"))
     parts = []
-    if weights:
-        parts.append("weights " + ", ".join(f"{k} {v:g}" for k, v in weights.items()))
-    if cost is not None:
-        dear = f"cost weight {cost:g}, so that an average single completion costs {0.01 * cost:.3g} of the objective"
-        parts.append(dear if cost else "the best, whatever it costs")
-    parts += [f"{key}={value}" for key, value in data.items() if value is not None]
-    return f"{name or 'ad hoc'} ({'; '.join(parts)})"
+    if preference.weights:
+        parts.append("weights " + ", ".join(f"{k} {v:g}" for k, v in preference.weights.items()))
+    if preference.cost:
+        single = 0.01 * preference.cost
+        parts.append(
+            f"cost weight {preference.cost:g}, so that an average single completion costs {single:.3g} of the objective"
+        )
+    elif not preference.rates:
+        parts.append("the best, whatever it costs")
+    return f"{preference.name or 'ad hoc'} ({'; '.join([*parts, *preference.terms])})"
 
 
 def _stop_in_words(stop: Stop) -> str:

@@ -56,8 +56,12 @@ class Entrant:
 
 
 def _stopping(problem: Problem, *, budget: int, seed: int, mode: StopMode) -> Algorithm:
-    """Run `auto` and choose when its calls stop."""
-    outcome = yield from auto(problem, budget=budget, seed=seed)
+    """Run `auto` and choose when its calls stop; raises as `auto` does, before the first pull."""
+    return _stopped(problem, auto(problem, budget=budget, seed=seed), mode)
+
+
+def _stopped(problem: Problem, run: Algorithm, mode: StopMode) -> Algorithm:
+    outcome = yield from run
     return with_stops(problem, outcome, mode=mode)
 
 
