@@ -78,7 +78,9 @@ def test_a_call_is_told_as_it_was(compiled: Any) -> None:
     assert (told.chosen.prompt, told.chosen.n) == (prediction.iapo.prompt, prediction.iapo.planned)
     text = str(told)
     assert text.startswith("Preference: quality (the best, whatever it costs).\nArm: N=")
-    assert CAREFUL in text and f"drew all {told.chosen.n} in 1 wave; votes '7'" in text
+    report = prediction.iapo
+    drew = f"drew all {report.n}" if report.n == report.planned else f"drew {report.n} of {report.planned}"
+    assert CAREFUL in text and f"{drew} in {report.waves} wave" in text and "votes '7'" in text
     assert all(len(line) < 250 for line in text.splitlines()) and 4 <= len(text.splitlines()) <= 7
     assert json.loads(json.dumps(told.to_dict()))["call"]["votes"]["7"] >= 1
     assert server.requests == before
