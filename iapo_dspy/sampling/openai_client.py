@@ -26,6 +26,7 @@ _LOST_MAX_RETRIES = frozenset(
         "ai21",
         "ai21_chat",
         "baseten",
+        "clf_ai_gateway",
         "codestral",
         "deepinfra",
         "featherless_ai",
@@ -181,6 +182,15 @@ def _client_class() -> type:
             return Completions(self._client)
 
     class Client(openai.AsyncOpenAI):
+        @property
+        def max_retries(self) -> int:
+            """None: every attempt is ours to see. Newer LiteLLM posts by itself, and asks this attribute."""
+            return 0
+
+        @max_retries.setter
+        def max_retries(self, value: int) -> None:
+            """Do nothing: where the setting got lost, LiteLLM puts its default of two here."""
+
         @functools.cached_property
         def chat(self) -> Any:
             return Chat(self)
