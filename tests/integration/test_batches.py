@@ -229,7 +229,7 @@ def test_headers_go_with_every_call(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(lost=1)) as server:
         compiled(server, tmp_path, lm={"extra_headers": {"X-Team": "blue"}})
         assert ("GET", "/batches") in server.jobs.calls
-        assert {h.get("X-Team") for h in server.jobs.headers} == {"blue"}
+        assert {h.get("x-team") for h in server.jobs.headers} == {"blue"}
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def optimizer(*preferences: Preference, **changes: Any) -> IAPO:
         "budget": 300,
         "candidates": [WORDY, BRIEF],
         "progress": False,
+        "stopping": None,  # so that a call is one request of all N
     }
     return IAPO(**{**settings, **changes})
 

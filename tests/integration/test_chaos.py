@@ -36,6 +36,7 @@ def compile_clear(server: Loopback, **kwargs: Any) -> CompiledProgram:
         "budget": Budget(450, usd=100.0),
         "candidates": INSTRUCTIONS,
         "progress": False,
+        "stopping": None,  # a vote of two that ends after the first one is as good as no vote
     }
     lm = server.lm(
         seed=1, num_retries=8, timeout=0.5, max_tokens=60, input_cost_per_token=PRICE, output_cost_per_token=PRICE

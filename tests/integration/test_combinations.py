@@ -16,6 +16,7 @@ from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import CompletionRecord
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import TwoSteps, exact, questions
+from tests.support.states import state_of
 
 PLANS = ["Plan 0.", "Plan 1.", "Plan 2.", "Plan 3."]
 ASKS = ["Ask 0.", "Ask 1.", "Ask 2.", "Ask 3."]
@@ -98,7 +99,7 @@ def test_a_run_that_died_goes_on_at_its_coordinate(tmp_path: Path) -> None:
     def run(server: Loopback, log_dir: Path | None, **kwargs: Any) -> dict[str, Any]:
         with dspy.context(lm=server.lm(seed=1)):
             program = optimizer(log_dir=log_dir, num_threads=4, **kwargs).compile(TwoSteps(), trainset=questions(12))
-        return {k: v for k, v in program.policy.dump_state().items() if k != "spent"}
+        return {k: v for k, v in state_of(program).items() if k != "spent"}
 
     with Loopback(world) as server:
         whole = run(server, None)

@@ -157,7 +157,7 @@ def test_other_students_cost_one_request_per_pull_too(make: Any) -> None:
         return "[[ ## reasoning ## ]]\nbecause\n\n" + adder(body, i)
 
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
-        program = optimizer(budget=200).compile(make(), trainset=questions(10))
+        program = optimizer(budget=200, stopping=None).compile(make(), trainset=questions(10))
         pulls = sum(r.pulls for r in program.detailed_results.rounds)
         assert server.requests == pulls
         before = server.requests

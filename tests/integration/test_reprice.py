@@ -41,6 +41,7 @@ def compiled(
         "candidates": [WORDY, BRIEF],
         "cost": Cost(completion_tokens=1, usd_per_million=prices),
         "progress": False,
+        "stopping": None,  # so that what a call takes is what its N says
         "track_stats": False,
     }
     with dspy.context(lm=changes.pop("lm", None) or server.lm(seed=5)):

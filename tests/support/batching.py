@@ -62,7 +62,7 @@ class BatchJobs:
         self.names: list[str] = []
         self.jobs: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str]] = []
-        self.headers: list[Mapping[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []  # names in lower case
         self._answer = answer
         self._looks: dict[str, int] = {}
         self._lock = threading.RLock()
@@ -82,7 +82,7 @@ class BatchJobs:
         tail = re.sub(r".*/(files|batches)", r"/\1", parts.path)
         with self._lock:
             self.calls.append((method, tail))
-            self.headers.append(dict(headers.items()))
+            self.headers.append({k.lower(): v for k, v in headers.items()})
             if self.faults.missing:
                 return _error(404, "Not Found")
             if tail == "/files":
