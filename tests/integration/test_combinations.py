@@ -15,8 +15,8 @@ from iapo_dspy import IAPO, BudgetTooSmall, CompiledProgram, ConfigurationError,
 from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import CompletionRecord
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import TwoSteps, exact, questions
 from tests.support.states import state_of
+from tests.support.worlds import TwoSteps, exact, questions
 
 PLANS = ["Plan 0.", "Plan 1.", "Plan 2.", "Plan 3."]
 ASKS = ["Ask 0.", "Ask 1.", "Ask 2.", "Ask 3."]
