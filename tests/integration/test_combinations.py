@@ -59,7 +59,7 @@ def options(program: CompiledProgram, preference: str) -> Any:
 
 def test_a_small_product_is_looked_at_as_a_whole() -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
-        program = optimizer(decoding=None, budget=200).compile(TwoSteps(), trainset=questions(10))
+        program = optimizer(decoding=None, budget=112).compile(TwoSteps(), trainset=questions(10))
     assert len(program.detailed_results.labels) == 16
     assert options(program, "quality")["plan"] == BEST["plan"]
 
@@ -67,10 +67,10 @@ def test_a_small_product_is_looked_at_as_a_whole() -> None:
 def test_a_large_one_is_searched_predictor_by_predictor(tmp_path: Path) -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
         data = questions(30)
-        program = optimizer(budget=500).compile(TwoSteps(), trainset=data[:22], valset=data[22:])
+        program = optimizer(budget=320).compile(TwoSteps(), trainset=data[:22], valset=data[22:])
         results = program.detailed_results
         assert options(program, "quality") == BEST
-        assert results.spent.completions <= 500 and results.complete
+        assert results.spent.completions <= 320 and results.complete
         # Only what was drawn is in the results, in the policy and in the file.
         drawn = program.policy.ready.prompts
         assert 9 <= len(drawn) < 32 and len(results.labels) == len(drawn) == len(results.failures.share)
@@ -98,14 +98,16 @@ def test_a_run_that_died_goes_on_at_its_coordinate(tmp_path: Path) -> None:
 
     def run(server: Loopback, log_dir: Path | None, **kwargs: Any) -> dict[str, Any]:
         with dspy.context(lm=server.lm(seed=1)):
-            program = optimizer(log_dir=log_dir, num_threads=4, **kwargs).compile(TwoSteps(), trainset=questions(12))
+            program = optimizer(log_dir=log_dir, num_threads=4, budget=130, **kwargs).compile(
+                TwoSteps(), trainset=questions(12)
+            )
         return {k: v for k, v in state_of(program).items() if k != "spent"}
 
     with Loopback(world) as server:
         whole = run(server, None)
         bill = set(body["seed"] for body in server.bodies)
     with Loopback(world) as server:
-        for limit in (100, 300):
+        for limit in (30, 95):
 
             def stop(progress: Any, limit: int = limit) -> None:
                 if progress.completions >= limit:

@@ -81,7 +81,7 @@ def test_the_best_inner_prompt_is_the_one_that_serves_the_pipeline() -> None:
 
 def test_a_deployed_pipeline_asks_the_steps_around_once_and_the_inner_module_n_times() -> None:
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
-        pipeline = optimizer().compile(Pipeline(), trainset=asked(12), inner="solve")
+        pipeline = optimizer(budget=90).compile(Pipeline(), trainset=asked(12), inner="solve")
         n = pipeline.solve.solve().n
         server.bodies.clear()
         prediction = pipeline(question="What are 5 and 7?")
@@ -149,7 +149,7 @@ def test_a_provider_without_n_pays_the_inner_prompt_per_completion_and_the_rest_
 def test_it_is_saved_and_loaded_with_the_lms_of_a_fresh_pipeline(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.json"
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
-        pipeline = optimizer().compile(Pipeline(), trainset=asked(12), inner="solve")
+        pipeline = optimizer(budget=90).compile(Pipeline(), trainset=asked(12), inner="solve")
         pipeline.rewrite.signature = pipeline.rewrite.signature.with_instructions("Rewritten since.")
         pipeline.save(path)
         assert "sk-loopback-secret" not in path.read_text() and server.base not in path.read_text()
@@ -173,7 +173,7 @@ def test_it_is_saved_and_loaded_with_the_lms_of_a_fresh_pipeline(tmp_path: Path)
 def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None:
     def run(server: Loopback, log_dir: Path | None, **kwargs: Any) -> Any:
         with dspy.context(lm=server.lm(seed=1)):
-            return optimizer(log_dir=log_dir, num_threads=4, **kwargs).compile(
+            return optimizer(log_dir=log_dir, num_threads=4, budget=90, **kwargs).compile(
                 Pipeline(), trainset=asked(12), inner="solve"
             )
 
@@ -190,7 +190,7 @@ def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None
         pass
 
     with Loopback(pipeline_world) as server:
-        for limit in (60, 130):
+        for limit in (25, 60):
 
             def stop(progress: Any, limit: int = limit) -> None:
                 if progress.completions >= limit:
@@ -217,7 +217,7 @@ def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None
         other = Pipeline()
         other.report.signature = other.report.signature.with_instructions("Other.")
         with dspy.context(lm=server.lm(seed=1)):
-            optimizer(log_dir=tmp_path, num_threads=4).compile(other, trainset=asked(12), inner="solve")
+            optimizer(log_dir=tmp_path, num_threads=4, budget=90).compile(other, trainset=asked(12), inner="solve")
 
 
 # -- semantics
@@ -377,7 +377,7 @@ def test_an_inner_program_of_several_predictors_deep_inside(copies: str, tmp_pat
         student.client = threading.Lock()  # refuses to be copied
     candidates = {"think": ["Rewrite.", None], "say": INSTRUCTIONS}
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
-        pipeline = optimizer(candidates=candidates, budget=200).compile(
+        pipeline = optimizer(candidates=candidates, budget=130).compile(
             student, trainset=asked(10), inner="stages['first'].solve"
         )
         compiled = pipeline.stages["first"].solve

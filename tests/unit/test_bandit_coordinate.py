@@ -64,7 +64,7 @@ def regret(outcome: Outcome, q: FloatArray) -> float:
 
 
 def test_it_beats_the_full_product_where_that_is_too_large() -> None:
-    shape, worlds = (4, 4, 4), range(10)
+    shape, worlds = (4, 4, 4), range(8)
     losses = []
     for seed in worlds:
         theta = world(seed, shape)
@@ -102,7 +102,7 @@ def test_evidence_of_early_passes_still_serves_contexts_in_the_end() -> None:
 # --- what holds for every run
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=5).filter(lambda shape: max(shape) > 1),
     st.integers(0, 300),
