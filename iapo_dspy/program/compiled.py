@@ -39,7 +39,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     A saved program holds no LM. One that chooses between several is given them: `CompiledProgram(student, lms=[...])`.
 
-    A call draws the arm's N completions at once, aggregates them and returns the winner as a `dspy.Prediction` with the
+    A call draws the arm's completions, at once or in waves until enough is known, and returns the winner with the
     student's fields, all successful completions in `completions` (winner first), and a `CallReport` in `iapo`.
 
     Args:
