@@ -104,7 +104,7 @@ class Attack:
         {"cat_probs": Attack(os.mkdir, "{path}")},
         io.BytesIO(b""),
     ],
-    ids=lambda v: repr(v)[:40],
+    ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_malicious_pickles_are_refused_and_nothing_runs(tmp_path, value, protocol):
