@@ -357,21 +357,24 @@ class Group:
     def _limited(self, waiting: Sequence[_Ticket], most: int) -> list[_Ticket]:
         """Limit calls to what their rollouts have left, and return those that can be sent.
 
-        Calls that a rollout makes at a time share what it has left, and none takes more than its own limit. Where the
-        calls in flight may take all of it, a call waits for what they leave; where nothing is left, it fails.
+        Calls that a rollout makes at a time share what it has left, and none takes more than its own limit. Where calls
+        in flight may leave less than that, a call waits for what they really take; where nothing is left, it fails.
         """
         sent: list[_Ticket] = []
         for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
-            calls = list(group)
+            calls, in_flight = list(group), seat.granted
             for i, ticket in enumerate(calls):
                 free = most - math.ceil(seat.completion_tokens) - seat.granted
-                if (share := free // (len(calls) - i)) >= 1:
+                share = free // (len(calls) - i)
+                if in_flight and (max_output_tokens(ticket.params) or math.inf) > share:
+                    self._waiting.append(ticket)
+                elif share >= 1:
                     ticket.params = limit_output(ticket.params, ticket.lm.model, share)
                     ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params, ticket.phase])
                     ticket.granted = max_output_tokens(ticket.params) or share
                     seat.granted += ticket.granted
                     sent.append(ticket)
-                elif seat.granted:
+                elif seat.granted:  # the others of this moment have it all
                     self._waiting.append(ticket)
                 else:
                     used_up = f"the {most} output tokens that a completion may take are used up"

@@ -204,7 +204,7 @@ def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, ow
         assert [r.failure for r in rollouts] == [None] * 3
         assert [r.completion_tokens for r in rollouts] == [2 * ANSWER] * 3
         limits = [b["max_tokens"] for b in server.bodies]
-        assert max(limits) <= (own or 40) and (threads or own or set(limits) == {20})
+        assert max(limits) <= (own or 40)
         # Too little for both: a rollout never takes more.
         before = server.completion_tokens
         rollouts = sampler.run(
