@@ -89,19 +89,33 @@ class Charges:
         return np.asarray(fixed[:, :, None] + each[:, :, None] * np.arange(1, self._max_n + 1))
 
     def upper(self) -> FloatArray:
-        """Return what a call of every arm takes at most, as far as an estimate can say [R, P, N]; NaN: not known."""
+        """Return what a call of every arm takes at most, as far as an estimate can say [R, P, N]; NaN: not known.
+
+        All N are drawn by one request; `upper_parts` tells what more requests take.
+        """
         if self._upper is None:
-            if not self._pulls:
-                return np.full((len(RESOURCES), self._n_prompts, self._max_n), np.nan)
-            prompt, size, used, once = self._joined()
-            shape = self._n_prompts, self._max_n
-            paid = used[:, _TOKENS] + used[:, _PROMPT] > 0  # the others were refused before they took anything
-            drawn = prompt[paid], size[paid]
-            found = [upper_amounts(*drawn, used[paid, r], once[paid, r], *shape) for r in range(len(RESOURCES))]
-            found[_TOKENS] = np.maximum(found[_TOKENS], np.arange(1, self._max_n + 1))  # no completion is empty
-            found[_SECONDS] = upper_seconds(prompt, size, used[:, _SECONDS], *shape)
-            self._upper = np.stack(found)
+            request, completion = self.upper_parts()
+            found = request[:, :, None] + completion[:, :, None] * np.arange(1, self._max_n + 1)
+            if self._pulls:
+                prompt, size, used, _ = self._joined()
+                found[_TOKENS] = np.maximum(found[_TOKENS], np.arange(1, self._max_n + 1))  # no completion is empty
+                found[_SECONDS] = upper_seconds(prompt, size, used[:, _SECONDS], self._n_prompts, self._max_n)
+            self._upper = found
         return self._upper
+
+    def upper_parts(self) -> tuple[FloatArray, FloatArray]:
+        """Return what a request and a completion take at most [R, P] each; NaN where not known, and of seconds."""
+        shape = len(RESOURCES), self._n_prompts
+        request, completion = np.full(shape, np.nan), np.full(shape, np.nan)
+        if not self._pulls:
+            return request, completion
+        prompt, size, used, once = self._joined()
+        paid = used[:, _TOKENS] + used[:, _PROMPT] > 0  # the others were refused before they took anything
+        for r in range(len(RESOURCES)):
+            if r != _SECONDS:
+                drawn = prompt[paid], size[paid], used[paid, r], once[paid, r]
+                request[r], completion[r] = upper_amounts(*drawn, self._n_prompts)
+        return request, completion
 
     def prices(self, scale: float) -> tuple[FloatArray, FloatArray]:
         """Return the utility that a request and that a completion takes [C, P] each; NaN without evidence.
@@ -138,13 +152,20 @@ class Charges:
         most = np.full((len(caps), self._n_prompts, self._max_n), self._max_n, dtype=np.int64)
         if np.isinf(caps).all():
             return most
-        upper = self.upper()
+        upper, (request, _) = self.upper(), self.upper_parts()
         most[np.ix_(np.isfinite(caps).any(axis=1), ~self._usable())] = 0
         for r in np.flatnonzero(np.isfinite(caps).any(axis=0)).tolist():
+            cap = caps[:, r, None, None]
             with np.errstate(invalid="ignore", divide="ignore"):
-                times = np.where(np.isinf(caps[:, r, None, None]), np.inf, caps[:, r, None, None] / upper[r])
-            times = np.where(np.isnan(times), 0.0, times)  # an arm of which nothing is known is not trusted
-            waves = times if r == _SECONDS else np.where(times >= 1.0, np.inf, 0.0)
+                if r == _SECONDS:  # every wave takes its time
+                    waves = cap / upper[r]
+                else:  # every wave after the first takes what a request takes once more
+                    once = request[r, :, None]
+                    more = np.where(once > 0, (cap - upper[r]) / once, np.inf)
+                    waves = np.where(upper[r] <= cap, 1.0 + np.maximum(more, 0.0), 0.0)
+            waves = np.where(
+                np.isinf(cap), np.inf, np.nan_to_num(waves, nan=0.0, posinf=np.inf)
+            )  # unknown: not trusted
             most = np.minimum(most, np.minimum(waves, self._max_n).astype(np.int64))
         return most
 

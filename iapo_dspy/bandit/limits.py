@@ -31,9 +31,9 @@ _SLOPE, _SLOPE_VARIANCE = 0.25, 0.0625  # prior of b: between "n does not matter
 
 
 def upper_amounts(
-    prompt: IntArray, size: IntArray, used: FloatArray, once: FloatArray, n_prompts: int, max_n: int
-) -> FloatArray:
-    """Return an upper bound of what one call of every arm takes of a resource that adds up.
+    prompt: IntArray, size: IntArray, used: FloatArray, once: FloatArray, n_prompts: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return upper bounds of what a request and what a completion takes of a resource that adds up.
 
     Args:
         prompt: Prompt of each pull [B].
@@ -41,14 +41,11 @@ def upper_amounts(
         used: What they took together [B].
         once: What the pull took once [B].
         n_prompts: P.
-        max_n: N.
 
     Returns:
-        Bounds [P, N]; NaN for prompts without pulls, and where a use is not known.
+        Bounds [P] each; NaN for prompts without pulls, and where a use is not known.
     """
-    a_request = _upper(prompt, np.ones_like(size), once, n_prompts)
-    a_completion = _upper(prompt, size, used - once, n_prompts)
-    return np.asarray(a_request[:, None] + a_completion[:, None] * np.arange(1, max_n + 1))
+    return _upper(prompt, np.ones_like(size), once, n_prompts), _upper(prompt, size, used - once, n_prompts)
 
 
 def _upper(prompt: IntArray, size: IntArray, total: FloatArray, n_prompts: int) -> FloatArray:

@@ -96,7 +96,9 @@ def tokens_of_each(preference: Preference, arm: Arm, charges: Charges, price: Pr
     if preference.max_tokens is not None:
         limits.append(preference.max_tokens // arm.n)
     if preference.max_usd is not None and price is not None and price.completion > 0:
-        prompt_tokens = charges.upper()[RESOURCES.index("prompt_tokens"), arm.prompt, arm.n - 1]
-        left = (preference.max_usd - float(prompt_tokens) * price.prompt) / price.completion
+        request, completion = (part[RESOURCES.index("prompt_tokens"), arm.prompt] for part in charges.upper_parts())
+        waves = len(arm.stop.waves) if arm.stop is not None else 1
+        prompt_tokens = float(waves * request + arm.n * completion)
+        left = (preference.max_usd - prompt_tokens * price.prompt) / price.completion
         limits.append(math.floor(left / arm.n))
     return max(min(limits), 1) if limits else None

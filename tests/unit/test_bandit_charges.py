@@ -23,6 +23,12 @@ TOKENS, PROMPT, USD, SECONDS = range(4)
 assert RESOURCES == ("tokens", "prompt_tokens", "usd", "seconds")
 
 
+def bounds(prompt: Any, size: Any, used: Any, once: Any, n_prompts: int, max_n: int) -> Any:
+    """Upper bounds of calls of one request [P, N]."""
+    request, completion = upper_amounts(prompt, size, used, once, n_prompts)
+    return request[:, None] + completion[:, None] * np.arange(1, max_n + 1)
+
+
 def observe(rows: list[tuple[Any, ...]], *, failed: tuple[int, ...] = (), measured: bool = True) -> Observations:
     """Observations of pulls (prompt, size, tokens, prompt tokens, dollars, seconds), one request each."""
     prompt, size = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
@@ -136,13 +142,13 @@ def test_bounds_of_what_does_not_vary_are_what_it_takes() -> None:
 
 def test_the_bound_of_two_pulls_by_hand() -> None:
     """Completions of 8 and 12 tokens: mean 10, variance 8 with one degree of freedom, relative 0.08."""
-    upper = upper_amounts(np.zeros(2, int), np.ones(2, int), np.array([8.0, 12.0]), np.zeros(2), 1, 2)
+    upper = bounds(np.zeros(2, int), np.ones(2, int), np.array([8.0, 12.0]), np.zeros(2), 1, 2)
     one = 10 * (1 + 2.326348 * np.sqrt(0.08 * 1.5))  # a new one, and half as much for the mean of two
     np.testing.assert_allclose(upper, [[one, 2 * one]])
 
 
 def test_one_pull_a_prompt_says_nothing_of_the_spread() -> None:
-    upper = upper_amounts(np.arange(2), np.ones(2, int), np.array([10.0, 20.0]), np.zeros(2), 3, 1)
+    upper = bounds(np.arange(2), np.ones(2, int), np.array([10.0, 20.0]), np.zeros(2), 3, 1)
     assert upper[0, 0] > 20 and upper[1, 0] == pytest.approx(2 * upper[0, 0]) and np.isnan(upper[2, 0])
 
 
@@ -165,7 +171,7 @@ def test_99_of_100_new_completions_lie_below_their_bound(sizes: list[int], betwe
     for seed in range(60):
         rng = np.random.default_rng(seed)
         prompt, size, used = simulate(rng, sizes, 40, between, within, means)
-        bound = upper_amounts(prompt, size, used, np.zeros(len(used)), len(means), 1)[:, 0]
+        bound = bounds(prompt, size, used, np.zeros(len(used)), len(means), 1)[:, 0]
         new = means * (1 + np.sqrt(between**2 + within**2) * rng.normal(size=(4000, 3)))
         covered.append((new <= bound).mean())
     assert 0.98 <= np.mean(covered) <= 0.997
@@ -177,7 +183,7 @@ def test_pulls_of_one_large_size_do_not_hide_how_completions_vary() -> None:
     for seed in range(40):
         rng = np.random.default_rng(seed)
         prompt, size, used = simulate(rng, [16], 40, 0.1, 0.1, np.array([50.0, 80.0]))
-        bound = upper_amounts(prompt, size, used, np.zeros(len(used)), 2, 1)[:, 0]
+        bound = bounds(prompt, size, used, np.zeros(len(used)), 2, 1)[:, 0]
         covered.append((np.array([50.0, 80.0]) * (1 + np.sqrt(0.02) * rng.normal(size=(2000, 2))) <= bound).mean())
     assert np.mean(covered) > 0.95
 
@@ -187,7 +193,7 @@ def test_a_prompt_that_varies_more_than_the_others_has_a_wider_bound() -> None:
     prompt = np.repeat(np.arange(4), 60)
     spread = np.where(prompt == 3, 0.6, 0.05)
     used = 100 * np.exp(spread * rng.normal(size=240) - spread**2 / 2)
-    bound = upper_amounts(prompt, np.ones(240, int), used, np.zeros(240), 4, 1)[:, 0]
+    bound = bounds(prompt, np.ones(240, int), used, np.zeros(240), 4, 1)[:, 0]
     new = 100 * np.exp(0.6 * rng.normal(size=4000) - 0.18)
     assert (new <= bound[3]).mean() > 0.95 and bound[3] > 1.5 * bound[0]
 
@@ -243,7 +249,7 @@ def test_bounds_never_fall_with_n(seed: int, n_prompts: int, pulls: int) -> None
     prompt, size = rng.integers(n_prompts, size=pulls), rng.integers(1, 9, size=pulls)
     used = size * rng.exponential(10, size=pulls)
     for bound in (
-        upper_amounts(prompt, size, used, 0.1 * used, n_prompts, 8),
+        bounds(prompt, size, used, 0.1 * used, n_prompts, 8),
         upper_seconds(prompt, size, used, n_prompts, 8),
     ):
         drawn = np.isin(np.arange(n_prompts), prompt)
@@ -368,3 +374,18 @@ def test_both_algorithms_choose_the_best_arm_that_keeps_the_cap(algorithm: str) 
     if algorithm == "auto":  # a preference that comes later gets what one that was there from the start gets
         again = solve_auto(problem, outcome.observations)
         assert again.policy == outcome.policy
+
+
+def test_every_wave_takes_what_a_request_takes_once_more() -> None:
+    """A request's prompt costs 4 dollars, a completion 1: N = 3 takes 7 in one wave, 11 in two, 15 in three."""
+    caps = np.full((4, len(RESOURCES)), np.inf)
+    caps[:, RESOURCES.index("usd")] = [6.9, 7.0, 14.9, np.inf]
+    charges = Charges(Contexts(weights=np.ones((4, 1)), cost=np.zeros(4), caps=caps), 1, 3)
+    used, once = np.zeros((2, len(RESOURCES))), np.zeros((2, len(RESOURCES)))
+    used[:, RESOURCES.index("tokens")] = 3.0
+    used[:, RESOURCES.index("usd")], once[:, RESOURCES.index("usd")] = 7.0, 4.0
+    pulls = Pulls(np.zeros(2, int), np.arange(2), np.full(2, 3))
+    charges.update(
+        Observations(pulls=pulls, label=np.zeros(6, int), score=np.ones((6, 1)), cost=np.ones(6), used=used, once=once)
+    )
+    assert charges.most_waves()[:, 0, 2].tolist() == [0, 1, 2, 3]
