@@ -8,7 +8,7 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import dspy
@@ -374,8 +374,9 @@ class LiveEnvironment:
         known = self._ledger.score(name)
         if known is not None and known.scorer == self._scorer and not known.error:
             scores = tuple(known.scores) if known.scores is not None else None
-            voted = scores is not None and known.answer is not None and isinstance(self._strategy, Equates)
-            value = self._strategy.value(prediction) if voted and isinstance(self._strategy, Equates) else None
+            voted = scores is not None and known.answer is not None
+            said = inner.prediction if inner is not None else prediction  # what a vote is read from
+            value = self._strategy.value(said) if voted and isinstance(self._strategy, Equates) else None
             return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
         with self._metering.case() as case:
             scored = self._ask_strategy(example, record, prediction, inner)
@@ -498,7 +499,8 @@ class LiveEnvironment:
         if scored.scores is None or scored.answer is None:
             return -1, scored.scores
         try:
-            label = self._classes[int(pulls.query[position])].place(scored)
+            # Inside of a pipeline a completion votes although a later step failed: it has scores, and a failure.
+            label = self._classes[int(pulls.query[position])].place(replace(scored, failure=None))
         except Exception as exc:  # noqa: BLE001  # the user's equality: its failure is this completion's
             self._failures.spoil(int(pulls.prompt[position]), one_line(exc))
             return -1, None

@@ -86,6 +86,7 @@ class Failures:
     def spoil(self, prompt: int, cause: str) -> None:
         """Count a failure of a completion that was counted as fine: an error came up when answers were compared."""
         self.failed[prompt] += 1
+        self.total += 1
         self.errors += 1
         self.causes[cause[:200]] += 1
 

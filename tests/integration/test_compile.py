@@ -54,6 +54,7 @@ def optimizer(**kwargs: Any) -> IAPO:
         "budget": 800,
         "candidates": INSTRUCTIONS,
         "progress": False,
+        "stopping": None,  # so that a call is one request of all N
     }
     return IAPO(**{**settings, **kwargs})
 
@@ -157,7 +158,7 @@ def test_other_students_cost_one_request_per_pull_too(make: Any) -> None:
         return "[[ ## reasoning ## ]]\nbecause\n\n" + adder(body, i)
 
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
-        program = optimizer(budget=200, stopping=None).compile(make(), trainset=questions(10))
+        program = optimizer(budget=200).compile(make(), trainset=questions(10))
         pulls = sum(r.pulls for r in program.detailed_results.rounds)
         assert server.requests == pulls
         before = server.requests

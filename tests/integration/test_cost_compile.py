@@ -28,6 +28,7 @@ def optimizer(**kwargs: Any) -> IAPO:
         "budget": 200,
         "candidates": INSTRUCTIONS,
         "progress": False,
+        "stopping": None,  # so that a call is one request of all N
     }
     return IAPO(**{**settings, **kwargs})
 

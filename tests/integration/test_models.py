@@ -51,6 +51,7 @@ def optimizer(**kwargs: Any) -> IAPO:
         "budget": 600,
         "candidates": [GUESS, WORK],
         "progress": False,
+        "stopping": None,  # so that a call is one request of all N
     }
     return IAPO(**{**settings, **kwargs})
 

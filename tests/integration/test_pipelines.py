@@ -33,6 +33,7 @@ from iapo_dspy.sampling.ledger import read_ledger
 from iapo_dspy.sampling.records import CallRecord, CompletionRecord
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.pipelines import INSTRUCTIONS, PLAIN, WORDY, Pipeline, asked, pipeline_world, right, step_of
+from tests.support.states import state_of
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 
@@ -46,6 +47,7 @@ def optimizer(**kwargs: Any) -> IAPO:
         "budget": 200,
         "candidates": INSTRUCTIONS,
         "progress": False,
+        "stopping": None,  # so that a call is one request of all N
     }
     return IAPO(**{**settings, **kwargs})
 
@@ -178,7 +180,7 @@ def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None
             )
 
     def comparable(pipeline: Any) -> dict[str, Any]:
-        state = pipeline.solve.policy.dump_state()
+        state = state_of(pipeline.solve)
         return {k: v for k, v in state.items() if k != "spent"}
 
     with Loopback(pipeline_world) as server:
