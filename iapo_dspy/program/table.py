@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+import numpy as np
 from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
@@ -29,6 +30,7 @@ __all__ = ["Chosen", "PolicyTable", "strategy_from_dict"]
 
 MOST_SOLVED = 256  # ad hoc preferences whose arms are remembered
 THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled for deserves a warning
+WIDE_ERROR = 0.1  # standard error, in units of the range of the completions' rewards, above which it does, too
 
 
 def strategy_from_dict(data: Mapping[str, Any]) -> Strategy:
@@ -286,6 +288,16 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
                 "%s was solved from stored evidence; its arm (prompt %d, n=%d) rests on %d observations only. Compile "
                 "with this preference for a firmer choice.", preference, arm.prompt, arm.n, evidence,
             )  # fmt: skip
+        elif outcome.estimates.standard_error is not None:
+            error = float(outcome.estimates.standard_error[0, arm.prompt, arm.n - 1])
+            weights = preference.vector(self.strategy.objectives)
+            scores = np.concatenate([o.score for o in self.ready.evidence]) @ weights
+            if error > WIDE_ERROR * np.ptp(scores[~np.isnan(scores)]):
+                logger.warning(
+                    "%s was solved from stored evidence; the utility of its arm (prompt %d, n=%d) has a standard error "
+                    "of %.3f, for the run drew that prompt on %d examples only. Compile with this preference for a "
+                    "firmer choice.", preference, arm.prompt, arm.n, error, evidence,
+                )  # fmt: skip
         return arm
 
     def _check(self, preference: Preference, arm: Arm) -> Chosen:

@@ -381,6 +381,22 @@ def test_thin_evidence_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert "rests on 4 observations only" in caplog.text
 
 
+def test_a_wide_error_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """The error of BRIEF's utility is .13 after eight examples, and .05 after 36; rewards range from 0 to 1."""
+    found = []
+    for budget in (16, 120):
+        caplog.clear()
+        with Loopback(world) as server, dspy.context(lm=server.lm(seed=3)):
+            program = optimizer(Preference("quality"), candidates=[BRIEF], max_n=2, budget=budget).compile(
+                student(), trainset=questions(120)
+            )
+        program.solve("quality")
+        assert "standard error" not in caplog.text  # what was compiled for is as good as its budget
+        program.solve(Preference("unseen", cost=0.3))
+        found.append("has a standard error of 0.1" in caplog.text)
+    assert found == [True, False]
+
+
 def test_uses_are_the_servers(saved: Path) -> None:
     """What is stored of every pull adds up to what the server counted."""
     with Loopback(world) as server, dspy.context(lm=server.lm()):
