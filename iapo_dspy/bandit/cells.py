@@ -81,9 +81,8 @@ class Cells:
         """Which completions failed [S]."""
         return np.asarray(np.isnan(self.score).any(axis=1))
 
-    def of_prompt(self, prompt: int) -> Cells:
-        """Return the cells of one prompt, in their order; `prompt`, `query` and `visited` keep their meaning."""
-        kept = self.prompt == prompt
+    def only(self, kept: NDArray[np.bool_]) -> Cells:
+        """Return some of the cells [G], in their order; `prompt`, `query` and `visited` keep their meaning."""
         completions = np.repeat(kept, self.size)
         return replace(
             self,

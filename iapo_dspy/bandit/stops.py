@@ -325,7 +325,7 @@ def observed_calls(problem: Problem, cells: Cells, context: int, arm: Arm) -> Fl
         raise ConfigurationError(
             f"{arm} under {type(aggregator).__name__} has no stopping rule that could be replayed."
         )
-    mine = cells.of_prompt(arm.prompt)
+    mine = cells.only(cells.prompt == arm.prompt)
     weights = problem.contexts.weights[context]
     if isinstance(aggregator, MajorityVoteAggregator):
         calls = observed_votes(mine, (arm.stop,))[:, :, 0]

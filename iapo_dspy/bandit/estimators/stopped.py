@@ -103,16 +103,8 @@ def estimated_votes(model: VoteModel, prompts: IntArray, max_n: int) -> StopEsti
 def of_prompts(traits: Traits, cells: Cells, prompts: IntArray) -> tuple[Traits, Cells]:
     """Return the model and the cells of some prompts [Q], ascending, which are 0 .. Q - 1 there."""
     kept = np.isin(cells.prompt, prompts)
-    completions = np.repeat(kept, cells.size)
-    fewer = replace(
-        cells,
-        n_prompts=len(prompts),
-        prompt=np.searchsorted(prompts, cells.prompt[kept]),
-        query=cells.query[kept],
-        size=cells.size[kept],
-        label=cells.label[completions],
-        score=cells.score[completions],
-    )
+    fewer = cells.only(kept)
+    fewer = replace(fewer, n_prompts=len(prompts), prompt=np.searchsorted(prompts, fewer.prompt))
     law, evidence = traits.law[:, prompts], traits.evidence[:, prompts]
     return replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept]), fewer
 
