@@ -31,15 +31,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy.bandit.auto import FIRST_PULL, auto
+from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, auto
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment
-from iapo_dspy.environments.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
+from iapo_dspy.environments.recorded.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.environments.wrappers import Noise
 from iapo_dspy.simulation.entrants import Entrant, entrants
-from iapo_dspy.simulation.results import wilcoxon
 from iapo_dspy.simulation.runner import Run, Trial, simulate
 from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
+from iapo_dspy.simulation.summaries import wilcoxon
 from iapo_dspy.simulation.variants import VARIANTS, variant
 
 AIM = ("psst", 20_000)  # whose ACR is to be reached

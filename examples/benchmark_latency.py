@@ -31,7 +31,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dspy
 
 from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, MajorityVote, Objective, Preference
-from iapo_dspy.bandit.stopping import exact_waves
+from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.types import Stop
 
 LATENCY = 0.05  # seconds

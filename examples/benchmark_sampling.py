@@ -34,7 +34,8 @@ from collections.abc import Callable, Iterator
 
 import dspy
 
-from iapo_dspy.sampling import ReplicatedLM, Sampler
+from iapo_dspy.sampling.lm.replicas import ReplicatedLM
+from iapo_dspy.sampling.rollouts.sampler import Sampler
 
 LATENCY = 0.05  # seconds
 REPLICA_LATENCY = 0.3  # the replicas must be what is waited for, not this process

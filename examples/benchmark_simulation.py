@@ -17,12 +17,12 @@ import time
 
 from tqdm import tqdm
 
-from iapo_dspy.bandit.psst import psst
+from iapo_dspy.bandit.algorithms.psst import psst
 from iapo_dspy.environments.port import drive
 from iapo_dspy.simulation.entrants import Rule, entrants
-from iapo_dspy.simulation.results import summarize
 from iapo_dspy.simulation.runner import simulate
 from iapo_dspy.simulation.sources import RecordedSource, Source, source
+from iapo_dspy.simulation.summaries import summarize
 
 BUDGETS = (1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 # Mean ACR over 200 re-splits from the authors' code: exact test values, ties with the right answer count .5.

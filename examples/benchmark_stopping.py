@@ -29,16 +29,16 @@ import joblib
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy.bandit.auto import auto
-from iapo_dspy.bandit.problem import Outcome
-from iapo_dspy.bandit.psst import psst
-from iapo_dspy.bandit.stopping import CONFIDENCES, doubling_waves, tuned_scales
-from iapo_dspy.bandit.stops import THRIFT, with_stops
+from iapo_dspy.bandit.algorithms.auto import auto
+from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.stopping.rules import CONFIDENCES, doubling_waves, tuned_scales
+from iapo_dspy.bandit.stopping.tune import THRIFT, with_stops
 from iapo_dspy.environments.port import drive
-from iapo_dspy.environments.recorded import VotingRecording
-from iapo_dspy.environments.stopped import StoppedValues
-from iapo_dspy.simulation.results import wilcoxon
+from iapo_dspy.environments.recorded.recording import VotingRecording
+from iapo_dspy.environments.recorded.stopped_values import StoppedValues
 from iapo_dspy.simulation.sources import Instance, RecordedSource, Source, source
+from iapo_dspy.simulation.summaries import wilcoxon
 from iapo_dspy.types import Arm, Policy, Stop
 
 NAMES = ("psst", "auto", "auto+exact", "auto+stop")

@@ -31,7 +31,7 @@ from local_servers import KINDS, MODEL, Server, ServerFailed, export_folder, exp
 
 from iapo_dspy import IAPO, AllCompletionsFailed, Arm, Budget, CompiledProgram, MajorityVote, Preference
 from iapo_dspy.demo.tasks import addition_task
-from iapo_dspy.sampling.budget import Spent
+from iapo_dspy.sampling.spending.budget import Spent
 
 TASK = addition_task()
 PREFERENCES = (Preference("quality", cost=0.0), Preference("balanced", cost=0.2), Preference("thrifty", cost=1.0))

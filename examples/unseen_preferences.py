@@ -34,7 +34,7 @@ from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.demo import register, splitting_task
 from iapo_dspy.demo.tasks import MODEL
-from iapo_dspy.sampling import Sampler
+from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.types import Contexts, Observations, Pulls
 
 MAX_N = 16

@@ -16,8 +16,8 @@ program(question="...", preference="thrifty")
 ```
 """
 
-from iapo_dspy.environments.ledgers import export, recording_of
-from iapo_dspy.environments.live import Progress
+from iapo_dspy.environments.live.progress import Progress
+from iapo_dspy.environments.recorded.from_ledger import recording_of
 from iapo_dspy.errors import (
     AllCompletionsFailed,
     BatchJobFailed,
@@ -36,20 +36,22 @@ from iapo_dspy.errors import (
     TooManyErrors,
     UnknownPreference,
 )
+from iapo_dspy.optimizer.iapo import IAPO
+from iapo_dspy.optimizer.pipelines import attach
+from iapo_dspy.optimizer.quote import Quote
+from iapo_dspy.optimizer.results import CompileResult, PreferenceResult
 from iapo_dspy.preferences import Preference, preference_grid
-from iapo_dspy.program.ambient import using_preference
-from iapo_dspy.program.compiled import CallReport, CompiledProgram
+from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.explain import Explanation
-from iapo_dspy.program.iapo import IAPO
-from iapo_dspy.program.pipelines import attach
-from iapo_dspy.program.quote import Quote
-from iapo_dspy.program.results import CompileResult, PreferenceResult
-from iapo_dspy.sampling.batch_cancel import cancel_batches
-from iapo_dspy.sampling.batches import BatchAPI
-from iapo_dspy.sampling.budget import Budget, Spent
-from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.metered import metered
-from iapo_dspy.sampling.replicas import ReplicatedLM
+from iapo_dspy.program.report import CallReport
+from iapo_dspy.program.using_preference import using_preference
+from iapo_dspy.sampling.batches.cancel import cancel_batches
+from iapo_dspy.sampling.batches.running import BatchAPI
+from iapo_dspy.sampling.judges.metered import metered
+from iapo_dspy.sampling.ledger.export import export
+from iapo_dspy.sampling.lm.replicas import ReplicatedLM
+from iapo_dspy.sampling.spending.budget import Budget, Spent
+from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring import metrics, objectives
 from iapo_dspy.scoring.strategies import (
     BestOfN,

@@ -1,6 +1,6 @@
 """The paper's theory as functions: eq. 5, propositions 1 and 2, the complexities H1 and H2, and theorem 1.
 
-Gaps come from true values (`iapo_dspy.environments.recorded`) or from the estimates of a run. The paper indexes arms
+Gaps come from true values (`environments.recorded.recording`) or from the estimates of a run. The paper indexes arms
 "based on ascending order of Q" while arm 1 is the best one; here they are indexed from the best to the worst, which is
 what its gaps mean. H1 and H2 take maxima over the arms other than the best.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.trimming import best_arms
+from iapo_dspy.bandit.algorithms.trimming import best_arms
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, Policy
 

@@ -75,7 +75,7 @@ def _configure(model: str | None, api_base: str | None, seed: int) -> None:
 
 def _experiment(name: str, seed: int, scale: float, progress: bool) -> Experiment:
     from iapo_dspy.demo.tasks import addition_task, splitting_task
-    from iapo_dspy.types import Preference
+    from iapo_dspy.preferences import Preference
 
     if name == "mv":
         task = addition_task()

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from iapo_dspy.demo.blas import one_blas_thread
 from iapo_dspy.demo.engine import Engine
+from iapo_dspy.demo.generation import Generation, GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.model import TinyLM
-from iapo_dspy.demo.requests import Generation, GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.shipped import MODEL_NAME, load_shipped
 from iapo_dspy.demo.tokenizer import Tokenizer
 

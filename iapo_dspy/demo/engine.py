@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from iapo_dspy.demo.blas import one_blas_thread
+from iapo_dspy.demo.generation import Choice, ContextLengthError, Generation, GenerationRequest
 from iapo_dspy.demo.model import CACHE_ROUND, MANY_ROWS, FloatArray, IntArray, Prefix, TinyLM, round_up
-from iapo_dspy.demo.requests import Choice, ContextLengthError, Generation, GenerationRequest
 
 
 @dataclass(kw_only=True)

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
-from iapo_dspy.demo.requests import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.generation import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.shipped import BITS, MODEL_NAME
-from iapo_dspy.sampling.params import import_litellm
+from iapo_dspy.sampling.lm.params import import_litellm
 
 litellm = import_litellm()  # without the download that LiteLLM makes at import
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
-from iapo_dspy.demo.requests import ContextLengthError, Generation, InvalidRequestError
+from iapo_dspy.demo.generation import ContextLengthError, Generation, InvalidRequestError
 from iapo_dspy.demo.shipped import BITS, MODEL_NAME
 
 _MOST_BYTES: Final = 4_000_000

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iapo_dspy.environments.files import save
-from iapo_dspy.environments.ledgers import export, recording_of
+from iapo_dspy.environments.recorded.files import save
+from iapo_dspy.environments.recorded.from_ledger import recording_of
 from iapo_dspy.errors import IAPOError
+from iapo_dspy.sampling.ledger.export import export
 
 __all__ = ["main"]
 

@@ -11,83 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from pydantic import BaseModel, ConfigDict
 
-from iapo_dspy.bandit.stopping import reached
+from iapo_dspy.bandit.stopping.rules import reached
 from iapo_dspy.errors import AllCompletionsFailed
-from iapo_dspy.program.models import models_of
-from iapo_dspy.program.prediction import CompiledPrediction
-from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.judging import JudgeUsage
-from iapo_dspy.sampling.loop import in_thread
-from iapo_dspy.sampling.pricing import Prices
-from iapo_dspy.sampling.rollouts import Rollout, Sampler
+from iapo_dspy.preferences import Preference
+from iapo_dspy.program.report import CallReport, CompiledPrediction
+from iapo_dspy.prompts.lms import models_of
+from iapo_dspy.sampling.concurrency.threads import in_thread
+from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
+from iapo_dspy.sampling.rollouts.rollout import Rollout
+from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.sampling.spending.pricing import Prices
+from iapo_dspy.scoring.once_per_call import sharing
 from iapo_dspy.scoring.scores import Scored
-from iapo_dspy.scoring.sharing import sharing
 from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
-from iapo_dspy.types import Arm, Decoding, FloatArray, Preference
+from iapo_dspy.types import Arm, Decoding, FloatArray
 
-__all__ = ["Call", "CallReport", "Drawn"]
-
-
-class CallReport(BaseModel):
-    """What one call of a compiled program did; the `iapo` field of its prediction.
-
-    Attributes:
-        preference: Name of the preference, or None for an ad hoc one.
-        cost_weight: Its cost weight.
-        asked: The whole preference as JSON data (`Preference.from_dict` reads it).
-        prompt: Index of the prompt.
-        label: The prompt in words.
-        model: Model string of the LM that was asked; one for each predictor where they differ.
-        n: Completions drawn.
-        planned: Completions that the arm draws at most: its N.
-        waves: Waves in which they were drawn.
-        stopped: Why fewer were drawn than planned: "settled" (the rest could not have changed the result), "confident"
-            or "threshold" (the arm's stopping rule); None where all were drawn.
-        votes: Answer -> votes, or the sum of their weights, most first (votes).
-        utilities: Weighted objective per completion, None for a failed one (best-of-n).
-        winner: Position of the returned completion among the n.
-        failures: Position -> why this completion took no part.
-        replaced: Output field -> the value that the winner was returned with instead of its own (means and medians).
-        prompt_tokens: Input tokens of the call.
-        completion_tokens: Output tokens of the call.
-        usd: Price, None where it is not known.
-        seconds: From sending the call to its last completion, the scoring between waves included.
-        cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
-            dollars and the price is not known. Judges are not in it, as they are not in the costs that the arm was
-            chosen by.
-        cost_unit: That unit in words: "output tokens" by default.
-        judge_tokens: Input and output tokens of LMs and embedding models that objectives asked to select; not part of
-            `prompt_tokens` and `completion_tokens`.
-        judge_usd: Their price, not part of `usd`; None where one of them has no known price.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    preference: str | None
-    cost_weight: float
-    asked: dict[str, Any]
-    prompt: int
-    label: str
-    model: str | tuple[str, ...]
-    n: int
-    planned: int
-    waves: int
-    stopped: str | None
-    votes: dict[str, int | float] | None
-    utilities: tuple[float | None, ...] | None
-    winner: int
-    failures: dict[int, str]
-    replaced: dict[str, Any] = {}
-    prompt_tokens: float
-    completion_tokens: float
-    usd: float | None
-    seconds: float
-    cost: float | None
-    cost_unit: str
-    judge_tokens: int = 0
-    judge_usd: float | None = 0.0
+__all__ = ["Call", "Drawn"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from iapo_dspy.bandit.charges import Charges
+from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.errors import CapsTooTight, ConfigurationError
-from iapo_dspy.sampling.pricing import Price
-from iapo_dspy.types import RESOURCES, Arm, Observations, Preference
+from iapo_dspy.preferences import RESOURCES, Preference
+from iapo_dspy.sampling.spending.pricing import Price
+from iapo_dspy.types import Arm, Observations
 
 __all__ = ["check_caps", "check_known", "tokens_of_each"]
 

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
-from iapo_dspy.program.ambient import current_preference
-from iapo_dspy.program.call import Call, CallReport, Drawn
+from iapo_dspy.preferences import Preference
+from iapo_dspy.program.call import Call, Drawn
 from iapo_dspy.program.explain import Explanation, explain, report_of
-from iapo_dspy.program.models import LMs, read_lms
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
-from iapo_dspy.sampling.loop import await_on_loop, run_on_loop
+from iapo_dspy.program.using_preference import current_preference
+from iapo_dspy.prompts.lms import LMs, read_lms
+from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Arm, Preference
+from iapo_dspy.types import Arm
 
 if TYPE_CHECKING:
-    from iapo_dspy.program.runnable import ProgramRunnable
+    from iapo_dspy.program.langchain import ProgramRunnable
 
 __all__ = ["CallReport", "CompiledProgram"]
 
@@ -205,7 +207,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             ConfigurationError: There is no such preference.
         """
         try:
-            from iapo_dspy.program.runnable import ProgramRunnable
+            from iapo_dspy.program.langchain import ProgramRunnable
         except ImportError as error:
             raise ImportError("as_runnable needs langchain-core: pip install 'iapo_dspy[langchain]'.") from error
         return ProgramRunnable(self, preference, output=output)

@@ -10,11 +10,12 @@ import dspy
 import numpy as np
 
 from iapo_dspy.bandit.inference import Z95, choices
-from iapo_dspy.bandit.problem import Outcome
+from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.program.call import CallReport
+from iapo_dspy.preferences import Preference
+from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.table import PolicyTable
-from iapo_dspy.types import Arm, Preference, Stop
+from iapo_dspy.types import Arm, Stop
 
 __all__ = ["Explanation", "Option", "explain", "report_of"]
 

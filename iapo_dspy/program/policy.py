@@ -8,21 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from iapo_dspy.bandit.charges import Charges
-from iapo_dspy.bandit.estimators.costs import AffineCosts
-from iapo_dspy.bandit.problem import Outcome, Problem
-from iapo_dspy.bandit.replay import solve, solve_auto
-from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.bandit.stops import StopMode, with_stops
+from iapo_dspy.bandit.algorithms.screening import Screening
+from iapo_dspy.bandit.algorithms.solve import solve, solve_auto
+from iapo_dspy.bandit.costs.affine import AffineCosts
+from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference
+from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known
-from iapo_dspy.program.models import ModelName, model_names
-from iapo_dspy.program.prompts import Prompt, program_state
 from iapo_dspy.program.reprice import at_prices
-from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.pricing import Price
+from iapo_dspy.prompts.lms import ModelName, model_names
+from iapo_dspy.prompts.prompt import Prompt, program_state
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import RESOURCES, Arm, Contexts, Decoding, FloatArray, Observations, Preference, Pulls, Stop
+from iapo_dspy.types import Arm, Contexts, Decoding, FloatArray, Observations, Pulls, Stop
 
 __all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "prompt_states", "rounded"]
 

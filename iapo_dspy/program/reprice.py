@@ -10,10 +10,11 @@ import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.program.models import ModelName
-from iapo_dspy.sampling.cost import Cost
-from iapo_dspy.sampling.pricing import Price
-from iapo_dspy.types import RESOURCES, Observations
+from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.prompts.lms import ModelName
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.sampling.spending.pricing import Price
+from iapo_dspy.types import Observations
 
 __all__ = ["at_prices", "prices_of"]
 

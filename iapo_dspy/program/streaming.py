@@ -17,7 +17,7 @@ from dspy.streaming import StreamResponse
 from dspy.streaming.messages import sync_send_to_stream
 
 from iapo_dspy.program.table import PolicyTable
-from iapo_dspy.sampling.fields import jsonable
+from iapo_dspy.sampling.ledger.field_values import jsonable
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -15,22 +14,20 @@ import numpy as np
 from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.preferences import Preference
 from iapo_dspy.program.caps import check_caps, tokens_of_each
-from iapo_dspy.program.models import LMs, ModelName, Pool
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
-from iapo_dspy.program.prompts import Prompt, clone, output_fields, program_state, restore
-from iapo_dspy.sampling.pricing import Price, price_of
-from iapo_dspy.scoring.saved import functions_of, rebuilt, without_functions
+from iapo_dspy.program.solver import MOST_SOLVED, THIN_EVIDENCE, WIDE_ERROR, Chosen
+from iapo_dspy.prompts.lms import LMs, ModelName, Pool
+from iapo_dspy.prompts.prompt import Prompt, clone, output_fields, program_state, restore
+from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.strategies import Calibrates, Strategy, fitted
-from iapo_dspy.types import Arm, Preference
+from iapo_dspy.scoring.strategies.saved import functions_of, rebuilt, without_functions
+from iapo_dspy.types import Arm
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Chosen", "PolicyTable", "strategy_from_dict"]
-
-MOST_SOLVED = 256  # ad hoc preferences whose arms are remembered
-THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled for deserves a warning
-WIDE_ERROR = 0.1  # standard error, in units of the range of the completions' rewards, above which it does, too
+__all__ = ["PolicyTable", "strategy_from_dict"]
 
 
 def strategy_from_dict(data: Mapping[str, Any]) -> Strategy:
@@ -72,19 +69,6 @@ def _compare(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         )
     if my_names != their_names:
         logger.warning("The program was compiled with the functions %s; it now uses %s.", their_names, my_names)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """What a preference gets.
-
-    Attributes:
-        arm: Its arm.
-        tokens_each: Output tokens that each of its completions may take, so that its caps are kept; None: any.
-    """
-
-    arm: Arm
-    tokens_each: int | None = None
 
 
 class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types

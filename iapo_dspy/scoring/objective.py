@@ -10,9 +10,9 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError, LabelRequired
 from iapo_dspy.scoring.calibration import KINDS, Kind
-from iapo_dspy.scoring.callables import misfit
-from iapo_dspy.scoring.labels import check_reads_no_label
+from iapo_dspy.scoring.no_labels import check_reads_no_label
 from iapo_dspy.scoring.scores import as_score, check_bounds
+from iapo_dspy.scoring.user_functions import misfit
 
 __all__ = ["Objective"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from iapo_dspy.environments.synthetic import MAX_N
+from iapo_dspy.environments.recorded.synthetic import MAX_N
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.report.simulation_plots import plot_simulation
-from iapo_dspy.report.simulation_tables import acr_table, details_table, significance_table
 from iapo_dspy.simulation.entrants import NAMES, entrants
-from iapo_dspy.simulation.results import summarize, write_json
+from iapo_dspy.simulation.plots import plot_simulation
 from iapo_dspy.simulation.runner import need, simulate
 from iapo_dspy.simulation.sources import SYNTHETIC, source
+from iapo_dspy.simulation.summaries import summarize, write_json
+from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
 
 __all__ = ["main"]
 

@@ -9,19 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iapo_dspy.bandit.auto import auto
-from iapo_dspy.bandit.disjoint import disjoint
-from iapo_dspy.bandit.epsilon_greedy import epsilon_greedy
+from iapo_dspy.bandit.algorithms.auto import auto
+from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.screening import Screening
+from iapo_dspy.bandit.baselines.disjoint import disjoint
+from iapo_dspy.bandit.baselines.epsilon_greedy import epsilon_greedy
+from iapo_dspy.bandit.baselines.random_policy import random_policy
+from iapo_dspy.bandit.baselines.softmax import softmax
+from iapo_dspy.bandit.baselines.triple import triple
+from iapo_dspy.bandit.baselines.ucb import ucb
+from iapo_dspy.bandit.baselines.uniform import uniform
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
-from iapo_dspy.bandit.problem import Algorithm, Problem
-from iapo_dspy.bandit.psst import psst
-from iapo_dspy.bandit.random_policy import random_policy
-from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.bandit.softmax import softmax
-from iapo_dspy.bandit.stops import StopMode, with_stops
-from iapo_dspy.bandit.triple import triple
-from iapo_dspy.bandit.ucb import ucb
-from iapo_dspy.bandit.uniform import uniform
+from iapo_dspy.bandit.outcome import Algorithm
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.reference import overspending_psst, overspending_triple, overspending_uniform
 from iapo_dspy.types import FloatArray, Policy

@@ -2,7 +2,7 @@
 
 There every round gets T / R completions and makes max(1, floor(n_r / M)) pulls of each surviving prompt: what a round
 does not spend is lost, and a round whose share is below one pull overspends. At T = 1,000 on 25 prompts and scales up
-to 32, a run really spends about 2,600. `iapo_dspy.bandit.psst` never does that. Ties go to the arm that comes first,
+to 32, a run really spends about 2,600. `bandit.algorithms.psst` never does that. Ties go to the arm that comes first,
 not to the cheaper one, which matters where an arm has seen one query only.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from iapo_dspy.bandit.allocation import allocate
-from iapo_dspy.bandit.elimination import Elimination
+from iapo_dspy.bandit.algorithms.allocation import allocate
+from iapo_dspy.bandit.algorithms.elimination import Elimination
+from iapo_dspy.bandit.algorithms.psst import Share, screened_rounds, trimming_rounds
+from iapo_dspy.bandit.algorithms.screening import Screening
+from iapo_dspy.bandit.baselines.uniform import pull_all
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.problem import Algorithm, Problem, check_budget
-from iapo_dspy.bandit.psst import Share, screened_rounds, trimming_rounds
-from iapo_dspy.bandit.screening import Screening
-from iapo_dspy.bandit.uniform import pull_all
+from iapo_dspy.bandit.outcome import Algorithm
+from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray
 
 __all__ = ["overspending_psst", "overspending_triple", "overspending_uniform"]

@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Ties
-from iapo_dspy.environments.files import load
-from iapo_dspy.environments.pickles import read_published
-from iapo_dspy.environments.recorded import ExactValues, Recording
-from iapo_dspy.environments.stopped import StoppedValues
-from iapo_dspy.environments.synthetic import (
+from iapo_dspy.bandit.aggregators.port import Ties
+from iapo_dspy.environments.recorded.files import load
+from iapo_dspy.environments.recorded.published_pickles import read_published
+from iapo_dspy.environments.recorded.recording import ExactValues, Recording
+from iapo_dspy.environments.recorded.stopped_values import StoppedValues
+from iapo_dspy.environments.recorded.synthetic import (
     MAX_N,
     synthetic_bernoulli,
     synthetic_categorical,

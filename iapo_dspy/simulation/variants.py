@@ -14,11 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators import Aggregator, block_layout
-from iapo_dspy.bandit.auto import FIRST_PULL, auto
+from iapo_dspy.bandit.aggregators.port import Aggregator, block_layout
+from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, auto
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
-from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.estimators.port import ComparingEstimator, Estimates
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.problem import Problem

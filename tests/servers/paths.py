@@ -9,8 +9,8 @@ from typing import Any
 from iapo_dspy import Budget
 from iapo_dspy.demo.model import WEIGHTS
 from iapo_dspy.demo.tokenizer import Tokenizer
-from iapo_dspy.sampling.ledger import read_ledger
-from iapo_dspy.sampling.records import CompletionRecord
+from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.counting import Counting, Exchange
 
 BUDGET, MAX_N, HELDOUT = 3_200, 16, 60

@@ -24,9 +24,9 @@ import pytest
 
 from iapo_dspy import IAPO, BatchAPI, LMRefused, MajorityVote, Preference
 from iapo_dspy.errors import BatchJobFailed
-from iapo_dspy.sampling.ledger import read_ledger
-from iapo_dspy.sampling.records import CompletionRecord
-from iapo_dspy.sampling.retry import is_fatal, is_retryable, is_throttled, retry_after
+from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, is_throttled, retry_after
 from tests.support.batching import BatchFaults
 from tests.support.loopback import Faults, Loopback
 from tests.support.worlds import INSTRUCTIONS, adder, exact, questions

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from iapo_dspy.demo.tasks import addition_task
-from iapo_dspy.sampling import Sampler
+from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import Run, WholePath, true_tokens
 from tests.support.counting import Counting
 

@@ -10,7 +10,7 @@ import pytest
 
 from iapo_dspy import IAPO, Budget, ConfigurationError, LMRefused, MajorityVote
 from iapo_dspy.demo.tasks import addition_task
-from iapo_dspy.sampling import Sampler
+from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import MAX_N, Run, WholePath
 from tests.support.counting import Counting
 

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_dspy import ConfigurationError, Preference, preference_grid
-from iapo_dspy.bandit.charges import Charges
-from iapo_dspy.types import RESOURCES, Contexts, Observations, Pulls
+from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.types import Contexts, Observations, Pulls
 
 
 def utility(preference: Preference, reward: float, **use: float) -> float:

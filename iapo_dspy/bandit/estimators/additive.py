@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.port import Predictions
 from iapo_dspy.bandit.estimators.subsets import cell_subsets

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import block_layout
-from iapo_dspy.bandit.estimators.costs import AffineCosts
+from iapo_dspy.bandit.aggregators.port import block_layout
+from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Observations

@@ -23,10 +23,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor
-from iapo_dspy.bandit.estimators.costs import AffineCosts
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.estimators.predictive import Predictor, predictor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.estimators.models import BestOfModel, VoteModel
+from iapo_dspy.bandit.estimators.fitted import BestOfModel, VoteModel
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.types import FloatArray, IntArray
 

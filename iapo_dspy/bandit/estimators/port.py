@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from iapo_dspy.bandit.estimators.models import BestOfModel, VoteModel
+from iapo_dspy.bandit.estimators.fitted import BestOfModel, VoteModel
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
 
 __all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator", "Predictions"]

@@ -18,13 +18,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator, Ties
+from iapo_dspy.bandit.aggregators.exact import majority_vote_rewards
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator, Ties
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor
-from iapo_dspy.bandit.estimators.models import BestOfModel, VoteModel
+from iapo_dspy.bandit.estimators.fitted import BestOfModel, VoteModel
 from iapo_dspy.bandit.estimators.port import Predictions
 from iapo_dspy.bandit.estimators.traits import THETA, TraitModel, Traits
-from iapo_dspy.bandit.exact import majority_vote_rewards
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["TOP_SHARES", "Predictions", "Predictor", "expected", "is_modelled", "predictor", "share_weights"]

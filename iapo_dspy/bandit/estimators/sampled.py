@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Aggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.types import FloatArray, IntArray
 

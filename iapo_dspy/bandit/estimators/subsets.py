@@ -17,14 +17,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators import Aggregator, BestOfNAggregator, MajorityVoteAggregator, Ties
-from iapo_dspy.bandit.blockwise import ClosedForm
+from iapo_dspy.bandit.aggregators.blockwise import ClosedForm
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator, Ties
+from iapo_dspy.bandit.aggregators.winning import binomial, win_shares
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
-from iapo_dspy.bandit.estimators.costs import AffineCosts
+from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.estimators.sampled import sampled_subsets
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.voting import binomial, win_shares
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations
 

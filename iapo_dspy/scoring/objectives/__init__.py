@@ -7,13 +7,13 @@ BestOfN([objectives.judge("Is the answer polite?"), objectives.length("answer", 
 ```
 """
 
-from iapo_dspy.scoring.conformance_objectives import check_objective
-from iapo_dspy.scoring.objectives.checks import json_valid, length, regex_match
+from iapo_dspy.scoring.objectives.constraints import json_valid, length, regex_match
 from iapo_dspy.scoring.objectives.judging import judge
 from iapo_dspy.scoring.objectives.pairs import REWARD_MODELS
 from iapo_dspy.scoring.objectives.rewards import reward_model
 from iapo_dspy.scoring.objectives.served import served_reward_model
 from iapo_dspy.scoring.objectives.similar import similarity
+from iapo_dspy.testing.objectives import check_objective
 
 __all__ = [
     "REWARD_MODELS",

@@ -15,10 +15,10 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
-from iapo_dspy.sampling.metered import MeteredLM, metered
+from iapo_dspy.sampling.judges.metered import MeteredLM, metered
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
-from iapo_dspy.scoring.sharing import once
+from iapo_dspy.scoring.once_per_call import once
 
 __all__ = ["judge", "read_verdict"]
 

@@ -14,14 +14,14 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.sampling.budget import Budget
-from iapo_dspy.sampling.metered import noted, tried
-from iapo_dspy.sampling.pricing import Prices
+from iapo_dspy.sampling.judges.metered import noted, tried
+from iapo_dspy.sampling.spending.budget import Budget
+from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.scoring.calibration import Kind
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.microbatch import MicroBatcher
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, check_form, known
-from iapo_dspy.scoring.sharing import once
+from iapo_dspy.scoring.once_per_call import once
 
 __all__ = ["reward_model"]
 

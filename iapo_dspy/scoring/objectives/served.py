@@ -10,12 +10,12 @@ from typing import Any, Literal
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
-from iapo_dspy.sampling.metered import noted, tried
-from iapo_dspy.sampling.reward_server import RewardServer
+from iapo_dspy.sampling.judges.metered import noted, tried
+from iapo_dspy.sampling.judges.reward_server import RewardServer
 from iapo_dspy.scoring.calibration import Kind
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, check_form, known
-from iapo_dspy.scoring.sharing import once
+from iapo_dspy.scoring.once_per_call import once
 
 __all__ = ["served_reward_model"]
 

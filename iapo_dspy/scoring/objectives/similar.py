@@ -10,7 +10,7 @@ import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
-from iapo_dspy.sampling.embedding import Embedder
+from iapo_dspy.sampling.judges.embeddings import Embedder
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 

@@ -1,0 +1,1 @@
+"""How N completions become one reward."""

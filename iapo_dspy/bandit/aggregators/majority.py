@@ -1,0 +1,86 @@
+"""Majority vote over blocks of completions (eq. 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.aggregators.port import BlockLayout, Ties, _block_sums, whole
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["MajorityVoteAggregator", "dense_answers"]
+
+
+@dataclass(frozen=True)
+class MajorityVoteAggregator:
+    """Majority vote (eq. 2).
+
+    Every completion that did not fail and has a label >= 0 casts one vote. Each answer with the most votes wins with
+    probability 1/t, and is worth the mean score of its completions in the block (the first objective; 1 for right
+    answers under an exact-match metric), times the context's first weight.
+
+    Args:
+        floor: Score where nobody voted.
+        ties: See `Ties`.
+    """
+
+    floor: float = 0.0
+    ties: Ties = "paper"
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.floor):
+            raise ConfigurationError(f"MajorityVoteAggregator: floor is {self.floor!r}; it must be finite.")
+        if self.ties not in ("paper", "half"):
+            raise ConfigurationError(f'MajorityVoteAggregator: ties is {self.ties!r}; give "paper" or "half".')
+
+    def check(self, n_objectives: int) -> None:
+        """Accept any K >= 1; objectives after the first one do not matter."""
+
+    def blocks(self, label: IntArray, score: FloatArray, weights: FloatArray, layout: BlockLayout) -> FloatArray:
+        """Implement `Aggregator.blocks`."""
+        ballots, scores = self._ballots(label, score)
+        credit = self._credit(_block_sums(ballots, layout), _block_sums(scores, layout))
+        weighted: FloatArray = np.multiply.outer(weights[:, 0], credit)
+        return weighted
+
+    def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Implement `Aggregator.reward`."""
+        return self.blocks(label, score, weights, whole(label.shape[1]))[:, 0]
+
+    @staticmethod
+    def _ballots(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
+        """Return votes and voted scores [m, A, G], with the A answers of each pull numbered densely."""
+        voted = (label >= 0) & ~np.isnan(score).any(axis=2)
+        answer = dense_answers(label, voted).T
+        classes = np.arange(max(int(answer.max(initial=-1)) + 1, 1))
+        ballot = answer[:, None, :] == classes[:, None]
+        return ballot.astype(np.int64), np.where(ballot, score[:, :, 0].T[:, None, :], 0.0)
+
+    def _credit(self, votes: IntArray, sums: FloatArray) -> FloatArray:
+        """Return the expected score [k, G] of the vote from votes and summed scores [k, A, G]."""
+        top = votes.max(axis=1)
+        wins = votes == top[:, None]
+        tied = wins.sum(axis=1)
+        if self.ties == "half":
+            best = np.where(wins, sums, -np.inf).max(axis=1)
+            won = np.where(tied > 1, 0.5, 1.0) * best
+        else:
+            won = np.where(wins, sums, 0.0).sum(axis=1) / tied
+        # Every winner has `top` votes, so the mean of its scores is its sum / top.
+        return np.where(top > 0, won / np.maximum(top, 1), self.floor)
+
+
+def dense_answers(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:
+    """Number the answers of each pull [G, m] from 0, so that open answer sets need no more than m classes."""
+    if label.shape[1] and label.max(initial=-1) >= label.shape[1]:
+        order = np.argsort(label, axis=1, kind="stable")
+        ascending = np.take_along_axis(label, order, axis=1)
+        rank = np.zeros_like(label)
+        rank[:, 1:] = np.cumsum(ascending[:, 1:] != ascending[:, :-1], axis=1)
+        dense = np.empty_like(label)
+        np.put_along_axis(dense, order, rank, axis=1)
+        return np.where(voted, dense, -1)
+    return np.where(voted, label, -1)

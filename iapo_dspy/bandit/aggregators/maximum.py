@@ -1,0 +1,75 @@
+"""Best-of-N over blocks of completions (eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators.port import BlockLayout, whole
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["BestOfNAggregator"]
+
+
+@dataclass(frozen=True)
+class BestOfNAggregator:
+    """Best-of-N (eq. 1): the largest weighted score among the completions that did not fail.
+
+    Args:
+        floors: Score per objective [K] where every completion failed; `None` means zeros.
+    """
+
+    floors: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.floors is not None:
+            floors = tuple(float(f) for f in self.floors)
+            if not floors or not np.isfinite(floors).all():
+                raise ConfigurationError(f"BestOfNAggregator: floors is {self.floors!r}; give K finite numbers.")
+            object.__setattr__(self, "floors", floors)
+
+    def check(self, n_objectives: int) -> None:
+        """Raise where `floors` does not have K entries."""
+        if self.floors is not None and len(self.floors) != n_objectives:
+            raise ConfigurationError(
+                f"BestOfNAggregator has {len(self.floors)} floors, but there are {n_objectives} objectives."
+            )
+
+    def blocks(self, label: IntArray, score: FloatArray, weights: FloatArray, layout: BlockLayout) -> FloatArray:
+        """Implement `Aggregator.blocks`."""
+        best = _range_max(self._values(score, weights), layout)
+        floors = np.zeros(weights.shape[1]) if self.floors is None else np.asarray(self.floors)
+        reward: FloatArray = np.where(np.isneginf(best), (weights @ floors)[:, None], best).transpose(1, 0, 2)
+        return reward
+
+    def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Implement `Aggregator.reward`."""
+        return self.blocks(label, score, weights, whole(score.shape[1]))[:, 0]
+
+    @staticmethod
+    def _values(score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Return the weighted scores [m, C, G], -inf for failed completions."""
+        total = np.zeros((score.shape[1], len(weights), score.shape[0]))
+        for k in range(score.shape[2]):  # not matmul: a sum in fixed order is the same in every batch
+            total += weights[:, k, None] * score[:, :, k].T[:, None, :]
+        return np.where(np.isnan(total), -np.inf, total)
+
+
+def _range_max(values: FloatArray, layout: BlockLayout) -> FloatArray:
+    """Return the maximum of each block along the first axis [B, ...].
+
+    Every block is the union of two runs of 2^j entries, so maxima of all such runs are enough.
+    """
+    size = layout.end - layout.start
+    level = np.frexp(size)[1] - 1  # 2^level <= size < 2^(level + 1)
+    runs, offset, table = values, [0], [values]
+    for j in range(int(level.max())):
+        offset.append(offset[-1] + len(runs))
+        runs = np.maximum(runs[: len(runs) - (1 << j)], runs[1 << j :])
+        table.append(runs)
+    maxima, base = np.concatenate(table), np.array(offset)[level]
+    best: FloatArray = np.maximum(maxima[base + layout.start], maxima[base + layout.end - (1 << level)])
+    return best

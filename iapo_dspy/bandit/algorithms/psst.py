@@ -1,0 +1,135 @@
+"""PSST, Prompt Scaling via Sequential Trimming (Algorithm 1), with optional Top-K screening."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from iapo_dspy.bandit.algorithms.allocation import allocate, largest_scales
+from iapo_dspy.bandit.algorithms.elimination import Elimination, no_observations
+from iapo_dspy.bandit.algorithms.screening import Screening
+from iapo_dspy.bandit.estimators.blocks import BlockEstimator
+from iapo_dspy.bandit.outcome import Algorithm, EstimatorFactory
+from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.types import IntArray, Observations, Pulls
+
+__all__ = ["Share", "draw_pulls", "psst", "psst_least", "screened_rounds", "trimming_rounds"]
+
+Share = Callable[[int, int, int, IntArray], int]
+"""(round r, rounds R, completions spent, largest scales [P]) -> lambda, the pulls of each prompt in the round."""
+
+
+def psst_least(problem: Problem, screening: Screening | None = None) -> int:
+    """Return the least budget that `psst` accepts: one pull of each prompt at its largest scale."""
+    return screening.least(problem) if screening else problem.n_prompts * problem.max_n
+
+
+def psst(
+    problem: Problem,
+    *,
+    budget: int,
+    seed: int,
+    stockpile: bool = True,
+    screening: Screening | None = None,
+    estimator: EstimatorFactory = BlockEstimator,
+) -> Algorithm:
+    """Find each context's best arm by sequential trimming (Algorithm 1); at most `budget` completions are drawn.
+
+    Round r of R = ceil(log2 |A|) gets an equal share of what is left; what it cannot spend moves on to later rounds.
+    Where the first share does not pay for one pull of every prompt, the first round makes one all the same, and a
+    later round that cannot pay for a pull trims on the evidence there is.
+
+    Args:
+        problem: The problem.
+        budget: T, completions.
+        seed: Root of the random streams, >= 0. The queries of a prompt in a round depend on (seed, round, prompt) only.
+        stockpile: Whether estimates use all rounds (recommended by the paper) or the last one only.
+        screening: Top-K screening before the first round.
+        estimator: How arms are estimated (line 17).
+
+    Returns:
+        The run: a generator of pulls that is sent observations and returns an `Outcome`. Where the environment is
+        exhausted early, the best living arm of each context is returned and `complete` is False.
+
+    Raises:
+        BudgetTooSmall: The budget is below `psst_least`.
+        ConfigurationError: Budget or seed is no usable number.
+    """
+    what = f"PSST with {problem.n_prompts} prompts and max_n={problem.max_n}"
+    if screening:
+        what += f" after Top-K screening (k={screening.k}, rho={screening.rho:g})"
+    check_budget(budget, seed, least=psst_least(problem, screening), what=what)
+
+    def share(r: int, rounds: int, spent: int, scales: IntArray) -> int:
+        times = allocate(scales, (budget - spent) // (rounds - r + 1))  # lines 7 and 8, eq. 6
+        return max(times, 1) if r == 1 else times
+
+    state = Elimination(problem, estimator=estimator, stockpile=stockpile)
+    if screening is None:
+        return trimming_rounds(problem, state, seed, share)
+    return screened_rounds(problem, state, seed, share, screening.k, screening.budget(budget))
+
+
+def screened_rounds(
+    problem: Problem, state: Elimination, seed: int, share: Share, k: int, screening_budget: int
+) -> Algorithm:
+    """Compare all prompts at scale 1, keep each context's `k` best, and run `trimming_rounds` on them."""
+    state.restrict_to_single()
+    times = screening_budget // problem.n_prompts
+    pulls = draw_pulls(problem, np.ones(problem.n_prompts, dtype=np.int64), times, seed, 0)
+    observations = yield pulls
+    state.observe(observations)
+    if _cut_short(observations, pulls):
+        return state.outcome(complete=False)
+    state.screen(k)
+    return (yield from trimming_rounds(problem, state, seed, share))
+
+
+def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Share) -> Algorithm:
+    """Run lines 4 to 24 of Algorithm 1 on the arms that are alive.
+
+    Args:
+        problem: The problem.
+        state: The arms that are alive, as many in every context, and what is known of them.
+        seed: Root of the random streams.
+        share: How often each prompt is pulled in a round.
+    """
+    arms = int(state.active[0].sum())
+    rounds = max(math.ceil(math.log2(arms)), 1)  # line 4; where there is nothing to choose, the only arm is measured
+    for r in range(1, rounds + 1):  # line 5
+        scales = largest_scales(state.active)
+        times = share(r, rounds, state.spent, scales)
+        if arms == 1:
+            times = min(times, problem.n_queries)
+        pulls = draw_pulls(problem, scales, times, seed, r)  # lines 6 to 15
+        if not len(pulls):
+            state.observe(no_observations(problem.contexts.n_objectives))
+        else:
+            observations = yield pulls  # line 16
+            state.observe(observations)  # line 17
+            if _cut_short(observations, pulls, last=r == rounds):
+                return state.outcome(complete=False)
+        state.trim()  # lines 18 to 22
+    return state.outcome(complete=True)  # line 24
+
+
+def draw_pulls(problem: Problem, scales: IntArray, times: int, seed: int, r: int) -> Pulls:
+    """Pull each prompt `times` times at its scale, on queries drawn independently (lines 10 to 15).
+
+    Args:
+        problem: Gives the queries.
+        scales: Completions per pull of each prompt [P]; 0 leaves the prompt out.
+        times: Pulls per prompt.
+        seed: Root of the random streams.
+        r: Round; (seed, r, prompt) names the stream of a prompt's queries.
+    """
+    prompts = np.flatnonzero(scales)
+    queries = [np.random.default_rng([seed, r, p]).integers(problem.n_queries, size=times) for p in prompts.tolist()]
+    return Pulls(np.repeat(prompts, times), np.concatenate(queries), np.repeat(scales[prompts], times))
+
+
+def _cut_short(observations: Observations, pulls: Pulls, *, last: bool = False) -> bool:
+    missing = observations.pulls.completions < pulls.completions
+    return missing or (observations.exhausted and not last)

@@ -1,0 +1,1 @@
+"""What arms cost and take: affine costs, charges, and upper bounds."""

@@ -1,0 +1,118 @@
+"""What an algorithm returns, and the generator that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.estimators.port import Estimates, Estimator
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
+
+__all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Round", "StoppedArm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of a run.
+
+    Attributes:
+        active: Arms that were alive when the round began [C, P, N].
+        pulls: Pulls made.
+        completions: Completions drawn.
+    """
+
+    active: NDArray[np.bool_]
+    pulls: int
+    completions: int
+
+    @property
+    def arms(self) -> IntArray:
+        """How many arms were alive per context [C]."""
+        return np.asarray(self.active.sum(axis=(1, 2)), dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppedArm:
+    """A context's arm with its stopping rule, and what is expected of its calls.
+
+    Attributes:
+        arm: Prompt, N and rule; without a rule all N are drawn at once.
+        reward: Estimated task reward without the cost.
+        gain: What stopping adds to it: mostly below 0, and 0 where the rule changes no answer.
+        completions: Expected completions of a call, <= N.
+        waves: Expected waves of a call, >= 1.
+        cost: Expected raw cost of a call: the overhead once per wave, and the completions.
+        utility: Reward minus the priced cost.
+    """
+
+    arm: Arm
+    reward: float
+    gain: float
+    completions: float
+    waves: float
+    cost: float
+    utility: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run found.
+
+    Attributes:
+        policy: The chosen arm of each context.
+        q: Estimated utility [C, P, N]; NaN where there is no evidence, for prompts that never answered, and for
+            arms that break a cap of the context.
+        estimates: What `q` is made of: rewards, raw costs and the number of blocks behind them.
+        spent: Completions drawn.
+        rounds: What each round did, in order.
+        observations: What came back, one entry per round; a round that could not pay for a pull has an empty one.
+        cost_scale: Utility of one raw cost unit, as used in `q`.
+        complete: False where the environment was exhausted before the algorithm was done.
+        detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
+        charges: What calls take, and which arms keep the contexts' caps; `None` from the baselines.
+        stops: The arms of the policy with what stopping early does to them [C], from `stops.with_stops`; else `None`.
+        prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
+            `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
+    """
+
+    policy: Policy
+    q: FloatArray
+    estimates: Estimates
+    spent: int
+    rounds: tuple[Round, ...]
+    observations: tuple[Observations, ...]
+    cost_scale: float
+    complete: bool = True
+    detail: Evidence | None = None
+    charges: Charges | None = None
+    stops: tuple[StoppedArm, ...] | None = None
+    prompts: IntArray | None = None
+
+    @property
+    def count(self) -> IntArray:
+        """Blocks behind each estimate [P, N]."""
+        return self.estimates.count
+
+    @property
+    def reward(self) -> FloatArray:
+        """Estimated task reward without the cost [C, P, N]; NaN where there is no evidence."""
+        return self.estimates.reward
+
+    @property
+    def evidence(self) -> IntArray:
+        """What is behind each context's chosen arm [C]: blocks, or the queries that its prompt was drawn on."""
+        predicted = self.estimates.standard_error is not None  # one query's draws serve every scale
+        at = [(arm.prompt, 0 if predicted else arm.n - 1) for arm in self.policy.arms]
+        return np.array([self.count[position] for position in at], dtype=np.int64)
+
+
+Algorithm = Generator[Pulls, Observations, Outcome]
+
+
+EstimatorFactory = Callable[[Problem], Estimator]

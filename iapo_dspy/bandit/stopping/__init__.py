@@ -1,0 +1,1 @@
+"""When a deployed call may end before all N completions are drawn."""

@@ -1,0 +1,136 @@
+"""Stopped calls replayed on sequences of completions, many sequences and rules at a time.
+
+What a deployed call does after each wave (`stopping.reached`, `Settles.settled`) is done here to rows of completions:
+drawn from a known law to value an arm, or permuted draws of a cell, which are an unbiased look at what stopping would
+have done there. A vote that is tied goes to the answer that was drawn first, as in a deployed call, so that a call that
+ends because the rest cannot change it ends with the very answer of all N.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.stopping.rules import votes_needed
+from iapo_dspy.types import FloatArray, IntArray, Stop
+
+__all__ = ["Ended", "VoteTally", "best_of_ends", "vote_ends"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ended:
+    """How stopped calls ended, one entry per sequence and rule.
+
+    Attributes:
+        gain: Reward at the stop minus that of all N completions [S, O].
+        completions: Completions drawn [S, O].
+        waves: Waves drawn [S, O].
+    """
+
+    gain: FloatArray
+    completions: FloatArray
+    waves: FloatArray
+
+
+class VoteTally:
+    """Running votes of many sequences.
+
+    Args:
+        label: Answers in the order of drawing [S, n], 0 .. A - 1; -1 is no vote.
+        n_answers: A.
+    """
+
+    def __init__(self, label: IntArray, n_answers: int) -> None:
+        self._label = label
+        self._n_answers = n_answers
+        self._size = label.shape[1]
+        rows = np.arange(len(label))
+        self._first = np.full((len(label), n_answers), self._size, dtype=np.int64)
+        for i in range(self._size - 1, -1, -1):
+            voted = label[:, i] >= 0
+            self._first[rows[voted], label[voted, i]] = i
+        self._known: dict[int, tuple[IntArray, IntArray, IntArray, IntArray]] = {}
+
+    def at(self, k: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return after k completions: leader [S] (-1: nobody voted), its votes, the runner-up's, and all ranks [S, A].
+
+        An answer's rank grows with its votes, and among equals with how early it was drawn.
+        """
+        if k not in self._known:
+            drawn = self._label[:, :k]
+            votes = np.stack([(drawn == a).sum(axis=1) for a in range(self._n_answers)], axis=1)
+            rank = votes * (self._size + 1) + (self._size - self._first)
+            leader = rank.argmax(axis=1)
+            top = np.sort(votes, axis=1)[:, ::-1]
+            second = top[:, 1] if self._n_answers > 1 else np.zeros(len(votes), dtype=np.int64)
+            self._known[k] = np.where(top[:, 0] > 0, leader, -1), top[:, 0], second, rank
+        return self._known[k]
+
+    def settled(self, k: int, n: int) -> NDArray[np.bool_]:
+        """Return where the completions from k to n cannot change the leader [S]."""
+        leader, _, _, rank = self.at(k)
+        seen = rank > self._size  # at least one vote
+        own = np.where(leader >= 0, rank[np.arange(len(rank)), np.maximum(leader, 0)], -1)
+        left = (n - k) * (self._size + 1)
+        rivals = np.where(seen, rank + left, 0)
+        rivals[np.arange(len(rank)), np.maximum(leader, 0)] = 0
+        unseen = left + self._size - k  # an answer that is not there yet comes later than all others
+        return np.asarray((leader >= 0) & (rivals.max(axis=1) < own) & (unseen < own))
+
+
+def vote_ends(tally: VoteTally, credit: FloatArray, stops: Sequence[Stop], floor: float = 0.0) -> Ended:
+    """Replay stopped majority votes.
+
+    Args:
+        tally: The votes of S sequences, at least as long as every rule's N.
+        credit: Score of each answer [S, A].
+        stops: The rules; a call also stops where its vote is settled.
+        floor: Score where nobody voted.
+    """
+    size = len(credit)
+    rows = np.arange(size)
+
+    def score(leader: IntArray) -> FloatArray:
+        return np.where(leader >= 0, credit[rows, np.maximum(leader, 0)], floor)
+
+    out = np.empty((3, size, len(stops)))
+    for o, stop in enumerate(stops):
+        n = stop.waves[-1]
+        full = tally.at(n)[0]
+        leader, going = full.copy(), np.ones(size, dtype=bool)
+        completions, waves = np.full(size, float(n)), np.full(size, float(len(stop.waves)))
+        for wave, k in enumerate(stop.waves[:-1], 1):
+            ahead, votes, second, _ = tally.at(k)
+            ends = tally.settled(k, n)
+            if stop.confidence is not None:
+                ends = ends | (votes >= votes_needed(n, stop.confidence)[second])
+            ends &= going
+            leader[ends], completions[ends], waves[ends] = ahead[ends], k, wave
+            going &= ~ends
+        out[:, :, o] = score(leader) - score(full), completions, waves
+    return Ended(gain=out[0], completions=out[1], waves=out[2])
+
+
+def best_of_ends(value: FloatArray, stops: Sequence[Stop], floor: float = 0.0) -> Ended:
+    """Replay stopped calls of Best-of-N.
+
+    Args:
+        value: Weighted scores in the order of drawing [S, n], -inf for failed completions.
+        stops: The rules.
+        floor: Value where every completion failed.
+    """
+    best = np.maximum.accumulate(value, axis=1)
+    out = np.empty((3, len(value), len(stops)))
+    for o, stop in enumerate(stops):
+        at = np.array(stop.waves)
+        reached = best[:, at - 1] >= (math.inf if stop.threshold is None else stop.threshold)
+        reached[:, -1] = True
+        wave = reached.argmax(axis=1)
+        stopped, full = best[np.arange(len(value)), at[wave] - 1], best[:, at[-1] - 1]
+        gain = np.where(np.isneginf(stopped), floor, stopped) - np.where(np.isneginf(full), floor, full)
+        out[:, :, o] = gain, at[wave], wave + 1
+    return Ended(gain=out[0], completions=out[1], waves=out[2])

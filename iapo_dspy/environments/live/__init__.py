@@ -1,0 +1,1 @@
+"""The environment of a real run: pulls become completions of a language model."""

@@ -1,0 +1,1 @@
+"""Environments that need no language model: recordings, synthetic worlds, and their files."""

@@ -1,0 +1,184 @@
+"""A run's ledger for analysis: as a Parquet table, and as a recorded environment."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
+from iapo_dspy.errors import ConfigurationError, LedgerError
+from iapo_dspy.preferences import Preference
+from iapo_dspy.sampling.ledger.export import _about, _Scored, _scored
+from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.calibration import Scales
+from iapo_dspy.types import Contexts, FloatArray
+
+__all__ = ["recording_of"]
+
+logger = logging.getLogger(__name__)
+
+_KINDS: dict[str, Literal["vote", "best-of"]] = {"majority_vote": "vote", "best_of_n": "best-of"}
+_SHOWN = 5  # missing cells that a message names
+_Cells = dict[tuple[int, int], list["_Scored"]]
+
+
+def recording_of(
+    log_dir: str | os.PathLike[str],
+    *,
+    prompts: Sequence[int] | None = None,
+    common_queries: bool = False,
+    cost_scale: float | None = None,
+) -> Recording:
+    """Turn a run's ledger into a recorded environment, to be replayed, simulated and valued without an LM.
+
+    Every (prompt, query) cell needs completions; their empirical law becomes the cell's. An algorithm that drops
+    prompts leaves cells empty: keep fewer prompts, keep only the queries that all of them were asked, or record the
+    environment itself (`environments.recorder.record`).
+
+    Args:
+        log_dir: The run's directory.
+        prompts: Indices of the prompts to keep, in this order. Default: all.
+        common_queries: Keep only the queries on which every kept prompt has completions.
+        cost_scale: Utility of one unit of the run's `Cost`, an output token by default. `None`: the average call for a
+            single completion (mean over the kept prompts) costs 0.01.
+
+    Returns:
+        A recording with the run's preferences as contexts; `environments.files.save` writes it.
+
+    Raises:
+        LedgerError: There is no ledger, it cannot be read, or it lacks what a recording needs.
+        ConfigurationError: Cells without completions, or a prompt that the run does not have.
+    """
+    header, records = read_ledger(log_dir)
+    settings = header.get("settings") or {}
+    kind = _KINDS.get(str((settings.get("strategy") or {}).get("kind")))
+    about = _about(header)
+    strategy = (settings.get("strategy") or {}).get("kind")
+    if kind is None and strategy is not None:
+        raise LedgerError(
+            f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
+            "only. Its completions can be exported: iapo_dspy.export."
+        )
+    if kind is None or not {"n_prompts", "n_queries", "objectives"} <= about.keys():
+        raise LedgerError(
+            f"The ledger in {log_dir} does not say which strategy, prompts and queries it is about, as those of "
+            "IAPO.compile do; it can be exported, but not made a recording."
+        )
+    everything = _scored(records)
+    unscored = sum(not s.known for s in everything)
+    if unscored:
+        raise LedgerError(
+            f"{unscored} completions in {log_dir} were never scored: the run was stopped. Compile again to finish it."
+        )
+    cells: _Cells = {}
+    for s in everything:
+        cells.setdefault((s.completion.prompt, s.completion.query), []).append(s)
+    kept = _prompts(prompts, int(about["n_prompts"]))
+    queries = list(range(int(about["n_queries"])))
+    if common_queries:
+        queries = [x for x in queries if all((p, x) in cells for p in kept)]
+        if not queries:
+            raise ConfigurationError(f"No query in {log_dir} was asked of all the prompts {kept}; keep fewer prompts.")
+    missing = [(p, x) for p in kept for x in queries if (p, x) not in cells]
+    if missing:
+        raise ConfigurationError(
+            f"{len(missing)} of {len(kept) * len(queries)} (prompt, query) cells have no completions, among them "
+            f"{missing[:_SHOWN]}: algorithms drop prompts early. Keep fewer prompts (prompts=[...]), only queries that "
+            "all prompts were asked (common_queries=True), or record all cells with environments.recorder.record."
+        )
+    table = [[cells[p, x] for x in queries] for p in kept]
+    objectives = [str(name) for name in about["objectives"]]
+    contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
+    overhead, cost = _costs(table, Cost.from_dict(settings.get("cost") or {}))
+    if cost_scale is None:
+        call = float((overhead + cost).mean())
+        cost_scale = 0.01 / call if call > 0 else 0.0
+    overhead, cost = overhead * cost_scale, cost * cost_scale
+    logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
+    if kind == "vote":
+        return _voting(table, cost, overhead, contexts)
+    first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
+    scales = Scales.of_saved(settings["strategy"]).learn([scores for scores in first if scores is not None])
+    return _best_of(table, cost, overhead, contexts, scales)
+
+
+def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
+    """Return each prompt's mean overhead per pull and mean cost per completion [P], in raw units."""
+    overhead, each = np.zeros(len(table)), np.zeros(len(table))
+    for p, row in enumerate(table):
+        pulls: dict[PullKey, list[CompletionRecord]] = {}
+        for s in (s for cell in row for s in cell):
+            pulls.setdefault(s.completion.pull, []).append(s.completion)
+        parts = [cost.split(completions) for completions in pulls.values()]
+        overhead[p] = np.mean([once for once, _ in parts])
+        each[p] = np.mean([c for _, costs in parts for c in costs])
+    return overhead, each
+
+
+def _prompts(prompts: Sequence[int] | None, n_prompts: int) -> list[int]:
+    kept = list(range(n_prompts)) if prompts is None else [int(p) for p in prompts]
+    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
+        raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")
+    return kept
+
+
+def _voting(
+    table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, overhead: FloatArray, contexts: Contexts
+) -> VotingRecording:
+    """Shares of each answer, and the mean score of each answer on a query over all prompts."""
+    n_queries = len(table[0])
+    names: list[dict[str, int]] = [{} for _ in range(n_queries)]
+    votes: dict[tuple[int, int, int], int] = {}
+    credits: dict[tuple[int, int], list[float]] = {}
+    for p, row in enumerate(table):
+        for x, cell in enumerate(row):
+            for s in cell:
+                if s.failed or s.score is None or s.score.answer is None or s.score.scores is None:
+                    continue  # no vote: missing probability
+                a = names[x].setdefault(s.score.answer, len(names[x]))
+                votes[p, x, a] = votes.get((p, x, a), 0) + 1
+                credits.setdefault((x, a), []).append(float(s.score.scores[0]))
+    n_answers = max(1, *(len(n) for n in names))
+    probs = np.zeros((len(table), n_queries, n_answers))
+    credit = np.zeros((n_queries, n_answers))
+    for (p, x, a), count in votes.items():
+        probs[p, x, a] = count / len(table[p][x])
+    for (x, a), scores in credits.items():
+        credit[x, a] = float(np.mean(scores))
+    right = credit == 1.0
+    exact = bool(((credit == 0.0) | right).all() and (right.sum(axis=1) <= 1).all())
+    return VotingRecording(
+        probs=probs,
+        answers=np.where(right.any(axis=1), right.argmax(axis=1), -1),
+        cost=cost,
+        overhead=overhead,
+        cost_weights=contexts.cost,
+        credit=None if exact else credit,
+    )
+
+
+def _best_of(
+    table: Sequence[Sequence[Sequence[_Scored]]],
+    cost: FloatArray,
+    overhead: FloatArray,
+    contexts: Contexts,
+    scales: Scales,
+) -> BestOfRecording:
+    """Every completion of a cell is an outcome with the same probability; cells with fewer are padded with none."""
+    most = max(len(cell) for row in table for cell in row)
+    shape = (len(table), len(table[0]), most)
+    outcomes, probs = np.zeros((*shape, contexts.n_objectives)), np.zeros(shape)
+    for p, row in enumerate(table):
+        for x, cell in enumerate(row):
+            for i, s in enumerate(cell):
+                if not s.failed and s.score is not None and s.score.scores is not None:
+                    outcomes[p, x, i] = scales.place(s.score.scores)
+                    probs[p, x, i] = 1.0 / len(cell)
+    weights = np.column_stack([contexts.weights, contexts.cost])
+    return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights)

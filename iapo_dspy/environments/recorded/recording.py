@@ -1,0 +1,346 @@
+"""Recorded environments: the law of every completion as tables, sampled at will and valued exactly.
+
+Two kinds, both frozen:
+
+- `VotingRecording`: `probs [P, X, A]`, `answers [X]`, `cost [P]`, `cost_weights [C]`, and `credit [X, A]` where scores
+  are graded;
+- `BestOfRecording`: `outcomes [P, X, M, K]`, `probs [P, X, M]`, `cost [P]`, `weights [C, K + 1]`, the cost's weight
+  last.
+
+A is the number of answer classes, M of outcomes. Probabilities of a cell may sum to less than 1: the rest are failed
+completions. `cost` is in utility: cost weight 1 takes it off the reward once per completion, and `overhead [P]`, which
+both kinds may have, once per query. See `files` for the format on disk.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator, Ties
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
+
+__all__ = ["BestOfRecording", "ExactValues", "RecordedEnvironment", "Recording", "VotingRecording"]
+
+_ROUNDING = 1e-5  # recordings may be stored as float32
+_EXACT = 1e-12  # what sums of float64 may be off, and what is therefore left alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactValues:
+    """Expected rewards of every arm on every query, in closed form.
+
+    Attributes:
+        reward: Expected task reward [W, P, X, N] of each distinct row of objective weights.
+        row: Which of the W rows each context uses [C].
+        contexts: The contexts.
+        cost: Cost of a completion [P], in utility.
+        overhead: Cost of a query whatever the scale [P], in utility.
+    """
+
+    reward: FloatArray
+    row: IntArray
+    contexts: Contexts
+    cost: FloatArray
+    overhead: FloatArray
+
+    def q(self, queries: IntArray | None = None) -> FloatArray:
+        """Return Q (eq. 3) over these queries, or over all of them [C, P, N]."""
+        reward = self.reward if queries is None else self.reward[:, :, queries]
+        price = self.overhead[:, None] + self.cost[:, None] * np.arange(1, self.reward.shape[3] + 1)
+        return np.asarray(reward.mean(axis=2)[self.row] - self.contexts.cost[:, None, None] * price)
+
+
+class Recording(ABC):
+    """What both kinds of recording offer."""
+
+    probs: FloatArray
+    cost: FloatArray
+    overhead: FloatArray
+
+    @property
+    def n_prompts(self) -> int:
+        """P."""
+        return int(self.probs.shape[0])
+
+    @property
+    def n_queries(self) -> int:
+        """X."""
+        return int(self.probs.shape[1])
+
+    @property
+    @abstractmethod
+    def contexts(self) -> Contexts:
+        """The contexts of the recording."""
+
+    @abstractmethod
+    def aggregator(self, ties: Ties = "paper") -> Aggregator:
+        """Return the strategy that the recording is for."""
+
+    @abstractmethod
+    def subset(self, queries: IntArray) -> Recording:
+        """Return the recording of these queries only."""
+
+    @abstractmethod
+    def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
+        """Value every arm up to `max_n` exactly."""
+
+    @abstractmethod
+    def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return label [S] and score [S, K] of drawn outcomes [S]; the last index + 1 stands for a failure."""
+
+    def problem(self, max_n: int, ties: Ties = "paper") -> Problem:
+        """Return the bandit problem that this recording poses; recorded costs are utilities already."""
+        return Problem(
+            n_prompts=self.n_prompts,
+            n_queries=self.n_queries,
+            max_n=max_n,
+            contexts=self.contexts,
+            aggregator=self.aggregator(ties),
+            cost_scale=1.0,
+        )
+
+    def environment(self, *seed: int) -> RecordedEnvironment:
+        """Return an environment that samples from this recording."""
+        return RecordedEnvironment(self, seed)
+
+    def split(self, *seed: int, train: float = 0.8) -> tuple[IntArray, IntArray]:
+        """Shuffle the queries and cut them.
+
+        Args:
+            seed: Seeds of the shuffle.
+            train: Share of the first part, rounded down, with at least one query on either side.
+
+        Returns:
+            Query indices of the training and the test part.
+
+        Raises:
+            ConfigurationError: A share outside (0, 1), or fewer than two queries.
+        """
+        if not 0 < train < 1 or self.n_queries < 2:
+            raise ConfigurationError(f"Cannot split {self.n_queries} queries at {train!r}: need 2, and 0 < train < 1.")
+        order = np.random.default_rng(seed).permutation(self.n_queries)
+        cut = min(max(int(train * self.n_queries), 1), self.n_queries - 1)
+        return order[:cut], order[cut:]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VotingRecording(Recording):
+    """Answers of a majority-vote task.
+
+    Attributes:
+        probs: Probability of each answer class [P, X, A].
+        answers: The right class of each query [X]; -1 where none is right.
+        cost: Cost of one completion [P], in utility.
+        cost_weights: Cost weight of each context [C].
+        credit: Score of each class [X, A] where scores are graded; `None` means 1 for the right one and 0 elsewhere.
+        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
+        scores: `credit`, filled in [X, A].
+    """
+
+    probs: FloatArray
+    answers: IntArray
+    cost: FloatArray
+    cost_weights: FloatArray
+    credit: FloatArray | None = None
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+    scores: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        probs = _probabilities(self.probs)
+        answers = _whole(self.answers)
+        n_answers = probs.shape[2]
+        if answers.shape != probs.shape[1:2] or (answers < -1).any() or (answers >= n_answers).any():
+            raise ConfigurationError(f"answers must be [X={probs.shape[1]}] classes below {n_answers}, or -1.")
+        exact = np.arange(n_answers) == answers[:, None]
+        scores = exact.astype(float) if self.credit is None else _real("credit", self.credit)
+        if scores.shape != probs.shape[1:] or not np.isfinite(scores).all():
+            raise ConfigurationError(f"credit must be finite [X, A] = {probs.shape[1:]}, got {scores.shape}.")
+        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
+        _store(self, probs=probs, answers=answers, scores=scores, cost=cost, overhead=overhead)
+        cost_weights = _real("cost_weights", self.cost_weights)
+        if cost_weights.ndim != 1:
+            raise ConfigurationError(f"cost_weights must be [C], got shape {cost_weights.shape}.")
+        _store(self, cost_weights=cost_weights)
+        _ = self.contexts
+
+    @property
+    def contexts(self) -> Contexts:
+        """One context per cost weight; the single objective weighs 1."""
+        return Contexts(np.ones((len(self.cost_weights), 1)), self.cost_weights)
+
+    def aggregator(self, ties: Ties = "paper") -> MajorityVoteAggregator:
+        """Implement `Recording.aggregator`."""
+        return MajorityVoteAggregator(ties=ties)
+
+    def subset(self, queries: IntArray) -> VotingRecording:
+        """Implement `Recording.subset`."""
+        credit = None if self.credit is None else self.scores[queries]
+        return replace(self, probs=self.probs[:, queries], answers=self.answers[queries], credit=credit)
+
+    def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
+        """Implement `Recording.exact`."""
+        shape = self.probs.shape
+        credit = np.broadcast_to(self.scores, shape).reshape(-1, shape[2])
+        reward = majority_vote_rewards(self.probs.reshape(-1, shape[2]), credit, max_n, ties=ties)
+        row = np.zeros(len(self.cost_weights), dtype=np.int64)
+        reward = reward.reshape(1, *shape[:2], max_n)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
+
+    def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
+        """Implement `Recording.observe`."""
+        failed = outcome == self.probs.shape[2]
+        score = self.scores[query, np.where(failed, 0, outcome)]
+        return np.where(failed, -1, outcome), np.where(failed, np.nan, score)[:, None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BestOfRecording(Recording):
+    """Scored outcomes of a Best-of-N task.
+
+    Attributes:
+        outcomes: Scores of each outcome [P, X, M, K]; axes of length 1 are repeated, for outcomes shared by cells.
+        probs: Probability of each outcome [P, X, M].
+        cost: Cost of one completion [P], in utility.
+        weights: Weights of each context [C, K + 1]; the last one is the cost's.
+        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
+    """
+
+    outcomes: FloatArray
+    probs: FloatArray
+    cost: FloatArray
+    weights: FloatArray
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+
+    def __post_init__(self) -> None:
+        probs = _probabilities(self.probs)
+        outcomes = _real("outcomes", self.outcomes)
+        if outcomes.ndim != 4 or not np.isfinite(outcomes).all():
+            raise ConfigurationError(f"outcomes must be finite [P, X, M, K], got shape {outcomes.shape}.")
+        if any(have not in (1, want) for have, want in zip(outcomes.shape[:3], probs.shape, strict=True)):
+            raise ConfigurationError(f"outcomes {outcomes.shape} do not fit probs {probs.shape}.")
+        weights = _real("weights", self.weights)
+        if weights.ndim != 2 or weights.shape[1] != outcomes.shape[3] + 1:
+            raise ConfigurationError(f"weights must be [C, K + 1 = {outcomes.shape[3] + 1}], got {weights.shape}.")
+        outcomes = np.broadcast_to(outcomes, (*probs.shape, outcomes.shape[3]))
+        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
+        _store(self, probs=probs, outcomes=outcomes, weights=weights, cost=cost, overhead=overhead)
+        _ = self.contexts
+
+    @property
+    def contexts(self) -> Contexts:
+        """The rows of `weights`."""
+        return Contexts(self.weights[:, :-1], self.weights[:, -1])
+
+    def aggregator(self, ties: Ties = "paper") -> BestOfNAggregator:
+        """Implement `Recording.aggregator`; Best-of-N has no ties to credit."""
+        return BestOfNAggregator()
+
+    def subset(self, queries: IntArray) -> BestOfRecording:
+        """Implement `Recording.subset`."""
+        return replace(self, probs=self.probs[:, queries], outcomes=self.outcomes[:, queries])
+
+    def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
+        """Implement `Recording.exact`."""
+        rows, row = np.unique(self.weights[:, :-1], axis=0, return_inverse=True)
+        reward = np.empty((len(rows), self.n_prompts, self.n_queries, max_n))
+        for prompt in range(self.n_prompts):
+            for i, weights in enumerate(rows):
+                reward[i, prompt] = best_of_n_rewards(self.outcomes[prompt] @ weights, self.probs[prompt], max_n)
+        row = row.reshape(-1)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
+
+    def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
+        """Implement `Recording.observe`."""
+        failed = outcome == self.probs.shape[2]
+        score = self.outcomes[prompt, query, np.where(failed, 0, outcome)]
+        return np.zeros(len(outcome), dtype=np.int64), np.where(failed[:, None], np.nan, score)
+
+
+class RecordedEnvironment:
+    """Samples completions from a recording.
+
+    Args:
+        recording: The law of the completions.
+        seed: Seeds of the random stream.
+    """
+
+    def __init__(self, recording: Recording, seed: tuple[int, ...]) -> None:
+        self._recording = recording
+        self._rng = np.random.default_rng(seed)
+        # One ascending table for all cells: the entries of cell i lie in [i, i + 1], so one binary search draws.
+        cells = np.arange(recording.n_prompts * recording.n_queries).reshape(recording.n_prompts, -1, 1)
+        self._outcomes = recording.probs.shape[2]
+        below = np.minimum(np.cumsum(recording.probs, axis=2), 1.0)
+        complete = below[:, :, -1] > 1 - _ROUNDING
+        below[complete, -1] = 1.0
+        self._table = (below + cells).reshape(-1)
+        self._largest = np.where(complete, self._outcomes - 1, self._outcomes)
+
+    @property
+    def n_prompts(self) -> int:
+        """P."""
+        return self._recording.n_prompts
+
+    @property
+    def n_queries(self) -> int:
+        """X."""
+        return self._recording.n_queries
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Draw every completion of the pulls independently."""
+        prompt = np.repeat(pulls.prompt, pulls.size)
+        query = np.repeat(pulls.query, pulls.size)
+        cell = prompt * self._recording.n_queries + query
+        found = np.searchsorted(self._table, cell + self._rng.random(len(cell)), side="right")
+        outcome = np.minimum(found - cell * self._outcomes, self._largest[prompt, query])
+        label, score = self._recording.observe(prompt, query, outcome)
+        cost, overhead = self._recording.cost[prompt], self._recording.overhead[pulls.prompt]
+        return Observations(pulls=pulls, label=label, score=score, cost=cost, overhead=overhead)
+
+
+def _real(name: str, values: object) -> FloatArray:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":  # a cast would drop imaginary parts and read numbers out of text
+        raise ConfigurationError(f"{name} must be real numbers, got an array of {array.dtype}.")
+    return array.astype(float)
+
+
+def _whole(values: object) -> IntArray:
+    array = _real("answers", values)
+    if not np.isfinite(array).all() or (array != np.floor(array)).any() or (np.abs(array) > 2**53).any():
+        raise ConfigurationError("answers must be whole numbers.")
+    return array.astype(np.int64)
+
+
+def _probabilities(values: FloatArray) -> FloatArray:
+    probs = _real("probs", values)
+    if probs.ndim != 3 or not probs.size:
+        raise ConfigurationError(f"probs must have three axes and an entry in each, got shape {probs.shape}.")
+    total = probs.sum(axis=2, keepdims=True)
+    if not np.isfinite(probs).all() or (probs < 0).any() or (total > 1 + _ROUNDING).any():
+        raise ConfigurationError("probs must be >= 0 and sum to at most 1 in every (prompt, query).")
+    # Sums off by rounding become exact; a sum that is really smaller leaves room for failures.
+    off = (total > 1 - _ROUNDING) & (np.abs(total - 1) > _EXACT)
+    return np.where(off, probs / np.where(off, total, 1.0), probs)
+
+
+def _costs(name: str, values: FloatArray | None, probs: FloatArray) -> FloatArray:
+    if values is None and name == "overhead":
+        return np.zeros(len(probs))
+    cost = _real(name, values)
+    if cost.shape != probs.shape[:1] or not np.isfinite(cost).all() or (cost < 0).any():
+        raise ConfigurationError(f"{name} must be [P={probs.shape[0]}] finite numbers >= 0, got shape {cost.shape}.")
+    return cost
+
+
+def _store(recording: Recording, **arrays: FloatArray | IntArray) -> None:
+    for name, array in arrays.items():
+        object.__setattr__(recording, name, array)

@@ -1,0 +1,1 @@
+"""The compiling side: checks a run, spends its budget, and makes the compiled program."""

@@ -1,0 +1,279 @@
+"""What a run found and what it cost: `program.detailed_results`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+import numpy as np
+
+from iapo_dspy.bandit.inference import Z95, Choice, Deceptive, HeldOut, choices, deceptive_prompts
+from iapo_dspy.bandit.outcome import Outcome, Round
+from iapo_dspy.environments.live.progress import FailureReport
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import Preference
+from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.reprice import prices_of
+from iapo_dspy.prompts.lms import models_of
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.types import Arm, FloatArray, IntArray
+
+__all__ = ["CompileResult", "PreferenceResult", "make_result"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceResult:
+    """The arm of one preference with its training estimates.
+
+    Attributes:
+        preference: The preference.
+        arm: Its prompt and N.
+        label: The prompt in words.
+        model: Model string of its LM; one for each predictor where they differ.
+        utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
+        reward: Estimated task reward without the cost.
+        completions: Expected completions of a call: N, or fewer where it stops early.
+        waves: Expected waves of a call, >= 1.
+        tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
+        cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
+        evidence: What is behind the estimates: queries on which the prompt was drawn; for `psst`, groups of N
+            completions.
+        choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
+            for `psst`, whose estimates have no standard errors.
+        held_out: The utility on the validation set, free of the winner's curse; None without one.
+        keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
+    """
+
+    preference: Preference
+    arm: Arm
+    label: str
+    utility: float
+    reward: float
+    completions: float
+    waves: float
+    tokens: float
+    cost: float
+    evidence: int
+    model: str | tuple[str, ...]
+    choice: Choice | None = None
+    held_out: HeldOut | None = None
+    keeps_caps: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileResult:
+    """The results of one `compile`.
+
+    Attributes:
+        policy: One row per preference.
+        labels: The prompts in words [P].
+        models: Model strings of their LMs [P], each as in `policy`.
+        q: Estimated utility [C, P, N], NaN where there is no evidence.
+        reward: Estimated task reward [C, P, N].
+        tokens: Output tokens per query [P, N]: N times the mean of the prompt's completions.
+        costs: Estimated cost per query [P, N], in the unit of `cost`, NaN where there is no evidence.
+        count: Queries with at least n completions of the prompt [P, N]; for `psst`, blocks behind each estimate.
+        standard_error: Standard error of `reward` [C, P, N]; None for `psst`. With `reward` it makes each prompt's
+            curve of accuracy over N and its band: see `curve`.
+        deceptive: Prompts that win on single completions and lose where completions are aggregated; None for `psst`.
+        cost: What completions cost.
+        cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
+        spent: What the run took.
+        failures: Failed completions.
+        rounds: What each round did.
+        complete: False where a budget ended the run early.
+        candidate_programs: One program per prompt, in order.
+        compiled: The policy with all that it rests on; it solves other preferences.
+        strategy: The strategy.
+    """
+
+    policy: tuple[PreferenceResult, ...]
+    labels: tuple[str, ...]
+    models: tuple[str | tuple[str, ...], ...]
+    q: FloatArray = field(repr=False)
+    reward: FloatArray = field(repr=False)
+    tokens: FloatArray = field(repr=False)
+    costs: FloatArray = field(repr=False)
+    count: IntArray = field(repr=False)
+    standard_error: FloatArray | None = field(repr=False)
+    deceptive: tuple[Deceptive, ...] | None
+    cost: Cost
+    cost_scale: float
+    spent: Spent
+    failures: FailureReport
+    rounds: tuple[Round, ...] = field(repr=False)
+    complete: bool
+    candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
+    compiled: CompiledPolicy = field(repr=False)
+    strategy: Strategy = field(repr=False)
+
+    def reprice(
+        self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]], *, model: str | None = None
+    ) -> CompileResult:
+        """Return the results at other prices of tokens, solved from the stored evidence without LM calls.
+
+        The exchange rate between dollars and utility stays what it was. `CompiledProgram.reprice` changes a program.
+
+        Args:
+            usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
+            model: Model string of the LM that was configured while compiling; a mapping needs it for predictors without
+                an LM of their own.
+
+        Raises:
+            ConfigurationError: A price is missing, or the evidence does not say how many tokens were used.
+        """
+        cost = self.cost.repriced(usd_per_million)
+        prices = prices_of(self.compiled.prompts, self.candidate_programs, cost, model)
+        policy, outcome = self.compiled.repriced(cost, prices, self.strategy)
+        return make_result(
+            policy,
+            self.strategy,
+            outcome,
+            self.spent,
+            self.failures,
+            self.tokens[:, 0],
+            self.candidate_programs,
+            complete=self.complete,
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompileResult:
+        """Return itself: results belong to a run, not to a copy of its program."""
+        return self
+
+    def curve(self, prompt: int, preference: str | None = None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return a prompt's task reward at N = 1 .. max_n with its 95 % band.
+
+        Args:
+            prompt: Position in `labels`.
+            preference: Whose weights of the objectives count; None takes the first preference.
+
+        Returns:
+            Estimate, lower and upper end [N] each; the ends are NaN for `psst`.
+
+        Raises:
+            ConfigurationError: There is no such prompt or preference.
+        """
+        names = [r.preference.name for r in self.policy]
+        if (preference is not None and preference not in names) or not 0 <= prompt < len(self.labels):
+            raise ConfigurationError(
+                f"curve({prompt!r}, {preference!r}): there are {len(self.labels)} prompts and the preferences {names}."
+            )
+        context = names.index(preference) if preference is not None else 0
+        middle = self.reward[context, prompt]
+        error = np.full(len(middle), np.nan) if self.standard_error is None else self.standard_error[context, prompt]
+        return middle, middle - Z95 * error, middle + Z95 * error
+
+    def __str__(self) -> str:
+        """Return a small table."""
+        plain = self.cost.unit == Cost().unit
+        rows = [
+            f"{r.preference.name or '':<12} N={r.arm.n:<3} {_drawn(r)}utility={r.utility:.3f} reward={r.reward:.3f} "
+            f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{_sure(r)}{r.label}"
+            for r in self.policy
+        ]
+        for d in self.deceptive or ():
+            name = self.policy[d.context].preference.name or ""
+            rows.append(
+                f"{name}: best single completions, but {d.difference:.3f} ({d.interval[0]:.3f} to {d.interval[1]:.3f}) "
+                f"behind at N={d.n}: {self.labels[d.prompt]}"
+            )
+        if not plain:
+            rows.append(f"(cost: {self.cost.unit})")
+        return "\n".join(rows)
+
+
+def _drawn(row: PreferenceResult) -> str:
+    return f"(draws {row.completions:.1f}) " if row.arm.stop is not None else ""
+
+
+def _sure(row: PreferenceResult) -> str:
+    found = [] if row.keeps_caps else ["NO ARM KEEPS THE CAPS"]
+    if row.choice is not None:
+        found.append(f"+-{Z95 * row.choice.standard_error:.3f} best with p={row.choice.probability_best:.2f}")
+    if row.held_out is not None:
+        found.append(f"held out {row.held_out.utility:.3f}+-{Z95 * row.held_out.standard_error:.3f}")
+    return f"({', '.join(found)})  " if found else ""
+
+
+def make_result(
+    compiled: CompiledPolicy,
+    strategy: Strategy,
+    outcome: Outcome,
+    spent: Spent,
+    failures: FailureReport,
+    output_tokens: FloatArray,
+    programs: Sequence[dspy.Module],
+    held_out: Sequence[HeldOut] | None = None,
+    *,
+    complete: bool,
+) -> CompileResult:
+    """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
+    labels = tuple(p.label for p in compiled.prompts)
+    estimates = outcome.estimates
+    tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
+    sure = choices(outcome)
+    keeps = outcome.charges.keeps() if outcome.charges is not None else None
+    models = tuple(models_of(p) for p in programs)
+    stops = outcome.stops
+    rows = []
+    for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
+        at = arm.prompt, arm.n - 1
+        rows.append(
+            PreferenceResult(
+                preference=preference,
+                arm=arm,
+                label=labels[arm.prompt],
+                keeps_caps=keeps is None or bool(keeps[c][at]),
+                model=models[arm.prompt],
+                utility=float(outcome.q[c][at]) if stops is None else stops[c].utility,
+                reward=float(outcome.reward[c][at]) if stops is None else stops[c].reward,
+                completions=float(arm.n) if stops is None else stops[c].completions,
+                waves=1.0 if stops is None else stops[c].waves,
+                tokens=float(output_tokens[arm.prompt]) * (arm.n if stops is None else stops[c].completions),
+                cost=float(estimates.cost[at]) if stops is None else stops[c].cost,
+                evidence=int(outcome.evidence[c]),
+                choice=sure[c] if sure is not None else None,
+                held_out=held_out[c] if held_out is not None else None,
+            )
+        )
+    return CompileResult(
+        policy=tuple(rows),
+        labels=labels,
+        models=models,
+        q=outcome.q,
+        reward=outcome.reward,
+        tokens=np.asarray(tokens),
+        costs=np.asarray(estimates.cost),
+        count=outcome.count,
+        standard_error=estimates.standard_error,
+        deceptive=deceptive_prompts(outcome),
+        cost=compiled.cost,
+        cost_scale=outcome.cost_scale,
+        spent=spent,
+        failures=failures,
+        rounds=outcome.rounds,
+        complete=complete,
+        candidate_programs=tuple(programs),
+        compiled=compiled,
+        strategy=strategy,
+    )
+
+
+def spent_dict(spent: Spent) -> Mapping[str, float]:
+    """Return what a run took as JSON data."""
+    return {
+        "completions": spent.completions,
+        "requests": spent.requests,
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "usd": spent.usd,
+        "seconds": round(spent.seconds, 3),
+        "judge_requests": spent.judge_requests,
+        "judge_prompt_tokens": spent.judge_prompt_tokens,
+        "judge_completion_tokens": spent.judge_completion_tokens,
+        "judge_usd": spent.judge_usd,
+    }

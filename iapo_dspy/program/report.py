@@ -1,0 +1,93 @@
+"""What a call of a compiled program returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["CallReport", "CompiledPrediction"]
+
+
+class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
+    """The winner's fields, all successful completions in `completions`, and what the call did in `iapo`.
+
+    The report is no field: code that goes through the fields of a prediction (`dspy.majority`, metrics, `toDict`, a web
+    service) sees those of the student only.
+    """
+
+    def __init__(self, base: Any = None, **kwargs: Any) -> None:
+        super().__init__(base, **kwargs)
+        self._iapo: CallReport | None = getattr(base, "_iapo", None)
+
+    @property
+    def iapo(self) -> CallReport:
+        """What the call did.
+
+        Raises:
+            AttributeError: This was not returned by a call, but made of fields.
+        """
+        if self._iapo is None:
+            raise AttributeError("iapo")
+        return self._iapo
+
+
+class CallReport(BaseModel):
+    """What one call of a compiled program did; the `iapo` field of its prediction.
+
+    Attributes:
+        preference: Name of the preference, or None for an ad hoc one.
+        cost_weight: Its cost weight.
+        asked: The whole preference as JSON data (`Preference.from_dict` reads it).
+        prompt: Index of the prompt.
+        label: The prompt in words.
+        model: Model string of the LM that was asked; one for each predictor where they differ.
+        n: Completions drawn.
+        planned: Completions that the arm draws at most: its N.
+        waves: Waves in which they were drawn.
+        stopped: Why fewer were drawn than planned: "settled" (the rest could not have changed the result), "confident"
+            or "threshold" (the arm's stopping rule); None where all were drawn.
+        votes: Answer -> votes, or the sum of their weights, most first (votes).
+        utilities: Weighted objective per completion, None for a failed one (best-of-n).
+        winner: Position of the returned completion among the n.
+        failures: Position -> why this completion took no part.
+        replaced: Output field -> the value that the winner was returned with instead of its own (means and medians).
+        prompt_tokens: Input tokens of the call.
+        completion_tokens: Output tokens of the call.
+        usd: Price, None where it is not known.
+        seconds: From sending the call to its last completion, the scoring between waves included.
+        cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
+            dollars and the price is not known. Judges are not in it, as they are not in the costs that the arm was
+            chosen by.
+        cost_unit: That unit in words: "output tokens" by default.
+        judge_tokens: Input and output tokens of LMs and embedding models that objectives asked to select; not part of
+            `prompt_tokens` and `completion_tokens`.
+        judge_usd: Their price, not part of `usd`; None where one of them has no known price.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    preference: str | None
+    cost_weight: float
+    asked: dict[str, Any]
+    prompt: int
+    label: str
+    model: str | tuple[str, ...]
+    n: int
+    planned: int
+    waves: int
+    stopped: str | None
+    votes: dict[str, int | float] | None
+    utilities: tuple[float | None, ...] | None
+    winner: int
+    failures: dict[int, str]
+    replaced: dict[str, Any] = {}
+    prompt_tokens: float
+    completion_tokens: float
+    usd: float | None
+    seconds: float
+    cost: float | None
+    cost_unit: str
+    judge_tokens: int = 0
+    judge_usd: float | None = 0.0

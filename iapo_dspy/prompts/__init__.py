@@ -1,0 +1,1 @@
+"""The prompt set: candidate programs, combinations of instructions, decodings and LMs."""

@@ -1,0 +1,127 @@
+"""Candidates given predictor by predictor: the prompt set is their product, made as far as it is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import dspy
+import numpy as np
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.prompts.candidates import read_options
+from iapo_dspy.prompts.lms import Decodings, LMs, combine
+from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured
+
+__all__ = ["Combinations", "prompt_set"]
+
+MOST = 1_000_000  # combinations; run books keep a few numbers for each
+
+
+class Combinations(Sequence[Prompt]):
+    """One instruction for each predictor, in every combination, under every configuration.
+
+    A prompt is made when it is first asked for, and kept. Prompts are numbered row by row: the last predictor's
+    instructions change faster than the first one's, and configurations (LMs and decodings) fastest.
+
+    Args:
+        student: The program to optimize; it is not changed.
+        candidates: Predictor name -> instructions, as the user gave them (`read_options`).
+        decodings: Decoding configurations, of all LMs or of each.
+        lms: The run's LMs; none for the configured one.
+
+    Attributes:
+        options: Every predictor with its instructions.
+        shape: Number of options of each coordinate: every predictor, then configurations.
+
+    Raises:
+        ConfigurationError: The candidates cannot be used with this student, or there are too many combinations.
+    """
+
+    def __init__(
+        self, student: dspy.Module, candidates: Mapping[Any, Any], decodings: Decodings, lms: Sequence[LMs] = ()
+    ) -> None:
+        self._student = student
+        self._servers = combine(lms, [name for name, _ in student.named_predictors()], decodings)
+        self.options = read_options(candidates, {n: p.signature.instructions for n, p in student.named_predictors()})
+        n_configurations = sum(len(served.decodings) for served in self._servers)
+        self.shape = (*(len(texts) for texts in self.options.values()), n_configurations)
+        self._made: dict[int, list[Prompt]] = {}
+        if len(self) > MOST:
+            sizes = " x ".join(str(k) for k in self.shape)
+            raise ConfigurationError(
+                f"The candidates have {sizes} = {len(self):,} combinations; at most {MOST:,} can be told apart. Give "
+                "fewer instructions for some predictors."
+            )
+
+    @property
+    def free(self) -> int:
+        """Coordinates with a choice."""
+        return sum(k > 1 for k in self.shape)
+
+    @property
+    def star(self) -> list[Prompt]:
+        """The first combination, and with each other option of one coordinate in it: every option is in one of them."""
+        found = [self[0]]
+        for d, k in enumerate(self.shape):
+            for option in range(1, k):
+                place = [option if e == d else 0 for e in range(len(self.shape))]
+                found.append(self[int(np.ravel_multi_index(place, self.shape))])
+        return found
+
+    def __len__(self) -> int:
+        """Return P."""
+        return math.prod(self.shape)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Prompt]: ...
+    def __getitem__(self, index: int | slice) -> Prompt | Sequence[Prompt]:
+        """Return a prompt by its number."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"prompt {index} of {len(self)}")
+        combination, configuration = divmod(int(index) % len(self), self.shape[-1])
+        if combination not in self._made:
+            self._made[combination] = self._make(combination)
+        return self._made[combination][configuration]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """Make all of them."""
+        return (self[i] for i in range(len(self)))
+
+    def _make(self, combination: int) -> list[Prompt]:
+        place = [int(i) for i in np.unravel_index(combination, self.shape[:-1])]
+        program = clone(self._student)
+        predictors = dict(program.named_predictors())
+        for (name, texts), option in zip(self.options.items(), place, strict=True):
+            predictors[name].signature = predictors[name].signature.with_instructions(texts[option])
+        return configured(program, combination, self._servers, {}, dict(zip(self.options, place, strict=True)))
+
+
+def prompt_set(
+    student: dspy.Module, candidates: Any, decodings: Decodings, joint_limit: int, lms: Sequence[LMs] = ()
+) -> Sequence[Prompt]:
+    """Return the prompt set P of what the user gave.
+
+    Args:
+        student: The program to optimize; it is not changed.
+        candidates: A list of candidates, or for each predictor a list of instructions.
+        decodings: Decoding configurations, of all LMs or of each.
+        joint_limit: The largest product of such lists (and configurations) that is looked at as a whole.
+        lms: The run's LMs; none for the configured one.
+
+    Returns:
+        A tuple, all of which takes part; or `Combinations`, which are searched one coordinate at a time.
+
+    Raises:
+        ConfigurationError: The candidates cannot be used with this student.
+    """
+    if not isinstance(candidates, Mapping):
+        return build_prompts(student, candidates, decodings, lms)
+    combinations = Combinations(student, candidates, decodings, lms)
+    small = len(combinations) <= joint_limit or combinations.free < 2  # one coordinate alone is a list as any other
+    return tuple(combinations) if small else combinations

@@ -1,1 +1,0 @@
-"""Where candidate instructions come from."""

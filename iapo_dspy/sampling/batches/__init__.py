@@ -1,0 +1,1 @@
+"""Rounds that are drawn by batch jobs at the provider."""

@@ -1,0 +1,275 @@
+"""The lines of a batch job's files: what is asked for, and what came back, as OpenAI's batch API writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from iapo_dspy.errors import IAPOError
+from iapo_dspy.sampling.ledger.records import PullKey
+from iapo_dspy.sampling.lm.params import canonical, derive_seed, import_litellm, max_output_tokens
+from iapo_dspy.sampling.requests.port import Choice
+from iapo_dspy.sampling.rollouts.single_predictor import Plan
+from iapo_dspy.sampling.spending.pricing import Price, Usage, check_usage, prompt_bound, prompt_share, whole_text
+
+__all__ = ["BatchLine", "LineError", "Outcome", "chat_body", "make_line", "read_choices", "read_outcomes", "write_line"]
+
+_CONNECTION = frozenset(
+    {"api_base", "api_type", "api_version", "base_url", "extra_headers", "headers", "organization", "timeout"}
+)
+_FOR_LITELLM = frozenset({"additional_drop_params", "allowed_openai_params", "drop_params"})
+
+
+class LineError(IAPOError):
+    """One request of a batch job failed.
+
+    Attributes:
+        status_code: As the provider says; 500 where it says none.
+        code: The provider's word for it.
+    """
+
+    def __init__(self, message: str, *, status_code: int = 500, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+        self.code = code
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLine:
+    """One request of a job.
+
+    Attributes:
+        pull: The pull that it belongs to.
+        prompt: Index of the pull's prompt.
+        query: Index of the pull's query.
+        indices: Which of the pull's completions it asks for; as many as the request's n.
+        seed: The seed that is sent.
+        tokens: Upper bound of its tokens; 0 where no budget needs one.
+        usd: Upper bound of its dollars; 0 where no budget needs one.
+        alone: Whether the provider does not take n, so that each completion pays for its prompt.
+    """
+
+    pull: PullKey
+    prompt: int
+    query: int
+    indices: tuple[int, ...]
+    seed: int | None = None
+    tokens: int = 0
+    usd: float = 0.0
+    alone: bool = False
+
+    @property
+    def id(self) -> str:
+        """Its `custom_id`, unique within its job: round, position and first completion."""
+        return f"{self.pull[0]}-{self.pull[1]}-{self.indices[0]}"
+
+    def encode(self) -> dict[str, Any]:
+        """Return it as JSON data."""
+        return {
+            "pull": list(self.pull),
+            "prompt": self.prompt,
+            "query": self.query,
+            "indices": list(self.indices),
+            "seed": self.seed,
+            "tokens": self.tokens,
+            "usd": self.usd,
+            "alone": self.alone,
+        }
+
+    @classmethod
+    def decode(cls, data: Mapping[str, Any]) -> BatchLine:
+        """Return what `encode` wrote."""
+        first, second = data["pull"]
+        return cls(**{**data, "pull": (first, second), "indices": tuple(data["indices"])})
+
+
+def make_line(
+    pull: PullKey,
+    prompt: int,
+    query: int,
+    indices: Sequence[int],
+    *,
+    ready: Plan,
+    price: Price | None,
+    bounded: bool,
+    alone: bool = False,
+) -> BatchLine:
+    """Return the line that asks for some completions of a pull.
+
+    A pull that is asked for as a whole gets the seed that it would be sent with outside a job, so that jobs change
+    nothing about what is drawn.
+
+    Args:
+        pull: Round and position.
+        prompt: Index of the prompt.
+        query: Index of the query.
+        indices: Which completions.
+        ready: The rendered request.
+        price: The job's price.
+        bounded: Whether the budget needs upper bounds.
+        alone: Whether the provider does not take n.
+    """
+    base, seed = ready.lm.kwargs.get("seed"), None
+    if isinstance(base, int) and not isinstance(base, bool):
+        seed = derive_seed(base, list(pull), canonical(ready.messages), indices[0])
+    tokens, usd = 0, 0.0
+    if bounded:
+        read = prompt_bound(ready.messages, ready.params)
+        written = len(indices) * (max_output_tokens(ready.params) or 0)
+        tokens = read + written
+        usd = price.bound(read, written) if price is not None else 0.0
+    return BatchLine(
+        pull=pull, prompt=prompt, query=query, indices=tuple(indices), seed=seed, tokens=tokens, usd=usd, alone=alone
+    )
+
+
+def chat_body(
+    lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], *, n: int, seed: int | None
+) -> dict[str, Any]:
+    """Return the body that LiteLLM would send for a request; nothing of the connection, no key.
+
+    Args:
+        lm: Whose provider it is for.
+        messages: The prompt.
+        params: The request's settings (`params.request_params`).
+        n: Completions.
+        seed: Sent where it is not None.
+    """
+    litellm = import_litellm()
+    from litellm.types.utils import LlmProviders, all_litellm_params
+    from litellm.utils import ProviderConfigManager
+
+    model, provider, *_ = litellm.get_llm_provider(
+        model=lm.model, custom_llm_provider=params.get("custom_llm_provider"), api_base=params.get("api_base")
+    )
+    kept = (_FOR_LITELLM | params.keys()) - _CONNECTION - (frozenset(all_litellm_params) - _FOR_LITELLM)
+    sent = {k: params[k] for k in params if k in kept}
+    if n > 1:
+        sent["n"] = n
+    if seed is not None:
+        sent["seed"] = seed
+    content = [dict(m) for m in messages]
+    options = litellm.get_optional_params(model=model, custom_llm_provider=provider, messages=content, **sent)
+    config = ProviderConfigManager.get_provider_chat_config(model=model, provider=LlmProviders(provider))
+    body: dict[str, Any] = config.transform_request(
+        model=model, messages=content, optional_params=options, litellm_params={}, headers={}
+    )
+    extra = body.pop("extra_body", None) or {}
+    for name in ("stream", "max_retries", "extra_headers"):  # of the transport; a job has another one
+        body.pop(name, None)
+    return {**body, **extra}
+
+
+def write_line(line: BatchLine, body: Mapping[str, Any], *, url: str) -> bytes:
+    """Return a line of a job's input file.
+
+    Args:
+        line: Names the request.
+        body: The request.
+        url: Where it goes, relative to the provider's address.
+    """
+    entry = {"custom_id": line.id, "method": "POST", "url": url, "body": body}
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came back for one line: a chat completion's body, or an error."""
+
+    body: Mapping[str, Any] | None = None
+    error: LineError | None = None
+
+
+def read_outcomes(content: bytes) -> tuple[dict[str, Outcome], bool]:
+    """Read an output or error file.
+
+    Returns:
+        What came back, by `custom_id`; and whether every line could be read: a file that was cut off has a last line
+        that cannot.
+    """
+    found: dict[str, Outcome] = {}
+    whole = True
+    for raw in content.splitlines():
+        if not raw.strip():
+            continue
+        try:
+            line = json.loads(raw)
+            found[str(line["custom_id"])] = _outcome(line)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+    return found, whole
+
+
+def _outcome(line: Mapping[str, Any]) -> Outcome:
+    response = line.get("response") or {}
+    body, status = response.get("body"), response.get("status_code", 200 if response else 500)
+    problem = line.get("error") or (body.get("error") if isinstance(body, Mapping) else None)
+    if problem is None and status == 200 and isinstance(body, Mapping):
+        return Outcome(body=body)
+    details = problem if isinstance(problem, Mapping) else {"message": problem}
+    text = details.get("message") or "the provider does not say why"
+    code = details.get("code")
+    return Outcome(
+        error=LineError(f"{status}: {text}", status_code=int(status), code=None if code is None else str(code))
+    )
+
+
+def read_choices(
+    ready: Plan, line: BatchLine, body: Mapping[str, Any], price: Price | None
+) -> tuple[list[Choice], Usage, float | None]:
+    """Read one answer.
+
+    Args:
+        ready: The request that it answers.
+        line: Its line.
+        body: The answer.
+        price: The job's price.
+
+    Returns:
+        At most as many choices as were asked for, each with its share of the tokens and dollars; what the request
+        took as a whole: tokens, and dollars, None where the price is unknown.
+
+    Raises:
+        Exception: It is no chat completion.
+    """
+    litellm = import_litellm()
+    from litellm.litellm_core_utils.llm_response_utils.convert_dict_to_response import convert_to_model_response_object
+
+    response = convert_to_model_response_object(
+        response_object=dict(body), model_response_object=litellm.ModelResponse()
+    )
+    outputs = ready.lm._process_completion(response, ready.params)
+    reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
+    reported = body.get("usage") or {}
+    usage = check_usage(
+        model=ready.lm.model,
+        messages=ready.messages,
+        texts=[whole_text(o) for o in outputs],
+        truncated=reasons.count("length"),
+        limit=max_output_tokens(ready.params),
+        prompt_tokens=reported.get("prompt_tokens"),
+        completion_tokens=reported.get("completion_tokens"),
+    )
+    usd = None if price is None else price.of(usage.prompt_tokens, usage.completion_tokens)
+    n = len(line.indices)
+    share = max(min(len(outputs), n), 1)
+    shares = len(outputs) > 1 or (n == 1 and not line.alone)
+    choices = [
+        Choice(
+            text=output if isinstance(output, str) else (output or {}).get("text"),
+            output=output,
+            finish_reason=reason,
+            prompt_tokens=usage.prompt_tokens / share,
+            completion_tokens=usage.completion_tokens / share,
+            usd=None if usd is None else usd / share,
+            shared_tokens=usage.prompt_tokens / share if shares else 0.0,
+            shared_usd=prompt_share(usd, usage, price) / share if shares else 0.0,
+            seed=line.seed,
+        )
+        for output, reason in zip(outputs[:n], reasons[:n], strict=True)
+    ]
+    return choices, usage, usd

@@ -1,0 +1,1 @@
+"""The background event loop, worker threads, and the gate on requests in flight."""

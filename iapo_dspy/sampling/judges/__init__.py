@@ -1,0 +1,1 @@
+"""Models that metrics and objectives ask: metered LMs, embeddings, reward servers."""

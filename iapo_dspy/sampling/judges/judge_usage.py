@@ -1,0 +1,88 @@
+"""What the judges of a deployed call take: LMs and embedding models that objectives ask while it selects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+from dspy.utils.usage_tracker import UsageTracker
+
+from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of, price_of_model
+
+__all__ = ["JudgeUsage"]
+
+
+class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
+    """A usage tracker that adds up tokens and dollars, and passes everything on to the one around it. Thread-safe.
+
+    Args:
+        outer: The tracker around it, such as that of `dspy.track_usage()`; None where there is none.
+        prices: The user's own prices.
+
+    Attributes:
+        prices: The user's own prices.
+        watcher: A DSPy callback that looks at the LMs that are called, for they may have prices of their own.
+    """
+
+    def __init__(self, outer: UsageTracker | None, prices: Prices | None) -> None:
+        super().__init__()
+        self.prices = prices
+        self.watcher = _Watcher(self)
+        self._outer = outer
+        self._lock = threading.Lock()
+        self._price: dict[str, Price | None] = {}
+        self._tokens = 0
+        self._usd: float | None = 0.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> JudgeUsage:
+        """Stay one: `dspy.Parallel` copies trackers for its threads, and what they count would be lost."""
+        return self
+
+    def know(self, model: str, price: Price | None) -> None:
+        """Say what a model costs."""
+        with self._lock:
+            self._price.setdefault(model, price)
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """Count one call; DSPy's LMs report theirs here, cache hits excepted."""
+        if self._outer is not None:
+            self._outer.add_usage(lm, usage_entry)
+        super().add_usage(lm, usage_entry)
+        prompt = _count(usage_entry, "prompt_tokens", "input_tokens")
+        completion = _count(usage_entry, "completion_tokens", "output_tokens")
+        with self._lock:
+            if lm not in self._price:
+                self._price[lm] = price_of_model(lm, {}, self.prices)
+            price = self._price[lm]
+            self._tokens += prompt + completion
+            if price is None:
+                self._usd = None
+            elif self._usd is not None:
+                self._usd += price.of(prompt, completion)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read and written."""
+        return self._tokens
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars; None as soon as a price is not known."""
+        return self._usd
+
+
+def _count(entry: Mapping[str, Any], *names: str) -> int:
+    return next((int(entry[n]) for n in names if isinstance(entry.get(n), (int, float))), 0)
+
+
+class _Watcher(BaseCallback):  # type: ignore[misc]  # dspy ships no types
+    def __init__(self, usage: JudgeUsage) -> None:
+        self._usage = usage
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Called by DSPy before every call of an LM."""
+        if isinstance(instance, dspy.BaseLM):
+            self._usage.know(str(instance.model), price_of(instance, self._usage.prices))

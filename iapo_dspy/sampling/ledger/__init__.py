@@ -1,0 +1,1 @@
+"""The ledger: everything that was paid for, on disk before it is used."""

@@ -1,0 +1,110 @@
+"""Ledgers as tables."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord, Record, ScoreRecord
+
+__all__ = ["export"]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A completion with its score; None where it was never scored."""
+
+    completion: CompletionRecord
+    score: ScoreRecord | None
+
+    @property
+    def failed(self) -> bool:
+        if self.score is not None:
+            return self.score.scores is None
+        inner = self.completion.inner  # what it said is scored although a later step of the pipeline failed
+        return self.completion.fields is None and (inner is None or inner["fields"] is None)
+
+    @property
+    def known(self) -> bool:
+        return self.failed or self.score is not None
+
+
+def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
+    """Write a run's completions to a Parquet file, one row each, with their scores.
+
+    The run may still be going on. Columns: what `CompletionRecord` has, with `fields` as JSON text; `label` (the
+    prompt's instruction); `answer`, `scores` (one per objective; null for a completion that failed or was not scored
+    yet), `scored`; and `failure` and `error` of the completion or, where that is fine, of its score.
+
+    Args:
+        log_dir: The run's directory.
+        path: The file to write, `.parquet`.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        LedgerError: There is no ledger, or it cannot be read.
+        ConfigurationError: Another suffix.
+    """
+    path = Path(path)
+    if path.suffix != ".parquet":
+        raise ConfigurationError(f"Cannot write {path.name}: give a file name that ends in .parquet.")
+    header, records = read_ledger(log_dir)
+    labels: Sequence[str] = _about(header).get("labels") or ()
+    import datasets  # see `_features`
+
+    features = _features()
+    rows = [_row(s, labels, features) for s in _scored(records)]
+    columns = {name: [row[name] for row in rows] for name in features}
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).data.table
+    importlib.import_module("pyarrow.parquet").write_table(table, path)  # `to_parquet` shows a progress bar
+    return len(rows)
+
+
+def _about(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (header.get("settings") or {}).get("about") or {}
+
+
+def _scored(records: Sequence[Record]) -> list[_Scored]:
+    """Every completion in the order of rounds, positions and indices, with its last score."""
+    scores = {r.key: r for r in records if isinstance(r, ScoreRecord)}
+    completions = {(r.pull, r.index): r for r in records if isinstance(r, CompletionRecord)}
+    return [_Scored(r, scores.get(f"{r.round}/{r.position}/{r.index}")) for _, r in sorted(completions.items())]
+
+
+def _features() -> dict[str, Any]:
+    import datasets  # it takes seconds, and only this needs it
+
+    return {
+        **{n: datasets.Value("int64") for n in ("round", "position", "index", "prompt", "query")},
+        **{n: datasets.Value("string") for n in ("label", "text", "fields", "answer")},
+        "scores": datasets.Sequence(datasets.Value("float64")),
+        "scored": datasets.Value("bool"),
+        "failure": datasets.Value("string"),
+        "error": datasets.Value("bool"),
+        **{n: datasets.Value("float64") for n in ("prompt_tokens", "completion_tokens", "usd", "latency_s")},
+        **{n: datasets.Value("float64") for n in ("shared_tokens", "shared_usd")},
+        "seed": datasets.Value("int64"),
+    }
+
+
+def _row(s: _Scored, labels: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
+    completion, score = s.completion, s.score
+    row = {name: getattr(completion, name, None) for name in names}
+    row["label"] = labels[completion.prompt] if completion.prompt < len(labels) else None
+    row["fields"] = None if completion.fields is None else json.dumps(completion.fields, ensure_ascii=False)
+    row["scored"] = s.known
+    if score is not None:
+        row["answer"] = score.answer
+        row["scores"] = None if score.scores is None else [float(v) for v in score.scores]
+        row["failure"] = completion.failure or score.failure
+        row["error"] = completion.error or score.error
+    return row

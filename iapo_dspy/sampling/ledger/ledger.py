@@ -1,0 +1,456 @@
+"""Everything that was paid for, on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
+
+The first line says what the file is and what run it belongs to; every other line is one record. A process that is
+killed may leave half a record at the end; it is cut off at the next start. A lock keeps a second process out. The lock
+is the operating system's, so that it ends with the process that holds it, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, Protocol, runtime_checkable
+
+from iapo_dspy.errors import LedgerError, LedgerMismatch
+from iapo_dspy.sampling.ledger.field_values import jsonable
+from iapo_dspy.sampling.ledger.lock import acquire
+from iapo_dspy.sampling.ledger.records import (
+    BatchRecord,
+    CallRecord,
+    CompletionRecord,
+    PullKey,
+    Record,
+    ScoreRecord,
+    SpentRecord,
+    decode_record,
+    encode_record,
+)
+
+__all__ = [
+    "BatchRecord",
+    "CompletionRecord",
+    "Ledger",
+    "LedgerPort",
+    "NullLedger",
+    "PullKey",
+    "ScoreRecord",
+    "SpentRecord",
+    "fingerprint_of",
+    "open_batches",
+    "read_ledger",
+    "without_secrets",
+]
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "iapo_dspy.ledger"
+_VERSION = 1
+_SECRET = re.compile(
+    r"(api|access|private|secret)_?key|secret|password|passwd|credential|authorization|headers?$|(^|_)token$|bearer",
+    re.IGNORECASE,
+)
+
+
+@runtime_checkable
+class LedgerPort(Protocol):
+    """What a run needs of a ledger."""
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return what is stored of a pull, in the order of the completions."""
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the stored score of an answer."""
+
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Every completion that earlier processes stored, in the order of rounds and positions."""
+
+    @property
+    def spent(self) -> SpentRecord:
+        """What earlier processes of the run took."""
+
+    @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """The batch jobs of earlier processes whose completions are not stored yet."""
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """The answers of earlier processes that all rollouts of a query share."""
+
+    def append(self, record: Record) -> None:
+        """Store a record before what it describes is used."""
+
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
+        """Store several records that belong together: after a kill, all of them are there or none.
+
+        Args:
+            records: In the order in which they are written.
+            keep: Whether their completions can be looked up from now on, as those of earlier processes can.
+        """
+
+    def flush(self) -> None:
+        """Make everything appended survive a power failure."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+def fingerprint_of(data: Any) -> str:
+    """Return a hash of what a run belongs to: student, candidates, data, settings. Secrets do not enter it."""
+    text = json.dumps(without_secrets(jsonable(data)), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def without_secrets(value: Any) -> Any:
+    """Return JSON data without the entries that look like keys, passwords or headers."""
+    if isinstance(value, Mapping):
+        return {str(k): without_secrets(v) for k, v in value.items() if not _SECRET.search(str(k))}
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(v) for v in value]
+    return value
+
+
+class NullLedger:
+    """Keeps nothing: a run without `log_dir`."""
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return nothing."""
+        return ()
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return nothing."""
+        return None
+
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def spent(self) -> SpentRecord:
+        """Nothing."""
+        return SpentRecord()
+
+    @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """Nothing."""
+        return ()
+
+    def append(self, record: Record) -> None:
+        """Forget it."""
+
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
+        """Forget them."""
+
+    def flush(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> NullLedger:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing."""
+
+
+class Ledger:
+    """The ledger of one run; opened by `Ledger.open`. Thread-safe.
+
+    What was stored by earlier processes is kept in memory to be looked up; what this process appends is not, because
+    who appended it has it already. So memory does not grow with the run.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes], *, header: Mapping[str, Any], sync_every: int):
+        self.path = path
+        self.header = header
+        self._file = file
+        self._lock_file = lock
+        self._sync_every = sync_every
+        self._unsynced = 0
+        self._lock = threading.Lock()
+        self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
+        self._scores: dict[str, ScoreRecord] = {}
+        self._spent = SpentRecord()
+        self._batches: tuple[BatchRecord, ...] = ()
+        self._calls: tuple[CallRecord, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        log_dir: str | os.PathLike[str],
+        *,
+        fingerprint: str,
+        settings: Mapping[str, Any] | None = None,
+        sync_every: int = 64,
+    ) -> Ledger:
+        """Create the ledger of a run, or resume it.
+
+        Args:
+            log_dir: The run's directory; made if it does not exist.
+            fingerprint: Hash of what the run belongs to (`fingerprint_of`).
+            settings: The same for people to read; secrets are left out.
+            sync_every: Records between two `fsync`. Each record reaches the operating system at once, so that the
+                death of the process loses none; `fsync` is for the death of the machine.
+
+        Raises:
+            LedgerLocked: Another process has it open.
+            LedgerMismatch: It belongs to another run.
+            LedgerError: It is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+        """
+        folder = Path(log_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"log_dir {folder} cannot be made ({error}). Choose a directory you can write to."
+            ) from None
+        path = folder / "ledger.jsonl"
+        plain = without_secrets(jsonable(dict(settings or {})))
+        header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
+        lock = acquire(folder / "ledger.lock")
+        try:
+            with contextlib.ExitStack() as undo:
+                file = undo.enter_context(path.open("a+b"))
+                lines = _read_lines(file, path)
+                if lines:
+                    _check_header(lines[0], header, path)
+                ledger = cls(path, file, lock, header=header, sync_every=max(int(sync_every), 1))
+                if lines:
+                    ledger._load(lines[1:])
+                else:
+                    ledger._write([{"kind": "header", **header}])
+                    ledger.flush()
+                undo.pop_all()
+                return ledger
+        except BaseException:
+            lock.close()
+            raise
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return what earlier processes stored of a pull, in the order of the completions."""
+        stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
+        return tuple(stored[index] for index in sorted(stored))
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for an answer."""
+        return self._scores.get(key)
+
+    @property
+    def spent(self) -> SpentRecord:
+        """What earlier processes of the run took."""
+        return self._spent
+
+    @property
+    def batches(self) -> tuple[BatchRecord, ...]:
+        """The batch jobs of earlier processes whose completions are not stored yet."""
+        return self._batches
+
+    @property
+    def calls(self) -> tuple[CallRecord, ...]:
+        """The answers of earlier processes that all rollouts of a query share."""
+        return self._calls
+
+    @property
+    def stored(self) -> tuple[CompletionRecord, ...]:
+        """Every completion that earlier processes stored, in the order of rounds and positions."""
+        return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
+
+    def append(self, record: Record) -> None:
+        """Write a record; when this returns, the death of the process no longer loses it."""
+        self._write([encode_record(record)])
+
+    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
+        """Write several records that belong together, such as the completions of one pull.
+
+        A process that is killed in between leaves a part of them, whose last line says that more should follow; the
+        next start cuts it off. A pull is then whole or asked for again as a whole, with the seed that it had.
+        """
+        self._write([encode_record(record) for record in records])
+        for record in records if keep else ():
+            if isinstance(record, CompletionRecord):
+                self._pulls.setdefault(record.pull, {})[record.index] = record
+
+    def flush(self) -> None:
+        """Make everything appended survive a power failure."""
+        with self._lock:
+            self._sync()
+
+    def close(self) -> None:
+        """Flush, close the file and let another process in. Closing twice is fine."""
+        with self._lock:
+            if self._file.closed:
+                return
+            self._sync()
+            self._file.close()
+            self._lock_file.close()
+
+    def __enter__(self) -> Ledger:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        last = len(records) - 1
+        lines = b"".join(_line({**r, "more": True} if i < last else r) for i, r in enumerate(records))
+        with self._lock:
+            if self._file.closed:
+                raise LedgerError(f"{self.path} is closed; open it again to write to it.")
+            self._file.write(lines)
+            self._file.flush()
+            self._unsynced += len(records)
+            if self._unsynced >= self._sync_every:
+                self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
+
+    def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        records = [decode_record(line) for line in lines]
+        self._batches = open_batches(r for r in records if isinstance(r, BatchRecord))
+        self._calls = tuple(r for r in records if isinstance(r, CallRecord))
+        for record in records:
+            if isinstance(record, CompletionRecord):
+                self._pulls.setdefault(record.pull, {})[record.index] = record
+            elif isinstance(record, ScoreRecord):
+                self._scores[record.key] = record
+            elif isinstance(record, SpentRecord):
+                self._spent = record
+
+
+def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
+    """Return the jobs that are not closed, each with its lines and the last state that was written.
+
+    Raises:
+        LedgerError: A job was written by a newer version of this package.
+    """
+    jobs: dict[str, BatchRecord] = {}
+    for record in records:
+        if record.version != BatchRecord.version:
+            raise LedgerError(
+                f"The ledger has a batch job of version {record.version}; this package knows version "
+                f"{BatchRecord.version}. Use the package that wrote it, or another log_dir."
+            )
+        first = jobs.setdefault(record.tag, record)
+        jobs[record.tag] = replace(first, state=record.state, job=record.job or first.job, at=record.at)
+    return tuple(job for job in jobs.values() if job.state != "closed")
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
+    """Read a run's ledger without locking or changing it; the run may still be going on.
+
+    Args:
+        log_dir: The run's directory.
+
+    Returns:
+        The header, with the run's `settings`, and every whole record in the order in which it was written.
+
+    Raises:
+        LedgerError: There is none, it is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+    """
+    path = Path(log_dir) / "ledger.jsonl"
+    try:
+        with path.open("rb") as file:
+            lines, _ = _whole_lines(file, path)
+    except OSError as error:
+        raise LedgerError(f"There is no ledger at {path} ({error.strerror}). Give the log_dir of a run.") from None
+    _check_format(lines[0] if lines else {}, path)
+    records = [decode_record(line) for line in lines[1:]]
+    return lines[0], [r for r in records if r is not None]
+
+
+def _read_lines(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
+    """Read all whole lines, and cut off what a killed process left at the end."""
+    lines, good = _whole_lines(file, path)
+    if file.seek(0, os.SEEK_END) > good:
+        logger.warning("%s ended in half a record; it was cut off.", path.name)
+        file.truncate(good)
+        file.seek(0, os.SEEK_END)
+    return lines
+
+
+def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of all whole groups of records, and the number of bytes that they take."""
+    file.seek(0)
+    lines: list[dict[str, Any]] = []
+    group: list[dict[str, Any]] = []
+    good = size = 0
+    for number, raw in enumerate(file, start=1):
+        try:
+            line = json.loads(raw) if raw.endswith(b"\n") else None
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            if b"\n" in file.read():
+                raise LedgerError(
+                    f"{path} is damaged at line {number}, not only at its end. Repair or move the file, then run again."
+                )
+            break
+        size += len(raw)
+        group.append(line)
+        if not line.pop("more", False):
+            lines += group
+            group, good = [], size
+    return lines, good
+
+
+def _check_format(found: Mapping[str, Any], path: Path) -> None:
+    if found.get("format") != _FORMAT:
+        raise LedgerError(f"{path} is no ledger of this package. Choose another log_dir.")
+    if found.get("version") != _VERSION:
+        raise LedgerError(
+            f"{path} has version {found.get('version')!r}; this package writes version {_VERSION}. "
+            "Use the package that wrote it, or another log_dir."
+        )
+
+
+def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    _check_format(found, path)
+    if found.get("fingerprint") != wanted["fingerprint"]:
+        differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
+        raise LedgerMismatch(
+            f"{path} belongs to another run. Different: {differing or 'student, candidates or data'}. "
+            "Choose another log_dir, or restore what was changed to resume."
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in sorted({*old, *new}):
+            label = f"{name}.{key}" if name else str(key)
+            if key not in old or key not in new:
+                found.append(f"{label} ({'new' if key in new else 'gone'})")
+            else:
+                found += _differences(old[key], new[key], label)
+        return found
+    return [] if old == new else [f"{name} (was {_short(old)}, is {_short(new)})"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,1 @@
+"""Language models: their parameters, their replicas, and the way in which they refuse."""

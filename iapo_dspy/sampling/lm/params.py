@@ -1,0 +1,234 @@
+"""What is sent with a request: the LM's settings, the predictor's, the decoding configuration and the seed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import dspy
+import pydantic
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.lm.proxy import StandInLM
+from iapo_dspy.types import Decoding
+
+__all__ = [
+    "NOT_SENT",
+    "canonical",
+    "check_decoding",
+    "deployment_of",
+    "derive_seed",
+    "effective_temperature",
+    "generation_params",
+    "import_litellm",
+    "is_reasoning_model",
+    "limit_output",
+    "max_output_tokens",
+    "request_params",
+    "supports_n",
+]
+
+logger = logging.getLogger(__name__)
+
+# Settings of DSPy itself, and those that this package decides on: none of them goes to a provider as it is.
+NOT_SENT = frozenset(
+    {"n", "num_generations", "cache", "rollout_id", "num_retries", "max_retries", "prompt_cache", "seed", "stream"}
+)
+_REASONING = re.compile(r"^(o[1345](-(mini|nano|pro))?(-\d{4}-\d{2}-\d{2})?|gpt-5(\.\d+)*(?!-chat)(-.*)?)$")
+
+
+@functools.cache
+def import_litellm() -> Any:
+    """Import LiteLLM at first use: it costs seconds. Its price table is the one it ships with, not a download."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    import litellm
+
+    litellm.telemetry = False
+    litellm.suppress_debug_info = True
+    return litellm
+
+
+def is_reasoning_model(model: str) -> bool:
+    """Whether this is one of OpenAI's reasoning models, which accept no temperature but 1."""
+    return _REASONING.match(model.rsplit("/", 1)[-1].lower()) is not None
+
+
+def request_params(
+    lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None
+) -> dict[str, Any]:
+    """Merge what a request is sent with; later sources win: LM, predictor, decoding.
+
+    `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0: DSPy would turn it
+    into 0.7 as soon as n > 1, and a provider's own default is not the same everywhere. OpenAI's reasoning models,
+    which refuse a temperature, are left alone. A reasoning effort is sent to models that LiteLLM does not know, too: by
+    itself it would refuse to send it to an Azure deployment of any name, for example.
+    """
+    merged = {**lm.kwargs, **(config or {})}
+    params = {k: v for k, v in merged.items() if k not in NOT_SENT and v is not None}
+    chosen = decoding.as_kwargs() if decoding is not None else {}
+    if "max_tokens" in chosen and ("max_completion_tokens" in params or is_reasoning_model(lm.model)):
+        params.pop("max_tokens", None)
+        chosen["max_completion_tokens"] = chosen.pop("max_tokens")
+    params.update(chosen)
+    if not is_reasoning_model(lm.model):
+        params.setdefault("temperature", 1.0)
+    if chosen.get("reasoning_effort") is not None and _sent_by_leave(lm, params):
+        allowed = params.get("allowed_openai_params") or ()
+        params["allowed_openai_params"] = [*allowed, *({"reasoning_effort"} - set(allowed))]
+    return params
+
+
+_NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
+
+
+def generation_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides an LM's answers; not where it is served, and no secret."""
+    return {k: v for k, v in params.items() if v is not None and not _NOT_GENERATION.search(k)}
+
+
+def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:
+    """Refuse a decoding that LiteLLM would refuse at every call. LMs of other kinds than `dspy.LM` are not judged.
+
+    Raises:
+        ConfigurationError: LiteLLM knows the model, and that it does not take one of the settings.
+    """
+    if decoding is None or not isinstance(lm, dspy.LM) or lm.model_type != "chat":
+        return
+    params = request_params(lm, config, decoding)
+    names = {*decoding.as_kwargs(), "max_completion_tokens"} & params.keys()
+    names -= set(params.get("allowed_openai_params") or ())
+    settings = tuple(sorted((name, params[name]) for name in names))
+    problem = _refusal(lm.model, params.get("custom_llm_provider"), settings) if settings else None
+    if problem is not None:
+        given = ", ".join(f"{name}={value!r}" for name, value in decoding.as_kwargs().items())
+        raise ConfigurationError(
+            f"{lm.model!r} cannot be asked with Decoding({given}): {problem} Leave that out of decoding, or give each "
+            "model decodings of its own: IAPO(lms=[...], decoding={'provider/model': [Decoding(...)], ...})."
+        )
+
+
+def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM sends a reasoning effort only if told to, and cannot know better."""
+    while isinstance(lm, StandInLM):
+        lm = lm._lm
+    if not isinstance(lm, dspy.LM):
+        return False
+    provider, effort = params.get("custom_llm_provider"), params["reasoning_effort"]
+    return not _known(lm.model, provider) and _refusal(lm.model, provider, (("reasoning_effort", effort),)) is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _known(model: str, provider: str | None) -> bool:
+    try:
+        import_litellm().get_model_info(model, custom_llm_provider=provider)
+    except Exception as error:  # noqa: BLE001 - an unknown model raises one of several kinds
+        logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _refusal(model: str, provider: str | None, settings: tuple[tuple[str, Any], ...]) -> str | None:
+    """Ask LiteLLM what it asks itself at a call; None where it would send these settings, or has no idea."""
+    litellm = import_litellm()
+    try:
+        name, found, *_ = litellm.get_llm_provider(model=model, custom_llm_provider=provider)
+        litellm.utils.get_optional_params(model=name, custom_llm_provider=found, **dict(settings))
+    except litellm.UnsupportedParamsError as error:
+        return str(error).removeprefix("litellm.UnsupportedParamsError: ").split(" To drop")[0].rstrip(". ") + "."
+    except Exception as error:  # noqa: BLE001 - it may not know the model or the provider; the call will tell
+        logger.debug("LiteLLM does not say what %s takes (%s).", model, type(error).__name__)
+    return None
+
+
+def deployment_of(lm: dspy.BaseLM) -> Hashable:
+    """Return what providers limit by: model, address and key; LMs that differ in other settings share it.
+
+    It may hold a key: it is to be compared, never shown.
+    """
+    if not isinstance(lm, dspy.LM):  # nobody knows whom it asks
+        return id(lm)
+    address = [lm.kwargs.get(name) for name in ("api_base", "base_url", "api_key", "custom_llm_provider")]
+    return canonical([lm.model, lm.model_type, *address, getattr(lm, "replicas", None)])
+
+
+def effective_temperature(
+    lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None
+) -> float | None:
+    """Return the temperature a request is sent with; None where the LM is sent none or does not sample by it.
+
+    At 0 all completions of a query are the same, so that drawing more than one is money for nothing.
+    """
+    from dspy.utils.dummies import DummyLM
+
+    if isinstance(lm, DummyLM):  # scripted answers: its fixed temperature of 0 says nothing
+        return None
+    value = request_params(lm, config, decoding).get("temperature")
+    return None if value is None else float(value)
+
+
+def limit_output(params: Mapping[str, Any], model: str, most: int | None) -> dict[str, Any]:
+    """Return request parameters with completions of at most `most` tokens; None leaves them as they are."""
+    limited = dict(params)
+    if most is not None:
+        name = (
+            "max_completion_tokens" if "max_completion_tokens" in params or is_reasoning_model(model) else "max_tokens"
+        )
+        own = max_output_tokens(params)
+        limited[name] = most if own is None else min(own, most)
+    return limited
+
+
+def max_output_tokens(params: Mapping[str, Any]) -> int | None:
+    """Return the limit on the tokens of one completion, None if there is none."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = params.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def supports_n(model: str, provider: str | None = None) -> bool:
+    """Ask LiteLLM whether one request can return several completions. Unknown models get the benefit of the doubt."""
+    try:
+        known = import_litellm().get_supported_openai_params(model=model, custom_llm_provider=provider)
+    except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds here; what comes back is checked anyway
+        logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
+        known = None
+    return known is None or "n" in known
+
+
+def canonical(value: Any) -> str:
+    """Write a request as text that is equal for equal requests, in any process."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=_describe)
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, type) and issubclass(value, pydantic.BaseModel):
+        return {"schema": value.model_json_schema()}
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump(mode="json")
+    return repr(value)
+
+
+def derive_seed(base: int, key: Sequence[Any] | str | int, messages: str, index: int) -> int:
+    """Return the seed of one request: different for every draw, the same whenever the run is repeated.
+
+    Args:
+        base: The LM's own `seed`.
+        key: What the caller draws for, such as (round, position).
+        messages: The request in canonical form.
+        index: Which request of this draw it is.
+
+    Returns:
+        A number in [0, 2**31), which every provider accepts.
+    """
+    text = json.dumps([base, key, messages, index], default=str, ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 2**31

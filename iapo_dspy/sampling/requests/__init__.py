@@ -1,0 +1,1 @@
+"""One request to a language model, and what came back."""

@@ -1,0 +1,246 @@
+"""Every other `dspy.BaseLM`: custom engines, subclasses, `DummyLM`, text and Responses APIs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.utils.usage_tracker import UsageTracker
+
+from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.concurrency.threads import in_thread
+from iapo_dspy.sampling.lm.params import canonical, derive_seed
+from iapo_dspy.sampling.lm.proxy import METERING
+from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
+from iapo_dspy.sampling.lm.replicas import ReplicatedLM
+from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter, Tally
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Reply
+from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
+from iapo_dspy.sampling.spending.pricing import Prices, Usage, check_usage, price_of, request_bound, whole_text
+
+__all__ = ["CallableCompleter", "as_adapter", "completer_for"]
+
+
+class CallableCompleter:
+    """Calls the LM itself n times, concurrently, with DSPy's cache off.
+
+    Retries are the LM's own business, and so is what it reports as usage: where it reports none, tokens count as 0
+    and the reply says that they are not to be trusted (`recounted`).
+
+    Args:
+        lm: The language model. It is called, never changed: its history is only written when a request is recorded.
+        gate: Bounds the calls in flight.
+        meter: Reserves and counts tokens and dollars.
+        timeout: Seconds per call; None leaves it to the LM.
+        prices: The user's own prices.
+    """
+
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        *,
+        gate: Gate,
+        meter: RequestMeter | None = None,
+        timeout: float | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        self._lm = lm
+        self._gate = gate
+        self._meter: RequestMeter = meter or Meter()
+        self._timeout = timeout
+        self._prices = prices
+        self._price = price_of(lm, prices)
+        self._is_async = _has_async_form(lm)
+
+    async def complete(self, request: CompletionRequest) -> Reply:
+        """Draw `request.n` completions. See `Completer`."""
+        start = time.perf_counter()
+        tally = Tally()
+        calls = (self._call(request, request.first + i, tally) for i in range(request.n))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        raise_fatal([r for r in results if isinstance(r, BaseException)])
+        choices = [
+            Choice(error=r) if isinstance(r, Exception) else r for r in results if isinstance(r, (Exception, Choice))
+        ]
+        return tally.reply(choices, start)
+
+    async def _call(self, request: CompletionRequest, index: int, tally: Tally) -> Choice:
+        params, seed = dict(request.params), None
+        base = self._lm.kwargs.get("seed")
+        if isinstance(base, int) and not isinstance(base, bool):
+            seed = derive_seed(base, request.key, canonical(request.messages), index)
+            params["seed"] = seed
+        for name in ("input_cost_per_token", "output_cost_per_token"):
+            params.pop(name, None)
+        # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
+        params = {k: v for k, v in params.items() if k not in self._lm.kwargs or self._lm.kwargs[k] != v}
+        async with self._gate() as slot:
+            reservation, prompt = await self._reserve(request)
+            tally.requests += 1
+            start = time.perf_counter()
+            try:
+                with _usage(recorded=request.record is not None) as tracker:
+                    outputs = await asyncio.wait_for(self._outputs(request.messages, params, index), self._timeout)
+            except BaseException as error:
+                reservation.forfeit(requests=1, prompt_tokens=prompt)
+                if is_throttled(error):
+                    slot.throttled()
+                raise
+            latency = time.perf_counter() - start
+            slot.succeeded()
+        usage = _total(tracker)
+        if usage.recounted and self._meter.bounds_requests:
+            # A budget of tokens must not be escaped by an LM that reports none.
+            usage = check_usage(
+                model=request.model,
+                messages=request.messages,
+                texts=[whole_text(o) for o in outputs],
+                truncated=0,
+                limit=None,
+                prompt_tokens=None,
+                completion_tokens=None,
+            )
+        usd = self._price.of(usage.prompt_tokens, usage.completion_tokens) if self._price else None
+        reservation.settle(
+            requests=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, usd=usd
+        )
+        tally.add(usage, usd)
+        if not outputs:
+            raise EmptyReplyError(f"{request.model} answered without any choice.")
+        output = outputs[0]
+        return Choice(
+            text=output if isinstance(output, str) else (output or {}).get("text"),
+            output=output,
+            prompt_tokens=float(usage.prompt_tokens),
+            completion_tokens=float(usage.completion_tokens),
+            usd=usd,
+            latency_s=latency,
+            seed=seed,
+        )
+
+    async def _reserve(self, request: CompletionRequest) -> tuple[Reservation, int]:
+        budget = self._meter.limits
+        if budget is None or not self._meter.bounds_requests:
+            return await self._meter.areserve(), 0
+        bound = request_bound(self._lm, request.messages, request.params, 1, budget, self._prices)
+        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
+
+    async def _outputs(
+        self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int
+    ) -> Sequence[Any]:
+        # DSPy takes `cache` out of a call; `rollout_id` reaches engines only, which know it.
+        settings = {**params, "cache": False}
+        if isinstance(self._lm, dspy.LM) and params.get("temperature", self._lm.kwargs.get("temperature")):
+            settings["rollout_id"] = index
+        messages = list(messages)
+        if self._is_async:
+            with as_adapter(self._lm, messages):
+                result: Sequence[Any] = await self._lm.acall(messages=messages, **settings)
+            return result
+
+        def call() -> Sequence[Any]:
+            with as_adapter(self._lm, messages):
+                result: Sequence[Any] = self._lm(messages=messages, **settings)
+            return result
+
+        return await in_thread(call)
+
+
+def completer_for(
+    lm: dspy.BaseLM,
+    *,
+    gate: Gate,
+    meter: RequestMeter | None = None,
+    num_retries: int | None = None,
+    timeout: float | None = None,
+    seed: int = 0,
+    prices: Prices | None = None,
+) -> Completer:
+    """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
+    if dspy.settings.get(METERING) is None:
+        lm = getattr(lm, "metered_lm", lm)  # a wrapper for judges that is used as a task's LM
+    replicated = isinstance(lm, ReplicatedLM)
+    if replicated or _litellm_reaches(lm):
+        return LiteLLMCompleter(
+            lm,
+            gate=gate,
+            meter=meter,
+            num_retries=num_retries,
+            timeout=timeout,
+            seed=seed,
+            prices=prices,
+            send=lm.acompletion if replicated else None,
+        )
+    return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout, prices=prices)
+
+
+def _litellm_reaches(lm: dspy.BaseLM) -> bool:
+    if not isinstance(lm, dspy.LM) or lm.model_type != "chat" or not isinstance(lm.engine, str):
+        return False
+    if lm.kwargs.get("prompt_cache") is not None:
+        return False
+    # What a user overrides is what a user wants to be called.
+    for name in ("forward", "aforward", "__call__", "acall"):
+        if name in vars(lm) or getattr(type(lm), name) is not getattr(dspy.LM, name):
+            return False
+    # A provider declared to DSPy alone is not one that LiteLLM knows, even where the name is the same.
+    prefix = lm.model.split("/", 1)[0]
+    return all(prefix not in _provider_names(p) for p in getattr(lm, "_providers", ()))
+
+
+def _provider_names(binding: Any) -> set[str]:
+    definition = getattr(binding, "definition", binding)
+    return {str(getattr(definition, "id", "")), *map(str, getattr(definition, "aliases", ()) or ())}
+
+
+def _has_async_form(lm: dspy.BaseLM) -> bool:
+    if type(lm).acall is not dspy.BaseLM.acall:
+        return True
+    if isinstance(lm, dspy.LM):
+        overridden = type(lm).aforward is not dspy.LM.aforward
+        native = isinstance(lm.engine, str) or getattr(lm, "_async_engine_spec", None) is not None
+        return overridden or (type(lm).forward is dspy.LM.forward and native)
+    return type(lm).aforward is not dspy.BaseLM.aforward and not hasattr(lm, "_engine_spec")
+
+
+@contextlib.contextmanager
+def _usage(*, recorded: bool) -> Iterator[UsageTracker]:
+    """Collect the usage of one call; pass it on, with history, only when the call is recorded."""
+    tracker = UsageTracker()
+    outer = dspy.settings.usage_tracker if recorded else None
+    settings: dict[str, Any] = {"usage_tracker": tracker, "send_stream": None}
+    if not recorded:
+        settings |= {"disable_history": True, "callbacks": []}
+    try:
+        with dspy.context(**settings):
+            yield tracker
+    finally:
+        if outer is not None:
+            for model, entries in tracker.usage_data.items():
+                for entry in entries:
+                    outer.add_usage(model, entry)
+
+
+def _total(tracker: UsageTracker) -> Usage:
+    entries = [entry for entries in tracker.usage_data.values() for entry in entries]
+    prompt = sum(_count(e, "prompt_tokens", "input_tokens") for e in entries)
+    completion = sum(_count(e, "completion_tokens", "output_tokens") for e in entries)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, recounted=not completion)
+
+
+def _count(entry: Mapping[str, Any], *names: str) -> int:
+    return next((int(entry[n]) for n in names if isinstance(entry.get(n), (int, float))), 0)
+
+
+def as_adapter(lm: dspy.BaseLM, messages: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+    """Mark a call as an adapter's, which spares DSPy's deprecation warning for messages passed by hand."""
+    try:
+        from dspy.clients._deprecation import adapter_message_call
+    except ImportError:  # it goes away together with the warning
+        return contextlib.nullcontext()
+    manager: contextlib.AbstractContextManager[Any] = adapter_message_call(lm, messages)
+    return manager

@@ -1,0 +1,53 @@
+"""What a deployed program leaves behind in DSPy: history and usage, as from LM calls of DSPy's own."""
+
+from __future__ import annotations
+
+import contextvars
+import datetime
+import uuid
+
+import dspy
+
+from iapo_dspy.sampling.requests.port import Exchange
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Writes a request to DSPy's history and usage tracker, as an LM call of DSPy's own would be."""
+
+    def __init__(self, lm: dspy.BaseLM) -> None:
+        self._lm = lm
+        # The tracker and the calling modules are those of who asked, not those of the loop.
+        self._context = contextvars.copy_context()
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Write one request."""
+        self._context.run(self._write, exchange)
+
+    def _write(self, exchange: Exchange) -> None:
+        usage = dict(getattr(exchange.response, "usage", None) or {})
+        if exchange.usage.recounted:
+            usage |= {
+                "prompt_tokens": exchange.usage.prompt_tokens,
+                "completion_tokens": exchange.usage.completion_tokens,
+                "total_tokens": exchange.usage.prompt_tokens + exchange.usage.completion_tokens,
+            }
+        if dspy.settings.usage_tracker is not None:
+            dspy.settings.usage_tracker.add_usage(self._lm.model, usage)
+        self._lm.update_history(
+            {
+                "prompt": None,
+                "messages": list(exchange.messages),
+                "kwargs": {k: v for k, v in exchange.params.items() if not k.startswith("api_")},
+                "response": exchange.response,
+                "outputs": list(exchange.outputs),
+                "usage": usage,
+                "cost": exchange.usd,
+                "timestamp": datetime.datetime.now().isoformat(),
+                "uuid": str(uuid.uuid4()),
+                "model": self._lm.model,
+                "response_model": getattr(exchange.response, "model", None),
+                "model_type": self._lm.model_type,
+            }
+        )

@@ -1,0 +1,333 @@
+"""One request to a language model, through LiteLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import dspy
+
+from iapo_dspy.errors import BudgetExceeded, IAPOError
+from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.concurrency.loop import within
+from iapo_dspy.sampling.lm.openai_client import OpenAIClients
+from iapo_dspy.sampling.lm.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
+from iapo_dspy.sampling.lm.refusals import (
+    backoff,
+    is_refused,
+    is_retryable,
+    is_throttled,
+    is_unsent,
+    may_refuse_n,
+    raise_fatal,
+    retry_after,
+)
+from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange, Reply
+from iapo_dspy.sampling.spending import pricing
+from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
+from iapo_dspy.sampling.spending.pricing import Prices, Usage
+from iapo_dspy.sampling.spending.usage import UsageCheck
+
+__all__ = ["LiteLLMCompleter"]
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = 600.0  # seconds, where neither the LM nor the caller sets one
+_GRACE = 5.0  # seconds that LiteLLM gets to notice a timeout itself
+_LONGEST_WAIT = 120.0  # seconds; who is told to wait longer is out of quota, not out of luck
+
+
+class EmptyReplyError(IAPOError):
+    """A server answered with no choice at all."""
+
+    status_code = 502
+
+
+@dataclass
+class Tally:
+    """Adds up what the HTTP requests of one `CompletionRequest` took."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+    recounted: bool = False
+
+    def add(self, usage: Usage, usd: float | None) -> None:
+        """Count one successful request."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.recounted |= usage.recounted
+        if usd is not None:
+            self.usd = (self.usd or 0.0) + usd
+
+    def reply(self, choices: Sequence[Choice], start: float) -> Reply:
+        """Return the reply as a whole."""
+        return Reply(
+            choices=tuple(choices),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            usd=self.usd,
+            latency_s=time.perf_counter() - start,
+            requests=self.requests,
+            recounted=self.recounted,
+        )
+
+
+class LiteLLMCompleter:
+    """Asks a `dspy.LM` with `model_type="chat"` through `litellm.acompletion`, cache and silent retries off.
+
+    One HTTP request brings n completions where the provider takes n. What is missing is asked for again. A server that
+    answered n > 1 with a single choice twice is asked for one completion at a time from then on; one that refuses n is
+    asked for half as many, until it takes them.
+
+    Args:
+        lm: The language model; only read.
+        gate: Bounds the HTTP requests in flight.
+        meter: Reserves and counts tokens and dollars; None does not count.
+        num_retries: Attempts after the first one; None takes the LM's.
+        timeout: Seconds per attempt; None takes the LM's, or ten minutes.
+        seed: Seed of the jitter between attempts.
+        prices: The user's own prices.
+        send: Takes the place of `litellm.acompletion`, such as a Router's.
+    """
+
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        *,
+        gate: Gate,
+        meter: RequestMeter | None = None,
+        num_retries: int | None = None,
+        timeout: float | None = None,
+        seed: int = 0,
+        prices: Prices | None = None,
+        send: Callable[..., Coroutine[Any, Any, Any]] | None = None,
+    ) -> None:
+        self._lm = lm
+        self._ask = send
+        self._clients = OpenAIClients(lm.model)
+        self._gate = gate
+        self._meter: RequestMeter = meter or Meter()
+        self._retries = lm.num_retries if num_retries is None else num_retries
+        self._timeout = timeout
+        self._rng = random.Random(seed)
+        self._prices = prices
+        self._price = pricing.price_of(lm, prices)
+        self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
+        self._usage = UsageCheck()
+        self._ignored_n = 0  # times in a row that a single choice came back for n > 1
+        self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
+        self._taken_n = 1  # the largest n that brought more than one choice
+
+    async def complete(self, request: CompletionRequest) -> Reply:
+        """Draw `request.n` completions. See `Completer`."""
+        start = time.perf_counter()
+        tally = Tally()
+        choices: list[Choice] = []
+        asked = request.first
+        while (missing := request.n - len(choices)) > 0:
+            most = self._most_n if self._takes_n(request.params) else 1
+            whole, rest = divmod(missing, most)
+            sizes = [most] * whole + [rest] * bool(rest)
+            draws = [self._draw(request, size, asked + i, tally) for i, size in enumerate(sizes)]
+            results = [await draws[0]] if len(draws) == 1 else await asyncio.gather(*draws, return_exceptions=True)
+            raise_fatal([r for r in results if isinstance(r, BaseException)])
+            choices += itertools.chain.from_iterable(cast(list[list[Choice]], results))
+            asked += len(sizes)
+        return tally.reply(choices, start)
+
+    def _takes_n(self, params: Mapping[str, Any]) -> bool:
+        # Greedy decoding with n > 1 is a bad request on several servers, vLLM among them.
+        if self._most_n == 1 or params.get("temperature") == 0:
+            return False
+        return supports_n(self._lm.model, params.get("custom_llm_provider"))
+
+    async def _draw(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+        """Ask for n at once; return what came, at least one."""
+        try:
+            got = await self._attempts(request, n, index, tally)
+        except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
+            raise_fatal([error])
+            if n <= self._taken_n or not may_refuse_n(error):
+                return [Choice(error=error)] * n
+            return await self._try_one(request, n, index, tally, error)
+        if len(got) > 1:
+            self._ignored_n, self._taken_n = 0, max(self._taken_n, n)
+        elif n > 1:
+            self._ignored_n += 1
+            if self._ignored_n >= 2 and self._most_n > 1:
+                self._most_n = 1
+                logger.info("%s ignores n; completions are asked for one by one.", self._lm.model)
+        return got
+
+    async def _try_one(
+        self, request: CompletionRequest, n: int, index: int, tally: Tally, refusal: Exception
+    ) -> list[Choice]:
+        """Find out whether it was n that a server did not like."""
+        try:
+            got = await self._attempts(request, 1, index, tally)
+        except Exception as error:  # noqa: BLE001 - see `_draw`
+            raise_fatal([error])
+            return [Choice(error=refusal)] * n
+        self._most_n = min(self._most_n, max(n // 2, self._taken_n))
+        logger.info("%s refuses n=%d; it is asked for at most %d at a time.", self._lm.model, n, self._most_n)
+        return got
+
+    async def _attempts(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+        """Send one HTTP request until it succeeds or there is no point; return 1 to n choices."""
+        params, seed = self._seeded(request, index)
+        attempt = 0
+        while True:
+            try:
+                return await self._attempt(request, params, n, seed, tally)
+            except BudgetExceeded:
+                raise
+            except Exception as error:
+                asked = retry_after(error)
+                if attempt >= self._allowed(error) or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
+                    raise
+                delay = backoff(attempt, asked, self._rng)
+                logger.debug("Attempt %d failed (%s); next in %.2f s.", attempt + 1, type(error).__name__, delay)
+                if asked is not None:
+                    self._gate.pause(asked)
+            attempt += 1
+            await asyncio.sleep(delay)
+
+    def _allowed(self, error: Exception) -> int:
+        """Attempts after the first: a 429 says something about the crowd, which takes some halvings to thin out."""
+        halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
+        return self._retries + halvings
+
+    def _seeded(self, request: CompletionRequest, index: int) -> tuple[dict[str, Any], int | None]:
+        base = self._lm.kwargs.get("seed")
+        if isinstance(base, bool) or not isinstance(base, int):
+            return dict(request.params), None
+        seed = derive_seed(base, request.key, canonical(request.messages), index)
+        return {**request.params, "seed": seed}, seed
+
+    async def _attempt(
+        self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None, tally: Tally
+    ) -> list[Choice]:
+        async with self._gate() as slot:
+            reservation, prompt = await self._reserve(request, n)
+            tally.requests += 1
+            start = time.perf_counter()
+            try:
+                response = await self._send(request, params, n)
+            except BaseException as error:
+                if is_unsent(error):
+                    tally.requests -= 1
+                    reservation.release()
+                elif isinstance(error, Exception) and is_refused(error):
+                    reservation.settle(requests=1)
+                else:  # cut off: whatever it may have cost is gone
+                    reservation.forfeit(requests=1, prompt_tokens=prompt)
+                if is_throttled(error):
+                    slot.throttled()
+                raise
+            latency = time.perf_counter() - start
+            slot.succeeded()
+        return self._read(request, params, response, n, seed, latency, reservation, tally)
+
+    async def _reserve(self, request: CompletionRequest, n: int) -> tuple[Reservation, int]:
+        budget = self._meter.limits
+        if budget is None or not self._meter.bounds_requests:
+            return await self._meter.areserve(), 0
+        bound = pricing.request_bound(self._lm, request.messages, request.params, n, budget, self._prices)
+        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
+
+    async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
+        sent = {
+            k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
+        }
+        timeout = self._timeout or params.get("timeout") or _TIMEOUT
+        if n > 1:
+            sent["n"] = n
+        litellm = import_litellm()
+        if litellm.cache is not None:  # asking for no cache costs time even where there is none
+            sent["cache"] = {"no-cache": True, "no-store": True}
+        if self._ask is None:
+            sent |= self._clients.settings(params)
+        call = (self._ask or litellm.acompletion)(
+            model=request.model,
+            messages=list(request.messages),
+            num_retries=0,
+            max_retries=0,
+            timeout=timeout,
+            **sent,
+        )
+        limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
+        return await within(call, limit)
+
+    def _read(
+        self,
+        request: CompletionRequest,
+        params: dict[str, Any],
+        response: Any,
+        n: int,
+        seed: int | None,
+        latency: float,
+        reservation: Reservation,
+        tally: Tally,
+    ) -> list[Choice]:
+        try:
+            outputs = self._lm._process_completion(response, params)
+            reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
+            texts = [o if isinstance(o, str) else (o or {}).get("text") for o in outputs]
+            usage = getattr(response, "usage", None)
+            counted = self._usage.check(
+                model=request.model,
+                messages=request.messages,
+                texts=[pricing.whole_text(o) for o in outputs],
+                truncated=reasons.count("length"),
+                limit=max_output_tokens(params),
+                prompt_tokens=getattr(usage, "prompt_tokens", None),
+                completion_tokens=getattr(usage, "completion_tokens", None),
+            )
+            usd = pricing.billed(response, counted, self._price, own=self._own_price)
+        except BaseException:
+            reservation.forfeit(requests=1)
+            raise
+        reservation.settle(
+            requests=1, prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens, usd=usd
+        )
+        tally.add(counted, usd)
+        if not outputs:
+            raise EmptyReplyError(f"{request.model} answered without any choice.")
+        if request.record is not None:
+            request.record(
+                Exchange(
+                    messages=request.messages,
+                    params={**params, "n": n} if n > 1 else params,
+                    outputs=outputs,
+                    response=response,
+                    usage=counted,
+                    usd=usd,
+                )
+            )
+        share = min(len(outputs), n)
+        # A single completion says nothing of sharing; whether a larger request would have brought more does.
+        shares = len(outputs) > 1 or (n == 1 and self._takes_n(params))
+        return [
+            Choice(
+                text=text,
+                output=output,
+                finish_reason=reason,
+                prompt_tokens=counted.prompt_tokens / share,
+                completion_tokens=counted.completion_tokens / share,
+                usd=None if usd is None else usd / share,
+                shared_tokens=counted.prompt_tokens / share if shares else 0.0,
+                shared_usd=pricing.prompt_share(usd, counted, self._price) / share if shares else 0.0,
+                latency_s=latency,
+                seed=seed,
+            )
+            for text, output, reason in zip(texts[:n], outputs[:n], reasons[:n], strict=True)
+        ]

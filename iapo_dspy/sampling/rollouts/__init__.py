@@ -1,0 +1,1 @@
+"""Rollouts: completions of whole programs, drawn together."""

@@ -1,0 +1,418 @@
+"""Identical requests of the rollouts of one pull become one request with n = their number.
+
+The rollouts of a pull run in threads of their own. Their LM calls arrive at a `Group`, which counts: as soon as every
+unfinished rollout waits for an LM, what has arrived is grouped by equality and sent, one request per group. No clock is
+involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety net: a
+rollout that waits for something another one holds (a lock, a slow tool) would otherwise hold up all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import itertools
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import dspy
+
+from iapo_dspy.errors import BudgetExceeded
+from iapo_dspy.sampling.concurrency.loop import Mailbox, background_loop
+from iapo_dspy.sampling.concurrency.threads import in_thread
+from iapo_dspy.sampling.lm.params import canonical, limit_output, max_output_tokens
+from iapo_dspy.sampling.lm.refusals import is_fatal
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
+from iapo_dspy.types import Decoding
+
+__all__ = ["Aborted", "Group", "Seat"]
+
+logger = logging.getLogger(__name__)
+
+"""The DSPy setting that holds the rollout: threads of `dspy.Parallel` are given settings, and no context variables."""
+
+
+T = TypeVar("T")
+
+
+class Aborted(BaseException):
+    """Ends a rollout whose pull was cancelled; no `except Exception` of a program must hold it up."""
+
+
+class TokensUsedUp(Exception):
+    """Ends a rollout that has taken the output tokens it may take; it becomes a failed completion."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """One rollout of a group, and what its LM calls took so far."""
+
+    group: Group
+    index: int
+    watch: Watch | None = None
+    pending: int = 0
+    prompt_tokens: float = 0.0
+    completion_tokens: float = 0.0
+    usd: float | None = None
+    shared_tokens: float = 0.0
+    shared_completion_tokens: float = 0.0
+    shared_usd: float = 0.0
+    saved_s: float = 0.0  # that it would have waited for answers which others had asked for before
+    before: Counter[str] = field(default_factory=Counter)  # what it asked before its inner module
+    text: str | None = None
+    seed: int | None = None
+    unpaid: bool = False
+    calls: int = 0
+    granted: int = 0  # output tokens that calls in flight may take
+    work: asyncio.Future[Any] | None = None
+    since: float = 0.0  # when the program last began to work by itself
+    expired: bool = False
+
+    def take(self, choice: Choice, merged: int) -> None:
+        """Book one choice of a request that was merged from the calls of so many rollouts.
+
+        What all rollouts ask together costs a query once; what each asks alone costs it once per completion; what some
+        of them happen to ask together lies between. A rollout without others shares its first call: its inputs are what
+        others would ask with too.
+        """
+        size = len(self.group.seats)
+        share = (merged - 1) / (size - 1) if size > 1 else float(not self.calls)
+        self.calls += 1
+        self.shared_tokens += share * choice.shared_tokens
+        self.shared_usd += share * choice.shared_usd
+        self.prompt_tokens += choice.prompt_tokens
+        self.completion_tokens += choice.completion_tokens
+        self.seed = choice.seed if self.seed is None else self.seed
+        self._note(choice, choice.usd)
+        if choice.error is None:
+            self.text = choice.text
+
+    def take_around(self, choice: Choice, merged: int) -> None:
+        """Book one choice of a request that so many rollouts made before or after the inner module.
+
+        A deployed call asks it once, alone, and so pays the whole prompt; of m rollouts each has an m-th of it.
+        """
+        size = len(self.group.seats)
+        prompt = (choice.prompt_tokens + (merged - 1) * choice.shared_tokens) / size
+        self.prompt_tokens += prompt
+        self.shared_tokens += prompt
+        self.completion_tokens += choice.completion_tokens / size
+        self.shared_completion_tokens += choice.completion_tokens / size
+        usd = None if choice.usd is None else (choice.usd + (merged - 1) * choice.shared_usd) / size
+        self.shared_usd += usd or 0.0
+        self._note(choice, usd)
+
+    def _note(self, choice: Choice, usd: float | None) -> None:
+        self.unpaid |= isinstance(choice.error, BudgetExceeded)
+        if usd is not None:
+            self.usd = (self.usd or 0.0) + usd
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One LM call of one rollout that waits for its answer."""
+
+    seat: Seat
+    order: int
+    lm: dspy.BaseLM
+    messages: Sequence[dict[str, Any]]
+    params: Mapping[str, Any]
+    same: str
+    granted: int = 0
+    phase: Phase | None = None
+    answer: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
+
+
+class Group:
+    """The rollouts of one pull. All state is changed on the sampling loop only.
+
+    Args:
+        size: Rollouts.
+        key: What the pull is drawn for.
+        completer: Finds the completer of an LM.
+        decoding: Applies to every LM call of the pull.
+        recorder: Makes the recorder of an LM; None where nothing is recorded.
+        patience: Seconds without any news after which waiting requests are sent, all present or not.
+        longest: Seconds that a program may work without asking an LM; None does not limit it.
+        most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
+        upstream: Given for pipelines around an inner module: the answers to what is asked before that. The decoding
+            then applies inside of the inner module only.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        key: Any,
+        completer: Callable[[dspy.BaseLM], Completer],
+        decoding: Decoding | None = None,
+        recorder: Callable[[dspy.BaseLM], Callable[[Exchange], None]] | None = None,
+        patience: float = 1.0,
+        longest: float | None = None,
+        most_tokens: int | None = None,
+        upstream: Upstream | None = None,
+    ) -> None:
+        self.seats = [Seat(self, i, Watch() if upstream is not None else None) for i in range(size)]
+        self._upstream = upstream
+        self.decoding = decoding
+        self.fatal: BaseException | None = None
+        self.records = recorder is not None
+        self._key = key
+        self._completer = completer
+        self._recorder = recorder
+        self._patience = patience
+        self._longest = longest
+        self._most_tokens = most_tokens
+        self._watch: asyncio.TimerHandle | None = None
+        self._loop = background_loop()
+        self._mailbox = Mailbox.of(self._loop)
+        # Requests are made in the context of who pulls, not of the rollout whose call happened to be the last.
+        self._context = contextvars.copy_context()
+        self._active = set(self.seats)
+        self._thinking = size  # active seats without a call that waits for its answer
+        self._waiting: list[_Ticket] = []
+        self._open: set[_Ticket] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: dict[str, int] = {}
+        self._orders = itertools.count()
+        self._timer: asyncio.TimerHandle | None = None
+        self._news = 0.0  # when something last arrived, was answered or left
+
+    def arrive(
+        self, seat: Seat, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]
+    ) -> concurrent.futures.Future[Any]:
+        """Hand in an LM call, from any thread; the future brings the output that DSPy adapters expect."""
+        phase = seat.watch.phase if seat.watch is not None else None
+        same = canonical([id(lm), messages, params, phase])
+        ticket = _Ticket(seat, next(self._orders), lm, messages, params, same, phase=phase)
+        self._mailbox.post(self._arrived, ticket)
+        return ticket.answer
+
+    def start(self, seat: Seat, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a rollout's program in a thread; its time runs from now on, except while it waits for an LM.
+
+        A thread cannot be ended. One whose program takes too long is left to itself: its rollout has failed, it gets no
+        answer any more, and as a daemon it keeps nobody from ending.
+
+        Raises:
+            TimeoutError: When awaited: the program took longer than it may.
+        """
+        seat.since = self._loop.time()
+        seat.work = work = in_thread(function)
+        if self._longest is not None and self._watch is None:
+            self._watch = self._loop.call_later(self._longest, self._look)
+        return work
+
+    def _look(self) -> None:
+        """Give up on programs that take too long, and look again when the next one may."""
+        assert self._longest is not None
+        self._watch = None
+        now = self._loop.time()
+        latest = now - self._longest
+        working = [seat for seat in self._active if not seat.pending and seat.work is not None]
+        for seat in working:
+            if seat.since <= latest and seat.work is not None and not seat.work.done():
+                seat.expired = True
+                seat.work.set_exception(
+                    TimeoutError(
+                        f"the program worked for {self._longest:g} seconds without asking an LM; its thread was left "
+                        "to itself. If it needs that long, raise rollout_timeout"
+                    )
+                )
+        first = min((seat.since for seat in working if not seat.expired), default=now)
+        if self._active:
+            self._watch = self._loop.call_at(first + self._longest, self._look)
+
+    def leave(self, seat: Seat) -> None:
+        """Say that a rollout has ended."""
+        if seat in self._active:
+            self._active.discard(seat)
+            self._thinking -= not seat.pending
+        if not self._active and self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._consider()
+
+    def abort(self, reason: BaseException) -> None:
+        """Fail everything that waits, and everything that is still to come."""
+        self.fatal = self.fatal or reason
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._waiting.clear()
+        for ticket in list(self._open):
+            self._answer(ticket, None, reason)
+
+    def _arrived(self, ticket: _Ticket) -> None:
+        self._open.add(ticket)
+        self._thinking -= not ticket.seat.pending and ticket.seat in self._active
+        ticket.seat.pending += 1
+        if self.fatal is not None or ticket.seat.expired:
+            self._answer(ticket, None, self.fatal or Aborted())
+            return
+        if ticket.phase == "before" and self._upstream is not None:
+            self._start(self._ask_once(ticket, self._upstream))
+        else:
+            self._waiting.append(ticket)
+        self._consider()
+
+    def _consider(self) -> None:
+        """Send when nobody else can arrive before an answer does."""
+        self._news = self._loop.time()
+        if self._ready():
+            # One turn of the loop later, because a rollout may hand in several calls at a time.
+            self._loop.call_soon(self._send_if_ready)
+        elif self._timer is None and self._waiting and not self._holds():
+            self._timer = self._loop.call_later(self._patience, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        if not self._waiting or self._holds():
+            return
+        quiet = self._loop.time() - self._news
+        if quiet >= self._patience:
+            self._send()
+        else:  # there was news: one timer that looks again costs less than one per piece of news
+            self._timer = self._loop.call_later(self._patience - quiet, self._lose_patience)
+
+    def _ready(self) -> bool:
+        return bool(self._waiting) and not self._thinking and not self._holds()
+
+    def _holds(self) -> bool:
+        """Whether what has arrived must wait for what is in flight.
+
+        Who is in flight need not be waited for, and without a seed is not: rollouts that differ have nothing to merge.
+        With a seed, which requests are merged must not depend on which answer came first, or a run would not repeat.
+        """
+        in_flight = len(self._open) > len(self._waiting)
+        return in_flight and any(ticket.lm.kwargs.get("seed") is not None for ticket in self._waiting)
+
+    def _send_if_ready(self) -> None:
+        if self._ready():
+            self._send()
+
+    def _send(self) -> None:
+        batches: dict[str, list[_Ticket]] = {}
+        waiting = sorted(self._waiting, key=lambda t: (t.seat.index, t.order))
+        self._waiting.clear()
+        for ticket in waiting if self._most_tokens is None else self._limited(waiting, self._most_tokens):
+            batches.setdefault(ticket.same, []).append(ticket)
+        for batch in batches.values():
+            self._start(self._ask(batch))
+
+    def _start(self, asking: Coroutine[Any, Any, None]) -> None:
+        task = self._context.run(self._loop.create_task, asking)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _ask_once(self, ticket: _Ticket, upstream: Upstream) -> None:
+        """Bring the answer that all rollouts of the query share."""
+        repeat = ticket.seat.before[ticket.same]
+        ticket.seat.before[ticket.same] += 1
+        request = CompletionRequest(
+            model=ticket.lm.model,
+            messages=ticket.messages,
+            n=1,
+            params=ticket.params,
+            key=["before", upstream.query],
+            first=repeat,
+        )
+
+        async def draw() -> Choice:
+            return (await self._completer(ticket.lm).complete(request)).choices[0]
+
+        start = self._loop.time()
+        try:
+            choice = await upstream.answer(call_of(ticket.lm, ticket.messages, ticket.params), repeat, draw)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_ask`
+            if is_fatal(error):
+                self.abort(error)
+            self._answer(ticket, None, error)
+        else:
+            ticket.seat.take_around(choice, 1)
+            ticket.seat.saved_s += max(choice.latency_s - (self._loop.time() - start), 0.0)
+            self._answer(ticket, choice.output, choice.error)
+        self._consider()
+
+    def _limited(self, waiting: Sequence[_Ticket], most: int) -> list[_Ticket]:
+        """Limit calls to what their rollouts have left, and return those that can be sent.
+
+        Calls that a rollout makes at a time share what it has left, and none takes more than its own limit. Where calls
+        in flight may leave less than that, a call waits for what they really take; where nothing is left, it fails.
+        """
+        sent: list[_Ticket] = []
+        for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
+            calls, in_flight = list(group), seat.granted
+            for i, ticket in enumerate(calls):
+                free = most - math.ceil(seat.completion_tokens) - seat.granted
+                share = free // (len(calls) - i)
+                if in_flight and (max_output_tokens(ticket.params) or math.inf) > share:
+                    self._waiting.append(ticket)
+                elif share >= 1:
+                    ticket.params = limit_output(ticket.params, ticket.lm.model, share)
+                    ticket.same = canonical([id(ticket.lm), ticket.messages, ticket.params, ticket.phase])
+                    ticket.granted = max_output_tokens(ticket.params) or share
+                    seat.granted += ticket.granted
+                    sent.append(ticket)
+                elif seat.granted:  # the others of this moment have it all
+                    self._waiting.append(ticket)
+                else:
+                    used_up = f"the {most} output tokens that a completion may take are used up"
+                    self._answer(ticket, None, TokensUsedUp(used_up))
+        return sent
+
+    async def _ask(self, batch: list[_Ticket]) -> None:
+        ticket = batch[0]
+        first = self._asked.get(ticket.same, 0)
+        self._asked[ticket.same] = first + len(batch)
+        request = CompletionRequest(
+            model=ticket.lm.model,
+            messages=ticket.messages,
+            n=len(batch),
+            params=ticket.params,
+            key=self._key,
+            first=first,
+            record=self._recorder(ticket.lm) if self._recorder else None,
+        )
+        try:
+            reply = await self._completer(ticket.lm).complete(request)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - it goes to the rollouts; a fatal one also ends the pull
+            if is_fatal(error):
+                self.abort(error)
+            for ticket in batch:
+                self._answer(ticket, None, error)
+            self._consider()
+            return
+        merged = len({ticket.seat for ticket in batch})
+        for ticket, choice in zip(batch, reply.choices, strict=True):
+            if ticket.phase in (None, "inside"):
+                ticket.seat.take(choice, merged)
+            else:
+                ticket.seat.take_around(choice, len(batch))
+            self._answer(ticket, choice.output, choice.error)
+        self._consider()
+
+    def _answer(self, ticket: _Ticket, output: Any, error: BaseException | None) -> None:
+        if ticket not in self._open:
+            return
+        self._open.discard(ticket)
+        ticket.seat.granted -= ticket.granted
+        ticket.seat.pending -= 1
+        ticket.seat.since = self._loop.time()
+        self._thinking += not ticket.seat.pending and ticket.seat in self._active
+        if ticket.answer.set_running_or_notify_cancel():
+            if error is None:
+                ticket.answer.set_result(output)
+            else:
+                ticket.answer.set_exception(error)

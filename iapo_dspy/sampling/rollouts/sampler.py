@@ -1,0 +1,454 @@
+"""Turns (program, inputs, m) into m independent rollouts, with as few requests as the provider allows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import dspy
+import pydantic
+from dspy.primitives.base_module import BaseModule
+from dspy.utils.exceptions import AdapterParseError
+
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRefused, one_line
+from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
+from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
+from iapo_dspy.sampling.concurrency.threads import ThreadGate
+from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings, request_embeddings
+from iapo_dspy.sampling.lm.params import deployment_of, limit_output, request_params
+from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
+from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
+from iapo_dspy.sampling.requests.history import Recorder
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Reply
+from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
+from iapo_dspy.sampling.rollouts.pipeline import Upstream, current_watch
+from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
+from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
+from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
+from iapo_dspy.sampling.rollouts.single_predictor import Plan, plan, predictor_of
+from iapo_dspy.sampling.spending.budget import Meter
+from iapo_dspy.sampling.spending.pricing import Prices, check_budget
+from iapo_dspy.types import Decoding
+
+__all__ = ["InnerCall", "Rollout", "Sampler", "check_timeout"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_DEFAULT_CONCURRENCY = 64
+_UNBOUNDED = 10**9
+_DSPY_DEFAULT = 8  # DSPy's own num_threads, which means threads, where nobody configured any
+
+
+class Sampler:
+    """Draws rollouts of programs.
+
+    `max_concurrency` bounds HTTP requests in flight, not completions: one request may bring n of them. It bounds all
+    LMs together; a 429 narrows only the gate of the deployment that sent it.
+
+    Args:
+        lm: Used for predictors without an LM of their own; None takes `dspy.settings.lm` at the time of the call.
+        meter: Counts requests, tokens and dollars and holds them within a budget. Completions are reserved by who
+            pulls. None counts without limits.
+        max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
+            configured to something else than DSPy's default of 8, else 64.
+        num_retries: Attempts after the first one; None takes the LM's.
+        timeout: Seconds per attempt; None takes the LM's, or ten minutes.
+        seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
+        patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
+            have not come to theirs; see `merging`.
+        rollout_timeout: Seconds that a program of the general path may work without asking an LM, > 0, after which
+            its rollout counts as failed and its thread is left to itself; None does not limit it. Waiting for an LM
+            does not count.
+        completer: Finds the completer of an LM, for tests and other transports.
+        prices: The user's own prices, for budgets and reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        lm: dspy.BaseLM | None = None,
+        meter: Meter | None = None,
+        max_concurrency: int | None = None,
+        num_retries: int | None = None,
+        timeout: float | None = None,
+        seed: int = 0,
+        patience: float = 1.0,
+        rollout_timeout: float | None = None,
+        completer: Callable[[dspy.BaseLM], Completer] | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        if max_concurrency is None:
+            configured = dspy.settings.num_threads
+            max_concurrency = _DEFAULT_CONCURRENCY if configured in (None, _DSPY_DEFAULT) else configured
+        if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+            raise ConfigurationError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1.")
+        check_timeout(rollout_timeout)
+        self.lm = lm
+        self.meter = meter or Meter()
+        self.max_concurrency = max_concurrency
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._prices = prices
+        self._settings: dict[str, Any] = {
+            "num_retries": num_retries,
+            "timeout": timeout,
+            "seed": seed,
+            "prices": prices,
+        }
+        self._patience = patience
+        self._rollout_timeout = rollout_timeout
+        self._make = completer
+        self._secrets: tuple[str, ...] = ()
+        self._stand_ins: IdentityCache[dspy.BaseLM] = IdentityCache()
+        self._prepared: IdentityCache[Prepared] = IdentityCache()
+
+    def check(self, program: Any, *, decoding: Decoding | None = None, lm: dspy.BaseLM | None = None) -> None:
+        """Refuse what cannot work, before anything is sent.
+
+        Raises:
+            ConfigurationError: No LM, or a budget of tokens or dollars that cannot be held with these settings.
+        """
+        predictors = predictors_of(program)
+        budget = self.meter.budget
+        for predictor in predictors:
+            used = self._lm_for(predictor, lm)
+            if budget is not None and self.meter.bounds_requests:
+                params = request_params(used, predictor.config, decoding)
+                tokens, usd = budget.tokens is not None, budget.usd is not None
+                check_budget(used, params, tokens=tokens, usd=usd, prices=self._prices)
+
+    async def sample(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        *,
+        key: Any,
+        decoding: Decoding | None = None,
+        lm: dspy.BaseLM | None = None,
+        record: bool = False,
+        most_tokens: int | None = None,
+        upstream: Upstream | None = None,
+    ) -> list[Rollout]:
+        """Draw m rollouts, at once. Awaitable on any event loop.
+
+        Args:
+            program: Any DSPy module, or another callable that returns a `dspy.Prediction`.
+            inputs: Its keyword arguments.
+            m: How many, >= 1.
+            key: What is drawn for, such as (round, position): equal keys give equal seeds, where the LM has a seed.
+            decoding: Applies to every LM call of the rollouts, over the predictors' own settings.
+            lm: For predictors without an LM of their own.
+            record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
+            most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
+                off there; a call for which nothing is left fails.
+            upstream: Given for a pipeline around an inner module (`inner_call`), of which a rollout is one completion:
+                the answers to what is asked before that, which all rollouts of a query share.
+
+        Returns:
+            m rollouts; failures are among them, never dropped.
+
+        Raises:
+            LMRefused: No request could succeed: a wrong key, an unknown model (`retry.is_fatal`).
+            ConfigurationError: No LM is configured, or the budget cannot be held.
+        """
+        if isinstance(m, bool) or not isinstance(m, int) or m < 1:
+            raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
+        try:
+            return await await_on_loop(
+                self._sample(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
+            )
+        except IAPOError:
+            raise
+        except Exception as error:
+            if not is_fatal(error):
+                raise
+            refusal = LMRefused(f"The provider refuses every request: {self._line(error)}")
+        raise refusal  # outside the handler: the provider's own message may show keys
+
+    def sample_sync(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        *,
+        key: Any,
+        decoding: Decoding | None = None,
+        lm: dspy.BaseLM | None = None,
+        record: bool = False,
+    ) -> list[Rollout]:
+        """Like `sample`, for code that does not await. Works inside a running event loop too."""
+        return self.run(self.sample(program, inputs, m, key=key, decoding=decoding, lm=lm, record=record))
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, such as many `sample` calls gathered, on the sampling loop; Ctrl-C cancels all of it."""
+        return run_on_loop(coroutine)
+
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+        """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
+
+        To be awaited on the sampling loop.
+        """
+        self._bind()
+        meter = self.meter.judges
+        completer = self._judges.get(lm, lambda: completer_for(lm, gate=self._gate, meter=meter, **self._settings))
+        return await completer.complete(request)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts, bounded with all others, counted as the judges' share; to be awaited on the sampling loop."""
+        self._bind()
+        return await request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
+
+    async def _sample(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        key: Any,
+        decoding: Decoding | None,
+        lm: dspy.BaseLM | None,
+        record: bool,
+        most_tokens: int | None,
+        upstream: Upstream | None = None,
+    ) -> list[Rollout]:
+        self._bind()
+        # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
+        nested = current_seat() is not None
+        async with contextlib.nullcontext() if nested else self._pulls:
+            predictor = predictor_of(program) if upstream is None else None
+            used = None if predictor is None else self._lm_for(predictor, lm)
+            if predictor is not None and used is not None and not (record and _callbacks(program, predictor, used)):
+                try:
+                    with _settings(record):
+                        adapter = quiet_adapter(dspy.settings.adapter, self._stand_in)
+                        ready = plan(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
+                except ConfigurationError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
+                    return [Rollout(failure=self._line(error), error=True)] * m
+                if ready is not None:
+                    return await self._predict(ready, m, key, record, most_tokens)
+            return await self._run(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
+
+    def _bind(self) -> None:
+        """Make what belongs to one event loop; a forked child has another loop than its parent."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            self._gate = Gate(self.max_concurrency)  # all LMs together; each deployment has one of its own in it
+            self._gates: dict[Hashable, Gate] = {}
+            self._pulls = asyncio.Semaphore(self.max_concurrency)
+            self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
+            self._completers: IdentityCache[Completer] = IdentityCache()
+            self._judges: IdentityCache[Completer] = IdentityCache()
+
+    async def _predict(self, ready: Plan, m: int, key: Any, record: bool, most_tokens: int | None) -> list[Rollout]:
+        """The fast path: one request, m parses."""
+        request = CompletionRequest(
+            model=ready.lm.model,
+            messages=ready.messages,
+            n=m,
+            params=limit_output(ready.params, ready.lm.model, most_tokens),
+            key=key,
+            record=Recorder(ready.lm) if record else None,
+        )
+        reply = await self._completer(ready.lm).complete(request)
+        with _settings(record):
+            return [self._read(ready, choice, record) for choice in reply.choices]
+
+    def _read(self, ready: Plan, choice: Choice, record: bool) -> Rollout:
+        prediction: dspy.Prediction | None = None
+        failure, error = None, False
+        if choice.error is not None:
+            failure, error = self._line(choice.error), True
+        else:
+            try:
+                prediction = ready.parse(choice.output)
+            except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
+                cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
+                failure = self._line(caught) + cut
+        return Rollout(
+            prediction=prediction,
+            failure=failure,
+            error=error,
+            unpaid=isinstance(choice.error, BudgetExceeded),
+            text=choice.text,
+            prompt_tokens=choice.prompt_tokens,
+            completion_tokens=choice.completion_tokens,
+            usd=choice.usd,
+            shared_tokens=choice.shared_tokens,
+            shared_usd=choice.shared_usd,
+            latency_s=choice.latency_s,
+            seed=choice.seed,
+            trace=((ready.predictor, ready.inputs, prediction),) if record and prediction is not None else (),
+        )
+
+    async def _run(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        m: int,
+        key: Any,
+        decoding: Decoding | None,
+        lm: dspy.BaseLM | None,
+        record: bool,
+        most_tokens: int | None,
+        upstream: Upstream | None = None,
+    ) -> list[Rollout]:
+        """The general path: m threads, merged requests."""
+        prepared = self._prepare(program)
+        base = lm or self.lm or dspy.settings.lm
+        if base is not None and not isinstance(base, dspy.BaseLM):
+            raise ConfigurationError(f"lm={base!r}: give a dspy.LM.")
+        group = Group(
+            m,
+            key=key,
+            completer=self._completer,
+            decoding=decoding,
+            recorder=Recorder if record else None,
+            patience=self._patience,
+            longest=self._rollout_timeout,
+            most_tokens=most_tokens,
+            upstream=upstream,
+        )
+        settings: dict[str, Any] = {
+            "lm": None if base is None else self._stand_in(base),
+            "adapter": quiet_adapter(dspy.settings.adapter, self._stand_in),
+            # What is recorded is recorded once per request; rollouts that share it must not do so again.
+            "disable_history": True,
+            "usage_tracker": None,
+            "track_usage": False,
+            "send_stream": None,
+        }
+        if not record:
+            settings["callbacks"] = []
+        if m > 1 and not (record and dspy.settings.callbacks):
+            settings["adapter"] = format_once(settings["adapter"])
+        async with contextlib.nullcontext() if current_seat() is not None else self._threads(m):
+            try:
+                rollouts = await asyncio.gather(
+                    *(self._seated(seat, prepared, inputs, settings, record) for seat in group.seats)
+                )
+            except BaseException:
+                group.abort(Aborted())
+                raise
+        if group.fatal is not None:
+            raise group.fatal
+        return rollouts
+
+    async def _seated(
+        self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any], record: bool
+    ) -> Rollout:
+        def work() -> tuple[Any, list[Any]]:
+            current_watch.set(seat.watch)
+            trace: list[Any] = []
+            with dspy.context(**settings, trace=trace, **{SEAT: seat}):
+                return _call(prepared.program, inputs), trace
+
+        start = time.perf_counter()
+        prediction: dspy.Prediction | None = None
+        trace: list[Any] = []
+        failure, error = None, False
+        try:
+            prediction, trace = await seat.group.start(seat, work)
+            if not isinstance(prediction, dspy.Prediction):
+                failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
+                prediction = None
+        except Exception as caught:  # noqa: BLE001 - a rollout that raises is a failed completion
+            failure = self._line(caught)
+            error = not isinstance(caught, (AdapterParseError, pydantic.ValidationError))
+        finally:
+            seat.group.leave(seat)
+        watch = seat.watch
+        if watch is not None and watch.problem is not None and (failure is None or watch.calls):
+            prediction, failure, error = None, watch.problem, True  # whatever the pipeline made of it
+        own = prepared.originals
+        return Rollout(
+            prediction=prediction,
+            failure=failure,
+            error=error,
+            unpaid=seat.unpaid,
+            text=seat.text,
+            prompt_tokens=seat.prompt_tokens,
+            completion_tokens=seat.completion_tokens,
+            usd=seat.usd,
+            shared_tokens=seat.shared_tokens,
+            shared_completion_tokens=seat.shared_completion_tokens,
+            shared_usd=seat.shared_usd,
+            latency_s=time.perf_counter() - start + seat.saved_s,
+            seed=seat.seed,
+            trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),
+            inner=watch.call if watch is not None and watch.calls == 1 else None,
+        )
+
+    def _prepare(self, program: Any) -> Prepared:
+        state = state_of(program)
+        return self._prepared.get(
+            program, lambda: prepare(program, self._stand_in), fresh=lambda known: known.state == state
+        )
+
+    def _stand_in(self, lm: dspy.BaseLM) -> dspy.BaseLM:
+        return self._stand_ins.get(lm, lambda: SamplingLM(lm, self._alone))
+
+    def _alone(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Any:
+        request = CompletionRequest(model=lm.model, messages=messages, n=1, params=params, key="alone")
+        choice = run_on_loop(self._completer(lm).complete(request)).choices[0]
+        if choice.error is not None:
+            raise choice.error
+        return choice.output
+
+    def _lm_for(self, predictor: dspy.Predict, lm: dspy.BaseLM | None) -> dspy.BaseLM:
+        used = predictor.lm or lm or self.lm or dspy.settings.lm
+        if not isinstance(used, dspy.BaseLM):
+            raise ConfigurationError(
+                f"lm={used!r}: give a dspy.LM, or configure one: dspy.configure(lm=dspy.LM('openai/gpt-4o-mini'))."
+            )
+        return used
+
+    def _completer(self, lm: dspy.BaseLM) -> Completer:
+        def make() -> Completer:
+            self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs), *getattr(lm, "secrets", ())})
+            if self._make is not None:
+                return self._make(lm)
+            if isinstance(lm, SamplingLM):  # inside a rollout: what it asks for waits at the outer gate
+                return CallableCompleter(lm, gate=Gate(_UNBOUNDED), meter=self.meter)
+            gate = self._gates.setdefault(deployment_of(lm), Gate(self.max_concurrency, within=self._gate))
+            return completer_for(lm, gate=gate, meter=self.meter, **self._settings)
+
+        return self._completers.get(lm, make)
+
+    def _line(self, error: BaseException) -> str:
+        return one_line(error, self._secrets)
+
+
+def check_timeout(value: Any) -> None:
+    """Refuse a `rollout_timeout` that is neither None nor a finite number > 0."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < float("inf")):
+        raise ConfigurationError(f"rollout_timeout={value!r}: give seconds > 0, or None for no limit.")
+
+
+def _call(program: Any, inputs: Mapping[str, Any]) -> Any:
+    only_async = isinstance(program, BaseModule) and not hasattr(type(program), "forward")
+    result = program.acall(**inputs) if only_async else program(**inputs)
+    if inspect.isawaitable(result):
+
+        async def wait() -> Any:
+            return await result
+
+        return asyncio.run(wait())
+    return result
+
+
+def _callbacks(program: Any, predictor: dspy.Predict, lm: dspy.BaseLM) -> bool:
+    return bool(dspy.settings.callbacks or program.callbacks or predictor.callbacks or lm.callbacks)
+
+
+def _settings(record: bool) -> Any:
+    return dspy.context(send_stream=None) if record else dspy.context(send_stream=None, callbacks=[])

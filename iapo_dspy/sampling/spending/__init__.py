@@ -1,0 +1,1 @@
+"""Budgets, prices, costs and usage."""

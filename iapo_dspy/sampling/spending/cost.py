@@ -1,0 +1,224 @@
+"""What a completion costs: the user's choice, made of what requests really took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import dspy
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.sampling.spending.pricing import Prices, price_of
+
+__all__ = ["Cost", "Taken", "use_of"]
+
+_UNITS = {
+    "completion_tokens": "output tokens",
+    "prompt_tokens": "prompt tokens",
+    "usd": "dollars",
+    "seconds": "seconds",
+}
+
+
+class Taken(Protocol):
+    """What one completion took; rollouts and their records in a ledger are such."""
+
+    @property
+    def prompt_tokens(self) -> float:
+        """Its share of the prompt tokens."""
+
+    @property
+    def completion_tokens(self) -> float:
+        """Its share of the completion tokens."""
+
+    @property
+    def usd(self) -> float | None:
+        """Its share of the dollars; None where the price is unknown."""
+
+    @property
+    def shared_tokens(self) -> float:
+        """The part of `prompt_tokens` that a query pays once however many completions it draws."""
+
+    @property
+    def shared_completion_tokens(self) -> float:
+        """The part of `completion_tokens` that a query pays once: those of the steps around an inner module."""
+
+    @property
+    def shared_usd(self) -> float:
+        """The part of `usd` that a query pays once."""
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds from dispatch to answer."""
+
+
+def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Add up what the completions of one pull took of every resource.
+
+    Args:
+        taken: What each of its completions took [m].
+
+    Returns:
+        What they took together, and the part that a query takes once [R] each; NaN where a price is not known, and for
+        the seconds where nothing came back.
+    """
+    longest = max((t.latency_s for t in taken if _answered(t)), default=0.0) or float("nan")
+    usd = sum(_dollars(t) for t in taken)
+    used = {
+        "tokens": sum(t.completion_tokens for t in taken),
+        "prompt_tokens": sum(t.prompt_tokens for t in taken),
+        "usd": usd,
+        "seconds": longest,
+    }
+    once = {
+        "tokens": sum(t.shared_completion_tokens for t in taken),
+        "prompt_tokens": sum(t.shared_tokens for t in taken),
+        "usd": sum(t.shared_usd for t in taken),
+        "seconds": longest,
+    }
+    return tuple(float(used[r]) for r in RESOURCES), tuple(float(once.get(r, 0.0)) for r in RESOURCES)
+
+
+def _dollars(taken: Taken) -> float:
+    """Return what a completion took; what was refused before it took any tokens was free, whatever the price."""
+    if taken.usd is not None:
+        return taken.usd
+    return float("nan") if _answered(taken) else 0.0
+
+
+def _answered(taken: Taken) -> bool:
+    return bool(taken.prompt_tokens or taken.completion_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a call costs: a weighted sum of tokens, dollars and seconds.
+
+        Cost()                                          # output tokens, the default
+        Cost(completion_tokens=1, prompt_tokens=0.25)   # four prompt tokens cost as much as one output token
+        Cost(usd=1)                                     # dollars, at LiteLLM's prices
+        Cost(usd_per_million=(0.15, 0.60))              # dollars, at your own prices for input and output
+        Cost(usd=1, seconds=0.002)                      # a second of waiting is worth a fifth of a cent
+
+    Only the ratios of the weights matter: costs are scaled such that the average call for one completion costs 0.01 at
+    `Preference(cost=1)`. What a request with n completions pays once, its prompt tokens and its waiting time, is a
+    fixed part per query; the rest is a part per completion. Who sends one request per completion, because the
+    provider does not take n, pays prompt tokens per completion.
+
+    Args:
+        completion_tokens: Weight of an output token, >= 0. It is 1 where no weight is given (or `usd` is, with prices).
+        prompt_tokens: Weight of a prompt token, >= 0.
+        usd: Weight of a dollar, >= 0.
+        seconds: Weight of a second between sending a query and having its last completion, >= 0.
+        usd_per_million: Your prices in dollars per million tokens, (input, output), for every LM of the run, or a
+            mapping from model strings ("openai/gpt-4o-mini", or "gpt-4o-mini" for any provider) to such pairs. They
+            take the place of LiteLLM's table, in budgets of dollars, quotes and reports too.
+
+    Raises:
+        ConfigurationError: A weight or a price that is negative or no finite number, or weights that are all 0.
+    """
+
+    completion_tokens: float = None  # type: ignore[assignment]  # `None` becomes 0, or 1 where no weight is given
+    prompt_tokens: float = None  # type: ignore[assignment]
+    usd: float = None  # type: ignore[assignment]
+    seconds: float = None  # type: ignore[assignment]
+    usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]] | Prices | None = None
+
+    def __post_init__(self) -> None:
+        prices = Prices.read(self.usd_per_million)
+        object.__setattr__(self, "usd_per_million", prices)
+        given: dict[str, Any] = {name: getattr(self, name) for name in _UNITS}
+        if all(value is None for value in given.values()):
+            given["completion_tokens" if prices is None else "usd"] = 1.0
+        for name, value in given.items():
+            value = 0.0 if value is None else value
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or value < 0:
+                raise ConfigurationError(f"Cost({name}={value!r}): give a finite number >= 0.")
+            object.__setattr__(self, name, float(value))
+        if not any(getattr(self, name) for name in _UNITS):
+            raise ConfigurationError(
+                "Cost: every weight is 0. Leave them out to count output tokens; a preference that does not mind the "
+                "cost is Preference(cost=0)."
+            )
+
+    @property
+    def prices(self) -> Prices | None:
+        """The user's own prices, if any."""
+        prices = self.usd_per_million
+        assert prices is None or isinstance(prices, Prices)  # `__post_init__` has read them
+        return prices
+
+    @property
+    def unit(self) -> str:
+        """The unit in words: "output tokens", "dollars", or the sum that the cost is."""
+        parts = [(getattr(self, name), unit) for name, unit in _UNITS.items() if getattr(self, name)]
+        if len(parts) == 1 and parts[0][0] == 1:
+            return parts[0][1]
+        return " + ".join(f"{weight:g} {unit}" for weight, unit in parts)
+
+    def split(self, taken: Sequence[Taken]) -> tuple[float, tuple[float, ...]]:
+        """Cost the completions of one pull or call.
+
+        Args:
+            taken: What each of its completions took [m]. An unknown price counts as 0; `check` has refused it before.
+
+        Returns:
+            The part that is paid once for all of them, and the part of each [m]. The sum is what they cost together.
+        """
+        once = self.prompt_tokens * sum(t.shared_tokens for t in taken)
+        once += self.completion_tokens * sum(t.shared_completion_tokens for t in taken)
+        once += self.usd * sum(t.shared_usd for t in taken)
+        once += self.seconds * max((t.latency_s for t in taken), default=0.0)
+        return once, tuple(
+            self.completion_tokens * max(t.completion_tokens - t.shared_completion_tokens, 0.0)
+            + self.prompt_tokens * max(t.prompt_tokens - t.shared_tokens, 0.0)
+            + self.usd * max((t.usd or 0.0) - t.shared_usd, 0.0)
+            for t in taken
+        )
+
+    def repriced(self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]] | Prices) -> Cost:
+        """Return the same cost at other prices.
+
+        Raises:
+            ConfigurationError: They are no prices.
+        """
+        if usd_per_million is None:
+            raise ConfigurationError(
+                "usd_per_million=None: give dollars per million (input, output) tokens, such as (0.15, 0.60)."
+            )
+        weights = {name: getattr(self, name) for name in _UNITS}
+        return Cost(**weights, usd_per_million=usd_per_million)
+
+    def check(self, lm: dspy.BaseLM) -> None:
+        """Refuse an LM whose completions cannot be costed, before anything is sent.
+
+        Raises:
+            ConfigurationError: Dollars count, and nobody knows the LM's price.
+        """
+        if self.usd and price_of(lm, self.prices) is None:
+            raise ConfigurationError(
+                f"The cost counts dollars, and LiteLLM knows no price of {lm.model!r}. Give yours, in dollars per "
+                f"million input and output tokens: Cost(usd_per_million={{{lm.model!r}: (0.15, 0.60)}}), or count "
+                "tokens: Cost(completion_tokens=1)."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that `from_dict` reads back."""
+        weights = {name: getattr(self, name) for name in _UNITS if getattr(self, name)}
+        return {**weights, **({"usd_per_million": self.prices.to_dict()} if self.prices else {})}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cost:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigurationError: It names something that no cost has.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ConfigurationError(f"A saved cost has {unknown}, which this version does not know; it knows {known}.")
+        return cls(**data)

@@ -1,0 +1,345 @@
+"""What a request will take at most, and what it took."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.lm.params import canonical, import_litellm, max_output_tokens
+from iapo_dspy.sampling.spending.budget import Budget
+
+__all__ = [
+    "Price",
+    "Prices",
+    "Usage",
+    "batch_price",
+    "billed",
+    "check_budget",
+    "check_usage",
+    "count_text",
+    "count_tokens",
+    "price_of",
+    "price_of_model",
+    "prompt_bound",
+    "prompt_share",
+    "request_bound",
+    "whole_text",
+]
+
+logger = logging.getLogger(__name__)
+
+_PER_MESSAGE = 16  # tokens that chat templates add to a message
+_PER_MEDIUM = 4096  # tokens that an image or a file may cost beyond its address
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """Dollars per token; `bound` fields hold the dearest rate that may apply (long contexts cost more)."""
+
+    prompt: float
+    completion: float
+    prompt_bound: float
+    completion_bound: float
+
+    def of(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the dollars of one request."""
+        return prompt_tokens * self.prompt + completion_tokens * self.completion
+
+    def bound(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Return the dollars of one request at most."""
+        return prompt_tokens * self.prompt_bound + completion_tokens * self.completion_bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one request; `recounted` where what the provider reported cannot be right."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    recounted: bool = False
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The user's own prices.
+
+    Attributes:
+        per_million: (model, dollars per million input tokens, dollars per million output tokens); the model "" stands
+            for every one that is not named.
+    """
+
+    per_million: tuple[tuple[str, float, float], ...]
+
+    @classmethod
+    def read(cls, value: Any) -> Prices | None:
+        """Read a pair (input, output), or a mapping from model strings to such pairs.
+
+        Raises:
+            ConfigurationError: It is something else, or a price is negative or not finite.
+        """
+        if value is None or isinstance(value, Prices):
+            return value
+        pairs = value if isinstance(value, Mapping) else {"": value}
+        return cls(tuple((str(model), *_pair(pair)) for model, pair in pairs.items()))
+
+    def of(self, model: str) -> Price | None:
+        """Return the price of a model: the one under its full name, under its name without the provider, or any's."""
+        table = {name: rates for name, *rates in self.per_million}
+        for name in (model, model.split("/", 1)[-1], ""):
+            if name in table:
+                prompt, completion = (rate / 1e6 for rate in table[name])
+                return Price(prompt=prompt, completion=completion, prompt_bound=prompt, completion_bound=completion)
+        return None
+
+    def to_dict(self) -> dict[str, tuple[float, float]]:
+        """Return plain JSON data that `read` reads back."""
+        return {model: (prompt, completion) for model, prompt, completion in self.per_million}
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    numbers = [
+        v for v in pair if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
+    ]
+    if len(pair) != 2 or len(numbers) != 2:
+        raise ConfigurationError(
+            f"usd_per_million={value!r}: give dollars per million (input, output) tokens, such as (0.15, 0.60), or a "
+            "mapping from model strings to such pairs."
+        )
+    return float(numbers[0]), float(numbers[1])
+
+
+def price_of(lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:
+    """Return the user's price, else that of the LM's own settings, else LiteLLM's (offline table), else None."""
+    lm = getattr(lm, "metered_lm", lm)
+    given = prices.of(lm.model) if prices is not None else None
+    if given is not None:
+        return given
+    own = (lm.kwargs.get("input_cost_per_token"), lm.kwargs.get("output_cost_per_token"))
+    if own[0] is not None or own[1] is not None:
+        return _flat(*own)
+    if not isinstance(lm, dspy.LM) or type(lm.model) is not str or not isinstance(lm.engine, str):
+        return None
+    return _table_price(lm.model)
+
+
+def price_of_model(model: str, settings: Mapping[str, Any], prices: Prices | None = None) -> Price | None:
+    """Return the price of a model that is no `dspy.LM`: the user's, that of its settings, LiteLLM's, or None."""
+    given = prices.of(model) if prices is not None else None
+    if given is not None:
+        return given
+    own = (settings.get("input_cost_per_token"), settings.get("output_cost_per_token"))
+    return _flat(*own) if own != (None, None) else _table_price(model)
+
+
+def _flat(prompt: Any, completion: Any) -> Price:
+    read, written = float(prompt or 0.0), float(completion or 0.0)
+    return Price(prompt=read, completion=written, prompt_bound=read, completion_bound=written)
+
+
+@functools.lru_cache(maxsize=256)
+def _table_price(model: str) -> Price | None:
+    try:
+        info = import_litellm().get_model_info(model)
+    except Exception as error:  # noqa: BLE001 - an unknown model raises one of several kinds; unknown is not zero
+        logger.debug("LiteLLM has no price for %s (%s).", model, type(error).__name__)
+        return None
+
+    def dearest(prefix: str) -> float:
+        rates = [v for k, v in info.items() if k == prefix or k.startswith(f"{prefix}_above")]
+        return max((float(r) for r in rates if isinstance(r, (int, float))), default=0.0)
+
+    prompt, completion = info.get("input_cost_per_token"), info.get("output_cost_per_token")
+    if prompt is None or completion is None:
+        return None
+    return Price(
+        prompt=float(prompt),
+        completion=float(completion),
+        prompt_bound=dearest("input_cost_per_token"),
+        completion_bound=dearest("output_cost_per_token"),
+    )
+
+
+def check_budget(
+    lm: dspy.BaseLM, params: Mapping[str, Any], *, tokens: bool, usd: bool, prices: Prices | None = None
+) -> None:
+    """Refuse a budget that cannot be held, before anything is sent.
+
+    Raises:
+        ConfigurationError: The budget limits tokens or dollars, but a completion's length is not limited; or it
+            limits dollars, and the price is unknown.
+    """
+    if (tokens or usd) and max_output_tokens(params) is None:
+        raise ConfigurationError(
+            f"A budget of tokens or dollars needs a limit on the length of a completion, and {lm.model!r} has none. "
+            "Set it: dspy.LM(..., max_tokens=1000), or Decoding(max_tokens=1000)."
+        )
+    if usd and price_of(lm, prices) is None:
+        raise ConfigurationError(
+            f"A budget of dollars needs a price, and LiteLLM knows none for {lm.model!r}. Set it: "
+            "IAPO(cost=Cost(usd_per_million=(0.15, 0.60))), or dspy.LM(..., input_cost_per_token=1e-7, "
+            "output_cost_per_token=4e-7), or leave out Budget(usd=...)."
+        )
+
+
+def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
+    """Return more tokens than the prompt can have: no tokenizer makes more tokens than there are bytes."""
+    size = 2 * _PER_MESSAGE
+    for message in messages:
+        content = message.get("content")
+        size += _PER_MESSAGE
+        if isinstance(content, str):
+            size += len(content.encode())
+        else:
+            size += len(canonical(dict(message)).encode())
+            size += sum(
+                _PER_MEDIUM for block in content or () if isinstance(block, Mapping) and block.get("type") != "text"
+            )
+    for name in ("tools", "functions", "response_format"):
+        if params.get(name) is not None:
+            size += len(canonical(params[name]).encode())
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """What one request takes at most, as far as its budget limits that."""
+
+    prompt_tokens: int
+    tokens: int
+    usd: float
+
+
+def request_bound(
+    lm: dspy.BaseLM,
+    messages: Sequence[Mapping[str, Any]],
+    params: Mapping[str, Any],
+    n: int,
+    budget: Budget,
+    prices: Prices | None = None,
+) -> Bound:
+    """Bound a request for n completions under a budget of tokens or dollars.
+
+    Raises:
+        ConfigurationError: See `check_budget`.
+    """
+    check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None, prices=prices)
+    prompt, completion = prompt_bound(messages, params), n * (max_output_tokens(params) or 0)
+    price = price_of(lm, prices) if budget.usd is not None else None
+    usd = price.bound(prompt, completion) if price is not None else 0.0
+    return Bound(prompt_tokens=prompt, tokens=prompt + completion, usd=usd)
+
+
+def count_text(model: str, text: str) -> int:
+    """Count a text by the model's tokenizer, as far as LiteLLM has it."""
+    return int(import_litellm().token_counter(model=model, text=text)) if text else 0
+
+
+def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:
+    """Count a prompt by the model's tokenizer, as far as LiteLLM has it."""
+    return int(import_litellm().token_counter(model=model, messages=list(messages)))
+
+
+def check_usage(
+    *,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    texts: Sequence[str | None],
+    truncated: int,
+    limit: int | None,
+    prompt_tokens: Any,
+    completion_tokens: Any,
+) -> Usage:
+    """Take the provider's usage of a whole request, or count anew where it cannot be right.
+
+    Some servers leave usage out, and some count one choice of n. It cannot be right when there are fewer tokens than
+    choices that are not empty, or than `max_tokens` for every choice that was cut off there.
+
+    Args:
+        model: Whose tokenizer a new count uses, as far as LiteLLM has it.
+        messages: What was sent.
+        texts: What came back, one per choice.
+        truncated: How many choices were cut off at the limit.
+        limit: `max_tokens`.
+        prompt_tokens: As reported.
+        completion_tokens: As reported.
+    """
+    full = [text for text in texts if text]
+    least = max(len(full), truncated * (limit or 0))
+    sound = isinstance(prompt_tokens, int) and isinstance(completion_tokens, int) and prompt_tokens > 0
+    if sound and completion_tokens >= least:
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    if not full and not messages:
+        return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
+    counter = import_litellm().token_counter
+    if not (isinstance(prompt_tokens, int) and prompt_tokens > 0):
+        prompt_tokens = int(counter(model=model, messages=list(messages)))
+    counted = sum(int(counter(model=model, text=text)) for text in full)
+    logger.debug("Usage of %d choices from %s cannot be right; recounted.", len(texts), model)
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
+
+
+def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> float | None:
+    """Return the dollars of one request, None where the price is unknown.
+
+    LiteLLM's own sum knows cached prompt tokens; ours knows the user's prices (`own`) and usage that was recounted.
+    """
+    if not own and not usage.recounted:
+        cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
+        if isinstance(cost, (int, float)):
+            return float(cost)
+    return None if price is None else price.of(usage.prompt_tokens, usage.completion_tokens)
+
+
+def prompt_share(usd: float | None, usage: Usage, price: Price | None) -> float:
+    """Return the part of a request's dollars that its prompt took: what its completions did not."""
+    return 0.0 if usd is None or price is None else max(usd - usage.completion_tokens * price.completion, 0.0)
+
+
+def whole_text(output: Any) -> str | None:
+    """Everything a choice made the LM write, for counting."""
+    if isinstance(output, str) or output is None:
+        return output
+    parts = [output.get("reasoning_content"), output.get("text")]
+    parts += [canonical(call) for call in output.get("tool_calls") or ()]
+    return "\n".join(p for p in parts if p) or None
+
+
+def batch_price(lm: dspy.BaseLM, discount: float | None = None, prices: Prices | None = None) -> Price | None:
+    """Return the price of an LM's batch jobs.
+
+    Args:
+        lm: The language model.
+        discount: Share of the ordinary price that jobs are cheaper by, in [0, 1). None: LiteLLM's own batch prices of
+            the model; where it has none, or the user gives prices, the price as it stands.
+        prices: The user's own prices, for ordinary requests unless there is no `discount`.
+
+    Returns:
+        The price, or None where the ordinary one is not known.
+    """
+    price = price_of(lm, prices)
+    if price is None:
+        return None
+    read = write = 1.0 - (discount or 0.0)
+    own = lm.kwargs.get("input_cost_per_token") is not None or (prices is not None and prices.of(lm.model) is not None)
+    if discount is None and not own:
+        info = import_litellm().get_model_info(lm.model)
+        read = _share(info.get("input_cost_per_token_batches"), price.prompt)
+        write = _share(info.get("output_cost_per_token_batches"), price.completion)
+    return Price(
+        prompt=price.prompt * read,
+        completion=price.completion * write,
+        prompt_bound=price.prompt_bound * read,
+        completion_bound=price.completion_bound * write,
+    )
+
+
+def _share(batch: float | None, ordinary: float) -> float:
+    return batch / ordinary if batch is not None and ordinary > 0 else 1.0

@@ -1,0 +1,1 @@
+"""When two answers are the same: normalisation, equality, and classes of equal answers."""

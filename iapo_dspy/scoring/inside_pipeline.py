@@ -1,0 +1,76 @@
+"""Scores of a module inside of a pipeline: the vote is the module's, the metric the pipeline's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+from iapo_dspy.scoring.scores import Metric, Scored, as_score
+from iapo_dspy.scoring.strategies.port import Strategy
+from iapo_dspy.scoring.user_functions import name_of
+
+__all__ = ["MetricOnly", "score_inside"]
+
+
+def score_inside(
+    strategy: Strategy,
+    example: dspy.Example,
+    *,
+    inputs: Mapping[str, Any],
+    said: dspy.Prediction,
+    outcome: dspy.Prediction | None,
+    metric: Metric | None,
+    failure: str | None = None,
+    error: bool = False,
+) -> Scored:
+    """Score one completion of an inner module as a deployed pipeline would see it.
+
+    The strategy reads the inner module's inputs and its prediction: what is chosen from at deployment. Where it asks
+    the metric, the metric is shown the example and what the pipeline made of that prediction.
+
+    Args:
+        strategy: How completions become one.
+        example: The training example, with the pipeline's inputs and labels.
+        inputs: The inner module's inputs.
+        said: Its prediction.
+        outcome: The pipeline's prediction; None where a later step failed. The completion still votes then, as it would
+            at deployment, and is worth the metric's lowest value.
+        metric: The pipeline's metric.
+        failure: Why there is no outcome.
+        error: Whether an exception was the cause.
+    """
+
+    def judge(example_: Any, prediction: Any, trace: Any = None) -> Any:
+        assert metric is not None  # a strategy without a metric asks none
+        return _bounds(strategy)[0] if outcome is None else metric(example, outcome)
+
+    shown = dspy.Example(**inputs).with_inputs(*inputs)
+    scored = strategy.score(shown, said, judge if metric is not None else None)
+    if outcome is None and scored.scores is not None:
+        return replace(scored, failure=failure, error=error)
+    return scored
+
+
+def _bounds(strategy: Strategy) -> tuple[float, float]:
+    """Return the lowest and the highest value of the metric, which a strategy with a metric has as `bounds`."""
+    low, high = getattr(strategy, "bounds", None) or (0.0, 1.0)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class MetricOnly:
+    """Tries a pipeline's metric as strategies try theirs. Their objectives see inputs that no example has.
+
+    Args:
+        strategy: Knows the metric's bounds.
+    """
+
+    strategy: Strategy
+
+    def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
+        """Score a stand-in for the pipeline's prediction."""
+        if metric is not None:
+            as_score(metric(example, prediction), what=name_of(metric), bounds=_bounds(self.strategy))

@@ -1,0 +1,251 @@
+"""Majority vote (eq. 2): the answer that most completions give."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.scoring.answers.classes import Classes, grouped
+from iapo_dspy.scoring.answers.equality import Equality, Pairs, describe_equality, equality_of
+from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, is_countable_type, normalize_answer, parsed
+from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds, function_digest
+from iapo_dspy.scoring.strategies.port import Selection
+from iapo_dspy.scoring.user_functions import misfit, name_of
+from iapo_dspy.types import FloatArray
+
+__all__ = ["MajorityVote", "Tally", "check_metric"]
+
+
+class MajorityVote:
+    """Majority vote over one output field (eq. 2 of the paper).
+
+    The answer with most votes wins, ties with probability 1/t each: the tied answer that was drawn first is
+    returned, which is the same in law because completions are exchangeable.
+
+    Fields of any type that shows what it holds are counted: strings, numbers, bools, Literal, enums, lists, tuples,
+    sets, dictionaries and pydantic models, nested and optional ones too. A typed field that is left as text is read
+    as its type where it can be.
+
+    Args:
+        field: Output field that is voted on.
+        normalize: Field value -> form in which answers are compared. Default: `normalize_answer`.
+        equal: `close(...)`, `math_equal()` or a function (a, b) -> bool of two normalised answers: answers that it
+            holds equal are one. It need not be transitive: in the order of drawing, each answer joins the first one
+            that it equals (see `Classes`).
+        tolerance: Short for `equal=close(absolute=tolerance)`.
+        bounds: Lowest and highest value of the metric.
+        strict: Whether `field` must be declared by one of the student's predictors. Set it to False for a module
+            that builds its own Prediction with another field.
+
+    Raises:
+        ConfigurationError: `field` is no name, `normalize` or `equal` cannot be called, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        *,
+        normalize: Normalize | None = None,
+        equal: Equality | None = None,
+        tolerance: float | None = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        strict: bool = True,
+    ) -> None:
+        if not isinstance(field, str) or not field.isidentifier():
+            raise ConfigurationError(f"MajorityVote({field!r}): give the name of the output field to vote on.")
+        if normalize is not None and not callable(normalize):
+            raise ConfigurationError(f"MajorityVote: normalize must be callable, got {normalize!r}.")
+        self.field = field
+        self.equal = equality_of(f"MajorityVote({field!r})", equal, tolerance)
+        self._custom = normalize
+        self.normalize: Normalize = normalize or getattr(self.equal, "normalize", None) or normalize_answer
+        self.bounds = check_bounds(bounds, "MajorityVote")
+        self.strict = strict
+        self._pairs = Pairs(self.equal) if self.equal is not None else None
+        self._annotation: Any = None
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The metric is the only objective."""
+        return ("metric",)
+
+    def aggregator(self) -> Aggregator:
+        """Return eq. 2 in vectorised form."""
+        return MajorityVoteAggregator(floor=self.bounds[0])
+
+    def check(self, *, metric: Metric | None) -> None:
+        """Raise ConfigurationError without a callable metric."""
+        check_metric("MajorityVote", metric)
+
+    def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
+        """Raise ConfigurationError if the student lacks the field, or its type cannot be counted."""
+        if self.field not in outputs:
+            if not self.strict:
+                return
+            raise ConfigurationError(
+                f"MajorityVote({self.field!r}): the student's output fields are {sorted(outputs)}. Name one of them; "
+                "for a module that builds its own Prediction, pass strict=False."
+            )
+        annotation = outputs[self.field]
+        if self._custom is None and not is_countable_type(annotation):
+            raise ConfigurationError(
+                f"MajorityVote({self.field!r}): nothing but their addresses tells values of type {annotation} apart, "
+                "so they cannot be counted. Pass normalize=, a function that returns a string, a number or a list."
+            )
+
+    def fitted(self, outputs: Mapping[str, Any]) -> MajorityVote:
+        """Return this vote for a student whose field has this type."""
+        twin = copy.copy(self)
+        twin._annotation = outputs.get(self.field)
+        return twin
+
+    def classes(self) -> Classes:
+        """Return empty answer classes for one query or one call."""
+        return Classes(self._pairs)
+
+    def value(self, prediction: dspy.Prediction) -> Any:
+        """Return the normalised answer."""
+        # Not getattr: a field may be called `labels` or `items`, as methods of a Prediction are.
+        value = prediction[self.field]
+        if self._custom is None:
+            value = parsed(value, self._annotation)
+        return None if value is None else self.normalize(value)
+
+    def key(self, prediction: dspy.Prediction) -> str | None:
+        """Return the key under which this prediction votes; None for no vote."""
+        return answer_key(self.value(prediction), _as_it_is)
+
+    def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
+        """Score one completion with the metric."""
+        try:
+            return self._score(example, prediction, metric)
+        except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
+            return Scored(failure=one_line(exc), error=True)
+
+    def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
+        """Score a stand-in prediction; raises what `score` would hide."""
+        if metric is not None and self.field in prediction:
+            as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
+
+    def _score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
+        if metric is None:
+            raise ConfigurationError("MajorityVote needs a metric.")
+        read = self._answer(prediction)
+        if read.failure is not None:
+            return read
+        value = metric(example, prediction)
+        scores = (as_score(value, what=name_of(metric), bounds=self.bounds),)
+        return replace(read, scores=scores)
+
+    def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
+        """Return the answer that this prediction votes for."""
+        try:
+            return self._answer(prediction)
+        except Exception as exc:  # noqa: BLE001  # the user's normalize
+            return Scored(failure=one_line(exc), error=True)
+
+    def _answer(self, prediction: dspy.Prediction) -> Scored:
+        if self.field not in prediction:
+            return Scored(failure=f"the prediction has no field {self.field!r}")
+        value = self.value(prediction)
+        answer = answer_key(value, _as_it_is)
+        if answer is None:
+            return Scored(failure=f"field {self.field!r} is empty")
+        return Scored(answer=answer, value=value if self.equal is not None else None)
+
+    def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
+        """Choose the first completion of the answer with most votes."""
+        tally = Tally.of(read, self.classes())
+        if not tally.votes:
+            return None
+        ranked = tally.ranked()
+        votes = {tally.names[label]: tally.votes[label] for label in ranked}
+        return Selection(index=tally.first[ranked[0]], votes=votes, failures=tally.failures)
+
+    def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
+        """Tell whether the leader wins whoever gets the remaining votes.
+
+        An answer that is not there yet can get `remaining` votes, and loses a tie, for it comes later.
+        """
+        return Tally.of(read, self.classes()).settled(remaining, len(read))
+
+    def digest(self, metric: Metric | None) -> str:
+        """Return a hash of the metric's and the normalisation's code."""
+        return function_digest(metric, self.normalize, self.bounds, answer_key)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies this strategy as JSON data."""
+        custom = None if self._custom is None else name_of(self._custom)
+        equal = {"equal": describe_equality(self.equal)} if self.equal is not None else {}
+        return {"kind": "majority_vote", "field": self.field, "normalize": custom, **equal, "bounds": list(self.bounds)}
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def check_metric(what: str, metric: Metric | None) -> None:
+    """Raise ConfigurationError unless there is a metric that can be called as it will be."""
+    if metric is None or not callable(metric):
+        raise ConfigurationError(
+            f"{what} needs a metric to know which answers are right, got metric={metric!r}. Pass "
+            "metric(example, prediction, trace=None) -> bool or a number."
+        )
+    found = misfit(metric)
+    if found is not None:
+        raise ConfigurationError(
+            f"metric {name_of(metric)}{found}: it must be callable as metric(example, prediction, trace=None)."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """The votes of one call, answer class by answer class.
+
+    Attributes:
+        labels: Class of each completion, None where it has no vote.
+        votes: Class -> its votes, or the sum of their weights in whole units.
+        first: Class -> position of its first vote.
+        names: Class -> the answer that leads it.
+        failures: Position -> why a completion has no vote.
+    """
+
+    labels: tuple[int | None, ...]
+    votes: Mapping[int, int]
+    first: Mapping[int, int]
+    names: Mapping[int, str]
+    failures: Mapping[int, str]
+
+    @classmethod
+    def of(cls, read: Sequence[Scored], classes: Classes, units: Sequence[int] | None = None) -> Tally:
+        """Count the votes of completions in order of drawing; `units` are their weights, 1 each by default."""
+        labels, failures = grouped(read, classes)
+        votes: dict[int, int] = {}
+        first: dict[int, int] = {}
+        for i, label in enumerate(labels):
+            if label is not None:
+                votes[label] = votes.get(label, 0) + (1 if units is None else units[i])
+                first.setdefault(label, i)
+        names = {label: classes.name(label) for label in votes}
+        return cls(labels=tuple(labels), votes=votes, first=first, names=names, failures=failures)
+
+    def ranked(self) -> list[int]:
+        """Return the classes, most votes first; of equals, the one that was drawn first."""
+        return sorted(self.votes, key=lambda label: (-self.votes[label], self.first[label]))
+
+    def settled(self, remaining: int, drawn: int, most: int = 1) -> bool:
+        """Tell whether the leader wins whoever gets the remaining votes, of at most `most` units each."""
+        if remaining == 0:
+            return True
+        if not self.votes:
+            return False
+        leader = self.ranked()[0]
+        rivals = [(self.votes[a] + remaining * most, -self.first[a]) for a in self.votes if a != leader]
+        return max([*rivals, (remaining * most, -drawn)]) < (self.votes[leader], -self.first[leader])

@@ -1,0 +1,1 @@
+"""Conformance suites that authors of strategies and objectives run on their own."""

@@ -1,0 +1,318 @@
+"""What every strategy must keep to, for the tests of those who write one.
+
+from iapo_dspy.testing.strategies import check_strategy
+
+def test_my_strategy() -> None:
+    check_strategy(MyStrategy("answer"), examples, predictions, metric)
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import cloudpickle  # what DSPy itself saves whole programs with
+import dspy
+import numpy as np
+
+from iapo_dspy.bandit.aggregators.port import block_layout
+from iapo_dspy.scoring.answers.classes import Equates, classes_of, grouped
+from iapo_dspy.scoring.scores import Metric, Scored
+from iapo_dspy.scoring.strategies.port import Selection, Settles, Strategy, columns_of
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["check_strategy"]
+
+_ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+_LARGEST_CASE = 4  # completions whose orders are all tried
+
+
+def check_strategy(
+    strategy: Strategy,
+    examples: Sequence[dspy.Example],
+    predictions: Sequence[dspy.Prediction],
+    metric: Metric | None = None,
+    *,
+    cases: int = 20,
+    seed: int = 0,
+    other_process: bool = True,
+) -> None:
+    """Check that a strategy does what the optimizer and the compiled program rely on.
+
+    Args:
+        strategy: The strategy.
+        examples: Training examples, with inputs and labels.
+        predictions: A pool of completions that each of the examples may get: right and wrong ones, some that agree,
+            and such as the strategy cannot use.
+        metric: The metric, for strategies that need one.
+        cases: Random calls that each rule is tried on.
+        seed: Where their randomness comes from.
+        other_process: Whether to compute the digest in another process too, which takes a few seconds. Strategy and
+            metric are sent there by `cloudpickle`.
+
+    Raises:
+        AssertionError: A rule is broken; the message says which, and for what.
+    """
+    assert examples and len(predictions) > 1, "give at least one example and two predictions"
+    assert isinstance(strategy, Strategy), f"{strategy!r} lacks a method of the port `Strategy`"
+    pool = [*predictions, dspy.Prediction()]
+    rng = np.random.default_rng(seed)
+    _check_names(strategy)
+    _check_scores(strategy, examples, pool, metric)
+    _check_choice(strategy, examples, pool, rng, cases)
+    if isinstance(strategy, Settles):
+        _check_settled(strategy, examples, pool, rng, cases)
+    _check_identity(strategy, metric, other_process)
+    _check_rewards(strategy, examples, pool, metric, rng, cases)
+
+
+def _check_names(strategy: Strategy) -> None:
+    objectives, columns = strategy.objectives, columns_of(strategy)
+    assert objectives and all(isinstance(o, str) and o for o in objectives), (
+        f"objectives are {objectives!r}: give names"
+    )
+    assert len(set(columns)) == len(columns), f"columns must differ, got {columns}"
+    assert columns[: len(objectives)] == tuple(objectives), f"columns {columns} must begin with {objectives}"
+
+
+def _check_scores(
+    strategy: Strategy, examples: Sequence[dspy.Example], pool: Sequence[dspy.Prediction], metric: Metric | None
+) -> None:
+    usable = 0
+    for example in examples:
+        inputs = dict(example.inputs().items())
+        for prediction in pool:
+            before = repr(sorted(prediction.items()))
+            scored = _called("score", strategy.score, example, prediction, metric)
+            read = _called("read", strategy.read, inputs, prediction)
+            assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
+            assert (scored.scores is None) == (scored.failure is not None), (
+                f"score must return scores or say why there are none, got {scored} for {prediction}"
+            )
+            if scored.scores is None:
+                continue
+            usable += 1
+            assert len(scored.scores) == len(columns_of(strategy)), (
+                f"score returned {len(scored.scores)} numbers for the columns {columns_of(strategy)}"
+            )
+            assert np.isfinite(scored.scores).all(), f"score returned {scored.scores} for {prediction}"
+            assert read.failure is None, f"score could use {prediction}, but read says: {read.failure}"
+            assert read.answer == scored.answer, (
+                f"score and read disagree on the answer of {prediction}: {scored.answer!r} and {read.answer!r}"
+            )
+            if isinstance(strategy, Equates):
+                stored = replace(scored, value=strategy.value(prediction))
+                labels, _ = grouped([read, stored, scored], classes_of(strategy))
+                assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
+    assert usable, "the strategy can use none of the predictions: give others"
+
+
+def _called(name: str, function: Any, *args: Any) -> Scored:
+    try:
+        found = function(*args)
+    except Exception as exc:
+        raise AssertionError(
+            f"{name} raised {type(exc).__name__}: {exc} for {args[1]}; it must return Scored(failure=...)"
+        ) from exc
+    assert isinstance(found, Scored), f"{name} returned {found!r}, which is no Scored"
+    return found
+
+
+def _check_choice(
+    strategy: Strategy,
+    examples: Sequence[dspy.Example],
+    pool: Sequence[dspy.Prediction],
+    rng: np.random.Generator,
+    cases: int,
+) -> None:
+    for _ in range(cases):
+        _, read = _drawn(strategy, examples, pool, rng, int(rng.integers(1, 8)))
+        weights = _weights(strategy, rng)
+        given = list(read)
+        chosen = strategy.choose(read, weights)
+        again = copy.deepcopy(strategy).choose(list(read), weights)
+        assert list(read) == given, "choose changed the list of completions"
+        assert chosen == again, f"choose is not deterministic: {chosen} and {again}"
+        usable = [i for i, s in enumerate(read) if s.failure is None and (s.answer is not None or s.scores is not None)]
+        assert (chosen is None) == (not usable), f"choose returned {chosen}, but the usable completions are {usable}"
+        if chosen is not None:
+            assert chosen.index in usable and chosen.index not in chosen.failures, (
+                f"choose returned completion {chosen.index}; it may return one of {usable}"
+            )
+
+
+def _check_settled(
+    strategy: Strategy,
+    examples: Sequence[dspy.Example],
+    pool: Sequence[dspy.Prediction],
+    rng: np.random.Generator,
+    cases: int,
+) -> None:
+    assert isinstance(strategy, Settles)
+    for _ in range(cases):
+        example = examples[int(rng.integers(len(examples)))]
+        few = [pool[i] for i in rng.permutation(len(pool))[:2]]  # with few kinds of completions calls settle early
+        inputs = dict(example.inputs().items())
+        read = [strategy.read(inputs, few[int(rng.random() < 0.2)]) for _ in range(int(rng.integers(1, 8)))]
+        remaining, weights = int(rng.integers(0, 6)), _weights(strategy, rng)
+        if not strategy.settled(read, weights, remaining):
+            continue
+        settled = strategy.choose(read, weights)
+        later = [[strategy.read(inputs, p)] * remaining for p in pool]
+        later += [[strategy.read(inputs, pool[i]) for i in rng.integers(len(pool), size=remaining)] for _ in range(5)]
+        for more in later:
+            for end in range(remaining + 1):
+                after = strategy.choose([*read, *more[:end]], weights)
+                assert _returned(settled) == _returned(after), (
+                    f"settled said that {remaining} more completions cannot change {settled}, but {more[:end]} lead to "
+                    f"{after}"
+                )
+
+
+def _check_identity(strategy: Strategy, metric: Metric | None, other_process: bool) -> None:
+    about = strategy.to_dict()
+    try:
+        text = json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        raise AssertionError(f"to_dict must return plain JSON data: {exc}") from exc
+    assert json.loads(text) == about, f"to_dict must survive JSON unchanged: {about}"
+    assert isinstance(about.get("kind"), str), f"to_dict must say which kind of strategy it is: {about}"
+    assert not _ADDRESS.search(text), f"to_dict has the address of an object, which no other process has: {text}"
+    digest = strategy.digest(metric)
+    assert isinstance(digest, str) and digest, f"digest must be a string, got {digest!r}"
+    assert digest == strategy.digest(metric) == copy.deepcopy(strategy).digest(metric), (
+        "digest changes from call to call"
+    )
+    if other_process:
+        there = _elsewhere(strategy, metric)
+        assert there == [digest, about], f"in another process digest and to_dict are {there}, here {[digest, about]}"
+
+
+def _elsewhere(strategy: Strategy, metric: Metric | None) -> Any:
+    """Return digest and data of a strategy as another process has them, with other hashes of strings."""
+    sent = base64.b64encode(cloudpickle.dumps((strategy, metric))).decode()
+    program = (
+        "import base64, json, pickle, sys; s, m = pickle.loads(base64.b64decode(sys.stdin.read())); "
+        "print(json.dumps([s.digest(m), s.to_dict()]))"
+    )
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=sent, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"the strategy does not work in another process: {done.stderr[-500:]}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _check_rewards(
+    strategy: Strategy,
+    examples: Sequence[dspy.Example],
+    pool: Sequence[dspy.Prediction],
+    metric: Metric | None,
+    rng: np.random.Generator,
+    cases: int,
+) -> None:
+    aggregator, k = strategy.aggregator(), len(columns_of(strategy))
+    aggregator.check(k)
+    for _ in range(cases):
+        size = int(rng.integers(1, _LARGEST_CASE + 1))
+        drawn, _ = _drawn(strategy, examples, pool, rng, size)
+        example, predictions = drawn
+        weights = _weights(strategy, rng)
+        padded = np.concatenate([weights, np.zeros(k - len(weights))])[None]
+        estimated, real, partitions = [], [], set()
+        for order in permutations(predictions):
+            label, score = _observed(strategy, example, order, metric)
+            reward = aggregator.reward(label, score, padded)
+            assert reward.shape == (1, 1), f"reward of one pull in one context has the shape {reward.shape}"
+            estimated.append(float(reward[0, 0]))
+            _check_blocks(aggregator, label, score, padded)
+            at = [next(i for i, q in enumerate(predictions) if q is p) for p in order]
+            partitions.add(_partition(at, label[0]))
+            real.append(_worth(strategy, example, order, metric, weights))
+        if len(partitions) > 1 or any(r is None for r in real):
+            continue  # an equality that is not transitive makes other classes in other orders
+        expected = float(np.mean([r for r in real if r is not None]))
+        assert np.isclose(np.mean(estimated), expected, rtol=1e-6, atol=1e-9), (
+            f"the aggregator's reward of {predictions} under the weights {weights} is {np.mean(estimated):.9g}; what "
+            f"choose returns is worth {expected:.9g} on average over all orders of drawing"
+        )
+
+
+def _check_blocks(aggregator: Any, label: IntArray, score: FloatArray, weights: FloatArray) -> None:
+    layout = block_layout(label.shape[1], label.shape[1])
+    blocks = aggregator.blocks(label, score, weights, layout)
+    one_by_one = [
+        aggregator.reward(label[:, a:b], score[:, a:b], weights)
+        for a, b in zip(layout.start.tolist(), layout.end.tolist(), strict=True)
+    ]
+    assert np.allclose(blocks, np.stack(one_by_one, axis=1)), "blocks and reward of the aggregator disagree"
+
+
+def _observed(
+    strategy: Strategy, example: dspy.Example, order: Sequence[dspy.Prediction], metric: Metric | None
+) -> tuple[IntArray, FloatArray]:
+    """Return labels [1, m] and scores [1, m, K] as the live environment makes them."""
+    scored = [strategy.score(example, p, metric) for p in order]
+    labels, failures = grouped(scored, classes_of(strategy))
+    failed = (float("nan"),) * len(columns_of(strategy))
+    rows = [failed if s.scores is None or i in failures else s.scores for i, s in enumerate(scored)]
+    return np.array([[-1 if a is None else a for a in labels]]), np.array([rows], dtype=float)
+
+
+def _worth(
+    strategy: Strategy,
+    example: dspy.Example,
+    order: Sequence[dspy.Prediction],
+    metric: Metric | None,
+    weights: FloatArray,
+) -> float | None:
+    """Return the weighted objectives of what a call would return; None where it returns nothing."""
+    inputs = dict(example.inputs().items())
+    chosen = strategy.choose([strategy.read(inputs, p) for p in order], weights)
+    if chosen is None:
+        return None
+    returned = dspy.Prediction(**{**dict(order[chosen.index].items()), **chosen.replaced})
+    scored = strategy.score(example, returned, metric)
+    assert scored.scores is not None, f"choose returned {returned}, which fails when it is scored: {scored.failure}"
+    return float(np.dot(weights, scored.scores[: len(weights)]))
+
+
+def _partition(at: Sequence[int], label: IntArray) -> frozenset[frozenset[int]]:
+    """Return which completions, by position in the pool, are in one class."""
+    classes: dict[int, set[int]] = {}
+    for i, a in zip(at, label.tolist(), strict=True):
+        classes.setdefault(a, set()).add(i)
+    return frozenset(frozenset(c) for c in classes.values())
+
+
+def _drawn(
+    strategy: Strategy,
+    examples: Sequence[dspy.Example],
+    pool: Sequence[dspy.Prediction],
+    rng: np.random.Generator,
+    size: int,
+) -> tuple[tuple[dspy.Example, list[dspy.Prediction]], list[Scored]]:
+    """Draw an example and completions of it, and read these."""
+    example = examples[int(rng.integers(len(examples)))]
+    some = [pool[i] for i in rng.integers(len(pool), size=max(2, size // 2))]  # few kinds, so that some agree
+    predictions = [copy.copy(some[i]) for i in rng.integers(len(some), size=size)]
+    inputs = dict(example.inputs().items())
+    return (example, predictions), [strategy.read(inputs, p) for p in predictions]
+
+
+def _weights(strategy: Strategy, rng: np.random.Generator) -> FloatArray:
+    return rng.dirichlet(np.ones(len(strategy.objectives)))
+
+
+def _returned(selection: Selection | None) -> tuple[int, dict[str, Any]] | None:
+    return None if selection is None else (selection.index, dict(selection.replaced))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import litellm
+import pytest
+
+from iapo_dspy.demo.server import DemoServer
+from iapo_dspy.demo.shipped import BITS, MODEL_NAME
+from iapo_dspy.demo.tokenizer import render_chat
+
+MESSAGES = render_chat(
+    instruction="Work column by column, carrying, before you answer.",
+    field="question",
+    value="What is 123 + 456?",
+    reasoning=False,
+)
+
+
+@pytest.fixture
+def server() -> Iterator[DemoServer]:
+    with DemoServer() as running:
+        yield running
+
+
+def call(server: DemoServer, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(urlsplit(server.api_base).netloc, timeout=30)
+    try:
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        connection.request(method, path, body=data)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def chat(**changes: object) -> dict[str, object]:
+    return {"model": MODEL_NAME, "messages": MESSAGES, **changes}
+
+
+@pytest.mark.parametrize("prefix", ["openai", "hosted_vllm"])
+def test_litellm_gets_n_choices_from_one_http_request(server: DemoServer, prefix: str) -> None:
+    response = litellm.completion(
+        model=f"{prefix}/{MODEL_NAME}",
+        api_base=server.api_base,
+        api_key="any",
+        messages=MESSAGES,
+        n=8,
+        temperature=1.0,
+        seed=4,
+    )
+    assert (server.requests, server.completions) == (1, 8)
+    assert len({c.message.content for c in response.choices}) > 1
+    assert 40 < response.usage.prompt_tokens < 70
+    assert response.usage.completion_tokens > 8 * 20
+
+
+@pytest.mark.parametrize("prefix", ["openai", "hosted_vllm"])
+def test_litellm_gets_typed_errors(server: DemoServer, prefix: str) -> None:
+    ask = {"model": f"{prefix}/{MODEL_NAME}", "api_base": server.api_base, "api_key": "any", "max_retries": 0}
+    with pytest.raises(litellm.ContextWindowExceededError):
+        litellm.completion(**ask, messages=[{"role": "user", "content": "~" * 600}])
+    with pytest.raises(litellm.BadRequestError):
+        litellm.completion(**ask, messages=MESSAGES, n=-1)
+    with pytest.raises(litellm.NotFoundError):
+        litellm.completion(**{**ask, "model": f"{prefix}/other"}, messages=MESSAGES)
+
+
+async def test_dspy_works_through_the_server_with_requests_in_flight(server: DemoServer) -> None:
+    import dspy
+
+    lm = dspy.LM(
+        f"openai/{MODEL_NAME}", engine="litellm", api_base=server.api_base, api_key="any", temperature=1.0, cache=False
+    )
+    with dspy.context(lm=lm):
+        predict = dspy.Predict("question -> answer")
+        answers = await asyncio.gather(*(predict.acall(question=f"What is {a} + 321?") for a in range(111, 143)))
+    assert server.completions >= 32
+    assert sum(a.answer.isdigit() and len(a.answer) == 3 for a in answers) >= 30
+
+
+def test_models_are_listed(server: DemoServer) -> None:
+    status, body = call(server, "GET", "/v1/models")
+    assert status == 200
+    assert [m["id"] for m in body["data"]] == list(BITS)
+    assert server.requests == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "invalid_request"),
+        (b"\xff", 400, "invalid_request"),
+        ([], 400, "invalid_request"),
+        (chat(messages="hi"), 400, "invalid_request"),
+        (chat(messages=[]), 400, "invalid_request"),
+        (chat(n=0), 400, "invalid_request"),
+        (chat(n="two"), 400, "invalid_request"),
+        (chat(stream=True), 400, "invalid_request"),
+        (chat(model="gpt"), 404, "model_not_found"),
+        (chat(messages=[{"role": "user", "content": "~" * 600}]), 400, "context_length_exceeded"),
+    ],
+)
+def test_bad_requests_get_json_errors(server: DemoServer, body: object, status: int, code: str) -> None:
+    got, content = call(server, "POST", "/v1/chat/completions", body)
+    assert (got, content["error"]["code"]) == (status, code)
+    assert content["error"]["message"]
+    assert server.completions == 0
+
+
+def test_unknown_paths_are_404(server: DemoServer) -> None:
+    assert call(server, "GET", "/v1/nothing")[0] == 404
+    assert call(server, "POST", "/v1/completions", {})[0] == 404
+
+
+def test_one_connection_serves_many_requests_and_survives_errors(server: DemoServer) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.api_base).netloc, timeout=30)
+    for n in (1, 0, 2):
+        connection.request("POST", "/v1/chat/completions", body=json.dumps(chat(n=n, max_tokens=2)))
+        response = connection.getresponse()
+        content = json.loads(response.read())
+        assert response.status == (200 if n else 400)
+        assert len(content.get("choices", [])) == n
+    connection.close()
+
+
+def test_a_seed_of_the_request_or_the_server_makes_texts_repeat() -> None:
+    runs = []
+    for _ in range(2):
+        with DemoServer(seed=1) as server:
+            runs.append([call(server, "POST", "/v1/chat/completions", chat(n=3))[1]["choices"] for _ in range(2)])
+            seeded = [call(server, "POST", "/v1/chat/completions", chat(n=3, seed=2))[1]["choices"] for _ in range(2)]
+            assert seeded[0] == seeded[1]
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
+def test_other_addresses_than_loopback_are_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="allow_remote"):
+        DemoServer(host=host)
+    DemoServer(host=host, allow_remote=True)  # not started: only the check is tested
+
+
+def test_a_stopped_server_has_no_address_and_can_start_again() -> None:
+    server = DemoServer()
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = server.api_base
+    for _ in range(2):
+        with server:
+            assert call(server, "GET", "/v1/models")[0] == 200
+    server.stop()

@@ -1,0 +1,368 @@
+"""The default algorithm: never above its budget, on shared queries, and right on worlds whose best arms are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iapo_dspy.bandit.aggregators.exact import majority_vote_rewards
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.algorithms.auto import auto, auto_least, expected_gain, survivors
+from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.ties import choose
+from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.wrappers import Failures
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
+from iapo_dspy.types import Arm, Contexts, FloatArray, Observations
+from tests.support.draws import Coins
+
+NAN = float("nan")
+MV, BEST = MajorityVoteAggregator(), BestOfNAggregator()
+
+
+def problem(env: Coins, price: list[float] | None = None, max_n: int = 8, aggregator: Aggregator = MV) -> Problem:
+    cost = np.array([0.0] if price is None else price)
+    return Problem(
+        n_prompts=env.n_prompts,
+        n_queries=env.n_queries,
+        max_n=max_n,
+        contexts=Contexts(np.ones((len(cost), 1)), cost),
+        aggregator=aggregator,
+        cost_scale=0.01,
+    )
+
+
+def run(env: Coins, budget: int, *, seed: int = 0, **settings) -> Outcome:
+    return drive(auto(problem(env, **settings), budget=budget, seed=seed), env)
+
+
+def check(outcome: Outcome, env: Coins, budget: int) -> None:
+    """What holds for every run."""
+    shape = outcome.q.shape
+    assert outcome.spent <= budget
+    assert outcome.spent == sum(o.pulls.completions for o in outcome.observations)
+    assert [r.completions for r in outcome.rounds] == [o.pulls.completions for o in outcome.observations]
+    assert len(outcome.policy) == shape[0]
+    assert all(0 <= arm.prompt < shape[1] and 1 <= arm.n <= shape[2] for arm in outcome.policy.arms)
+    assert all(len(pulls) for pulls in env.asked)  # nothing is asked for nothing
+    for r, pulls in zip(outcome.rounds, env.asked, strict=True):
+        assert set(pulls.prompt.tolist()) == set(np.flatnonzero(r.active.any(axis=(0, 2))).tolist())
+        assert pulls.size.max() <= shape[2]
+
+
+# --- the budget ---
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 6), st.integers(1, 12)),
+    st.integers(1, 9),
+    st.integers(0, 300),
+    st.sampled_from([MV, BEST, BestOfNAggregator(floors=(0.5,))]),
+    st.sampled_from([None, "failures", "all fail", "exhausted", "one broken"]),
+    st.integers(0, 10**6),
+)
+def test_no_run_spends_more_than_its_budget(shape, max_n, extra, aggregator, trouble, seed) -> None:
+    theta = np.random.default_rng(seed).random(shape)
+    budget = shape[0] + extra
+    env = Coins(theta, seed=seed, broken=(0,) if trouble == "one broken" else ())
+    env.left = budget // 2 if trouble == "exhausted" else budget
+    world = Failures(env, share=1.0 if trouble == "all fail" else 0.3) if trouble in ("failures", "all fail") else env
+    start = auto(problem(env, price=[0.0, 1.0], max_n=max_n, aggregator=aggregator), budget=budget, seed=seed)
+    with np.errstate(all="raise", under="ignore"):
+        outcome = drive(start, world)
+    check(outcome, env, budget)
+    if trouble != "exhausted":
+        assert outcome.complete
+    elif outcome.spent < sum(p.completions for p in env.asked):
+        assert not outcome.complete
+    if trouble == "one broken" and shape[0] > 1:
+        assert all(arm.prompt != 0 for arm in outcome.policy.arms)
+
+
+class Judged(Coins):
+    """Two objectives out of many values; right answers score higher on the first one."""
+
+    def pull(self, pulls):
+        seen = super().pull(pulls)
+        noise = self.rng.normal(size=(len(seen.label), 2))
+        score = noise + seen.score * np.array([1.0, 0.0])
+        return type(seen)(pulls=seen.pulls, label=seen.label, score=score, cost=seen.cost, exhausted=seen.exhausted)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 6), st.integers(0, 150), st.integers(0, 10**6))
+def test_several_objectives_keep_to_the_budget(n_prompts, n_queries, max_n, extra, seed) -> None:
+    env = Judged(np.full((n_prompts, n_queries), 0.5), seed=seed)
+    contexts = Contexts(np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), np.array([0.0, 0.5, 1.0]))
+    task = Problem(
+        n_prompts=n_prompts, n_queries=n_queries, max_n=max_n, contexts=contexts, aggregator=BEST, cost_scale=None
+    )
+    outcome = drive(auto(task, budget=n_prompts + extra, seed=seed), env)
+    check(outcome, env, n_prompts + extra)
+    assert np.isfinite(outcome.q).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "budget", "max_n"),
+    [((2, 1), 40_000, 4), ((3, 10), 5_000, 32), ((100, 50), 100, 8), ((100, 30), 3_000, 8)],
+)
+def test_extreme_shapes(shape, budget, max_n) -> None:
+    env = Coins(np.random.default_rng(0).random(shape))
+    outcome = run(env, budget, max_n=max_n, price=[0.0, 0.5])
+    check(outcome, env, budget)
+    assert outcome.complete and np.isfinite(outcome.q).all() and np.isfinite(outcome.reward).all()
+
+
+def test_budgets_below_one_completion_of_each_prompt_are_refused_at_once() -> None:
+    env = Coins(np.full((7, 3), 0.5))
+    assert auto_least(problem(env)) == 7
+    with pytest.raises(BudgetTooSmall, match="7 prompts once needs at least 7") as error:
+        auto(problem(env), budget=6, seed=0)  # no next()
+    assert (error.value.given, error.value.least) == (6, 7)
+    outcome = run(env, 7)
+    assert outcome.spent == 7 and sorted(env.asked[0].prompt.tolist()) == list(range(7))
+    for wrong in ({"budget": 9.5, "seed": 0}, {"budget": 9, "seed": -1}):
+        with pytest.raises(ConfigurationError):
+            auto(problem(env), **wrong)
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 0}, {"first_pull": 0}, {"growth": 0}, {"rounds": 2.5}])
+def test_settings_out_of_range_are_refused(settings) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        auto(problem(Coins([[0.5]])), budget=9, seed=0, **settings)
+
+
+# --- which queries, in which pulls ---
+
+
+@pytest.mark.parametrize("budget", [60, 700, 6_000])
+def test_prompts_alive_answer_the_same_queries_each_once_before_any_twice(budget: int) -> None:
+    env = Coins(np.random.default_rng(1).random((6, 40)), seed=2)
+    outcome = run(env, budget, max_n=8, seed=5)
+    check(outcome, env, budget)
+    asked: dict[int, list[int]] = {p: [] for p in range(6)}
+    for pulls in env.asked:
+        alive = np.unique(pulls.prompt)
+        shares = [pulls.size[pulls.prompt == p].tolist() for p in alive]
+        assert all(share == shares[0] for share in shares)  # as many, in pulls of the same size
+        together = {len(asked[p]) for p in alive.tolist()}
+        now = [pulls.query[pulls.prompt == p].tolist() for p in alive]
+        if len(together) == 1:  # nobody was away in between
+            assert all(queries == now[0] for queries in now)
+        for p, queries in zip(alive.tolist(), now, strict=True):
+            asked[p].extend(queries)
+    longest = max(asked.values(), key=len)
+    for queries in asked.values():
+        assert queries == longest[: len(queries)]  # one order for all: who was away goes on where it stopped
+        for begin in range(0, len(queries), 40):
+            part = queries[begin : begin + 40]
+            assert len(set(part)) == len(part)  # without replacement until all were used
+
+
+def test_pulls_grow_and_fewer_prompts_stay() -> None:
+    env = Coins(np.clip(np.linspace(0.3, 0.6, 12)[:, None] + np.zeros((12, 3_000)), 0, 1))
+    run(env, 12_000, max_n=16)
+    size = [set(pulls.size.tolist()) for pulls in env.asked]
+    assert all(len(s) == 1 for s in size)
+    sizes = [s.pop() for s in size]
+    assert sizes == [2, 2, 4, 4, 8, 8, 16, 16][: len(sizes)] and len(sizes) >= 4
+    alive = [len(np.unique(pulls.prompt)) for pulls in env.asked]
+    assert alive[0] == 12 and alive[-1] <= 3
+    assert alive == [max(2, int(np.ceil(12 ** (1 - r / 7)))) for r in range(len(alive))]
+
+
+def test_small_training_sets_get_larger_pulls_before_a_query_comes_twice() -> None:
+    env = Coins(np.full((2, 5), 0.5))
+    run(env, 80, max_n=16)
+    first = env.asked[0]
+    assert len(set(zip(first.prompt.tolist(), first.query.tolist(), strict=True))) == len(first)
+
+
+def test_no_pull_is_larger_than_the_largest_scale() -> None:
+    env = Coins(np.full((2, 5), 0.5))
+    outcome = run(env, 500, max_n=1)
+    check(outcome, env, 500)
+    assert all((pulls.size == 1).all() for pulls in env.asked)
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    theta = np.random.default_rng(1).random((5, 30))
+    runs = []
+    for seed in (3, 3, 4):
+        env = Coins(theta, seed=9)
+        outcome = run(env, 900, seed=seed, price=[0.0, 1.0])
+        runs.append((outcome, [(p.prompt.tolist(), p.query.tolist(), p.size.tolist()) for p in env.asked]))
+    (one, asked), (two, again), (_, other) = runs
+    assert asked == again and one.policy == two.policy and asked != other
+    np.testing.assert_array_equal(one.q, two.q)
+
+
+# --- what it finds ---
+
+
+def deceptive(rng: np.random.Generator, x: int = 400) -> FloatArray:
+    """Prompt 0: .71 at one completion, and settles at .65. Prompts 1 and 2: .62 and .60 everywhere. Others: poor."""
+    easy = rng.permutation(x) < 0.65 * x
+    steady = np.array([[0.62], [0.60], [0.4], [0.35], [0.3], [0.25]])
+    return np.vstack([np.where(easy, 0.97, 0.22), np.clip(steady + 0.02 * rng.normal(size=(6, x)), 0, 1)])
+
+
+def votes(theta: FloatArray, max_n: int) -> FloatArray:
+    """Exact value of a prompt's vote at every scale [N]."""
+    law = np.stack([theta, 1 - theta], axis=1)
+    return majority_vote_rewards(law, np.tile([1.0, 0.0], (len(law), 1)), max_n).mean(axis=0)
+
+
+def test_a_deceptive_prompt_is_told_from_one_that_scales() -> None:
+    for seed in range(4):
+        theta = deceptive(np.random.default_rng(seed))
+        env = Coins(theta, seed=seed)
+        outcome = run(env, 20_000, seed=seed, max_n=16, price=[0.0, 10.0])
+        check(outcome, env, 20_000)
+        quality, thrift = outcome.policy.arms
+        assert quality.prompt in (1, 2) and quality.n >= 13  # .83 and .78; the deceptive prompt is worth .65 there
+        assert thrift == Arm(0, 1)
+        exact = votes(theta[quality.prompt], 16)[quality.n - 1]
+        assert outcome.q[0, quality.prompt, quality.n - 1] == pytest.approx(exact, abs=0.07)
+
+
+def test_the_best_prompt_is_found_without_shared_structure() -> None:
+    found = 0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        theta = np.where(rng.random((8, 300)) < np.array([[0.75]] + [[0.55]] * 7), 0.95, 0.05)
+        found += run(Coins(theta, seed=seed), 3_000, seed=seed, max_n=8).policy[0].prompt == 0
+    assert found >= 4
+
+
+def test_more_budget_does_not_hurt() -> None:
+    """Mean exact value of the choice over seeds, at two budgets."""
+    values = []
+    for budget in (100, 4_000):
+        total = 0.0
+        for seed in range(5):
+            theta = deceptive(np.random.default_rng(seed))
+            arm = run(Coins(theta, seed=seed), budget, seed=seed, max_n=16).policy[0]
+            total += votes(theta[arm.prompt], 16)[arm.n - 1]
+        values.append(total / 5)
+    assert values[1] > values[0] and values[1] > 0.75
+
+
+@pytest.mark.parametrize("aggregator", [MV, BEST])
+def test_prompts_whose_completions_all_fail_are_never_chosen(aggregator: Aggregator) -> None:
+    """Not even where failing is free and everything else loses to its price."""
+    env = Coins(np.full((3, 20), 0.1), cost=[0.0, 50.0, 60.0], broken=(0,))
+    outcome = run(env, 300, price=[0.0, 5.0], aggregator=aggregator)
+    assert all(arm.prompt != 0 for arm in outcome.policy.arms)
+    assert np.isnan(outcome.q[:, 0]).all() and np.isfinite(outcome.q[:, 1:]).all()
+
+
+def test_where_everything_fails_there_is_a_policy_all_the_same() -> None:
+    env = Coins(np.full((3, 20), 0.5), broken=(0, 1, 2))
+    outcome = run(env, 200)
+    check(outcome, env, 200)
+    assert len(outcome.policy) == 1
+
+
+def test_an_environment_that_ends_at_once_is_reported() -> None:
+    outcome = run(Coins(np.full((3, 20), 0.5), budget=0), 200)
+    assert not outcome.complete and outcome.spent == 0 and outcome.policy[0] == Arm(0, 1)
+    assert np.isnan(outcome.q).all() and not outcome.count.any()
+
+
+def test_a_clear_winner_ends_the_run_early() -> None:
+    theta = np.zeros((4, 4_000))
+    theta[2] = 1.0
+    env = Coins(theta)
+    outcome = run(env, 20_000, price=[0.5], max_n=4)
+    assert outcome.complete and outcome.policy[0] == Arm(2, 1)
+    assert outcome.spent < 10_000
+
+
+def test_a_tie_of_equal_prompts_goes_to_the_cheaper_one_and_to_one_completion() -> None:
+    env = Coins(np.ones((3, 50)), cost=[3.0, 1.0, 2.0])
+    assert run(env, 600, max_n=4).policy[0] == Arm(1, 1)  # price 0: costs count only between equals
+    assert run(Coins(np.ones((2, 50)), cost=[1.0, 1.0], overhead=[5.0, 1.0]), 400, max_n=4).policy[0] == Arm(1, 1)
+
+
+def evidence(values: FloatArray, cost: FloatArray) -> Evidence:
+    """Values [P, V, N] without any bias."""
+    p, _, n = values.shape
+    nothing = np.zeros((1, p, n))
+    return Evidence(
+        values=values[None],
+        influence=values[None],
+        bias=nothing,
+        doubt=nothing,
+        queries=np.full((p, n), values.shape[1]),
+        row=np.array([0]),
+        factor=np.array([1.0]),
+        cost=cost,
+    )
+
+
+def test_near_ties_go_to_the_cheapest_and_clear_differences_to_the_better() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(2, 400, 2))  # standard error of a difference: about .07
+    noise -= noise.mean(axis=1, keepdims=True)
+    cost = np.array([[1.0, 2.0], [3.0, 4.0]])
+    for lead, best in ((0.0005, Arm(0, 1)), (0.05, Arm(1, 2))):
+        values = noise.copy()
+        values[1, :, 1] += lead
+        q = values.mean(axis=1)[None]
+        assert choose(q, evidence(values, cost)).arms == (best,)
+    # Differences that are known for sure are no ties, however small.
+    values = np.repeat(noise[:1, :, :1], 2, axis=0) + np.zeros((2, 400, 2))
+    values[1, :, 1] += 0.0005
+    assert choose(values.mean(axis=1)[None], evidence(values, cost)).arms == (Arm(1, 2),)
+    # Arms without an estimate are no choice.
+    q = np.array([[[NAN, NAN], [0.1, 0.0]]])
+    assert choose(q, evidence(noise, np.array([[NAN, NAN], [3.0, 4.0]]))).arms == (Arm(1, 1),)
+
+
+def test_survivors_are_the_chosen_and_those_with_the_most_to_gain() -> None:
+    gain = np.array([0.1, 0.5, 0.0, 0.3, 0.2])
+    assert survivors(gain, np.array([2]), 3).tolist() == [1, 2, 3]
+    assert survivors(gain, np.array([2]), 1).tolist() == [1, 2]  # two at least: there is something to compare
+    assert survivors(gain, np.array([0, 2, 4]), 1).tolist() == [0, 2, 4]  # no chosen one is dropped
+    assert survivors(gain[:1], np.array([0]), 1).tolist() == [0]
+
+
+def test_expected_gains_by_hand() -> None:
+    found = expected_gain(np.array([0.0, 1.0, -1.0, -np.inf]), np.array([2.0, 0.0, 0.0, 1.0]))
+    np.testing.assert_allclose(found, [2 / np.sqrt(2 * np.pi), 1.0, 0.0, 0.0], atol=1e-11)
+    rng = np.random.default_rng(0)
+    drawn = np.maximum(rng.normal(-0.3, 0.5, 400_000), 0).mean()
+    assert expected_gain(np.array([-0.3]), np.array([0.5]))[0] == pytest.approx(drawn, abs=2e-3)
+
+
+@pytest.mark.parametrize(("overhead", "least"), [(0.0, 2), (9.0, 3), (200.0, 8)])
+def test_dear_queries_are_asked_for_more_completions(overhead: float, least: int) -> None:
+    problem = Problem(
+        n_prompts=3,
+        n_queries=60,
+        max_n=8,
+        contexts=Contexts(np.ones((1, 1)), np.zeros(1)),
+        aggregator=MajorityVoteAggregator(),
+    )
+    rng = np.random.default_rng(5)
+    run = auto(problem, budget=400, seed=0)
+    pulls = next(run)
+    assert set(pulls.size.tolist()) == {2}  # nothing is known of the costs yet
+    score = (rng.random(pulls.completions) < 0.6).astype(float)
+    observed = Observations(
+        pulls=pulls,
+        label=(1 - score).astype(np.int64),
+        score=score[:, None],
+        cost=np.full(len(score), 5.0),
+        overhead=np.full(len(pulls), 5.0 * overhead),
+    )
+    assert set(run.send(observed).size.tolist()) == {least}
+    run.close()

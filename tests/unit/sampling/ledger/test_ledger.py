@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pydantic
+import pytest
+
+from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
+from iapo_dspy.sampling.ledger.field_values import decode_prediction, encode_prediction
+from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
+
+ROOT = Path(__file__).parents[4]
+
+
+def record(index: int, pull: tuple[int, int] = (0, 0), **changes: Any) -> CompletionRecord:
+    fields = {"answer": f"a{index}"}
+    base: dict[str, Any] = {"text": f"text {index}\nnext", "fields": fields, "completion_tokens": 2.5, "seed": 7}
+    return CompletionRecord(round=pull[0], position=pull[1], index=index, prompt=3, query=4, **{**base, **changes})
+
+
+def test_what_was_stored_comes_back(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "run", fingerprint="f", settings={"seed": 0}) as ledger:
+        ledger.extend([record(1), record(0, failure="E: x", fields=None, error=True), record(0, (1, 0), usd=0.25)])
+        ledger.append(ScoreRecord(key="4|a0", scores=[1.0, 0.5]))
+        ledger.append(ScoreRecord(key="4|a1", failure="ValueError: no"))
+        assert ledger.completions((0, 0)) == ()  # who appended it has it
+    with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
+        first, second = ledger.completions((0, 0))
+        assert (first, second) == (record(0, failure="E: x", fields=None, error=True), record(1))
+        assert ledger.completions((1, 0)) == (record(0, (1, 0), usd=0.25),)
+        assert ledger.completions((9, 9)) == ()
+        assert [r.pull for r in ledger.stored] == [(0, 0), (0, 0), (1, 0)]
+        score = ledger.score("4|a0")
+        assert score is not None and list(score.scores or ()) == [1.0, 0.5]
+        assert ledger.score("4|a1") == ScoreRecord(key="4|a1", failure="ValueError: no")
+        assert ledger.score("other") is None
+        ledger.append(record(1, (1, 0)))
+    with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
+        assert len(ledger.completions((1, 0))) == 2
+
+
+def test_records_that_belong_together_are_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(0), record(1)])
+    path = tmp_path / "ledger.jsonl"
+    before = path.read_bytes()
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(i, (0, 1)) for i in range(3)])
+    whole = path.read_bytes()
+    for end in range(len(before) + 1, len(whole)):  # killed after any byte
+        path.write_bytes(whole[:end])
+        assert [r.pull for r in read_ledger(tmp_path)[1] if isinstance(r, CompletionRecord)] == [(0, 0), (0, 0)]
+        assert path.read_bytes() == whole[:end]  # reading changes nothing
+        with Ledger.open(tmp_path, fingerprint="f") as ledger:
+            assert ledger.completions((0, 1)) == () and len(ledger.completions((0, 0))) == 2
+        assert path.read_bytes() == before
+    path.write_bytes(whole)
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert [r.index for r in ledger.completions((0, 1))] == [0, 1, 2]
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="no ledger at"):
+        read_ledger(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text("")
+    with pytest.raises(LedgerError, match="no ledger of this package"):
+        read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize("torn", [b'{"kind":"completion","rou', b"\xff\xfe", b'{"kind":"completion"}', b"\n", b"12\n"])
+def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.append(record(0))
+    path = tmp_path / "ledger.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    with caplog.at_level(logging.WARNING), Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert ledger.completions((0, 0)) == (record(0),)
+        assert path.read_bytes() == whole
+        ledger.append(record(1))
+    assert "half a record" in caplog.text
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert len(ledger.completions((0, 0))) == 2
+
+
+def test_every_possible_tear_is_repaired(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.append(record(0))
+        ledger.append(record(1, text="ü" * 20))
+    path = tmp_path / "ledger.jsonl"
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for length in [*range(0, len(whole), 7), *ends, *(end - 1 for end in ends), len(whole)]:
+        path.write_bytes(whole[:length])
+        with Ledger.open(tmp_path, fingerprint="f") as ledger:
+            assert len(ledger.stored) == max(sum(end <= length for end in ends) - 1, 0)
+
+
+def test_damage_in_the_middle_is_not_repaired_silently(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(0), record(1)])
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + b"{broken\n" + lines[2])
+    with pytest.raises(LedgerError, match="line 2"):
+        Ledger.open(tmp_path, fingerprint="f")
+    with pytest.raises(LedgerError, match="line 2"):  # and the lock was given back
+        Ledger.open(tmp_path, fingerprint="f")
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
+    Ledger.open(tmp_path, fingerprint="f", settings={"budget": 10, "strategy": {"field": "a"}, "old": 1}).close()
+    with pytest.raises(LedgerMismatch) as caught:
+        Ledger.open(tmp_path, fingerprint="g", settings={"budget": 20, "strategy": {"field": "b"}})
+    message = str(caught.value)
+    assert "budget (was 10, is 20)" in message
+    assert 'strategy.field (was "a", is "b")' in message
+    assert "old (gone)" in message
+    with pytest.raises(LedgerMismatch, match="student, candidates or data"):
+        Ledger.open(tmp_path, fingerprint="g", settings={"budget": 10, "strategy": {"field": "a"}, "old": 1})
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"some": "file"}\n')
+    with pytest.raises(LedgerError, match="no ledger"):
+        Ledger.open(tmp_path, fingerprint="f")
+    path.write_text('{"format": "iapo_dspy.ledger", "version": 99}\n')
+    with pytest.raises(LedgerError, match="version 99"):
+        Ledger.open(tmp_path, fingerprint="f")
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        with pytest.raises(LedgerLocked, match=str(os.getpid())):
+            Ledger.open(tmp_path, fingerprint="f")
+        child = (
+            "import sys\nfrom iapo_dspy.sampling.ledger.ledger import Ledger\nLedger.open(sys.argv[1], fingerprint='f')"
+        )
+        command = [sys.executable, "-c", child, str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert "LedgerLocked" in done.stderr
+        ledger.append(record(0))
+    Ledger.open(tmp_path, fingerprint="f").close()
+
+
+def test_a_killed_process_loses_nothing_and_leaves_no_lock(tmp_path: Path) -> None:
+    child = """
+import os, sys
+from iapo_dspy.sampling.ledger.ledger import Ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord
+ledger = Ledger.open(sys.argv[1], fingerprint='f', sync_every=1000)
+for i in range(10**9):
+    ledger.append(CompletionRecord(round=0, position=0, index=i, prompt=0, query=0, text='t' * 50))
+    if i == 500:
+        os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", child, str(tmp_path)], cwd=ROOT, timeout=60, check=False)
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert [r.index for r in ledger.stored] == list(range(501))
+
+
+def test_closed_ledger_says_so(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path, fingerprint="f")
+    ledger.close()
+    ledger.close()
+    with pytest.raises(LedgerError, match="closed"):
+        ledger.append(record(0))
+
+
+def test_no_secret_reaches_the_file(tmp_path: Path) -> None:
+    settings = {
+        "lm": {"model": "m", "api_key": "sk-123456", "extra_headers": {"X": "sk-234567"}, "max_tokens": 5},
+        "aws_secret_access_key": "hush",
+        "list": [{"Authorization": "Bearer abc"}],
+    }
+    with Ledger.open(tmp_path, fingerprint=fingerprint_of(settings), settings=settings):
+        pass
+    text = (tmp_path / "ledger.jsonl").read_text()
+    assert not any(secret in text for secret in ("sk-123456", "sk-234567", "hush", "Bearer"))
+    assert json.loads(text)["settings"]["lm"] == {"model": "m", "max_tokens": 5}
+    changed = {**settings, "aws_secret_access_key": "other"}
+    assert fingerprint_of(settings) == fingerprint_of(changed)
+    assert fingerprint_of(settings) != fingerprint_of({**settings, "more": 1})
+
+
+def test_null_ledger_is_a_ledger() -> None:
+    with NullLedger() as ledger:
+        assert isinstance(ledger, LedgerPort)
+        ledger.append(record(0))
+        ledger.flush()
+        assert ledger.completions((0, 0)) == ()
+        assert ledger.score("x") is None
+    ledger.close()
+
+
+def test_nothing_private_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Ledger.open(tmp_path, fingerprint="f", settings={"q": "private"}) as ledger:
+        ledger.append(record(0, text="private"))
+    assert "private" not in caplog.text
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Point(pydantic.BaseModel):
+    x: int
+    when: datetime.date
+
+
+class Typed(dspy.Signature):
+    question: str = dspy.InputField()
+    text: str = dspy.OutputField()
+    number: float = dspy.OutputField()
+    point: Point = dspy.OutputField()
+    points: list[Point] = dspy.OutputField()
+    colour: Colour = dspy.OutputField()
+    tags: set[str] = dspy.OutputField()
+    maybe: int | None = dspy.OutputField()
+
+
+def test_typed_fields_come_back_typed() -> None:
+    point = Point(x=1, when=datetime.date(2020, 1, 2))
+    values = {"text": "1", "number": 0.5, "point": point, "points": [point], "colour": Colour.RED, "tags": {"a"}}
+    prediction = dspy.Prediction(**values, maybe=None, extra=3)
+    stored = json.loads(json.dumps(encode_prediction(prediction), allow_nan=False))
+    back = decode_prediction(stored, Typed)
+    assert back.toDict() == prediction.toDict()
+    assert isinstance(back.point, Point) and isinstance(back.tags, set)
+    plain = decode_prediction(stored)
+    assert plain.point == {"x": 1, "when": "2020-01-02"}
+
+
+def test_what_json_cannot_hold() -> None:
+    odd = dspy.Prediction(number=math.nan, inner=[math.inf, -math.inf], thing=object(), key={1: 2})
+    stored = json.loads(json.dumps(encode_prediction(odd), allow_nan=False))
+    back = decode_prediction(stored, Typed)
+    assert math.isnan(back.number)
+    assert back.inner == [math.inf, -math.inf]
+    assert back.thing.startswith("<object object")
+    assert back.key == {"1": 2}
+
+
+def test_a_field_that_no_longer_fits_its_type_is_kept() -> None:
+    assert decode_prediction({"number": "many"}, Typed).number == "many"

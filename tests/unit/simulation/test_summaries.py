@@ -1,0 +1,101 @@
+"""Summaries, paired tests, tables and figures of simulations."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.simulation.plots import plot_simulation
+from iapo_dspy.simulation.runner import Run, Trial
+from iapo_dspy.simulation.summaries import paired_tests, summarize, wilcoxon, write_json
+from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
+
+
+def run(i, **acr):
+    """A run at budgets 100 and 200; algorithms named by keyword, None where refused."""
+    trials = {}
+    for name, value in acr.items():
+        for budget in (100, 200):
+            made = (
+                None
+                if value is None
+                else Trial(
+                    acr=value + budget / 1e4, regret=1 - value, best=0.5, spent=budget - 1, completions=7.5, waves=1.5
+                )
+            )
+            trials[name, budget] = made
+    return Run(run=i, trials=trials, train_best=0.9, oracle=0.95)
+
+
+RUNS = [run(i, a=0.5 + 0.01 * i, b=0.4 + 0.012 * i, c=None) for i in range(10)]
+
+
+def test_means_errors_spend_and_regret():
+    summary = summarize("world", RUNS, {"runs": 10})
+    cells = {(r["algorithm"], r["budget"]): r for r in summary["results"]}
+    a = cells["a", 100]
+    values = [0.51 + 0.01 * i for i in range(10)]
+    assert a["acr"] == pytest.approx(np.mean(values))
+    assert a["sem"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(10))
+    assert (a["spent"], a["best_arm"], a["runs"]) == (99, 0.5, 10)
+    assert a["regret"] == pytest.approx(1 - 0.545)
+    assert (a["completions"], a["waves"]) == (7.5, 1.5)
+    numbers = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
+    refused = {"runs": 0, **dict.fromkeys(numbers)}
+    assert cells["c", 200] == {"algorithm": "c", "budget": 200, **refused}
+    assert summary["environment"] == "world" and summary["references"] == pytest.approx(
+        {"train_best": 0.9, "oracle": 0.95}
+    )
+    assert summary["settings"] == {"runs": 10}
+
+
+def test_one_run_has_no_standard_error():
+    assert summarize("world", RUNS[:1], {})["results"][0]["sem"] is None
+
+
+def test_paired_tests_are_wilcoxons():
+    found = paired_tests(RUNS)
+    assert [(t["budget"], t["first"], t["second"]) for t in found] == [(100, "a", "b"), (200, "a", "b")]
+    assert found[0]["difference"] == pytest.approx(0.1 - 0.009)
+    assert found[0]["p"] == pytest.approx(2 / 2**10)  # all ten differences on one side
+    assert found[0]["significant"] is True
+
+
+def test_wilcoxon_by_hand():
+    assert wilcoxon(np.zeros(20)) == 1.0
+    # Ranks 1, 2, 3 with one negative difference, the smallest: P(W- <= 1) = 2 / 8 on either side.
+    assert wilcoxon(np.array([-1.0, 2.0, 3.0])) == pytest.approx(0.5)
+    rng = np.random.default_rng(0)
+    assert wilcoxon(rng.normal(0.0, 1.0, 50)) > 0.05 > wilcoxon(rng.normal(1.0, 1.0, 50))
+
+
+def test_json_is_plain_and_complete(tmp_path):
+    summary = summarize("world", RUNS, {"seed": 0})
+    write_json(summary, tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == summary
+    with pytest.raises(ConfigurationError, match="no folder"):
+        write_json(summary, tmp_path / "missing" / "out.json")
+
+
+def test_tables_show_every_number():
+    summary = summarize("world", RUNS, {})
+    lines = acr_table(summary).splitlines()
+    assert lines[0].split() == ["ACR", "100", "200"]
+    assert lines[2].split() == ["a", "0.5550", "0.5650"] and lines[4].split() == ["c", "-", "-"]
+    assert lines[-2].split() == ["best", "train", "policy", "0.9000"]
+    assert len(details_table(summary).splitlines()) == 2 + 6
+    starred = significance_table(summary).splitlines()[2:]
+    assert len(starred) == 2 and all(line.endswith("*") for line in starred)
+
+
+def test_figures_have_the_two_panels(tmp_path):
+    summary = summarize("world", [run(i, psst=0.5 + 0.01 * i, uniform=0.4, triple=None) for i in range(3)], {})
+    plot_simulation(summary, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    plot_simulation(summary, tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert "Exploration strategies" in text and "Inference-awareness" in text
+    with pytest.raises(ConfigurationError, match="no folder"):
+        plot_simulation(summary, tmp_path / "missing" / "figure.png")
