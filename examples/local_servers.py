@@ -26,7 +26,7 @@ import dspy
 import numpy as np
 
 from iapo_dspy.demo.model import WEIGHTS, read_safetensors
-from iapo_dspy.demo.tokenizer import CHAT_TEMPLATE, Tokenizer
+from iapo_dspy.demo.tokenizer import Tokenizer
 
 MODEL = "tiny-adder"
 CONTEXT = 512
@@ -102,19 +102,20 @@ def _add_vocabulary(writer: Any, tokenizer: Tokenizer) -> None:
     """Single bytes are plain tokens of a byte-level BPE without merges; whole strings are matched before it runs."""
     from gguf import TokenType
 
-    data = tokenizer.to_json()
+    data = json.loads((WEIGHTS / "tokenizer.json").read_text(encoding="utf-8"))
+    about = json.loads((WEIGHTS / "tokenizer_config.json").read_text(encoding="utf-8"))
     kinds = [TokenType.NORMAL] * len(tokenizer)
     for token in data["added_tokens"]:
         kinds[token["id"]] = TokenType.CONTROL if token["special"] else TokenType.USER_DEFINED
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([tokenizer.piece(i) for i in range(len(tokenizer))])
+    writer.add_token_list([tokenizer.core.id_to_token(i) for i in range(len(tokenizer))])
     writer.add_token_types(kinds)
     writer.add_token_merges(["þ ÿ"])  # llama.cpp asks for one; these two bytes are never in UTF-8
     writer.add_eos_token_id(tokenizer.end_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(about["chat_template"])
 
 
 def _gguf_name(name: str) -> str:

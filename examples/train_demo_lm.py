@@ -20,15 +20,59 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import dspy
 import numpy as np
+import tokenizers
 import torch
 from torch import nn
 from torch.nn import functional
 
 from iapo_dspy.demo import tasks
-from iapo_dspy.demo.tokenizer import CHAT_TEMPLATE, TEMPLATE_STRINGS, Tokenizer, render_chat
+from iapo_dspy.demo.tokenizer import CONTROL_TOKENS, Tokenizer
+
+# The chat in Jinja, for servers that read `tokenizer_config.json`.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# The fixed text of DSPy's chat template, in pieces.
+TEMPLATE_STRINGS = (
+    "Your input fields are:\n1. `",
+    "\nYour output fields are:\n1. `",
+    "` (str):",
+    "` (int):",
+    "\n2. `",
+    "\nAll interactions will be structured in the following way, with the appropriate values filled in.\n\n",
+    "[[ ## question ## ]]\n",
+    "[[ ## target ## ]]\n",
+    "[[ ## reasoning ## ]]\n",
+    "[[ ## answer ## ]]\n",
+    "[[ ## reasoning ## ]]",
+    "[[ ## answer ## ]]",
+    "\n\n[[ ## completed ## ]]",
+    "[[ ## ",
+    " ## ]]",
+    "{question}",
+    "{target}",
+    "{reasoning}",
+    "{answer}",
+    "\n\n",
+    "        # note: the value you produce must be a single int value",
+    "\nIn adhering to this structure, your objective is: \n        ",
+    "\n\nRespond with the corresponding output fields, starting with the field `",
+    " (must be formatted as a valid Python int)",
+    ", then `",
+    ", and then ending with the marker for `",
+    "[[ ## completed ## ]]",
+    "Given the fields `",
+    "`, produce the fields `",
+    "`.",
+)
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER, CONTEXT, ROPE_THETA, EPS = 128, 4, 4, 2, 384, 512, 10_000.0, 1e-6
 ROW = 256
@@ -182,8 +226,8 @@ def instructions() -> dict[str, list[tuple[str, str]]]:
     return out
 
 
-def build_tokenizer() -> Tokenizer:
-    """The template's strings, the pieces of the workings and every word of the instructions."""
+def vocabulary_strings() -> list[str]:
+    """Return the template's strings, the pieces of the workings and every word of the instructions."""
     texts = [text for pairs in instructions().values() for text, _ in pairs]
     texts += [*BEFORE, *AFTER, *QUESTIONS, LESSON, "question target reasoning answer"]
     words: Counter[str] = Counter()
@@ -191,7 +235,67 @@ def build_tokenizer() -> Tokenizer:
         words.update(re.findall(r" ?[A-Za-z]{2,}", text.replace("{a}", "1").replace("{b}", "1")))
     words.update(w.strip() for w in list(words))
     fixed = [*TEMPLATE_STRINGS, *PIECES]
-    return Tokenizer(fixed + sorted(w for w in words if len(w) > 1 and w not in fixed))
+    return fixed + sorted(w for w in words if len(w) > 1 and w not in fixed)
+
+
+def _byte_characters() -> tuple[str, ...]:
+    """Return one printable character for each byte, as byte-level BPE vocabularies write them."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return tuple(chr(byte) if byte in printable else chr(next(others)) for byte in range(256))
+
+
+def vocabulary(strings: list[str]) -> dict[str, object]:
+    """Return the content of a Hugging Face `tokenizer.json`: control tokens, bytes, and these strings.
+
+    Bytes are written in the byte-level alphabet, because `transformers` reads a Qwen2 folder with a byte-level
+    tokenizer whatever the file says: a space that the vocabulary called " " would be lost there.
+    """
+    base = [*CONTROL_TOKENS, *_byte_characters()]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    whole = {i: token for i, token in enumerate([*base, *strings]) if token in CONTROL_TOKENS or i >= len(base)}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": t, **plain, "special": i < len(CONTROL_TOKENS)} for i, t in whole.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {**model, "vocab": {token: i for i, token in enumerate(base)}, "merges": []},
+    }
+
+
+def build_tokenizer() -> Tokenizer:
+    """Return the tokenizer of `vocabulary_strings`."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(vocabulary(vocabulary_strings()))))
+
+
+@cache
+def _template(field: str, reasoning: bool, integer: bool) -> list[dict[str, str]]:
+    signature = dspy.Signature(f"{field} -> answer" + (": int" if integer else "")).with_instructions("<instruction>")
+    if reasoning:
+        signature = dspy.ChainOfThought(signature).predict.signature
+    return dspy.ChatAdapter().format(signature, [], {field: "<value>"})
+
+
+def render_chat(*, instruction: str, field: str, value: str, reasoning: bool, integer: bool) -> list[dict[str, str]]:
+    """Return the system and the user message that DSPy sends for `<field> -> answer` without demonstrations."""
+    system, user = (message["content"] for message in _template(field, reasoning, integer))
+    return [
+        {"role": "system", "content": system.replace("<instruction>", instruction)},
+        {"role": "user", "content": user.replace("<value>", value)},
+    ]
+
+
+DIGIT_IDS = tuple(len(CONTROL_TOKENS) + ord("0") + i for i in range(10))
+WORDS = vocabulary_strings()[len(TEMPLATE_STRINGS) + len(PIECES) :]
 
 
 # --- the teacher -----------------------------------------------------------------------------------------------------
@@ -214,7 +318,7 @@ class Writer:
         chances = chances / chances.sum()
         self.soft[len(self.ids)] = chances
         value = int(np.searchsorted(np.cumsum(chances), self.rng.random()))
-        self.ids.append(self.tokenizer.digit_ids[min(value, 9)])
+        self.ids.append(DIGIT_IDS[min(value, 9)])
         return min(value, 9)
 
     def total(self, chances: np.ndarray) -> int:
@@ -427,7 +531,7 @@ def sample(
     if rng.random() < 0.15:
         instruction += AFTER[rng.integers(len(AFTER))]
     if rng.random() < 0.03:
-        words = list(tokenizer.strings[len(TEMPLATE_STRINGS) + len(PIECES) :])
+        words = WORDS
         noise = ["".join(chr(97 + c) for c in rng.integers(0, 26, size=rng.integers(2, 7))) for _ in range(3)]
         picked = [words[i].strip() for i in rng.integers(len(words), size=4)] + noise
         instruction, style = " ".join(picked[i] for i in rng.permutation(len(picked))) + ".", "default"
@@ -596,7 +700,7 @@ def train(out: Path, *, steps: int, rows: int, seed: int) -> None:
     tokenizer = build_tokenizer()
     choices = instructions()
     model = Model(len(tokenizer))
-    digit_ids = torch.tensor(tokenizer.digit_ids)
+    digit_ids = torch.tensor(DIGIT_IDS)
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and n != "embed_tokens"]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or n == "embed_tokens"]
     print(f"{len(tokenizer)} tokens, {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -675,8 +779,8 @@ def save(model: Model, tokenizer: Tokenizer, out: Path) -> None:
     }
     for file, data in (("config.json", config), ("tokenizer_config.json", kind)):
         (out / file).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    vocabulary = json.dumps(tokenizer.to_json(), ensure_ascii=False, separators=(",", ":"))
-    (out / "tokenizer.json").write_text(vocabulary + "\n", encoding="utf-8")
+    text = json.dumps(vocabulary(vocabulary_strings()), ensure_ascii=False, separators=(",", ":"))
+    (out / "tokenizer.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from iapo_dspy.demo.server import DemoServer
 from iapo_dspy.demo.shipped import BITS, MODEL_NAME
-from iapo_dspy.demo.tokenizer import render_chat
+from tests.support.demo_chat import render_chat
 
 MESSAGES = render_chat(
     instruction="Work column by column, carrying, before you answer.",

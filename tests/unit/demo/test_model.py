@@ -9,7 +9,7 @@ import pytest
 from iapo_dspy.demo.engine import Engine, draw, generate
 from iapo_dspy.demo.generation import ContextLengthError, GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.model import WEIGHTS, TinyLM, read_safetensors
-from iapo_dspy.demo.tokenizer import Tokenizer, render_chat
+from tests.support.demo_chat import render_chat
 
 LM = TinyLM.load()
 
@@ -25,7 +25,7 @@ DIRECT = prompt_for("Answer at once.")
 
 def small_model(seed: int = 0) -> tuple[TinyLM, dict[str, object], dict[str, np.ndarray]]:
     """A random Qwen2 with odd sizes and large weights, so that every part matters."""
-    tokenizer = Tokenizer([])
+    tokenizer = LM.tokenizer
     config: dict[str, object] = {
         "model_type": "qwen2",
         "tie_word_embeddings": True,

@@ -12,7 +12,7 @@ from iapo_dspy.demo import provider, tasks
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
 from iapo_dspy.demo.generation import GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.model import TinyLM
-from iapo_dspy.demo.tokenizer import render_chat
+from tests.support.demo_chat import render_chat
 
 provider.register()
 

@@ -16,7 +16,7 @@ from iapo_dspy.demo.generation import GenerationRequest
 from iapo_dspy.demo.model import WEIGHTS, TinyLM, read_safetensors
 from iapo_dspy.demo.server import DemoServer
 from iapo_dspy.demo.shipped import BITS, GROUP, MODEL_NAME, SMALL_MODEL_NAME, load_shipped, quantized
-from iapo_dspy.demo.tokenizer import render_chat
+from tests.support.demo_chat import render_chat
 
 STEPS = "Work column by column, carrying, before you answer."
 

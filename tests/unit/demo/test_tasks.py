@@ -13,7 +13,7 @@ from iapo_dspy.demo import tasks
 from iapo_dspy.demo.batching import shared_batcher
 from iapo_dspy.demo.engine import generate
 from iapo_dspy.demo.generation import Choice, GenerationRequest
-from iapo_dspy.demo.tokenizer import render_chat
+from tests.support.demo_chat import render_chat
 
 ADDITION, SPLITTING = tasks.addition_task(), tasks.splitting_task()
 
