@@ -5,13 +5,13 @@
     python examples/benchmark_auto.py MATH_FILE --ablation --runs 20
     OMP_NUM_THREADS=1 python examples/benchmark_auto.py --overhead
 
-An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and no
-algorithm spends more than its budget. Printed for each environment:
+An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and an
+algorithm never spends more than its budget. For each environment the script prints:
 
 - for every budget, the mean ACR on held-out queries (exact), the excess regret over the policy that is best on the
-  training queries, what was spent, and Wilcoxon's paired two-sided p of auto against psst and psst+k8;
-- how many calls auto needs to reach what psst reaches with 20,000: the smallest budget asked for at which its mean ACR
-  is not below.
+  training queries, the completions spent, and Wilcoxon's paired two-sided p of auto against psst and psst+k8;
+- the calls that auto needs to reach the ACR of psst with 20,000 calls: the smallest of the given budgets at which its
+  mean ACR is not below.
 
 `--ablation` compares estimators (blocks, subsets, predictions alone, corrected predictions), shared or independent
 queries and the size of the first pulls. `--overhead` times all estimation and allocation of a run on one core: set
@@ -42,7 +42,7 @@ from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
 from iapo_dspy.simulation.summaries import wilcoxon
 from iapo_dspy.simulation.variants import VARIANTS, variant
 
-AIM = ("psst", 20_000)  # whose ACR is to be reached
+AIM = ("psst", 20_000)  # auto is to reach its ACR
 RIVALS = ("psst", "psst+k8")
 FIRST_PULLS = (1, 2, 4, 8)
 ABLATION_BUDGETS = (2_000, 20_000)
@@ -87,7 +87,7 @@ def run(where: Source, plan: dict[str, tuple[Sequence[Entrant], Sequence[int]]],
 
 
 def comparison(found: Found) -> None:
-    """Print what each algorithm reaches at each budget."""
+    """Print the ACR of each algorithm at each budget."""
     best, n = found.best, len(found.runs)
     oracle = np.mean([r.oracle for r in found.runs])
     print(f"\n{found.name}: {n} runs; best policy of the training queries {best:.4f}, best of all {oracle:.4f}")
@@ -112,7 +112,7 @@ def comparison(found: Found) -> None:
 
 
 def reach(found: Sequence[Found]) -> None:
-    """Print how many calls auto needs for what psst reaches with 20,000."""
+    """Print the number of calls that auto needs to reach psst with 20,000 calls."""
     print(f"\ncalls to reach {AIM[0]} at {AIM[1]:,}")
     print("| environment | runs | ACR of psst | calls of auto | ACR of auto | fewer calls | auto - psst (p) |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -201,14 +201,14 @@ def write(found: Sequence[Found], path: str) -> None:
 
 
 def read(paths: Sequence[str]) -> list[Found]:
-    """Read what `write` wrote."""
+    """Read a file that `write` wrote."""
     by_name: dict[str, list[Run]] = {}
     for path in paths:
         for row in json.loads(Path(path).read_text(encoding="utf-8")):
             trials = {
                 (name, b): Trial(**{"completions": math.nan, "waves": math.nan, **t}) if t else None
                 for name, b, t in row["trials"]
-            }  # older files do not have what calls draw
+            }  # older files do not have the draws of calls
             made = Run(run=row["run"], trials=trials, train_best=row["best"], oracle=row["oracle"])
             by_name.setdefault(row["environment"], []).append(made)
     return [Found(name, runs) for name, runs in by_name.items()]
@@ -219,7 +219,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    """Print the tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environments", nargs="*", help=f"{', '.join(SYNTHETIC)}, or recordings")
     parser.add_argument("--budgets", type=_numbers, default=[2_000, 5_000, 20_000], help="of all algorithms")

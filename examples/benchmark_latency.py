@@ -1,19 +1,19 @@
-"""Measure what N samples cost in time and tokens: compiled programs beside one plain call and `dspy.BestOfN`.
+"""Measure the time and the tokens of N samples: compiled programs beside one plain call and `dspy.BestOfN`.
 
     python examples/benchmark_latency.py [--rounds 20] [--n 16]
 
-A server on loopback, in a process of its own, answers every request after 50 ms, however many completions it asks for.
-The prompt is long and the answers are short, as in most applications. Everything is asked with DSPy's cache off:
+A server on loopback, in a process of its own, answers every request after 50 ms, for any number of completions.
+The prompt is long and the answers are short, as in most applications. DSPy's cache is off:
 
 - `plain`: one call of `dspy.Predict`.
 - `vote`: a compiled program that votes over N with `Stop(waves=exact_waves(N))`: half of the completions, and the rest
-  only where they could change the result. `vote, agreed` is asked about what all agree on: one wave. `vote, torn`
-  always needs both, and pays the prompt twice. `vote, at once` is the arm without waves.
+  only where they could change the result. In `vote, agreed` all completions agree: one wave. `vote, torn`
+  always needs both waves, and pays the prompt twice. `vote, at once` is the arm without waves.
 - `best`: a compiled program that takes the best of N by an objective.
-- `dspy.BestOfN`: DSPy's own, N attempts one after another, with the same objective and no threshold to stop at.
+- `dspy.BestOfN`: DSPy's own, N attempts one after another, with the same objective and without a threshold to stop at.
 
-Rounds take turns, so that a busy machine slows all ways alike. Ratios are of the times within a round: their mean,
-their median and their 95th percentile.
+Rounds take turns, so that a busy machine slows all ways alike. Ratios compare the times within a round. The script
+prints their mean, their median and their 95th percentile.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 def serve() -> None:
@@ -91,7 +91,7 @@ def metric(example: dspy.Example, prediction: dspy.Prediction, trace: object = N
 
 
 def compiled(strategy: MajorityVote | BestOfN, arm: Arm) -> CompiledProgram:
-    """Compile on three examples, and deploy the arm that is to be measured."""
+    """Compile on three examples, and deploy the arm to measure."""
     optimizer = IAPO(
         metric=metric if isinstance(strategy, MajorityVote) else None,
         strategy=strategy,

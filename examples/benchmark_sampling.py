@@ -1,15 +1,15 @@
-"""Measure what sampling costs beside LiteLLM itself, on loopback servers of its own (a benchmark, minutes).
+"""Measure the cost of sampling beside LiteLLM itself, on loopback servers of its own (a benchmark, minutes).
 
     python examples/benchmark_sampling.py [--sections throughput memory replicas] [--model openai/m]
 
-Servers run in processes of their own and answer after 50 ms. Every way of asking is run once per round, one after
-another, and all ratios are medians over rounds of ratios within a round: a busy machine slows both sides. All ways send
-the same questions through the same LiteLLM, with caches and retries off.
+Servers run in processes of their own and answer after 50 ms. Every way of asking runs once per round, one after
+another. All ratios are medians over rounds of ratios within a round, because a busy machine slows both sides. All ways
+send the same questions through the same LiteLLM, with caches and retries off.
 
 `throughput` (64 requests in flight): completions per second and CPU time of this process,
 
 - `evaluate`: `dspy.Evaluate` with engine="litellm" and 64 threads, one completion a call, as DSPy users sample today.
-- `litellm`: `litellm.acompletion` behind a semaphore, with the very messages that the adapter writes, nothing parsed.
+- `litellm`: `litellm.acompletion` behind a semaphore, with the messages that the adapter writes, and without parsing.
 - `predict`: our sampler on a bare predictor, parsed.
 - `module`: our sampler on a module around it, which takes the general path of threads and merged requests.
 
@@ -38,16 +38,16 @@ from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 
 LATENCY = 0.05  # seconds
-REPLICA_LATENCY = 0.3  # the replicas must be what is waited for, not this process
+REPLICA_LATENCY = 0.3  # long, so that the script waits for the replicas and not for this process
 IN_FLIGHT = 64
 ANSWER = "[[ ## answer ## ]]\nParis, on the river Seine\n\n[[ ## completed ## ]]"
 
 
 class Server(asyncio.Protocol):
-    """As little HTTP as a chat client needs, so that the server is never what is measured.
+    """As little HTTP as a chat client needs, so that the script never measures the server.
 
     Args:
-        slots: Requests that it works on at a time, as a machine does.
+        slots: Requests that it works on at a time, like a real machine.
         latency: Seconds that it works on one.
     """
 
@@ -254,7 +254,7 @@ def memory(way: Callable[[int], None], completions: int) -> None:
 
 
 def replicas(rounds: int, model: str, requests: int = 128, slots: int = 4) -> None:
-    """Print what a second server process adds, for servers that work on few requests at a time."""
+    """Print the gain by a second server process, for servers that work on few requests at a time."""
     program = dspy.Predict("question -> answer")
 
     def run(lm: dspy.LM) -> float:

@@ -4,10 +4,10 @@ needs: the MATH environment of the paper's authors as a recording (.npz, .parque
 
     python examples/benchmark_simulation.py MATH_FILE --jobs 2
 
-Prints, for each algorithm and budget, the mean ACR over re-splits next to the one that the authors' code gives, and how
-many standard errors lie between them. Both use the 0.5 credit for ties and the overspending budget rule. Then it checks
-that the package's own rule never spends more than the budget, and times PSST at T = 20,000 on one core. `--all` also
-times 200 runs x 6 budgets x 8 algorithms.
+For each algorithm and budget the script prints the mean ACR over re-splits next to the ACR of the authors' code, and
+the difference in standard errors. Both use the 0.5 credit for ties and the overspending budget rule. Then the script
+checks that the package's own rule never spends more than the budget, and times PSST at T = 20,000 on one core. `--all`
+also times 200 runs x 6 budgets x 8 algorithms.
 """
 
 from __future__ import annotations

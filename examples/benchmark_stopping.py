@@ -7,14 +7,15 @@
 An environment is a recording or a synthetic one. In each run the queries are split anew, 80 to 20; `auto` and `psst`
 draw from the training queries; the arms of auto are then chosen anew with stopping rules from the same draws
 (`auto+stop`), or only get waves that end a vote that is settled (`auto+exact`). All policies are valued on the held-out
-queries: arms that draw all N exactly, and what stopping changes on the same 400 sequences of completions per query for
-every rule (Best-of-N: exactly).
-Printed for each budget:
+queries. Arms that draw all N are valued exactly. The change by stopping is measured on the same 400 sequences of
+completions per query for every rule (Best-of-N: exactly).
+
+For each budget the script prints:
 
 (a) the mean ACR of all four, and Wilcoxon's paired two-sided p of the differences over runs;
 (b) for each cost weight: reward and completions of auto's arms and of auto+stop's, and the waves of the latter;
-(c) what exact waves alone change: the largest change of a reward in any run, and the share of completions saved;
-(d) how good the estimates are: what the run expected of its stopped arms, minus the truth on the training queries.
+(c) the effect of exact waves alone: the largest change of a reward in any run, and the share of completions saved;
+(d) the errors of the estimates: the run's expectation of its stopped arms, minus the truth on the training queries.
 
 `--schedules` compares lists of waves for votes instead, by the true law of all queries: the ACR of the best of all
 (prompt, N, confidence), with completions and waves.
@@ -78,7 +79,7 @@ def one_run(where: Source, budgets: Sequence[int], seed: int, run: int) -> list[
 
 
 def value(instance: Instance, policy: Policy, *, held_out: bool = True) -> dict[str, np.ndarray]:
-    """Return what the policy is worth in each context [C]."""
+    """Return the worth of the policy in each context [C]."""
     q = instance.q_test if held_out else instance.q_train
     calls = instance.stopped.calls(policy, instance.test_queries if held_out else instance.train_queries)
     contexts, recording = instance.train.contexts, instance.train
@@ -165,7 +166,7 @@ SCHEDULES = {
 
 
 def schedules(where: RecordedSource) -> None:
-    """Print what the best arms under each list of waves are worth, by the true law of all queries."""
+    """Print the worth of the best arms under each list of waves, by the true law of all queries."""
     recording, q = where.recording, where.values.q()
     values, contexts = StoppedValues(recording=recording, sequences=200), where.recording.contexts
     print("| waves | ACR | by cost weight: utility, completions, waves |")
@@ -180,7 +181,7 @@ def schedules(where: RecordedSource) -> None:
                         stop = Stop(waves=waves_of(n), confidence=confidence)
                         gain, completions, waves = values.law(c, Arm(int(prompt), n, stop)).mean(axis=1)
                         worth = q[c, prompt, n - 1] + gain + price * recording.cost[prompt] * (n - completions)
-                        # With nothing to pay, the same small price decides as in a run.
+                        # Where completions are free, the same small price decides as in a run.
                         thrifty = worth - max(0.0, THRIFT / where.max_n - price * recording.cost[prompt]) * completions
                         best = max(best, (thrifty, worth, completions, waves))
             found.append(best)

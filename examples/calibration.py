@@ -1,4 +1,4 @@
-"""Objectives whose scores have no bounds: what they are worth is learnt from a run's first batch and saved.
+"""Objectives whose scores have no bounds: a run learns their worth from its first batch and saves it.
 
 needs: nothing (runs on the small LM that ships with the package)
 """
@@ -18,7 +18,7 @@ task = splitting_task()
 
 
 def nearness(example: dspy.Example, prediction: dspy.Prediction) -> float:
-    """Minus the distance of the terms' sum from the target: 0 at best, and nobody knows how bad it gets."""
+    """Minus the distance of the terms' sum from the target: 0 at best, without a known lower bound."""
     return -abs(sum(parse_terms(prediction.answer)) - int(example.target))
 
 
@@ -26,7 +26,7 @@ def strategy() -> BestOfN:
     """Three objectives, two of them with raw scores."""
     return BestOfN(
         [
-            # Few answers are far off, and some of those very far: ranks do not mind how far.
+            # Few answers are far off, and some of those very far. Ranks ignore the distance.
             Objective("near", nearness, calibrate="rank"),
             Objective("short", lambda example, prediction: -len(prediction.answer), calibrate="minmax"),
             objectives.regex_match("answer", r"\d+( \+ \d+)+", whole=True, name="clean"),

@@ -1,13 +1,13 @@
-"""Are caps kept? Compile on a server of random lengths and latencies, and count over held-out queries (two minutes).
+"""Check whether caps are kept: compile on a server of random lengths and latencies, and count (two minutes).
 
     python examples/caps.py [--calls 200]
 
-It needs no key and no network: the server runs in this process, on loopback.
+It needs neither a key nor a network: the server runs in this process, on loopback.
 
-The server answers additions in the manner that the instruction asks for. The better a manner is, the longer and slower:
-lengths and latencies are log-normal, differ per manner, and latencies grow with n as n ** 0.3. A token is a word; the
-server cuts answers off at `max_tokens`. The program is compiled once, with as many requests at a time as are then sent.
-The last preferences of the table were not compiled: they are solved from the stored evidence.
+The server answers additions in the manner that the instruction asks for. A better manner is longer and slower. Lengths
+and latencies are log-normal and differ per manner, and latencies grow with n as n ** 0.3. A token is a word; the
+server cuts answers off at `max_tokens`. The program is compiled once, under the same number of requests at a time as
+the calls on held-out queries. The last preferences of the table were not compiled: the stored evidence solves them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def answer(self, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        """Return the response to a request, and how long it takes."""
+        """Return the response to a request, and the seconds that it takes."""
         system, user = body["messages"][0]["content"], body["messages"][-1]["content"]
         hard, right, words, words_sd, seconds, seconds_sd = next(v for k, v in MANNERS.items() if k in system)
         a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", user)[-1])
@@ -103,13 +103,13 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Speaks just enough HTTP."""
+    """Speaks as much HTTP as the client needs."""
 
     protocol_version = "HTTP/1.1"
     server: Server
 
     def do_POST(self) -> None:
-        """Answer after the latency, whatever the work itself took."""
+        """Answer after the latency; the work itself is part of it."""
         start = time.perf_counter()
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         response, latency = self.server.answer(body)
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
 
 def questions(count: int, seed: int) -> list[dspy.Example]:
@@ -196,7 +196,7 @@ def main() -> None:
         progress=False,
     )
     warm = dspy.Signature("question -> answer", next(iter(MANNERS)))
-    dspy.Predict(warm)(question="1 + 1")  # what a process imports at its first request is no latency of a server's
+    dspy.Predict(warm)(question="1 + 1")  # imports at the first request of a process are not a server's latency
     start = time.perf_counter()
     program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(150, seed=1))
     spent = program.detailed_results.spent
@@ -204,7 +204,7 @@ def main() -> None:
     requests, fine = server.requests, True
     for preference in PREFERENCES + UNSEEN:
         program.solve(preference)
-    assert server.requests == requests  # solving asks no LM
+    assert server.requests == requests  # solving does not ask an LM
     for preference in PREFERENCES + UNSEEN:
         fine &= row(program, preference, questions(args.calls, seed=2))
     print(f"\n{time.perf_counter() - start:.0f} s in all")

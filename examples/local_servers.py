@@ -1,6 +1,6 @@
 """Start, await and stop an OpenAI-compatible server on loopback; write the demo's language model for it.
 
-needs: not to be run, it is what `real_servers.py` and the tests in `tests/servers` share
+needs: do not run it; `real_servers.py` and the tests in `tests/servers` share it
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ServerFailed(RuntimeError):
     """A server did not come up."""
 
 
-# --- what is served --------------------------------------------------------------------------------------------------
+# --- the model -------------------------------------------------------------------------------------------------------
 
 
 def export_folder(out: Path) -> Path:
@@ -138,13 +138,13 @@ class Kind:
     """One server software.
 
     Attributes:
-        name: As the command line calls it.
+        name: Its name on the command line.
         variable: The environment variable that names its program.
         install: The commands that install it.
-        find: Where it is without the variable, None if nowhere.
-        export: Writes what it serves into a folder, returns its path.
+        find: Returns its place without the variable, None if there is none.
+        export: Writes the model into a folder, returns its path.
         command: (program, model path, port) -> command line.
-        environment: What it is started with beside the environment of this process.
+        environment: Variables beside those of this process.
         honours_n: Whether one request may bring several completions.
         settings: (base address, model path) -> `model` and further arguments of its `dspy.LM`.
     """
@@ -176,7 +176,7 @@ class Kind:
 
         Args:
             base: The server's address.
-            model: What it serves.
+            model: The model that it serves.
             plain: Whether the server's own sampling defaults are switched off.
         """
         settings = {"temperature": 1.0, "max_tokens": 200, "cache": False, **self.settings(base, model)}
@@ -249,7 +249,7 @@ KINDS: Mapping[str, Kind] = {
             export=lambda out: export_gguf(out / f"{MODEL}.gguf"),
             command=_llama,
             honours_n=True,
-            # Its own top_k=40 and min_p=0.05 change the distribution, and with it which prompt is best.
+            # Its own top_k=40 and min_p=0.05 change the distribution, and so the best prompt.
             settings=lambda base, model: {
                 "model": f"openai/{MODEL}",
                 "api_base": base,

@@ -20,7 +20,7 @@ dspy.configure(lm=dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=2
 
 
 class Bill(dspy.Module):
-    """Adds three prices in two steps, and writes the bill, which no LM does."""
+    """Adds three prices in two steps with an LM, and writes the bill without one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Bill(dspy.Module):
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
-    """Sees what the whole pipeline returns."""
+    """Check the result of the whole pipeline."""
     return str(prediction.bill) == f"{example.prices} = {example.total}"
 
 
@@ -53,7 +53,7 @@ instructions = [
 ]
 settings: dict[str, Any] = {
     "metric": exact,
-    "strategy": MajorityVote("answer"),  # a field of what is drawn N times: of the inner module, or of the program
+    "strategy": MajorityVote("answer"),  # a field of the part that is drawn N times: the inner module, or the program
     "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=5.0)],
     "max_n": 8,
     "progress": False,

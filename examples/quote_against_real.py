@@ -1,10 +1,10 @@
-"""What `IAPO.quote` expects, next to what the run then takes, on the small language model that ships with the package.
+"""Compare the expectation of `IAPO.quote` with the real run, on the small language model that ships with the package.
 
     python examples/quote_against_real.py
 
-needs: nothing (no key, no network; about a minute)
+needs: nothing (neither a key nor a network; about a minute)
 
-Lengths come from a short first run of the same prompts: its ledger is what a user has who tried a small budget first.
+Lengths come from the ledger of a short first run of the same prompts, as after a trial with a small budget.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ train = task.train(100, 0)
 
 
 def optimizer(budget: int, max_n: int, log_dir: str | None = None) -> IAPO:
-    """Return the optimizer of a run; prices are made up, for the model costs nothing."""
+    """Return the optimizer of a run; prices are made up, because the model costs nothing."""
     return IAPO(
         metric=task.metric,
         strategy=MajorityVote("answer"),

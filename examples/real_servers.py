@@ -7,7 +7,7 @@ needs: one of vLLM, llama.cpp's llama-server or transformers[serving]; docs/serv
     python examples/real_servers.py transformers
     python examples/real_servers.py export --out model     # the demo's language model, for a server of your own
 
-The language model is the demo's: a fixture of a million parameters, and no evidence about large language models.
+The language model is the demo's: a fixture of a million parameters, and not evidence about large language models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Row:
     """One arm on the held-out questions.
 
     Attributes:
-        preference: Who chose it.
+        preference: The preference that chose it.
         n: Completions per question.
         instruction: Its prompt.
         accuracy: Share of right answers.
@@ -58,12 +58,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one server showed.
+    """The results on one server.
 
     Attributes:
         chosen: The compiled program, a row per preference.
         single: The best single-shot prompt, asked once and at the largest N.
-        spent: What the compilation took.
+        spent: The spending of the compilation.
         seconds: Its wall-clock time.
         failures: Share of its completions that failed.
         calls_seconds: Wall-clock time of all calls on the held-out questions, in the fresh process.
@@ -85,11 +85,11 @@ def end_to_end(
     """Compile with the server's LM, save, load in a fresh process and answer the held-out questions there.
 
     Args:
-        server: It runs.
+        server: A running server.
         folder: For the saved programs and the ledger.
-        budget: Of the compilation.
+        budget: Completions of the compilation.
         max_n: Largest N.
-        heldout: How many held-out questions.
+        heldout: Number of held-out questions.
         api_base: Another way to the server, such as a proxy in front of it.
     """
     api_base = api_base or server.base
@@ -99,7 +99,7 @@ def end_to_end(
         seconds = time.perf_counter() - start
         result = program.detailed_results
         program.save(folder / "program.json")
-        # What one would do without this package: find the best prompt for a single answer, and then sample it.
+        # The way without this package: find the best prompt for a single answer, and then sample it.
         best = compiled(1, Budget(max(budget.completions // 8, 300))).solve("quality").prompt
     once, often = Preference("once", cost=1.0), Preference("at the largest N", cost=0.0)
     policy = dataclasses.replace(
@@ -159,7 +159,7 @@ async def answer(path: Path, heldout: int) -> list[Row]:
         predictions = await asyncio.gather(*calls, return_exceptions=True)
         right, tokens = 0, 0.0
         for example, prediction in zip(examples, predictions, strict=True):
-            if isinstance(prediction, AllCompletionsFailed):  # no answer is a wrong answer
+            if isinstance(prediction, AllCompletionsFailed):  # a missing answer is a wrong answer
                 tokens += prediction.completion_tokens
             elif isinstance(prediction, BaseException):
                 raise prediction
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fresh.add_argument("--heldout", type=int, required=True)
     fresh.add_argument("--server-defaults", action="store_true")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # then the server is stopped too
     try:
         return _run(options)
     except ServerFailed as error:

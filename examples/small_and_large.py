@@ -1,9 +1,9 @@
-"""A small model asked many times against a large one asked once: which one, for what a point of accuracy is worth.
+"""Compare a small model asked many times with a large one asked once, for several worths of a point of accuracy.
 
 needs: nothing (runs on the small LMs that ship with the package; prices are made up)
 
 The large model is the demo's; the small one is the same network rounded to three bits, ten times cheaper. Both are
-fixtures of a million parameters: what is shown is how the question is asked and answered, not what LLMs would do.
+fixtures of a million parameters: the example shows how to ask the question, and is not evidence about LLMs.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from iapo_dspy import IAPO, AllCompletionsFailed, Arm, CompiledProgram, Cost, Ma
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, SMALL_MODEL, USD_PER_MILLION, addition_task
 
-WORTH = [0.000003, 0.00003, 0.0002, 0.002]  # dollars that one hundredth of accuracy is worth, per question
+WORTH = [0.000003, 0.00003, 0.0002, 0.002]  # the worth of one hundredth of accuracy in dollars, per question
 PREFERENCES = [Preference.worth(f"${usd:g}", usd=usd) for usd in WORTH]  # the same exchange rates for every program
 BUDGET, QUESTIONS, HELD_OUT = 2_000, 200, 100
 
@@ -53,7 +53,7 @@ measured: dict[tuple[str, Arm], tuple[float, float]] = {}
 
 
 async def measure(program: CompiledProgram, preference: Preference) -> tuple[str, Arm, float, float]:
-    """Ask every held-out question as an application would: prompt, arm, accuracy and dollars a question."""
+    """Ask every held-out question as an application would; return prompt, arm, accuracy and dollars a question."""
     arm = program.solve(preference)
     name = program.policy.label_of(arm.prompt)
     if not name.endswith("]"):  # a run with one LM does not name it
@@ -66,7 +66,7 @@ async def measure(program: CompiledProgram, preference: Preference) -> tuple[str
 
 
 async def ask(program: CompiledProgram, example: dspy.Example, preference: Preference) -> tuple[bool, float]:
-    """Whether one question is answered right, and its dollars; no answer is a wrong answer."""
+    """Whether one question is answered right, and its dollars; a missing answer is a wrong answer."""
     try:
         prediction = await program.acall(**example.inputs(), preference=preference)
     except AllCompletionsFailed as failed:

@@ -19,7 +19,7 @@ train = task.train(60, 0)
 
 
 def last_digit(example: dspy.Example, prediction: dspy.Prediction) -> float:
-    """Casting out tens: a check that needs no label, and that a wrong answer passes now and then."""
+    """Check the last digit: without a label, so that a wrong answer passes now and then."""
     numbers = [int(n) for n in re.findall(r"\d+", example.question)]
     return 1.0 if str(prediction.answer).strip().endswith(str(sum(numbers) % 10)) else 0.1
 

@@ -4,11 +4,11 @@ The model imitates a stochastic teacher: each style of instruction has its own w
 slip, and the model learns the teacher's probabilities, so that its mistakes are real sampled randomness. Needs
 ``torch`` (2.9 or newer, for `torch.optim.Muon`) and ``numpy``; the trained model needs only ``numpy``.
 
-The result is a fixture for the path from prompt to vote. It is no evidence about large language models.
+The result is a fixture for the path from prompt to vote. It is not evidence about large language models.
 
     python examples/train_demo_lm.py --out iapo_dspy/demo/weights
 
-On busy cores set ``OMP_WAIT_POLICY=passive``: threads that wait for each other by spinning are many times slower.
+On busy cores set ``OMP_WAIT_POLICY=passive``, because threads that wait by spinning are many times slower.
 """
 
 from __future__ import annotations
@@ -429,7 +429,7 @@ def part(w: Writer, target: tuple[int, int, int], reserve: int = 1) -> list[int]
 
 
 def rest(w: Writer, target: tuple[int, int, int], parts: list[list[int]], easy: float, hard: float) -> None:
-    """Writes what is left, digit by digit; a digit of the target of 5 or more is hard."""
+    """Writes the rest, digit by digit; a digit of the target of 5 or more is hard."""
     for k, top in enumerate(target):
         right = max(0, top - sum(p[k] for p in parts))
         chances = slipping(right, 10, hard if top >= 5 else easy, NEAR, EVEN_WEIGHTS)

@@ -2,18 +2,18 @@
 
     python examples/unseen_preferences.py [--preferences 100] [--budget 1000] [--bases 5] [--at-a-time 8]
 
-A program is compiled for three named preferences on the demo's splitting task (two objectives); several times, with
-draws of its own each, because one set of draws may be lucky. Then
+A program is compiled for three named preferences on the demo's splitting task (two objectives). This is done several
+times, with other draws each time, because one set of draws may be lucky. Then
 
-- each program solves 100 preferences that it was not compiled for from its stored evidence: random weights of the
+- each program solves, from its stored evidence, 100 preferences that it was not compiled for: random weights of the
   objectives (uniform on the simplex), random cost weights (log-uniform from 0.02 to 2);
-- each of them is compiled anew, with the same budget, on the same training questions, with draws of its own.
+- each of them gets a fresh compile, with the same budget, on the same training questions, with draws of its own.
 
 All chosen arms are scored on one table: 24 draws of every prompt on 100 held-out questions give the reward of every
-arm by unbiased subset estimates. A loss is the utility of the fresh arm minus that of the solved one; the table shows
-the first program's.
+arm by unbiased subset estimates. A loss is the utility of the fresh arm minus that of the solved one. The table shows
+the losses of the first program.
 
-It runs on the small LM that ships with the package: a fixture that shows the path, no evidence about large LMs.
+It runs on the small LM that ships with the package: a fixture that shows the path, not evidence about large LMs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from iapo_dspy.types import Contexts, Observations, Pulls
 
 MAX_N = 16
 DRAWS = 24
-BASE = 10_000  # between the seeds of programs, which those of the fresh compiles and of the table lie between
+BASE = 10_000  # distance of the programs' seeds; those of the fresh compiles and of the table lie between them
 TASK = splitting_task()
 STRATEGY = BestOfN([Objective(name, score) for name, score in TASK.objectives.items()])
 NAMED = [
