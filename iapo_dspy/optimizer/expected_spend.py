@@ -17,6 +17,7 @@ from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.lm.bound import lms_of
 from iapo_dspy.sampling.lm.params import request_params, supports_n
+from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import count_tokens
 from iapo_dspy.scoring.strategies import Calibrates, MajorityVote, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
@@ -186,7 +187,7 @@ class _Ledger:
         self,
         records: Sequence[CompletionRecord],
         scores: Mapping[str, Sequence[float]],
-        spent: SpentRecord,
+        spent: Spent,
         prompt_of: Sequence[int | None],
     ) -> None:
         self._records = records
@@ -200,10 +201,10 @@ class _Ledger:
         if not (log_dir / "ledger.jsonl").is_file():
             return None
         header, everything = read_ledger(log_dir)
-        records = [r for r in everything if isinstance(r, CompletionRecord) and r.completion_tokens > 0]
+        records = [r for r in everything if isinstance(r, CompletionRecord) and r.usage.completion_tokens > 0]
         if not records:
             return None
-        spent = next((r for r in reversed(everything) if isinstance(r, SpentRecord)), SpentRecord())
+        spent = next((r.spent for r in reversed(everything) if isinstance(r, SpentRecord)), Spent())
         labels = ((header.get("settings") or {}).get("about") or {}).get("labels") or ()
         known = {label: i for i, label in enumerate(labels)}
         scores = {r.key: r.scores for r in everything if isinstance(r, ScoreRecord) and r.scores is not None}
@@ -240,12 +241,14 @@ class _Ledger:
         n = len(self._records)
 
         def once(name: str) -> FloatArray:
-            return np.array([sum(getattr(r, name) for r in rows) / m for rows, m in zip(mine, pulls, strict=True)])
+            return np.array(
+                [sum(getattr(r.usage, name) for r in rows) / m for rows, m in zip(mine, pulls, strict=True)]
+            )
 
         def mean(name: str) -> FloatArray:
-            return np.array([np.mean([getattr(r, name) or 0.0 for r in rows]) for rows in mine])
+            return np.array([np.mean([getattr(r.usage, name) or 0.0 for r in rows]) for rows in mine])
 
-        priced = all(r.usd is not None for r in self._records)
+        priced = all(r.usage.usd is not None for r in self._records)
         return _Lengths(
             requests_once=np.zeros(len(mine)),
             requests_each=np.full(len(mine), asked),

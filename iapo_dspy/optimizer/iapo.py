@@ -27,7 +27,7 @@ from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan, make_plan, parse_algorithm
 from iapo_dspy.optimizer.quote import Quote, make_quote
 from iapo_dspy.optimizer.recompile import unwrap
-from iapo_dspy.optimizer.results import make_result, spent_dict
+from iapo_dspy.optimizer.results import make_result
 from iapo_dspy.optimizer.settings import params_of
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
@@ -436,7 +436,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             stopping=self.stopping,
             strategy=environment.strategy.to_dict(),
             evidence=evidence,
-            spent=spent_dict(spent),
+            spent=spent.to_dict(),
             cost=self.cost,
             prompt_costs=PromptCosts.of(evidence, len(plan.prompts)),
         )
@@ -474,22 +474,12 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
 def _spent_before(record: SpentRecord) -> Spent:
     """What earlier processes of the run took. What one of them had in flight when it was killed may be billed."""
-    if record.reserved_usd or record.reserved_tokens:
+    if record.reserved.usd or record.reserved.tokens:
         logger.warning(
             "The process before was killed with requests in flight; their upper bounds, %d tokens and %.6g dollars, "
-            "count as spent.", record.reserved_tokens, record.reserved_usd,
+            "count as spent.", record.reserved.tokens, record.reserved.usd,
         )  # fmt: skip
-    return Spent(
-        requests=record.requests,
-        prompt_tokens=record.prompt_tokens,
-        completion_tokens=record.completion_tokens + record.reserved_tokens,
-        usd=record.usd + record.reserved_usd,
-        seconds=record.seconds,
-        judge_requests=record.judge_requests,
-        judge_prompt_tokens=record.judge_prompt_tokens,
-        judge_completion_tokens=record.judge_completion_tokens,
-        judge_usd=record.judge_usd,
-    )
+    return record.spent + record.reserved
 
 
 class _ProgressBar:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from iapo_dspy.optimizer.results import CompileResult, spent_dict
+from iapo_dspy.optimizer.results import CompileResult
 
 __all__ = ["log_compile", "metrics_of"]
 
@@ -65,7 +65,7 @@ def metrics_of(result: CompileResult) -> dict[str, float]:
         if row.held_out is not None:
             values["held_out_utility"] = row.held_out.utility
         found |= {f"{name}/{key}": float(value) for key, value in values.items() if value == value}
-    spent = {key: value for key, value in spent_dict(result.spent).items() if value is not None}
+    spent = {key: value for key, value in result.spent.to_dict().items() if value is not None}
     found |= {f"spent/{key}": float(value) for key, value in spent.items()}
     found["failures"] = float(result.failures.total)
     return found

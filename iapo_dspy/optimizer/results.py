@@ -261,19 +261,3 @@ def make_result(
         compiled=compiled,
         strategy=strategy,
     )
-
-
-def spent_dict(spent: Spent) -> Mapping[str, float]:
-    """Return what a run took as JSON data."""
-    return {
-        "completions": spent.completions,
-        "requests": spent.requests,
-        "prompt_tokens": spent.prompt_tokens,
-        "completion_tokens": spent.completion_tokens,
-        "usd": spent.usd,
-        "seconds": round(spent.seconds, 3),
-        "judge_requests": spent.judge_requests,
-        "judge_prompt_tokens": spent.judge_prompt_tokens,
-        "judge_completion_tokens": spent.judge_completion_tokens,
-        "judge_usd": spent.judge_usd,
-    }

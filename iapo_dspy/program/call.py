@@ -23,6 +23,7 @@ from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Prices
+from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.scoring.once_per_call import sharing
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
@@ -50,6 +51,11 @@ class Drawn:
     stopped: str | None
     seconds: float
     judges: JudgeUsage
+
+    @property
+    def usage(self) -> Usage:
+        """What the completions took together."""
+        return sum((r.usage for r in self.rollouts), Usage())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +109,7 @@ class Call:
             read=tuple(read),
             waves=tuple(waves),
             stopped=stopped,
-            seconds=time.perf_counter() - start if len(waves) > 1 else max(r.latency_s for r in rollouts),
+            seconds=time.perf_counter() - start if len(waves) > 1 else max(r.usage.latency_s for r in rollouts),
             judges=judges,
         )
 
@@ -145,8 +151,8 @@ class Call:
             raise AllCompletionsFailed(
                 f"All {len(rollouts)} completions of this call failed: {shown}",
                 causes=causes,
-                prompt_tokens=sum(r.prompt_tokens for r in rollouts),
-                completion_tokens=sum(r.completion_tokens for r in rollouts),
+                prompt_tokens=drawn.usage.prompt_tokens,
+                completion_tokens=drawn.usage.completion_tokens,
             )
         failures = {**failures, **selection.failures}
         prediction = _merge([r.prediction for r in rollouts], selection.index)
@@ -161,10 +167,8 @@ class Call:
 
     def _report(self, drawn: Drawn, selection: Selection, failures: dict[int, str]) -> CallReport:
         rollouts = drawn.rollouts
-        prices = [r.usd for r in rollouts]
-        usd = None if any(p is None for p in prices) else sum(p for p in prices if p is not None)
         ends = (0, *drawn.waves)
-        parts = [self.cost.split(rollouts[a:b]) for a, b in itertools.pairwise(ends)]
+        parts = [self.cost.split([r.usage for r in rollouts[a:b]]) for a, b in itertools.pairwise(ends)]
         cost = sum(once + sum(each) for once, each in parts)
         return CallReport(
             preference=self.preference.name,
@@ -182,14 +186,14 @@ class Call:
             winner=selection.index,
             failures=failures,
             replaced=dict(selection.replaced),
-            prompt_tokens=sum(r.prompt_tokens for r in rollouts),
-            completion_tokens=sum(r.completion_tokens for r in rollouts),
-            usd=usd,
+            prompt_tokens=drawn.usage.prompt_tokens,
+            completion_tokens=drawn.usage.completion_tokens,
+            usd=drawn.usage.usd,
             seconds=drawn.seconds,
-            cost=None if self.cost.usd and usd is None else cost,
+            cost=None if self.cost.usd and drawn.usage.usd is None else cost,
             cost_unit=self.cost.unit,
-            judge_tokens=drawn.judges.tokens,
-            judge_usd=drawn.judges.usd,
+            judge_tokens=int(drawn.judges.usage.tokens),
+            judge_usd=drawn.judges.usage.usd,
         )
 
 

@@ -316,10 +316,10 @@ class LiveEnvironment:
         completions = [known[i] for i in sorted(known)]
         work = (self._in_thread(self._score, example, *completion) for completion in completions)
         scored = await asyncio.gather(*work)
-        overhead, cost = self._cost.split([r for r, *_ in completions])
+        overhead, cost = self._cost.split([r.usage for r, *_ in completions])
         judged = [(s, c) for s, c in zip(scored, cost, strict=True) if s is not None]
-        used, once = use_of([r for (r, *_), s in zip(completions, scored, strict=True) if s is not None])
-        tokens = sum(r.completion_tokens - r.shared_completion_tokens for r, *_ in completions)
+        used, once = use_of([r.usage for (r, *_), s in zip(completions, scored, strict=True) if s is not None])
+        tokens = sum(r.usage.completion_tokens - r.usage.shared_completion_tokens for r, *_ in completions)
         self._tokens[:, pull.prompt] += tokens, len(completions)
         if prompt.inner is not None:
             self._note_inputs(pull.query, [r.inner["inputs"] for r, *_ in completions if r.inner is not None])
@@ -349,20 +349,11 @@ class LiveEnvironment:
 
     def _spent_record(self, spent: Spent, reserved: Spent) -> SpentRecord:
         held = self._batches.held  # these have records of their own
-        return SpentRecord(
-            requests=spent.requests,
-            prompt_tokens=spent.prompt_tokens,
-            completion_tokens=spent.completion_tokens,
-            usd=spent.usd,
-            judge_requests=spent.judge_requests,
-            judge_prompt_tokens=spent.judge_prompt_tokens,
-            judge_completion_tokens=spent.judge_completion_tokens,
-            judge_usd=spent.judge_usd,
-            seconds=spent.seconds,
-            finished=self._finished,
-            reserved_tokens=max(reserved.tokens - held.tokens, 0),
-            reserved_usd=max(round(reserved.usd - held.usd, 12), 0.0),  # whole picodollars
+        reserved = Spent(
+            completion_tokens=max(reserved.tokens - held.tokens, 0),
+            usd=max(round(reserved.usd - held.usd, 12), 0.0),  # whole picodollars
         )
+        return SpentRecord(spent=spent, finished=self._finished, reserved=reserved)
 
     def _score(
         self,

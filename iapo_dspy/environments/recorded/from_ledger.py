@@ -115,7 +115,7 @@ def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[Fl
         pulls: dict[PullKey, list[CompletionRecord]] = {}
         for s in (s for cell in row for s in cell):
             pulls.setdefault(s.completion.pull, []).append(s.completion)
-        parts = [cost.split(completions) for completions in pulls.values()]
+        parts = [cost.split([c.usage for c in completions]) for completions in pulls.values()]
         overhead[p] = np.mean([once for once, _ in parts])
         each[p] = np.mean([c for _, costs in parts for c in costs])
     return overhead, each

@@ -15,8 +15,9 @@ from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, Record
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.single_predictor import Plan
-from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
+from iapo_dspy.sampling.spending.budget import Meter, Reservation
 from iapo_dspy.sampling.spending.pricing import Price
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["Answer", "Books", "Drawn", "Entry"]
 
@@ -97,20 +98,13 @@ class Books:
         except BudgetExceeded:
             return None
 
-    def let_go(self, record: BatchRecord, reservation: Reservation | None, spent: Spent | None = None) -> None:
-        """Replace the upper bound by what was spent; None: nothing."""
+    def let_go(
+        self, record: BatchRecord, reservation: Reservation | None, *, requests: int = 0, usage: Usage | None = None
+    ) -> None:
+        """Replace the upper bound by what was spent."""
         self.held_tokens -= record.reserved_tokens
         self.held_usd -= record.reserved_usd
-        spent = spent or Spent()
-        if reservation is None:
-            self._meter.charge(spent)
-            return
-        reservation.settle(
-            requests=spent.requests,
-            prompt_tokens=spent.prompt_tokens,
-            completion_tokens=spent.completion_tokens,
-            usd=spent.usd,
-        )
+        (reservation or Reservation(self._meter)).settle(requests=requests, usage=usage)
 
     def close(
         self,
@@ -133,30 +127,24 @@ class Books:
             keep: Whether its completions can be looked up in the ledger from now on.
         """
         answers: list[Answer] = []
-        read = written = 0
-        usd = 0.0
+        total = Usage()
         for entry in entries:
             outcome = outcomes.get(entry.line.id) or _no_line(status)
             problem, drawn = outcome.error, Drawn()
             lost = problem is not None and problem.code == _LOST
             if outcome.body is not None:
                 try:
-                    choices, usage, dollars = read_choices(entry.ready, entry.line, outcome.body, entry.price)
+                    choices, usage = read_choices(entry.ready, entry.line, outcome.body, entry.price)
                 except Exception as error:  # noqa: BLE001 - an answer that is no chat completion, of whatever shape
                     problem, lost = LineError(self._line(error), status_code=502), True
                 else:
-                    read, written = read + usage.prompt_tokens, written + usage.completion_tokens
-                    usd += dollars or 0.0
+                    total += usage
                     drawn = [self._read(entry, i, c) for i, c in zip(entry.line.indices, choices, strict=False)]
                     problem = None if drawn else LineError("The answer has no choice.", status_code=502)
             if lost:  # it may have been made and billed, and nobody will ever learn how much
-                written, usd = written + entry.line.tokens, usd + entry.line.usd
+                total += Usage(completion_tokens=entry.line.tokens, usd=entry.line.usd)
             answers.append(Answer(entry=entry, drawn=drawn, problem=problem))
-        self.let_go(
-            record,
-            reservation,
-            Spent(requests=len(entries), prompt_tokens=read, completion_tokens=written, usd=usd),
-        )
+        self.let_go(record, reservation, requests=len(entries), usage=total)
         closed = BatchRecord(tag=record.tag, state="closed", job=record.job, status=status.status)
         completions = [completion for a in answers for completion, _ in a.drawn]
         self._ledger.extend([self._journal(), *completions, closed], keep=keep)
@@ -179,11 +167,7 @@ class Books:
             text=choice.text,
             fields=None if prediction is None else encode_prediction(prediction),
             failure=failure,
-            prompt_tokens=choice.prompt_tokens,
-            completion_tokens=choice.completion_tokens,
-            usd=choice.usd,
-            shared_tokens=choice.shared_tokens,
-            shared_usd=choice.shared_usd,
+            usage=choice.usage,
             seed=choice.seed,
         )
         return record, prediction

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import IAPOError
 from iapo_dspy.sampling.ledger.records import PullKey
-from iapo_dspy.sampling.lm.params import canonical, derive_seed, import_litellm, max_output_tokens
+from iapo_dspy.sampling.lm.params import import_litellm, max_output_tokens
+from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.single_predictor import Plan
-from iapo_dspy.sampling.spending.pricing import Price, Usage, check_usage, prompt_bound, prompt_share, whole_text
+from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
+from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.sampling.spending.usage_check import check_usage
 
 __all__ = ["BatchLine", "LineError", "Outcome", "chat_body", "make_line", "read_choices", "read_outcomes", "write_line"]
 
@@ -113,9 +116,7 @@ def make_line(
         bounded: Whether the budget needs upper bounds.
         alone: Whether the provider does not take n.
     """
-    base, seed = ready.lm.kwargs.get("seed"), None
-    if isinstance(base, int) and not isinstance(base, bool):
-        seed = derive_seed(base, list(pull), canonical(ready.messages), indices[0])
+    seed = seed_of(ready.lm, list(pull), ready.messages, indices[0])
     tokens, usd = 0, 0.0
     if bounded:
         read = prompt_bound(ready.messages, ready.params)
@@ -220,7 +221,7 @@ def _outcome(line: Mapping[str, Any]) -> Outcome:
 
 def read_choices(
     ready: Plan, line: BatchLine, body: Mapping[str, Any], price: Price | None
-) -> tuple[list[Choice], Usage, float | None]:
+) -> tuple[list[Choice], Usage]:
     """Read one answer.
 
     Args:
@@ -230,11 +231,10 @@ def read_choices(
         price: The job's price.
 
     Returns:
-        At most as many choices as were asked for, each with its share of the tokens and dollars; what the request
-        took as a whole: tokens, and dollars, None where the price is unknown.
+        At most as many choices as were asked for, each with its share of the usage; and the usage of the whole request.
 
     Raises:
-        Exception: It is no chat completion.
+        Exception: It is not a chat completion.
     """
     litellm = import_litellm()
     from litellm.litellm_core_utils.llm_response_utils.convert_dict_to_response import convert_to_model_response_object
@@ -242,34 +242,12 @@ def read_choices(
     response = convert_to_model_response_object(
         response_object=dict(body), model_response_object=litellm.ModelResponse()
     )
-    outputs = ready.lm._process_completion(response, ready.params)
-    reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
-    reported = body.get("usage") or {}
-    usage = check_usage(
-        model=ready.lm.model,
-        messages=ready.messages,
-        texts=[whole_text(o) for o in outputs],
-        truncated=reasons.count("length"),
-        limit=max_output_tokens(ready.params),
-        prompt_tokens=reported.get("prompt_tokens"),
-        completion_tokens=reported.get("completion_tokens"),
-    )
-    usd = None if price is None else price.of(usage.prompt_tokens, usage.completion_tokens)
+    told = body.get("usage") or {}
+    reported = told.get("prompt_tokens"), told.get("completion_tokens")
+    reading = read_response(ready.lm, response, ready.params, ready.messages, reported=reported, check=check_usage)
+    usage = reading.usage
+    if price is not None:
+        usage = replace(usage, usd=price.of(usage.prompt_tokens, usage.completion_tokens))
     n = len(line.indices)
-    share = max(min(len(outputs), n), 1)
-    shares = len(outputs) > 1 or (n == 1 and not line.alone)
-    choices = [
-        Choice(
-            text=output if isinstance(output, str) else (output or {}).get("text"),
-            output=output,
-            finish_reason=reason,
-            prompt_tokens=usage.prompt_tokens / share,
-            completion_tokens=usage.completion_tokens / share,
-            usd=None if usd is None else usd / share,
-            shared_tokens=usage.prompt_tokens / share if shares else 0.0,
-            shared_usd=prompt_share(usd, usage, price) / share if shares else 0.0,
-            seed=line.seed,
-        )
-        for output, reason in zip(outputs[:n], reasons[:n], strict=True)
-    ]
-    return choices, usage, usd
+    shared = len(reading.outputs) > 1 or (n == 1 and not line.alone)
+    return replace(reading, usage=usage).choices(n, shared=shared, price=price, seed=line.seed), usage

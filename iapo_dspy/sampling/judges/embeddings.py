@@ -24,6 +24,7 @@ from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import backoff, is_refused, is_retryable, retry_after
 from iapo_dspy.sampling.spending.budget import Budget, Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of_model
+from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import FloatArray
 
 __all__ = ["Embedder", "EmbeddingRequest", "Embeddings", "request_embeddings"]
@@ -85,13 +86,11 @@ class Embeddings:
 
     Attributes:
         vectors: One for each text [n, d].
-        tokens: Tokens read, as billed.
-        usd: Dollars; None where the price is not known.
+        usage: What the request took.
     """
 
     vectors: FloatArray
-    tokens: int
-    usd: float | None
+    usage: Usage
 
 
 async def request_embeddings(
@@ -141,8 +140,9 @@ async def _attempt(request: EmbeddingRequest, meter: RequestMeter, prices: Price
     reported = getattr(getattr(response, "usage", None), "prompt_tokens", None)
     tokens = reported if isinstance(reported, int) and reported > 0 else _count(request)
     usd = price.of(tokens, 0) if price is not None else None
-    reservation.settle(requests=1, prompt_tokens=tokens, usd=usd)
-    return Embeddings(vectors=vectors, tokens=tokens, usd=usd)
+    usage = Usage(prompt_tokens=tokens, usd=usd)
+    reservation.settle(requests=1, usage=usage)
+    return Embeddings(vectors=vectors, usage=usage)
 
 
 def _vectors(response: Any, n: int) -> FloatArray:
@@ -223,7 +223,8 @@ class Embedder:
         if isinstance(tracker, JudgeUsage):
             tracker.know(request.model, request.price(tracker.prices))
         if tracker is not None:
-            usage = {"prompt_tokens": reply.tokens, "completion_tokens": 0, "total_tokens": reply.tokens}
+            read = int(reply.usage.prompt_tokens)
+            usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
             tracker.add_usage(request.model, usage)
         return reply.vectors
 

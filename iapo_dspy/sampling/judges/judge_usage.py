@@ -11,6 +11,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of, price_of_model
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["JudgeUsage"]
 
@@ -24,6 +25,7 @@ class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
 
     Attributes:
         prices: The user's own prices.
+        usage: What the judges took by now; the dollars are None as soon as a price is not known.
         watcher: A DSPy callback that looks at the LMs that are called, for they may have prices of their own.
     """
 
@@ -34,8 +36,7 @@ class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
         self._outer = outer
         self._lock = threading.Lock()
         self._price: dict[str, Price | None] = {}
-        self._tokens = 0
-        self._usd: float | None = 0.0
+        self.usage = Usage(usd=0.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JudgeUsage:
         """Stay one: `dspy.Parallel` copies trackers for its threads, and what they count would be lost."""
@@ -57,21 +58,8 @@ class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
             if lm not in self._price:
                 self._price[lm] = price_of_model(lm, {}, self.prices)
             price = self._price[lm]
-            self._tokens += prompt + completion
-            if price is None:
-                self._usd = None
-            elif self._usd is not None:
-                self._usd += price.of(prompt, completion)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens read and written."""
-        return self._tokens
-
-    @property
-    def usd(self) -> float | None:
-        """Dollars; None as soon as a price is not known."""
-        return self._usd
+            usd = price.of(prompt, completion) if price is not None else None
+            self.usage += Usage(prompt_tokens=prompt, completion_tokens=completion, usd=usd)
 
 
 def _count(entry: Mapping[str, Any], *names: str) -> int:

@@ -27,7 +27,7 @@ from iapo_dspy.sampling.lm.params import NOT_SENT, canonical
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
-from iapo_dspy.sampling.requests.port import CompletionRequest, Reply
+from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.pricing import Prices
 
@@ -41,7 +41,7 @@ _REMEMBERED = 4096  # answers of judges kept for identical questions
 class Asker(Protocol):
     """What sends the requests; a `Sampler`."""
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
         """Send a request that is no rollout."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -258,11 +258,11 @@ class Metering:
         self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
     ) -> list[Any]:
         request = CompletionRequest(model=lm.model, messages=messages, n=n, params=params, key="judge")
-        reply = await self._asker.ask(lm, request)
-        for choice in reply.choices:
+        choices = await self._asker.ask(lm, request)
+        for choice in choices:
             if choice.error is not None:
                 raise choice.error
-        return [choice.output for choice in reply.choices]
+        return [choice.output for choice in choices]
 
 
 class Beside(Protocol):

@@ -98,7 +98,7 @@ def _features() -> dict[str, Any]:
 
 def _row(s: _Scored, labels: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     completion, score = s.completion, s.score
-    row = {name: getattr(completion, name, None) for name in names}
+    row = {name: getattr(completion, name, getattr(completion.usage, name, None)) for name in names}
     row["label"] = labels[completion.prompt] if completion.prompt < len(labels) else None
     row["fields"] = None if completion.fields is None else json.dumps(completion.fields, ensure_ascii=False)
     row["scored"] = s.known

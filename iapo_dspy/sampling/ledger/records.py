@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from iapo_dspy.sampling.ledger.field_values import jsonable
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = [
     "BatchRecord",
@@ -38,13 +40,7 @@ class CompletionRecord:
         fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
         failure: What went wrong, one line; None for a success.
         error: Whether a failure was one of transport, provider or program rather than of the text.
-        prompt_tokens: Its share.
-        completion_tokens: Its share.
-        usd: Its share; None where the price is unknown.
-        shared_tokens: What of its prompt tokens the pull paid once for all of its completions.
-        shared_completion_tokens: What of its completion tokens a call pays once for all of its completions.
-        shared_usd: What of its dollars the pull paid once.
-        latency_s: Seconds.
+        usage: Its share of what the pull took; each of its fields is a key of the line.
         seed: The seed that was sent.
         inner: What the inner module of a pipeline was asked ("inputs") and said ("fields", None for a failure), as JSON
             data; None for other programs.
@@ -59,13 +55,7 @@ class CompletionRecord:
     fields: Mapping[str, Any] | None = None
     failure: str | None = None
     error: bool = False
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_completion_tokens: float = 0.0
-    shared_usd: float = 0.0
-    latency_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     inner: Mapping[str, Any] | None = None
 
@@ -85,10 +75,7 @@ class CallRecord:
         repeat: How many equal requests the same rollout made before.
         output: The answer as DSPy adapters expect it.
         text: The answer as text.
-        prompt_tokens: Tokens read.
-        completion_tokens: Tokens written.
-        usd: Dollars; None where the price is unknown.
-        latency_s: Seconds.
+        usage: What the request took; its shared parts are not stored.
         seed: The seed that was sent.
     """
 
@@ -97,10 +84,7 @@ class CallRecord:
     repeat: int
     output: Any = None
     text: str | None = None
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    latency_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     seed: int | None = None
 
 
@@ -130,33 +114,16 @@ class SpentRecord:
     """What the run has taken so far, this process and earlier ones together.
 
     Attributes:
-        requests: HTTP attempts.
-        prompt_tokens: Tokens read, those of failed attempts included.
-        completion_tokens: Tokens written.
-        usd: Dollars, as far as prices are known.
-        seconds: Wall-clock time.
+        spent: What was spent. Completions are not counted here: each has a record.
         finished: Whether the run came to its end.
-        reserved_tokens: Upper bound of the tokens of requests in flight, where the budget needs one.
-        reserved_usd: Upper bound of their dollars. What a killed process had in flight may be billed, and nobody will
-            ever learn how much: a resumed run counts it as spent.
-        judge_requests: How many of the requests were judges'.
-        judge_prompt_tokens: Tokens that they read.
-        judge_completion_tokens: Tokens that they wrote.
-        judge_usd: Their dollars.
+        reserved: Upper bounds of the requests in flight, where the budget needs them; the tokens stand under
+            `completion_tokens`. The requests of a killed process may be billed, and nobody will ever learn how much: a
+            resumed run counts their bounds as spent.
     """
 
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float = 0.0
-    seconds: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     finished: bool = False
-    reserved_tokens: int = 0
-    reserved_usd: float = 0.0
-    judge_requests: int = 0
-    judge_prompt_tokens: int = 0
-    judge_completion_tokens: int = 0
-    judge_usd: float = 0.0
+    reserved: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,12 +163,26 @@ _KINDS: dict[type, str] = {
     BatchRecord: "batch",
 }
 _TYPES: dict[str, type] = {kind: cls for cls, kind in _KINDS.items()}
+_ONCE = ("shared_tokens", "shared_completion_tokens", "shared_usd")
+# The fields of a usage, in the order in which they stand in a line.
+_USAGE: dict[type, tuple[str, ...]] = {
+    CompletionRecord: ("prompt_tokens", "completion_tokens", "usd", *_ONCE, "latency_s"),
+    CallRecord: ("prompt_tokens", "completion_tokens", "usd", "latency_s"),
+}
 
 
 def encode_record(record: Record) -> dict[str, Any]:
-    """Return a record as one line's JSON data."""
-    shallow = {f.name: getattr(record, f.name) for f in fields(record)}
-    return {"kind": _KINDS[type(record)], **jsonable(shallow)}
+    """Return a record as one line's JSON data: flat, except for what a program returned."""
+    if isinstance(record, SpentRecord):
+        return {"kind": "spent", **_encode_spent(record)}
+    line: dict[str, Any] = {"kind": _KINDS[type(record)]}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if isinstance(value, Usage):
+            line |= {name: getattr(value, name) for name in _USAGE[type(record)]}
+        else:
+            line[f.name] = jsonable(value)
+    return line
 
 
 def decode_record(line: Mapping[str, Any]) -> Record | None:
@@ -209,6 +190,19 @@ def decode_record(line: Mapping[str, Any]) -> Record | None:
     cls = _TYPES.get(str(line.get("kind")))
     if cls is None:
         return None
-    names = {f.name for f in fields(cls)}
-    record: Record = cls(**{k: v for k, v in line.items() if k in names})
+    if cls is SpentRecord:
+        reserved = Spent(completion_tokens=line.get("reserved_tokens", 0), usd=line.get("reserved_usd", 0.0))
+        return SpentRecord(spent=Spent.from_dict(line), finished=line.get("finished", False), reserved=reserved)
+    values = {f.name: line[f.name] for f in fields(cls) if f.name in line}
+    if cls in _USAGE:
+        values["usage"] = Usage(**{name: line[name] for name in _USAGE[cls] if name in line})
+    record: Record = cls(**values)
     return record
+
+
+def _encode_spent(record: SpentRecord) -> dict[str, Any]:
+    spent = asdict(record.spent)
+    del spent["completions"]
+    tasks = {name: value for name, value in spent.items() if not name.startswith("judge_")}
+    reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
+    return {**tasks, "finished": record.finished, **reserved, **spent}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -13,14 +14,16 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.threads import in_thread
-from iapo_dspy.sampling.lm.params import canonical, derive_seed
 from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
-from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter, Tally
-from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Reply
-from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
-from iapo_dspy.sampling.spending.pricing import Prices, Usage, check_usage, price_of, request_bound, whole_text
+from iapo_dspy.sampling.requests.choices import Reading, seed_of
+from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
+from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
+from iapo_dspy.sampling.spending.pricing import Prices, price_of, reserve_request
+from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.sampling.spending.usage_check import check_usage, whole_text
 
 __all__ = ["CallableCompleter", "as_adapter", "completer_for"]
 
@@ -56,31 +59,27 @@ class CallableCompleter:
         self._price = price_of(lm, prices)
         self._is_async = _has_async_form(lm)
 
-    async def complete(self, request: CompletionRequest) -> Reply:
+    async def complete(self, request: CompletionRequest) -> list[Choice]:
         """Draw `request.n` completions. See `Completer`."""
-        start = time.perf_counter()
-        tally = Tally()
-        calls = (self._call(request, request.first + i, tally) for i in range(request.n))
+        calls = (self._call(request, request.first + i) for i in range(request.n))
         results = await asyncio.gather(*calls, return_exceptions=True)
         raise_fatal([r for r in results if isinstance(r, BaseException)])
-        choices = [
+        return [
             Choice(error=r) if isinstance(r, Exception) else r for r in results if isinstance(r, (Exception, Choice))
         ]
-        return tally.reply(choices, start)
 
-    async def _call(self, request: CompletionRequest, index: int, tally: Tally) -> Choice:
-        params, seed = dict(request.params), None
-        base = self._lm.kwargs.get("seed")
-        if isinstance(base, int) and not isinstance(base, bool):
-            seed = derive_seed(base, request.key, canonical(request.messages), index)
+    async def _call(self, request: CompletionRequest, index: int) -> Choice:
+        params, seed = dict(request.params), seed_of(self._lm, request.key, request.messages, index)
+        if seed is not None:
             params["seed"] = seed
         for name in ("input_cost_per_token", "output_cost_per_token"):
             params.pop(name, None)
         # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
         params = {k: v for k, v in params.items() if k not in self._lm.kwargs or self._lm.kwargs[k] != v}
         async with self._gate() as slot:
-            reservation, prompt = await self._reserve(request)
-            tally.requests += 1
+            reservation, prompt = await reserve_request(
+                self._meter, self._lm, request.messages, request.params, 1, self._prices
+            )
             start = time.perf_counter()
             try:
                 with _usage(recorded=request.record is not None) as tracker:
@@ -105,29 +104,12 @@ class CallableCompleter:
                 completion_tokens=None,
             )
         usd = self._price.of(usage.prompt_tokens, usage.completion_tokens) if self._price else None
-        reservation.settle(
-            requests=1, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens, usd=usd
-        )
-        tally.add(usage, usd)
+        usage = replace(usage, usd=usd, latency_s=latency)
+        reservation.settle(requests=1, usage=usage)
         if not outputs:
             raise EmptyReplyError(f"{request.model} answered without any choice.")
-        output = outputs[0]
-        return Choice(
-            text=output if isinstance(output, str) else (output or {}).get("text"),
-            output=output,
-            prompt_tokens=float(usage.prompt_tokens),
-            completion_tokens=float(usage.completion_tokens),
-            usd=usd,
-            latency_s=latency,
-            seed=seed,
-        )
-
-    async def _reserve(self, request: CompletionRequest) -> tuple[Reservation, int]:
-        budget = self._meter.limits
-        if budget is None or not self._meter.bounds_requests:
-            return await self._meter.areserve(), 0
-        bound = request_bound(self._lm, request.messages, request.params, 1, budget, self._prices)
-        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
+        reading = Reading(outputs=outputs[:1], reasons=(None,), usage=usage)
+        return reading.choices(1, shared=False, price=self._price, seed=seed)[0]
 
     async def _outputs(
         self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int

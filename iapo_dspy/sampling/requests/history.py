@@ -31,7 +31,7 @@ class Recorder:
             usage |= {
                 "prompt_tokens": exchange.usage.prompt_tokens,
                 "completion_tokens": exchange.usage.completion_tokens,
-                "total_tokens": exchange.usage.prompt_tokens + exchange.usage.completion_tokens,
+                "total_tokens": exchange.usage.tokens,
             }
         if dspy.settings.usage_tracker is not None:
             dspy.settings.usage_tracker.add_usage(self._lm.model, usage)
@@ -43,7 +43,7 @@ class Recorder:
                 "response": exchange.response,
                 "outputs": list(exchange.outputs),
                 "usage": usage,
-                "cost": exchange.usd,
+                "cost": exchange.usage.usd,
                 "timestamp": datetime.datetime.now().isoformat(),
                 "uuid": str(uuid.uuid4()),
                 "model": self._lm.model,

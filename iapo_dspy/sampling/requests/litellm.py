@@ -8,8 +8,8 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import dspy
@@ -18,7 +18,7 @@ from iapo_dspy.errors import BudgetExceeded, IAPOError
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.loop import within
 from iapo_dspy.sampling.lm.openai_client import OpenAIClients
-from iapo_dspy.sampling.lm.params import canonical, derive_seed, import_litellm, max_output_tokens, supports_n
+from iapo_dspy.sampling.lm.params import import_litellm, supports_n
 from iapo_dspy.sampling.lm.refusals import (
     backoff,
     is_refused,
@@ -29,11 +29,11 @@ from iapo_dspy.sampling.lm.refusals import (
     raise_fatal,
     retry_after,
 )
-from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange, Reply
-from iapo_dspy.sampling.spending import pricing
+from iapo_dspy.sampling.requests.choices import read_response, seed_of
+from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange
 from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
-from iapo_dspy.sampling.spending.pricing import Prices, Usage
-from iapo_dspy.sampling.spending.usage import UsageCheck
+from iapo_dspy.sampling.spending.pricing import Prices, billed, price_of, reserve_request
+from iapo_dspy.sampling.spending.usage_check import UsageCheck
 
 __all__ = ["LiteLLMCompleter"]
 
@@ -48,37 +48,6 @@ class EmptyReplyError(IAPOError):
     """A server answered with no choice at all."""
 
     status_code = 502
-
-
-@dataclass
-class Tally:
-    """Adds up what the HTTP requests of one `CompletionRequest` took."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float | None = None
-    recounted: bool = False
-
-    def add(self, usage: Usage, usd: float | None) -> None:
-        """Count one successful request."""
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-        self.recounted |= usage.recounted
-        if usd is not None:
-            self.usd = (self.usd or 0.0) + usd
-
-    def reply(self, choices: Sequence[Choice], start: float) -> Reply:
-        """Return the reply as a whole."""
-        return Reply(
-            choices=tuple(choices),
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            usd=self.usd,
-            latency_s=time.perf_counter() - start,
-            requests=self.requests,
-            recounted=self.recounted,
-        )
 
 
 class LiteLLMCompleter:
@@ -120,29 +89,27 @@ class LiteLLMCompleter:
         self._timeout = timeout
         self._rng = random.Random(seed)
         self._prices = prices
-        self._price = pricing.price_of(lm, prices)
+        self._price = price_of(lm, prices)
         self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
         self._usage = UsageCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
         self._taken_n = 1  # the largest n that brought more than one choice
 
-    async def complete(self, request: CompletionRequest) -> Reply:
+    async def complete(self, request: CompletionRequest) -> list[Choice]:
         """Draw `request.n` completions. See `Completer`."""
-        start = time.perf_counter()
-        tally = Tally()
         choices: list[Choice] = []
         asked = request.first
         while (missing := request.n - len(choices)) > 0:
             most = self._most_n if self._takes_n(request.params) else 1
             whole, rest = divmod(missing, most)
             sizes = [most] * whole + [rest] * bool(rest)
-            draws = [self._draw(request, size, asked + i, tally) for i, size in enumerate(sizes)]
+            draws = [self._draw(request, size, asked + i) for i, size in enumerate(sizes)]
             results = [await draws[0]] if len(draws) == 1 else await asyncio.gather(*draws, return_exceptions=True)
             raise_fatal([r for r in results if isinstance(r, BaseException)])
             choices += itertools.chain.from_iterable(cast(list[list[Choice]], results))
             asked += len(sizes)
-        return tally.reply(choices, start)
+        return choices
 
     def _takes_n(self, params: Mapping[str, Any]) -> bool:
         # Greedy decoding with n > 1 is a bad request on several servers, vLLM among them.
@@ -150,15 +117,15 @@ class LiteLLMCompleter:
             return False
         return supports_n(self._lm.model, params.get("custom_llm_provider"))
 
-    async def _draw(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+    async def _draw(self, request: CompletionRequest, n: int, index: int) -> list[Choice]:
         """Ask for n at once; return what came, at least one."""
         try:
-            got = await self._attempts(request, n, index, tally)
+            got = await self._attempts(request, n, index)
         except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
             raise_fatal([error])
             if n <= self._taken_n or not may_refuse_n(error):
                 return [Choice(error=error)] * n
-            return await self._try_one(request, n, index, tally, error)
+            return await self._try_one(request, n, index, error)
         if len(got) > 1:
             self._ignored_n, self._taken_n = 0, max(self._taken_n, n)
         elif n > 1:
@@ -168,12 +135,10 @@ class LiteLLMCompleter:
                 logger.info("%s ignores n; completions are asked for one by one.", self._lm.model)
         return got
 
-    async def _try_one(
-        self, request: CompletionRequest, n: int, index: int, tally: Tally, refusal: Exception
-    ) -> list[Choice]:
+    async def _try_one(self, request: CompletionRequest, n: int, index: int, refusal: Exception) -> list[Choice]:
         """Find out whether it was n that a server did not like."""
         try:
-            got = await self._attempts(request, 1, index, tally)
+            got = await self._attempts(request, 1, index)
         except Exception as error:  # noqa: BLE001 - see `_draw`
             raise_fatal([error])
             return [Choice(error=refusal)] * n
@@ -181,13 +146,15 @@ class LiteLLMCompleter:
         logger.info("%s refuses n=%d; it is asked for at most %d at a time.", self._lm.model, n, self._most_n)
         return got
 
-    async def _attempts(self, request: CompletionRequest, n: int, index: int, tally: Tally) -> list[Choice]:
+    async def _attempts(self, request: CompletionRequest, n: int, index: int) -> list[Choice]:
         """Send one HTTP request until it succeeds or there is no point; return 1 to n choices."""
-        params, seed = self._seeded(request, index)
+        params, seed = dict(request.params), seed_of(self._lm, request.key, request.messages, index)
+        if seed is not None:
+            params["seed"] = seed
         attempt = 0
         while True:
             try:
-                return await self._attempt(request, params, n, seed, tally)
+                return await self._attempt(request, params, n, seed)
             except BudgetExceeded:
                 raise
             except Exception as error:
@@ -206,25 +173,18 @@ class LiteLLMCompleter:
         halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
         return self._retries + halvings
 
-    def _seeded(self, request: CompletionRequest, index: int) -> tuple[dict[str, Any], int | None]:
-        base = self._lm.kwargs.get("seed")
-        if isinstance(base, bool) or not isinstance(base, int):
-            return dict(request.params), None
-        seed = derive_seed(base, request.key, canonical(request.messages), index)
-        return {**request.params, "seed": seed}, seed
-
     async def _attempt(
-        self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None, tally: Tally
+        self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None
     ) -> list[Choice]:
         async with self._gate() as slot:
-            reservation, prompt = await self._reserve(request, n)
-            tally.requests += 1
+            reservation, prompt = await reserve_request(
+                self._meter, self._lm, request.messages, request.params, n, self._prices
+            )
             start = time.perf_counter()
             try:
                 response = await self._send(request, params, n)
             except BaseException as error:
                 if is_unsent(error):
-                    tally.requests -= 1
                     reservation.release()
                 elif isinstance(error, Exception) and is_refused(error):
                     reservation.settle(requests=1)
@@ -235,14 +195,7 @@ class LiteLLMCompleter:
                 raise
             latency = time.perf_counter() - start
             slot.succeeded()
-        return self._read(request, params, response, n, seed, latency, reservation, tally)
-
-    async def _reserve(self, request: CompletionRequest, n: int) -> tuple[Reservation, int]:
-        budget = self._meter.limits
-        if budget is None or not self._meter.bounds_requests:
-            return await self._meter.areserve(), 0
-        bound = pricing.request_bound(self._lm, request.messages, request.params, n, budget, self._prices)
-        return await self._meter.areserve(tokens=bound.tokens, usd=bound.usd), bound.prompt_tokens
+        return self._read(request, params, response, n, seed, latency, reservation)
 
     async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
         sent = {
@@ -276,58 +229,28 @@ class LiteLLMCompleter:
         seed: int | None,
         latency: float,
         reservation: Reservation,
-        tally: Tally,
     ) -> list[Choice]:
         try:
-            outputs = self._lm._process_completion(response, params)
-            reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
-            texts = [o if isinstance(o, str) else (o or {}).get("text") for o in outputs]
-            usage = getattr(response, "usage", None)
-            counted = self._usage.check(
-                model=request.model,
-                messages=request.messages,
-                texts=[pricing.whole_text(o) for o in outputs],
-                truncated=reasons.count("length"),
-                limit=max_output_tokens(params),
-                prompt_tokens=getattr(usage, "prompt_tokens", None),
-                completion_tokens=getattr(usage, "completion_tokens", None),
+            told = getattr(response, "usage", None)
+            reported = getattr(told, "prompt_tokens", None), getattr(told, "completion_tokens", None)
+            reading = read_response(
+                self._lm, response, params, request.messages, reported=reported, check=self._usage.check
             )
-            usd = pricing.billed(response, counted, self._price, own=self._own_price)
+            usd = billed(response, reading.usage, self._price, own=self._own_price)
         except BaseException:
             reservation.forfeit(requests=1)
             raise
-        reservation.settle(
-            requests=1, prompt_tokens=counted.prompt_tokens, completion_tokens=counted.completion_tokens, usd=usd
-        )
-        tally.add(counted, usd)
-        if not outputs:
+        usage = replace(reading.usage, usd=usd, latency_s=latency)
+        reservation.settle(requests=1, usage=usage)
+        if not reading.outputs:
             raise EmptyReplyError(f"{request.model} answered without any choice.")
         if request.record is not None:
+            sent = {**params, "n": n} if n > 1 else params
             request.record(
                 Exchange(
-                    messages=request.messages,
-                    params={**params, "n": n} if n > 1 else params,
-                    outputs=outputs,
-                    response=response,
-                    usage=counted,
-                    usd=usd,
+                    messages=request.messages, params=sent, outputs=reading.outputs, response=response, usage=usage
                 )
             )
-        share = min(len(outputs), n)
         # A single completion says nothing of sharing; whether a larger request would have brought more does.
-        shares = len(outputs) > 1 or (n == 1 and self._takes_n(params))
-        return [
-            Choice(
-                text=text,
-                output=output,
-                finish_reason=reason,
-                prompt_tokens=counted.prompt_tokens / share,
-                completion_tokens=counted.completion_tokens / share,
-                usd=None if usd is None else usd / share,
-                shared_tokens=counted.prompt_tokens / share if shares else 0.0,
-                shared_usd=pricing.prompt_share(usd, counted, self._price) / share if shares else 0.0,
-                latency_s=latency,
-                seed=seed,
-            )
-            for text, output, reason in zip(texts[:n], outputs[:n], reasons[:n], strict=True)
-        ]
+        shared = len(reading.outputs) > 1 or (n == 1 and self._takes_n(params))
+        return replace(reading, usage=usage).choices(n, shared=shared, price=self._price, seed=seed)

@@ -1,4 +1,29 @@
-"""The port to language models: a request, its reply, and the completer that turns one into the other."""
+"""The port to language models: a `Completer` turns one request into completions.
+
+Contract. `complete` returns exactly `request.n` choices, in any order of arrival. Each choice holds its share of what
+the request took as a `Usage`, so that the usages of all choices add up to what was paid. Choices with different
+`request.key`s are independent. Nothing is cached: each choice is drawn anew.
+
+Errors. A completion that could not be had is a `Choice` with its `error`, beside those that could; it is never left out
+and never raised. `complete` raises only where every other request would fail in the same way, such as with a wrong key
+(`sampling.lm.refusals.is_fatal`), and where the budget cannot be held. Retries are the completer's business; what
+failed attempts took is counted by its meter.
+
+A completer for tests, which answers everything with the same text:
+
+    >>> import asyncio
+    >>> from iapo_dspy.sampling.spending.usage import Usage
+    >>> class Parrot:
+    ...     async def complete(self, request):
+    ...         usage = Usage(prompt_tokens=4, completion_tokens=2 * request.n, shared_tokens=4)
+    ...         return [Choice(text="hello", output="hello", usage=usage.share(request.n))] * request.n
+    >>> isinstance(Parrot(), Completer)
+    True
+    >>> request = CompletionRequest(model="parrot", messages=[{"role": "user", "content": "Hello?"}], n=2)
+    >>> choices = asyncio.run(Parrot().complete(request))
+    >>> [choice.text for choice in choices], sum((choice.usage for choice in choices), Usage()).tokens
+    (['hello', 'hello'], 8.0)
+"""
 
 from __future__ import annotations
 
@@ -6,22 +31,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from iapo_dspy.sampling.spending.pricing import Usage
+from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "Reply"]
+__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """One successful request, for DSPy's history and usage tracker.
+    """One successful HTTP request, for DSPy's history and usage tracker.
 
     Attributes:
-        messages: What was sent.
-        params: What it was sent with.
-        outputs: What came back, as DSPy adapters expect it.
+        messages: The prompt that was sent.
+        params: The settings that were sent.
+        outputs: The choices that came back, as DSPy adapters expect them.
         response: LiteLLM's response.
-        usage: Tokens.
-        usd: Dollars, None where the price is unknown.
+        usage: What the request took.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -29,7 +53,6 @@ class Exchange:
     outputs: Sequence[Any]
     response: Any
     usage: Usage
-    usd: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +64,9 @@ class CompletionRequest:
         messages: The prompt.
         n: Completions wanted, >= 1.
         params: Everything else that is sent, complete: the LM's settings, the predictor's and the decoding.
-        key: What is drawn for; requests with different keys get different seeds.
+        key: Names what is drawn for; requests with different keys get different seeds.
         first: How many identical requests this draw made before.
-        record: Told of every successful request.
+        record: Called with every successful HTTP request.
     """
 
     model: str
@@ -57,18 +80,14 @@ class CompletionRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One completion, or why it could not be had.
+    """One completion, or the reason why it could not be had.
 
     Attributes:
         text: The completion as text, None if there is none.
-        output: What DSPy adapters expect: the text, or a dictionary with `text` and what came with it
+        output: The completion as DSPy adapters expect it: the text, or a dictionary with `text` and what came with it
             (`reasoning_content`, `tool_calls`, `logprobs`, `citations`).
         finish_reason: As the provider says.
-        prompt_tokens: Its share of the request's prompt tokens.
-        completion_tokens: Its share of the request's completion tokens.
-        usd: Its share of the dollars; None where the price is unknown.
-        shared_tokens: `prompt_tokens` where one request brings n completions, else 0; `shared_usd` is their price.
-        latency_s: Seconds of the request that brought it, without waiting for a slot.
+        usage: Its share of what the request took. The shared parts are set where one request brings n completions.
         seed: The seed that was sent.
         error: Why there is no completion.
     """
@@ -76,46 +95,19 @@ class Choice:
     text: str | None = None
     output: Any = None
     finish_reason: str | None = None
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_usd: float = 0.0
-    latency_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     error: Exception | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What a request brought.
-
-    Attributes:
-        choices: As many as were asked for; those that could not be had carry their error.
-        prompt_tokens: Over all HTTP requests it took.
-        completion_tokens: Over all HTTP requests it took.
-        usd: Over all HTTP requests it took; None where the price is unknown.
-        latency_s: From the first dispatch to the last answer.
-        requests: HTTP attempts, failed ones included.
-        recounted: Whether some usage could not be right and was counted anew.
-    """
-
-    choices: tuple[Choice, ...]
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float | None = None
-    latency_s: float = 0.0
-    requests: int = 0
-    recounted: bool = False
-
-
 @runtime_checkable
 class Completer(Protocol):
-    """Where completions come from."""
+    """A source of completions; the module's docstring has the contract."""
 
-    async def complete(self, request: CompletionRequest) -> Reply:
+    async def complete(self, request: CompletionRequest) -> Sequence[Choice]:
         """Return as many choices as were asked for.
 
         Raises:
-            Exception: Only what no other request could escape, such as a wrong key (`retry.is_fatal`).
+            Exception: Every other request would fail in the same way (`refusals.is_fatal`).
+            ConfigurationError: The budget cannot be held.
         """

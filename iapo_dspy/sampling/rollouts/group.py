@@ -16,7 +16,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import dspy
@@ -28,6 +28,7 @@ from iapo_dspy.sampling.lm.params import canonical, limit_output, max_output_tok
 from iapo_dspy.sampling.lm.refusals import is_fatal
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Exchange
 from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
+from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
 __all__ = ["Aborted", "Group", "Seat"]
@@ -56,12 +57,7 @@ class Seat:
     index: int
     watch: Watch | None = None
     pending: int = 0
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_completion_tokens: float = 0.0
-    shared_usd: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     saved_s: float = 0.0  # that it would have waited for answers which others had asked for before
     before: Counter[str] = field(default_factory=Counter)  # what it asked before its inner module
     text: str | None = None
@@ -83,12 +79,10 @@ class Seat:
         size = len(self.group.seats)
         share = (merged - 1) / (size - 1) if size > 1 else float(not self.calls)
         self.calls += 1
-        self.shared_tokens += share * choice.shared_tokens
-        self.shared_usd += share * choice.shared_usd
-        self.prompt_tokens += choice.prompt_tokens
-        self.completion_tokens += choice.completion_tokens
+        took = choice.usage
+        self.usage += replace(took, shared_tokens=share * took.shared_tokens, shared_usd=share * took.shared_usd)
         self.seed = choice.seed if self.seed is None else self.seed
-        self._note(choice, choice.usd)
+        self.unpaid |= isinstance(choice.error, BudgetExceeded)
         if choice.error is None:
             self.text = choice.text
 
@@ -97,20 +91,18 @@ class Seat:
 
         A deployed call asks it once, alone, and so pays the whole prompt; of m rollouts each has an m-th of it.
         """
-        size = len(self.group.seats)
-        prompt = (choice.prompt_tokens + (merged - 1) * choice.shared_tokens) / size
-        self.prompt_tokens += prompt
-        self.shared_tokens += prompt
-        self.completion_tokens += choice.completion_tokens / size
-        self.shared_completion_tokens += choice.completion_tokens / size
-        usd = None if choice.usd is None else (choice.usd + (merged - 1) * choice.shared_usd) / size
-        self.shared_usd += usd or 0.0
-        self._note(choice, usd)
-
-    def _note(self, choice: Choice, usd: float | None) -> None:
+        size, took = len(self.group.seats), choice.usage
+        prompt = (took.prompt_tokens + (merged - 1) * took.shared_tokens) / size
+        usd = None if took.usd is None else (took.usd + (merged - 1) * took.shared_usd) / size
+        self.usage += Usage(
+            prompt_tokens=prompt,
+            completion_tokens=took.completion_tokens / size,
+            usd=usd,
+            shared_tokens=prompt,
+            shared_completion_tokens=took.completion_tokens / size,
+            shared_usd=usd or 0.0,
+        )
         self.unpaid |= isinstance(choice.error, BudgetExceeded)
-        if usd is not None:
-            self.usd = (self.usd or 0.0) + usd
 
 
 @dataclass(eq=False)
@@ -326,7 +318,7 @@ class Group:
         )
 
         async def draw() -> Choice:
-            return (await self._completer(ticket.lm).complete(request)).choices[0]
+            return (await self._completer(ticket.lm).complete(request))[0]
 
         start = self._loop.time()
         try:
@@ -339,7 +331,7 @@ class Group:
             self._answer(ticket, None, error)
         else:
             ticket.seat.take_around(choice, 1)
-            ticket.seat.saved_s += max(choice.latency_s - (self._loop.time() - start), 0.0)
+            ticket.seat.saved_s += max(choice.usage.latency_s - (self._loop.time() - start), 0.0)
             self._answer(ticket, choice.output, choice.error)
         self._consider()
 
@@ -353,7 +345,7 @@ class Group:
         for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
             calls, in_flight = list(group), seat.granted
             for i, ticket in enumerate(calls):
-                free = most - math.ceil(seat.completion_tokens) - seat.granted
+                free = most - math.ceil(seat.usage.completion_tokens) - seat.granted
                 share = free // (len(calls) - i)
                 if in_flight and (max_output_tokens(ticket.params) or math.inf) > share:
                     self._waiting.append(ticket)
@@ -384,7 +376,7 @@ class Group:
             record=self._recorder(ticket.lm) if self._recorder else None,
         )
         try:
-            reply = await self._completer(ticket.lm).complete(request)
+            choices = await self._completer(ticket.lm).complete(request)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - it goes to the rollouts; a fatal one also ends the pull
@@ -395,7 +387,7 @@ class Group:
             self._consider()
             return
         merged = len({ticket.seat for ticket in batch})
-        for ticket, choice in zip(batch, reply.choices, strict=True):
+        for ticket, choice in zip(batch, choices, strict=True):
             if ticket.phase in (None, "inside"):
                 ticket.seat.take(choice, merged)
             else:

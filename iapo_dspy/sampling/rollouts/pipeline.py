@@ -137,10 +137,7 @@ class Upstream:
                     repeat=key[1],
                     output=jsonable(choice.output),
                     text=choice.text,
-                    prompt_tokens=choice.prompt_tokens,
-                    completion_tokens=choice.completion_tokens,
-                    usd=choice.usd,
-                    latency_s=choice.latency_s,
+                    usage=choice.usage,
                     seed=choice.seed,
                 )
             )
@@ -190,9 +187,6 @@ def _choice(record: CallRecord) -> Choice:
     return Choice(
         text=record.text,
         output=record.output,
-        prompt_tokens=record.prompt_tokens,
-        completion_tokens=record.completion_tokens,
-        usd=record.usd,
-        latency_s=record.latency_s,
+        usage=record.usage,
         seed=record.seed,
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["InnerCall", "Rollout"]
 
@@ -39,13 +41,7 @@ class Rollout:
         unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
             counted against it.
         text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.
-        prompt_tokens: Its share of the prompt tokens, which a request with n > 1 pays once.
-        completion_tokens: Its share of the completion tokens.
-        usd: Its share of the dollars; None where the price is unknown.
-        shared_tokens: What of its prompt tokens all rollouts together paid once.
-        shared_completion_tokens: What of its completion tokens all rollouts together paid once.
-        shared_usd: What of its dollars all rollouts together paid once.
-        latency_s: Seconds from dispatch to answer.
+        usage: Its share of what the rollouts took; its shared parts are what all of them together paid once.
         seed: The seed sent with its (first) request, None if none was sent.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
             filled when recording.
@@ -57,13 +53,7 @@ class Rollout:
     error: bool = False
     unpaid: bool = False
     text: str | None = None
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_completion_tokens: float = 0.0
-    shared_usd: float = 0.0
-    latency_s: float = 0.0
+    usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
     inner: InnerCall | None = None

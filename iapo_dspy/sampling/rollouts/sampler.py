@@ -8,6 +8,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import dspy
@@ -25,7 +26,7 @@ from iapo_dspy.sampling.lm.params import deployment_of, limit_output, request_pa
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.requests.history import Recorder
-from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Reply
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
 from iapo_dspy.sampling.rollouts.pipeline import Upstream, current_watch
 from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
@@ -190,7 +191,7 @@ class Sampler:
         """Run a coroutine, such as many `sample` calls gathered, on the sampling loop; Ctrl-C cancels all of it."""
         return run_on_loop(coroutine)
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
         """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
 
         To be awaited on the sampling loop.
@@ -258,9 +259,9 @@ class Sampler:
             key=key,
             record=Recorder(ready.lm) if record else None,
         )
-        reply = await self._completer(ready.lm).complete(request)
+        choices = await self._completer(ready.lm).complete(request)
         with _settings(record):
-            return [self._read(ready, choice, record) for choice in reply.choices]
+            return [self._read(ready, choice, record) for choice in choices]
 
     def _read(self, ready: Plan, choice: Choice, record: bool) -> Rollout:
         prediction: dspy.Prediction | None = None
@@ -279,12 +280,7 @@ class Sampler:
             error=error,
             unpaid=isinstance(choice.error, BudgetExceeded),
             text=choice.text,
-            prompt_tokens=choice.prompt_tokens,
-            completion_tokens=choice.completion_tokens,
-            usd=choice.usd,
-            shared_tokens=choice.shared_tokens,
-            shared_usd=choice.shared_usd,
-            latency_s=choice.latency_s,
+            usage=choice.usage,
             seed=choice.seed,
             trace=((ready.predictor, ready.inputs, prediction),) if record and prediction is not None else (),
         )
@@ -375,13 +371,7 @@ class Sampler:
             error=error,
             unpaid=seat.unpaid,
             text=seat.text,
-            prompt_tokens=seat.prompt_tokens,
-            completion_tokens=seat.completion_tokens,
-            usd=seat.usd,
-            shared_tokens=seat.shared_tokens,
-            shared_completion_tokens=seat.shared_completion_tokens,
-            shared_usd=seat.shared_usd,
-            latency_s=time.perf_counter() - start + seat.saved_s,
+            usage=replace(seat.usage, latency_s=time.perf_counter() - start + seat.saved_s),
             seed=seat.seed,
             trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),
             inner=watch.call if watch is not None and watch.calls == 1 else None,
@@ -398,7 +388,7 @@ class Sampler:
 
     def _alone(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Any:
         request = CompletionRequest(model=lm.model, messages=messages, n=1, params=params, key="alone")
-        choice = run_on_loop(self._completer(lm).complete(request)).choices[0]
+        choice = run_on_loop(self._completer(lm).complete(request))[0]
         if choice.error is not None:
             raise choice.error
         return choice.output

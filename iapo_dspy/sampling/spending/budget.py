@@ -11,11 +11,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["Budget", "Meter", "RequestMeter", "Reservation", "Spent"]
 
@@ -64,19 +65,19 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What was spent, or is reserved.
+    """What a run has spent, or has reserved. `+` adds two up.
 
     Attributes:
         completions: Completions drawn.
         requests: HTTP attempts (or LM calls), failed ones and retries included.
-        prompt_tokens: Tokens read, counted once per request.
+        prompt_tokens: Tokens read, counted once per request, those of failed attempts included.
         completion_tokens: Tokens written.
         usd: Dollars, as far as prices are known.
-        seconds: Wall-clock time since the meter was made, plus what an earlier, resumed process took.
-        judge_requests: How many of the requests were no task's: those of judges, proposers and rewriters.
-        judge_prompt_tokens: Tokens that they read, part of `prompt_tokens`.
-        judge_completion_tokens: Tokens that they wrote, part of `completion_tokens`.
-        judge_usd: Their dollars, part of `usd`.
+        seconds: Wall-clock time since the meter was made, plus that of an earlier, resumed process.
+        judge_requests: The part of `requests` that judges, proposers and rewriters made.
+        judge_prompt_tokens: The part of `prompt_tokens` that they read.
+        judge_completion_tokens: The part of `completion_tokens` that they wrote.
+        judge_usd: The part of `usd` that they took.
     """
 
     completions: int = 0
@@ -97,8 +98,22 @@ class Spent:
 
     @property
     def judge_tokens(self) -> int:
-        """Judges' prompt and completion tokens together, part of `tokens`."""
+        """The part of `tokens` that judges, proposers and rewriters took."""
         return self.judge_prompt_tokens + self.judge_completion_tokens
+
+    def __add__(self, other: Spent) -> Spent:
+        """Return what both took together."""
+        mine, theirs = asdict(self), asdict(other)
+        return Spent(**{name: mine[name] + theirs[name] for name in mine})
+
+    def to_dict(self) -> dict[str, float]:
+        """Return JSON data that `from_dict` reads back; seconds are rounded to milliseconds."""
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Spent:
+        """Read JSON data; names that it does not know are left out."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
 class Reservation:
@@ -106,7 +121,9 @@ class Reservation:
 
     __slots__ = ("_meter", "_open", "completions", "judge", "picodollars", "tokens")
 
-    def __init__(self, meter: Meter, completions: int, tokens: int, picodollars: int, judge: bool = False) -> None:
+    def __init__(
+        self, meter: Meter, completions: int = 0, tokens: int = 0, picodollars: int = 0, judge: bool = False
+    ) -> None:
         self._meter = meter
         self._open = True
         self.judge = judge
@@ -114,39 +131,30 @@ class Reservation:
         self.tokens = tokens
         self.picodollars = picodollars
 
-    def settle(
-        self,
-        *,
-        completions: int = 0,
-        requests: int = 0,
-        prompt_tokens: int = 0,
-        completion_tokens: int = 0,
-        usd: float | None = 0.0,
-    ) -> None:
+    def settle(self, *, completions: int = 0, requests: int = 0, usage: Usage | None = None) -> None:
         """Replace the reservation by what was really spent."""
         if not self._open:
             return
         self._open = False
-        self._meter._close(
-            self,
-            Spent(
-                completions=completions,
-                requests=requests,
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                usd=usd or 0.0,
-            ),
+        usage = usage or Usage()
+        read, written, usd = int(usage.prompt_tokens), int(usage.completion_tokens), usage.usd or 0.0
+        spent = Spent(
+            completions=completions, requests=requests, prompt_tokens=read, completion_tokens=written, usd=usd
         )
+        if self.judge:
+            spent += Spent(
+                judge_requests=requests, judge_prompt_tokens=read, judge_completion_tokens=written, judge_usd=usd
+            )
+        self._meter._close(self, spent)
 
     def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
         """Count all that was reserved as spent: nobody knows what a request that timed out will be billed."""
-        self.settle(
-            completions=self.completions,
-            requests=requests,
+        usage = Usage(
             prompt_tokens=min(prompt_tokens, self.tokens),
             completion_tokens=max(self.tokens - prompt_tokens, 0),
             usd=self.picodollars / _PICO,
         )
+        self.settle(completions=self.completions, requests=requests, usage=usage)
 
     def release(self) -> None:
         """Give everything back: nothing was spent."""
@@ -335,28 +343,17 @@ class Meter:
             return f"The {budget.seconds} seconds of the budget are over."
         return None
 
-    def _add(self, spent: Spent, judge: bool = False) -> None:
-        # Rounded up, so that what is shown never lies below what a provider adds up.
-        pico = math.ceil(round(spent.usd * _PICO, 3))
-        self._pico += pico
-        self._judge_pico += judge * pico
-        now = self._spent
-        self._spent = Spent(
-            completions=now.completions + spent.completions,
-            requests=now.requests + spent.requests,
-            prompt_tokens=now.prompt_tokens + spent.prompt_tokens,
-            completion_tokens=now.completion_tokens + spent.completion_tokens,
-            judge_requests=now.judge_requests + judge * spent.requests,
-            judge_prompt_tokens=now.judge_prompt_tokens + judge * spent.prompt_tokens,
-            judge_completion_tokens=now.judge_completion_tokens + judge * spent.completion_tokens,
-        )
+    def _add(self, spent: Spent) -> None:
+        self._pico += _picodollars(spent.usd)
+        self._judge_pico += _picodollars(spent.judge_usd)
+        self._spent += spent
 
     def _close(self, reservation: Reservation, spent: Spent) -> None:
         with self._lock:
             self._reserved_completions -= reservation.completions
             self._reserved_tokens -= reservation.tokens
             self._reserved_pico -= reservation.picodollars
-            self._add(spent, reservation.judge)
+            self._add(spent)
             waiters, self._waiters = self._waiters, []
         beyond = []
         if self.bounds_requests and spent.tokens > reservation.tokens > 0:
@@ -385,6 +382,11 @@ class _Judges:
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
         return await self._meter.areserve(tokens=tokens, usd=usd, judge=True)
+
+
+def _picodollars(usd: float) -> int:
+    """Round up, so that what is shown never lies below what a provider adds up."""
+    return math.ceil(round(usd * _PICO, 3))
 
 
 def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:

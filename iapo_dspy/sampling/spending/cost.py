@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import RESOURCES
 from iapo_dspy.sampling.spending.pricing import Prices, price_of
+from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Cost", "Taken", "use_of"]
+__all__ = ["Cost", "use_of"]
 
 _UNITS = {
     "completion_tokens": "output tokens",
@@ -23,74 +24,31 @@ _UNITS = {
 }
 
 
-class Taken(Protocol):
-    """What one completion took; rollouts and their records in a ledger are such."""
-
-    @property
-    def prompt_tokens(self) -> float:
-        """Its share of the prompt tokens."""
-
-    @property
-    def completion_tokens(self) -> float:
-        """Its share of the completion tokens."""
-
-    @property
-    def usd(self) -> float | None:
-        """Its share of the dollars; None where the price is unknown."""
-
-    @property
-    def shared_tokens(self) -> float:
-        """The part of `prompt_tokens` that a query pays once however many completions it draws."""
-
-    @property
-    def shared_completion_tokens(self) -> float:
-        """The part of `completion_tokens` that a query pays once: those of the steps around an inner module."""
-
-    @property
-    def shared_usd(self) -> float:
-        """The part of `usd` that a query pays once."""
-
-    @property
-    def latency_s(self) -> float:
-        """Seconds from dispatch to answer."""
-
-
-def use_of(taken: Sequence[Taken]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def use_of(taken: Sequence[Usage]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Add up what the completions of one pull took of every resource.
 
     Args:
-        taken: What each of its completions took [m].
+        taken: The usage of each of its completions [m].
 
     Returns:
-        What they took together, and the part that a query takes once [R] each; NaN where a price is not known, and for
-        the seconds where nothing came back.
+        The resources that they took together, and the part that a query takes once [R] each; NaN where a price is not
+        known, and for the seconds where nothing came back.
     """
-    longest = max((t.latency_s for t in taken if _answered(t)), default=0.0) or float("nan")
-    usd = sum(_dollars(t) for t in taken)
+    total = sum(taken, Usage())
+    longest = max((t.latency_s for t in taken if t.tokens), default=0.0) or float("nan")
     used = {
-        "tokens": sum(t.completion_tokens for t in taken),
-        "prompt_tokens": sum(t.prompt_tokens for t in taken),
-        "usd": usd,
+        "tokens": total.completion_tokens,
+        "prompt_tokens": total.prompt_tokens,
+        "usd": float("nan") if total.unpriced else total.usd or 0.0,
         "seconds": longest,
     }
     once = {
-        "tokens": sum(t.shared_completion_tokens for t in taken),
-        "prompt_tokens": sum(t.shared_tokens for t in taken),
-        "usd": sum(t.shared_usd for t in taken),
+        "tokens": total.shared_completion_tokens,
+        "prompt_tokens": total.shared_tokens,
+        "usd": total.shared_usd,
         "seconds": longest,
     }
-    return tuple(float(used[r]) for r in RESOURCES), tuple(float(once.get(r, 0.0)) for r in RESOURCES)
-
-
-def _dollars(taken: Taken) -> float:
-    """Return what a completion took; what was refused before it took any tokens was free, whatever the price."""
-    if taken.usd is not None:
-        return taken.usd
-    return float("nan") if _answered(taken) else 0.0
-
-
-def _answered(taken: Taken) -> bool:
-    return bool(taken.prompt_tokens or taken.completion_tokens)
+    return tuple(float(used[r]) for r in RESOURCES), tuple(float(once[r]) for r in RESOURCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +118,19 @@ class Cost:
             return parts[0][1]
         return " + ".join(f"{weight:g} {unit}" for weight, unit in parts)
 
-    def split(self, taken: Sequence[Taken]) -> tuple[float, tuple[float, ...]]:
+    def split(self, taken: Sequence[Usage]) -> tuple[float, tuple[float, ...]]:
         """Cost the completions of one pull or call.
 
         Args:
-            taken: What each of its completions took [m]. An unknown price counts as 0; `check` has refused it before.
+            taken: The usage of each of its completions [m]. A price that is not known counts as 0; `check` has refused
+                it before.
 
         Returns:
             The part that is paid once for all of them, and the part of each [m]. The sum is what they cost together.
         """
-        once = self.prompt_tokens * sum(t.shared_tokens for t in taken)
-        once += self.completion_tokens * sum(t.shared_completion_tokens for t in taken)
-        once += self.usd * sum(t.shared_usd for t in taken)
-        once += self.seconds * max((t.latency_s for t in taken), default=0.0)
+        total = sum(taken, Usage())
+        once = self.prompt_tokens * total.shared_tokens + self.completion_tokens * total.shared_completion_tokens
+        once += self.usd * total.shared_usd + self.seconds * total.latency_s
         return once, tuple(
             self.completion_tokens * max(t.completion_tokens - t.shared_completion_tokens, 0.0)
             + self.prompt_tokens * max(t.prompt_tokens - t.shared_tokens, 0.0)

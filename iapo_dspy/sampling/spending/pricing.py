@@ -13,24 +13,21 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import canonical, import_litellm, max_output_tokens
-from iapo_dspy.sampling.spending.budget import Budget
+from iapo_dspy.sampling.spending.budget import RequestMeter, Reservation
+from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = [
     "Price",
     "Prices",
-    "Usage",
     "batch_price",
     "billed",
     "check_budget",
-    "check_usage",
     "count_text",
     "count_tokens",
     "price_of",
     "price_of_model",
     "prompt_bound",
-    "prompt_share",
-    "request_bound",
-    "whole_text",
+    "reserve_request",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,15 +52,6 @@ class Price:
     def bound(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return the dollars of one request at most."""
         return prompt_tokens * self.prompt_bound + completion_tokens * self.completion_bound
-
-
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens of one request; `recounted` where what the provider reported cannot be right."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    recounted: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,33 +196,31 @@ def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any
     return size
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """What one request takes at most, as far as its budget limits that."""
-
-    prompt_tokens: int
-    tokens: int
-    usd: float
-
-
-def request_bound(
+async def reserve_request(
+    meter: RequestMeter,
     lm: dspy.BaseLM,
     messages: Sequence[Mapping[str, Any]],
     params: Mapping[str, Any],
     n: int,
-    budget: Budget,
     prices: Prices | None = None,
-) -> Bound:
-    """Bound a request for n completions under a budget of tokens or dollars.
+) -> tuple[Reservation, int]:
+    """Set aside what a request for n completions takes at most, as far as a budget limits tokens or dollars.
+
+    Returns:
+        The reservation, and the upper bound of the prompt's tokens in it.
 
     Raises:
+        BudgetExceeded: It does not fit into the budget.
         ConfigurationError: See `check_budget`.
     """
+    budget = meter.limits
+    if budget is None or not meter.bounds_requests:
+        return await meter.areserve(), 0
     check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None, prices=prices)
     prompt, completion = prompt_bound(messages, params), n * (max_output_tokens(params) or 0)
     price = price_of(lm, prices) if budget.usd is not None else None
     usd = price.bound(prompt, completion) if price is not None else 0.0
-    return Bound(prompt_tokens=prompt, tokens=prompt + completion, usd=usd)
+    return await meter.areserve(tokens=prompt + completion, usd=usd), prompt
 
 
 def count_text(model: str, text: str) -> int:
@@ -247,45 +233,6 @@ def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:
     return int(import_litellm().token_counter(model=model, messages=list(messages)))
 
 
-def check_usage(
-    *,
-    model: str,
-    messages: Sequence[Mapping[str, Any]],
-    texts: Sequence[str | None],
-    truncated: int,
-    limit: int | None,
-    prompt_tokens: Any,
-    completion_tokens: Any,
-) -> Usage:
-    """Take the provider's usage of a whole request, or count anew where it cannot be right.
-
-    Some servers leave usage out, and some count one choice of n. It cannot be right when there are fewer tokens than
-    choices that are not empty, or than `max_tokens` for every choice that was cut off there.
-
-    Args:
-        model: Whose tokenizer a new count uses, as far as LiteLLM has it.
-        messages: What was sent.
-        texts: What came back, one per choice.
-        truncated: How many choices were cut off at the limit.
-        limit: `max_tokens`.
-        prompt_tokens: As reported.
-        completion_tokens: As reported.
-    """
-    full = [text for text in texts if text]
-    least = max(len(full), truncated * (limit or 0))
-    sound = isinstance(prompt_tokens, int) and isinstance(completion_tokens, int) and prompt_tokens > 0
-    if sound and completion_tokens >= least:
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-    if not full and not messages:
-        return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
-    counter = import_litellm().token_counter
-    if not (isinstance(prompt_tokens, int) and prompt_tokens > 0):
-        prompt_tokens = int(counter(model=model, messages=list(messages)))
-    counted = sum(int(counter(model=model, text=text)) for text in full)
-    logger.debug("Usage of %d choices from %s cannot be right; recounted.", len(texts), model)
-    return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
-
-
 def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> float | None:
     """Return the dollars of one request, None where the price is unknown.
 
@@ -296,20 +243,6 @@ def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> fl
         if isinstance(cost, (int, float)):
             return float(cost)
     return None if price is None else price.of(usage.prompt_tokens, usage.completion_tokens)
-
-
-def prompt_share(usd: float | None, usage: Usage, price: Price | None) -> float:
-    """Return the part of a request's dollars that its prompt took: what its completions did not."""
-    return 0.0 if usd is None or price is None else max(usd - usage.completion_tokens * price.completion, 0.0)
-
-
-def whole_text(output: Any) -> str | None:
-    """Everything a choice made the LM write, for counting."""
-    if isinstance(output, str) or output is None:
-        return output
-    parts = [output.get("reasoning_content"), output.get("text")]
-    parts += [canonical(call) for call in output.get("tool_calls") or ()]
-    return "\n".join(p for p in parts if p) or None
 
 
 def batch_price(lm: dspy.BaseLM, discount: float | None = None, prices: Prices | None = None) -> Price | None:

@@ -1,0 +1,109 @@
+"""Reads the choices of a chat completion, and shares out what the request took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+from iapo_dspy.sampling.lm.params import canonical, derive_seed, max_output_tokens
+from iapo_dspy.sampling.requests.port import Choice
+from iapo_dspy.sampling.spending.pricing import Price
+from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.sampling.spending.usage_check import whole_text
+
+__all__ = ["Reading", "read_response", "seed_of"]
+
+
+def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
+    """Return the seed of a request: made of the LM's own seed, None where it has none.
+
+    Args:
+        lm: The language model.
+        key: Names what is drawn for.
+        messages: The prompt.
+        index: How many identical requests were made before.
+    """
+    base = lm.kwargs.get("seed")
+    if isinstance(base, bool) or not isinstance(base, int):
+        return None
+    return derive_seed(base, key, canonical(messages), index)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What one chat completion says.
+
+    Attributes:
+        outputs: Its choices as DSPy adapters expect them.
+        reasons: Why each of them ended, as the provider says.
+        usage: The tokens of the request.
+    """
+
+    outputs: Sequence[Any]
+    reasons: Sequence[str | None]
+    usage: Usage
+
+    def choices(self, n: int, *, shared: bool, price: Price | None, seed: int | None) -> list[Choice]:
+        """Return the first n choices, each with its share of the usage.
+
+        Args:
+            n: How many were asked for; fewer may have come.
+            shared: Whether n completions pay for the prompt once.
+            price: To tell the prompt's part of the dollars.
+            seed: The seed that was sent.
+        """
+        usage = self.usage
+        if shared:
+            written = usage.completion_tokens * (price.completion if price is not None else 0.0)
+            prompt_usd = 0.0 if usage.usd is None or price is None else max(usage.usd - written, 0.0)
+            usage = replace(usage, shared_tokens=usage.prompt_tokens, shared_usd=prompt_usd)
+        each = usage.share(max(min(len(self.outputs), n), 1))
+        return [
+            Choice(
+                text=output if isinstance(output, str) else (output or {}).get("text"),
+                output=output,
+                finish_reason=reason,
+                usage=each,
+                seed=seed,
+            )
+            for output, reason in zip(self.outputs[:n], self.reasons[:n], strict=True)
+        ]
+
+
+def read_response(
+    lm: dspy.BaseLM,
+    response: Any,
+    params: Mapping[str, Any],
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    reported: tuple[Any, Any],
+    check: Callable[..., Usage],
+) -> Reading:
+    """Read LiteLLM's response to one request.
+
+    Args:
+        lm: The language model that was asked.
+        response: The response.
+        params: The settings that were sent.
+        messages: The prompt that was sent.
+        reported: Prompt and completion tokens as the server says.
+        check: Takes or corrects them; see `check_usage`.
+
+    Raises:
+        Exception: It is not a chat completion.
+    """
+    outputs = lm._process_completion(response, params)
+    reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
+    usage = check(
+        model=lm.model,
+        messages=messages,
+        texts=[whole_text(o) for o in outputs],
+        truncated=reasons.count("length"),
+        limit=max_output_tokens(params),
+        prompt_tokens=reported[0],
+        completion_tokens=reported[1],
+    )
+    return Reading(outputs=outputs, reasons=reasons, usage=usage)

@@ -1,0 +1,128 @@
+"""Takes the usage that a server reports, or corrects it where it cannot be right.
+
+Some servers leave usage out. Others, such as llama.cpp's, count the tokens of the first choice only, however many
+choices they return.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from iapo_dspy.sampling.lm.params import canonical, import_litellm
+from iapo_dspy.sampling.spending.usage import Usage
+
+__all__ = ["UsageCheck", "check_usage", "pieces", "whole_text"]
+
+logger = logging.getLogger(__name__)
+
+_RATIO = 3  # a text has between a third of its pieces and three times its pieces of tokens
+_PIECE = re.compile(
+    r"[^\W\d_\u0370-\U0010ffff]{1,8}"  # Latin letters, long words in parts
+    r"|\d{1,2}"
+    r"|[\u0370-\u1fff]{1,3}"  # other alphabets
+    r"|[\u2e80-\uffef\U00010000-\U0010ffff]"  # ideographs, syllables, emoji: one each
+    r"|[^\w\s]+"
+)
+
+
+def check_usage(
+    *,
+    model: str,
+    messages: Sequence[Mapping[str, Any]],
+    texts: Sequence[str | None],
+    truncated: int,
+    limit: int | None,
+    prompt_tokens: Any,
+    completion_tokens: Any,
+) -> Usage:
+    """Take the usage that a server reports for one request, or count anew where it cannot be right.
+
+    It cannot be right where there are fewer tokens than choices that are not empty, or fewer than `max_tokens` for
+    every choice that was cut off there.
+
+    Args:
+        model: A new count uses the tokenizer of this model, as far as LiteLLM has it.
+        messages: The prompt that was sent.
+        texts: The choices that came back, each as `whole_text`.
+        truncated: How many choices were cut off at the limit.
+        limit: `max_tokens`.
+        prompt_tokens: As reported.
+        completion_tokens: As reported.
+    """
+    full = [text for text in texts if text]
+    least = max(len(full), truncated * (limit or 0))
+    sound = isinstance(prompt_tokens, int) and isinstance(completion_tokens, int) and prompt_tokens > 0
+    if sound and completion_tokens >= least:
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+    if not full and not messages:
+        return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
+    counter = import_litellm().token_counter
+    if not (isinstance(prompt_tokens, int) and prompt_tokens > 0):
+        prompt_tokens = int(counter(model=model, messages=list(messages)))
+    counted = sum(int(counter(model=model, text=text)) for text in full)
+    logger.debug("The usage that %s reports for %d choices cannot be right; it was recounted.", model, len(texts))
+    return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
+
+
+class UsageCheck:
+    """Checks the usage that one LM's server reports, and remembers whether it counts the first choice only.
+
+    Attributes:
+        first_only: Whether a reply has shown that the server counts one choice of n. It stays.
+    """
+
+    def __init__(self) -> None:
+        self.first_only = False
+
+    def check(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        texts: Sequence[str | None],
+        truncated: int,
+        limit: int | None,
+        prompt_tokens: Any,
+        completion_tokens: Any,
+    ) -> Usage:
+        """Return the usage of one reply; arguments as for `check_usage`.
+
+        Where the server counts the first choice only, its number is scaled by the sizes of all choices.
+        """
+        sizes = [pieces(text) for text in texts]
+        scaled = completion_tokens
+        if len(sizes) > 1 and sizes[0] and isinstance(completion_tokens, int) and completion_tokens > 0:
+            # Too few tokens for all choices, and enough for the first one.
+            self.first_only |= sizes[0] <= _RATIO * completion_tokens < sum(sizes)
+            if self.first_only:
+                scaled = math.ceil(completion_tokens * sum(sizes) / sizes[0])
+                scaled = min(scaled, limit * len(texts)) if limit is not None else scaled
+        usage = check_usage(
+            model=model,
+            messages=messages,
+            texts=texts,
+            truncated=truncated,
+            limit=limit,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=scaled,
+        )
+        return replace(usage, recounted=usage.recounted or scaled != completion_tokens)
+
+
+def pieces(text: str | None) -> int:
+    """Return the size of a text in pieces, about as many as a tokenizer makes tokens; 0 for none, else >= 2."""
+    return len(_PIECE.findall(text)) + 1 if text else 0  # and the end
+
+
+def whole_text(output: Any) -> str | None:
+    """Return everything that the LM wrote for one choice, for counting."""
+    if isinstance(output, str) or output is None:
+        return output
+    parts = [output.get("reasoning_content"), output.get("text")]
+    parts += [canonical(call) for call in output.get("tool_calls") or ()]
+    return "\n".join(p for p in parts if p) or None
