@@ -97,7 +97,7 @@ async def draw(programs: Sequence[dspy.Module], examples: Sequence[dspy.Example]
         pulls=Pulls(*np.array([(p, x, DRAWS) for p, x in rows]).T),
         label=np.full(len(scores), -1),
         score=np.array(scores),
-        cost=np.array([r.completion_tokens for rollouts in drawn for r in rollouts]),
+        cost=np.array([r.usage.completion_tokens for rollouts in drawn for r in rollouts]),
     )
 
 

@@ -96,12 +96,13 @@ class UsageCheck:
         """
         sizes = [pieces(text) for text in texts]
         scaled = completion_tokens
-        if len(sizes) > 1 and sizes[0] and isinstance(completion_tokens, int) and completion_tokens > 0:
+        if len(sizes) > 1 and isinstance(completion_tokens, int) and completion_tokens > 0:
             # Too few tokens for all choices, and enough for the first one.
-            self.first_only |= sizes[0] <= _RATIO * completion_tokens < sum(sizes)
+            self.first_only |= 0 < sizes[0] <= _RATIO * completion_tokens < sum(sizes)
             if self.first_only:
-                scaled = math.ceil(completion_tokens * sum(sizes) / sizes[0])
-                scaled = min(scaled, limit * len(texts)) if limit is not None else scaled
+                scaled = math.ceil(completion_tokens * sum(sizes) / sizes[0]) if sizes[0] else None
+            if scaled is not None and limit is not None:
+                scaled = min(scaled, limit * len(texts))
         usage = check_usage(
             model=model,
             messages=messages,

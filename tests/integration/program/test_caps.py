@@ -202,7 +202,7 @@ def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, ow
             sampler.sample(AtATime(threads), {"question": "3 + 4"}, 3, key="x", record=True, most_tokens=40)
         )
         assert [r.failure for r in rollouts] == [None] * 3
-        assert [r.completion_tokens for r in rollouts] == [2 * ANSWER] * 3
+        assert [r.usage.completion_tokens for r in rollouts] == [2 * ANSWER] * 3
         limits = [b["max_tokens"] for b in server.bodies]
         assert max(limits) <= (own or 40)
         # Too little for both: a rollout never takes more.
@@ -210,7 +210,7 @@ def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, ow
         rollouts = sampler.run(
             sampler.sample(AtATime(threads), {"question": "3 + 4"}, 3, key="y", record=True, most_tokens=8)
         )
-        assert all(r.completion_tokens <= 8 for r in rollouts) and server.completion_tokens - before <= 24
+        assert all(r.usage.completion_tokens <= 8 for r in rollouts) and server.completion_tokens - before <= 24
         assert threads or all(r.prediction is None for r in rollouts)  # dspy.Parallel leaves out what has failed
 
 
@@ -226,7 +226,7 @@ def test_a_rollout_without_tokens_left_fails_and_says_why() -> None:
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm()):
         sampler = Sampler()
         rollouts = sampler.run(sampler.sample(Three(), {"question": "3 + 4"}, 2, key="x", most_tokens=2 * ANSWER))
-        assert [r.completion_tokens for r in rollouts] == [2 * ANSWER] * 2
+        assert [r.usage.completion_tokens for r in rollouts] == [2 * ANSWER] * 2
         assert all("22 output tokens that a completion may take are used up" in str(r.failure) for r in rollouts)
 
 

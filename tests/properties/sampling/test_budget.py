@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.spending.budget import Budget, Meter
+from iapo_dspy.sampling.spending.usage import Usage
 
 step = st.tuples(
     st.integers(0, 9),
@@ -32,9 +33,9 @@ def test_spent_and_reserved_stay_within_every_limit(
         except BudgetExceeded:
             continue
         if end == "settle":
-            reservation.settle(completions=c, prompt_tokens=t, usd=d)
+            reservation.settle(completions=c, usage=Usage(prompt_tokens=t, usd=d))
         elif end == "partly":
-            reservation.settle(completions=c // 2, completion_tokens=t // 2, usd=d / 2)
+            reservation.settle(completions=c // 2, usage=Usage(completion_tokens=t // 2, usd=d / 2))
         elif end == "release":
             reservation.release()
         elif end == "forfeit":
@@ -68,7 +69,7 @@ def test_64_threads_never_exceed_a_limit(repetition: int) -> None:
                 drawn[0] += c
                 drawn[1] += int(t * share)
                 drawn[2] += d * share
-            reservation.settle(completions=c, completion_tokens=int(t * share), usd=d * share)
+            reservation.settle(completions=c, usage=Usage(completion_tokens=int(t * share), usd=d * share))
 
     threads = [threading.Thread(target=worker, args=(repetition * 64 + i,)) for i in range(64)]
     for thread in threads:

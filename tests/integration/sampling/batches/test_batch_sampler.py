@@ -31,6 +31,7 @@ from iapo_dspy import (
 from iapo_dspy.sampling.batches import batch_sampler as batches
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord
+from iapo_dspy.sampling.spending.usage import Usage
 from tests.support.batching import BatchFaults
 from tests.support.loopback import Faults, Loopback
 from tests.support.states import state_of
@@ -162,7 +163,7 @@ def test_what_never_succeeds_fails_after_the_retries_and_costs_nothing(tmp_path:
     assert 0 < report.total == report.errors < report.completions
     assert any("500" in cause for cause, _ in report.causes)
     failed = [r for r in completions(tmp_path) if r.failure]
-    assert all(r.error and not r.prompt_tokens and r.usd is None for r in failed)
+    assert all(r.error and r.usage == Usage() for r in failed)
 
 
 def test_requests_that_are_wrong_are_not_asked_again(tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_dollars_are_those_of_jobs_and_are_never_exceeded(tmp_path: Path) -> Non
         program = compiled(server, tmp_path / "half", half, budget=Budget(150, usd=1e4), lm=PRICES)
         billed = 0.5 * (server.prompt_tokens * 1e-3 + server.completion_tokens * 2e-3)
         assert program.policy.dump_state()["spent"]["usd"] == pytest.approx(billed, abs=1e-6)
-        assert sum(r.usd or 0.0 for r in completions(tmp_path / "half")) == pytest.approx(billed)
+        assert sum(r.usage.usd or 0.0 for r in completions(tmp_path / "half")) == pytest.approx(billed)
         assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path / "half")})
     cap = 0.6 * billed
     with Loopback(adder) as server:

@@ -135,7 +135,7 @@ def test_best_of_n_keeps_every_completion(tmp_path: Path) -> None:
     assert recording.probs.sum() < 9  # failures are missing probability
     assert recording.cost.mean() > 1  # half a point a token
     assert recording.cost == pytest.approx(
-        [np.mean([r.completion_tokens for r in completions if r.prompt == p]) * 0.5 for p in range(3)]
+        [np.mean([r.usage.completion_tokens for r in completions if r.prompt == p]) * 0.5 for p in range(3)]
     )
 
 

@@ -35,7 +35,7 @@ def test_requests_and_answers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
             lm = server.lm(input_cost_per_token=1e-6, output_cost_per_token=2e-6, **SETTINGS)
             drawn = Sampler(lm=lm).sample_sync(dspy.Predict("question -> answer"), QUESTION, 3, key=0, record=True)
             (entry,) = lm.history
-            seen.append(([(r.text, r.failure, r.prompt_tokens, r.usd) for r in drawn], entry["usage"]))
+            seen.append(([(r.text, r.failure, r.usage.prompt_tokens, r.usage.usd) for r in drawn], entry["usage"]))
         assert seen[0] == seen[1]
         assert seen[0][0][1][0] == chat(answer="ä1")
         assert server.bodies[0] == server.bodies[1]

@@ -49,7 +49,7 @@ def test_least_busy_spares_the_slow_replica() -> None:
         assert fast.requests > 2 * slow.requests > 0
         assert fast.requests + slow.requests == 60 == sampler.meter.spent.requests
         assert {body["n"] for body in fast.bodies} == {2}
-    assert {r.usd for r in drawn} == {None}  # of an unknown model, as with any other LM
+    assert {r.usage.usd for r in drawn} == {None}  # of an unknown model, as with any other LM
 
 
 def test_weights_are_shares() -> None:

@@ -49,8 +49,8 @@ def test_one_request_per_pull(make: Any, model: str) -> None:
     assert server.bodies[0]["n"] == 8
     assert sorted(answers(rollouts)) == sorted(f"a{i}" for i in range(8))
     # Prompt tokens are paid once, completion tokens by each: the shares add up to what the server counted.
-    assert sum(r.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
-    assert sum(r.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
+    assert sum(r.usage.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
+    assert sum(r.usage.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
     assert meter.spent.prompt_tokens == server.prompt_tokens
     assert meter.spent.requests == 1
 
@@ -154,7 +154,7 @@ def test_unparseable_completion_fails_alone_and_costs_nothing_more(program: Any)
     assert failed[0].failure is not None and failed[0].failure.startswith("AdapterParseError")
     assert not failed[0].error
     assert failed[0].text == "not what was asked for"
-    assert failed[0].completion_tokens > 0
+    assert failed[0].usage.completion_tokens > 0
 
 
 def test_unset_field_of_a_type_fails_alone() -> None:
@@ -248,7 +248,7 @@ def test_server_that_counts_the_first_choice_only_is_found_out() -> None:
     truth, mended = spent[True]
     assert mended.completion_tokens == pytest.approx(truth, rel=0.15)
     assert mended.usd == pytest.approx((mended.prompt_tokens + mended.completion_tokens) * 1e-6)
-    assert sum(r.completion_tokens for r in drawn) == pytest.approx(truth / 3, rel=0.15)
+    assert sum(r.usage.completion_tokens for r in drawn) == pytest.approx(truth / 3, rel=0.15)
 
 
 def test_dollars_come_from_the_user_or_the_table() -> None:
@@ -264,11 +264,11 @@ def test_dollars_come_from_the_user_or_the_table() -> None:
             rollouts = Sampler(lm=lm, meter=meter).sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
             prompt, completion = server.prompt_tokens - before[0], server.completion_tokens - before[1]
             if prices is None:
-                assert {r.usd for r in rollouts} == {None}
+                assert {r.usage.usd for r in rollouts} == {None}
                 continue
             expected = prompt * prices[0] + completion * prices[1]
             assert meter.spent.usd == pytest.approx(expected)
-            assert sum(r.usd or 0 for r in rollouts) == pytest.approx(expected)
+            assert sum(r.usage.usd or 0 for r in rollouts) == pytest.approx(expected)
         assert all("input_cost_per_token" not in body for body in server.bodies)
 
 

@@ -60,7 +60,7 @@ def test_hanging_rollouts_fail_alone_and_pay_nothing_afterwards() -> None:
         for rollout in (rollouts[1], rollouts[3]):
             assert rollout.error and rollout.failure is not None
             assert rollout.failure.startswith("TimeoutError") and "rollout_timeout" in rollout.failure
-            assert rollout.completion_tokens > 0  # what it asked for before is its own
+            assert rollout.usage.completion_tokens > 0  # what it asked for before is its own
         asked = server.requests
         program.released.set()
         deadline = time.monotonic() + 10

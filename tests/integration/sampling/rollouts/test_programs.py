@@ -43,7 +43,7 @@ def test_first_step_is_merged_and_second_steps_run_together() -> None:
     assert [body.get("n", 1) for body in server.bodies] == [6] + [1] * 6
     assert server.max_in_flight == 6
     assert sum(r.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
-    assert sum(r.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
+    assert sum(r.usage.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
 
 
 def test_equal_second_steps_are_merged_too() -> None:
@@ -341,7 +341,7 @@ def test_recorded_like_an_lm_call_of_dspy(program: Any) -> None:
     assert "api_key" not in lm.history[0]["kwargs"]
     assert len(lm.history[0]["outputs"]) == 4
     usage = tracker.get_total_tokens()[lm.model]
-    assert usage["completion_tokens"] == pytest.approx(sum(r.completion_tokens for r in rollouts))
+    assert usage["completion_tokens"] == pytest.approx(sum(r.usage.completion_tokens for r in rollouts))
     predictors = program.predictors()
     for rollout in rollouts:
         assert [step[0] for step in rollout.trace] == predictors

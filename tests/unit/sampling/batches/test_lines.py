@@ -174,10 +174,10 @@ def test_an_answer_is_read_like_any_other() -> None:
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "fake", "choices": choices,
             "usage": {"prompt_tokens": 10, "completion_tokens": 30, "total_tokens": 40}}  # fmt: skip
     price = Price(prompt=1.0, completion=2.0, prompt_bound=1.0, completion_bound=2.0)
-    found, usage, usd = read_choices(request, line, body, price)
+    found, usage = read_choices(request, line, body, price)
     assert [request.parse(c.output).answer for c in found] == ["0", "1"]  # more than were asked for are left out
-    assert (usage.prompt_tokens, usage.completion_tokens, usd) == (10, 30, 70.0)  # but they are billed
-    assert [(c.prompt_tokens, c.completion_tokens, c.usd) for c in found] == [(5.0, 15.0, 35.0)] * 2
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.usd) == (10, 30, 70.0)  # but they are billed
+    assert [(c.usage.prompt_tokens, c.usage.completion_tokens, c.usage.usd) for c in found] == [(5.0, 15.0, 35.0)] * 2
     assert read_choices(request, line, {**body, "choices": []}, price)[0] == []
     with pytest.raises(Exception):  # noqa: B017 - whatever LiteLLM makes of it
         read_choices(request, line, {"choices": "none"}, price)

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,43 @@ import pytest
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
 from iapo_dspy.sampling.ledger.field_values import decode_prediction, encode_prediction
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, read_ledger
-from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
+from iapo_dspy.sampling.ledger.records import (
+    CallRecord,
+    CompletionRecord,
+    ScoreRecord,
+    SpentRecord,
+    decode_record,
+    encode_record,
+)
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.usage import Usage
 
 ROOT = Path(__file__).parents[4]
 
 
 def record(index: int, pull: tuple[int, int] = (0, 0), **changes: Any) -> CompletionRecord:
     fields = {"answer": f"a{index}"}
-    base: dict[str, Any] = {"text": f"text {index}\nnext", "fields": fields, "completion_tokens": 2.5, "seed": 7}
+    base: dict[str, Any] = {
+        "text": f"text {index}\nnext",
+        "fields": fields,
+        "usage": Usage(completion_tokens=2.5),
+        "seed": 7,
+    }
     return CompletionRecord(round=pull[0], position=pull[1], index=index, prompt=3, query=4, **{**base, **changes})
 
 
 def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "run", fingerprint="f", settings={"seed": 0}) as ledger:
-        ledger.extend([record(1), record(0, failure="E: x", fields=None, error=True), record(0, (1, 0), usd=0.25)])
+        ledger.extend(
+            [record(1), record(0, failure="E: x", fields=None, error=True), record(0, (1, 0), usage=Usage(usd=0.25))]
+        )
         ledger.append(ScoreRecord(key="4|a0", scores=[1.0, 0.5]))
         ledger.append(ScoreRecord(key="4|a1", failure="ValueError: no"))
         assert ledger.completions((0, 0)) == ()  # who appended it has it
     with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
         first, second = ledger.completions((0, 0))
         assert (first, second) == (record(0, failure="E: x", fields=None, error=True), record(1))
-        assert ledger.completions((1, 0)) == (record(0, (1, 0), usd=0.25),)
+        assert ledger.completions((1, 0)) == (record(0, (1, 0), usage=Usage(usd=0.25)),)
         assert ledger.completions((9, 9)) == ()
         assert [r.pull for r in ledger.stored] == [(0, 0), (0, 0), (1, 0)]
         score = ledger.score("4|a0")
@@ -193,6 +210,33 @@ def test_no_secret_reaches_the_file(tmp_path: Path) -> None:
     changed = {**settings, "aws_secret_access_key": "other"}
     assert fingerprint_of(settings) == fingerprint_of(changed)
     assert fingerprint_of(settings) != fingerprint_of({**settings, "more": 1})
+
+
+def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
+    usage = Usage(
+        prompt_tokens=1, completion_tokens=2, usd=3, shared_tokens=4, shared_completion_tokens=5, shared_usd=6
+    )
+    one = record(0, usage=usage)
+    names = ["prompt_tokens", "completion_tokens", "usd", "shared_tokens", "shared_completion_tokens", "shared_usd"]
+    line = encode_record(one)
+    assert [line[name] for name in names] == [1, 2, 3, 4, 5, 6] and line["latency_s"] == 0 and "usage" not in line
+    assert decode_record(line) == one
+    older = {k: v for k, v in line.items() if k not in ("shared_completion_tokens", "inner")}
+    assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
+    call = CallRecord(query=1, call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
+    assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
+
+
+def test_what_was_spent_is_one_flat_line() -> None:
+    spent = Spent(requests=1, prompt_tokens=2, completion_tokens=3, usd=4.0, seconds=5.1234567, judge_requests=1)
+    record = SpentRecord(spent=spent, reserved=Spent(completion_tokens=6, usd=7.0), finished=True)
+    line = encode_record(record)
+    assert list(line) == [
+        "kind", "requests", "prompt_tokens", "completion_tokens", "usd", "seconds", "finished", "reserved_tokens",
+        "reserved_usd", "judge_requests", "judge_prompt_tokens", "judge_completion_tokens", "judge_usd",
+    ]  # fmt: skip
+    assert line["reserved_tokens"] == 6 and line["seconds"] == 5.1234567 and decode_record(line) == record
+    assert decode_record({"kind": "spent", "requests": 2}) == SpentRecord(spent=Spent(requests=2))
 
 
 def test_null_ledger_is_a_ledger() -> None:

@@ -28,7 +28,8 @@ from iapo_dspy.sampling.lm.params import (
 from iapo_dspy.sampling.lm.refusals import backoff, is_fatal, is_refused, is_retryable, retry_after, secrets_of
 from iapo_dspy.sampling.requests.port import CompletionRequest
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.sampling.spending.pricing import check_usage, price_of, prompt_bound
+from iapo_dspy.sampling.spending.pricing import price_of, prompt_bound
+from iapo_dspy.sampling.spending.usage_check import check_usage
 from iapo_dspy.types import Decoding
 
 ROOT = Path(__file__).parents[4]
@@ -257,12 +258,12 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_another_completer_can_be_plugged_in(caplog: pytest.LogCaptureFixture) -> None:
-    from iapo_dspy.sampling.requests.port import Choice, Completer, Reply
+    from iapo_dspy.sampling.requests.port import Choice, Completer
 
     class Fixed:
-        async def complete(self, request: CompletionRequest) -> Reply:
+        async def complete(self, request: CompletionRequest) -> list[Choice]:
             text = "[[ ## answer ## ]]\nprivate"
-            return Reply(choices=(Choice(text=text, output=text),) * request.n)
+            return [Choice(text=text, output=text)] * request.n
 
     fixed = Fixed()
     assert isinstance(fixed, Completer)

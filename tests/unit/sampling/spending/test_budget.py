@@ -8,6 +8,7 @@ import pytest
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 from iapo_dspy.sampling.spending.budget import Budget, Meter, Spent
+from iapo_dspy.sampling.spending.usage import Usage
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_reserve_settle_release() -> None:
         meter.reserve(tokens=41)
     with pytest.raises(BudgetExceeded, match="dollars"):
         meter.reserve(usd=0.41)
-    first.settle(completions=5, requests=1, prompt_tokens=10, completion_tokens=20, usd=0.25)
+    first.settle(completions=5, requests=1, usage=Usage(prompt_tokens=10, completion_tokens=20, usd=0.25))
     first.settle(completions=5, requests=1)  # settling twice counts once
     first.release()
     spent = meter.spent
@@ -70,7 +71,7 @@ def test_what_may_have_been_billed_is_forfeited() -> None:
 def test_dollars_do_not_drift() -> None:
     meter = Meter(Budget(10**9, usd=1.0))
     for _ in range(10):
-        meter.reserve(usd=0.1).settle(usd=0.1)
+        meter.reserve(usd=0.1).settle(usage=Usage(usd=0.1))
     assert meter.spent.usd == 1.0
     assert meter.exhausted
     with pytest.raises(BudgetExceeded):
@@ -111,7 +112,7 @@ async def test_upper_bounds_wait_for_what_is_in_flight() -> None:
     waiting = asyncio.create_task(meter.areserve(tokens=60))
     await asyncio.sleep(0.01)
     assert not waiting.done()
-    first.settle(prompt_tokens=10, completion_tokens=20)
+    first.settle(usage=Usage(prompt_tokens=10, completion_tokens=20))
     second = await asyncio.wait_for(waiting, 1)
     with pytest.raises(BudgetExceeded):  # 71 would not fit even if all of the second came back
         await meter.areserve(tokens=71)
@@ -126,7 +127,7 @@ async def test_waiting_ends_when_nothing_comes_back() -> None:
     first = await meter.areserve(tokens=80)
     waiting = asyncio.create_task(meter.areserve(tokens=60))
     await asyncio.sleep(0.01)
-    first.settle(prompt_tokens=40, completion_tokens=40)
+    first.settle(usage=Usage(prompt_tokens=40, completion_tokens=40))
     with pytest.raises(BudgetExceeded):
         await asyncio.wait_for(waiting, 1)
 
@@ -141,7 +142,7 @@ def test_the_journal_never_lies_below_what_may_be_billed() -> None:
     assert written == [(1.0, 10)]  # before the request is sent
     meter.reserve(tokens=20, usd=2.0)
     assert written[-1] == (3.0, 30)
-    first.settle(prompt_tokens=2, completion_tokens=1, usd=0.25)
+    first.settle(usage=Usage(prompt_tokens=2, completion_tokens=1, usd=0.25))
     meter.reserve(completions=3)  # completions alone are nothing that is billed
     assert len(written) == 2
     meter.write_journal()

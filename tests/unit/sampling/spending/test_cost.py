@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -12,28 +11,17 @@ from hypothesis import strategies as st
 
 from iapo_dspy import ConfigurationError, Cost
 from iapo_dspy.sampling.spending.pricing import Prices, price_of
-
-
-@dataclass
-class Took:
-    prompt_tokens: float = 0.0
-    completion_tokens: float = 0.0
-    usd: float | None = None
-    shared_tokens: float = 0.0
-    shared_completion_tokens: float = 0.0
-    shared_usd: float = 0.0
-    latency_s: float = 0.0
-
+from iapo_dspy.sampling.spending.usage import Usage
 
 # Two completions of one request: 100 prompt tokens for both, 10 and 30 output tokens, a dollar a token, 2 seconds.
 SHARED = [
-    Took(prompt_tokens=50, completion_tokens=20, usd=70, shared_tokens=50, shared_usd=50, latency_s=2.0),
-    Took(prompt_tokens=50, completion_tokens=20, usd=70, shared_tokens=50, shared_usd=50, latency_s=2.0),
+    Usage(prompt_tokens=50, completion_tokens=20, usd=70, shared_tokens=50, shared_usd=50, latency_s=2.0),
+    Usage(prompt_tokens=50, completion_tokens=20, usd=70, shared_tokens=50, shared_usd=50, latency_s=2.0),
 ]
 # The same from a provider that does not take n: each request has its own 100 prompt tokens.
 ALONE = [
-    Took(prompt_tokens=100, completion_tokens=10, usd=110, latency_s=1.0),
-    Took(prompt_tokens=100, completion_tokens=30, usd=130, latency_s=3.0),
+    Usage(prompt_tokens=100, completion_tokens=10, usd=110, latency_s=1.0),
+    Usage(prompt_tokens=100, completion_tokens=30, usd=130, latency_s=3.0),
 ]
 
 
@@ -54,7 +42,7 @@ def test_what_is_paid_once_and_what_each_completion_adds(cost: Cost, shared: Any
 
 
 def test_a_failed_request_without_a_price_costs_nothing_known() -> None:
-    assert Cost(usd=1).split([Took()]) == (0.0, (0.0,))
+    assert Cost(usd=1).split([Usage()]) == (0.0, (0.0,))
     assert Cost(seconds=1).split([]) == (0.0, ())
 
 
@@ -64,7 +52,7 @@ WEIGHT = st.floats(0, 100)
 @given(WEIGHT, WEIGHT, WEIGHT, st.lists(st.tuples(*[st.floats(0, 1e4)] * 3), min_size=1, max_size=8))
 def test_a_split_loses_nothing(c: float, p: float, u: float, taken: list[tuple[float, float, float]]) -> None:
     rows = [
-        Took(prompt_tokens=a, completion_tokens=b, usd=a + b, shared_tokens=min(s, a), shared_usd=min(s, a))
+        Usage(prompt_tokens=a, completion_tokens=b, usd=a + b, shared_tokens=min(s, a), shared_usd=min(s, a))
         for a, b, s in taken
     ]
     once, each = Cost(completion_tokens=c + 0.1, prompt_tokens=p, usd=u).split(rows)

@@ -1,146 +1,54 @@
-"""A server that counts one choice of n is found out, and no tokenizer is mistaken for one."""
+"""Usages add up, and are shared out without losing anything."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from iapo_dspy.sampling.lm.params import import_litellm
-from iapo_dspy.sampling.spending.pricing import Usage
-from iapo_dspy.sampling.spending.usage import UsageCheck, pieces
-from tests.support.loopback import chat
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.usage import Usage
 
-WORDS = {
-    "english": "the quick brown fox jumps over a lazy dog while engineers discuss their inference servers".split(),
-    "german": "die Donaudampfschifffahrt beschließt außerordentliche Maßnahmen internationaler Zusammenarbeit".split(),
-    "russian": "быстрая лисица прыгает через ленивую собаку пока инженеры обсуждают производительность".split(),
-    "arabic": "الثعلب البني السريع يقفز فوق الكلب الكسول بينما يناقش المهندسون".split(),
-    "hindi": "तेज़ भूरी लोमड़ी आलसी कुत्ते के ऊपर कूदती है".split(),
-    "chinese": list("敏捷的棕色狐狸跳过了懒狗而工程师们正在讨论服务器的吞吐量"),
-    "digits": [str(random.Random(i).randrange(10 ** (1 + i % 6))) for i in range(30)],
-    "code": "def f(x): return x + 1 ; for i in range(10): print(i, end='') ; if a == b: e[f] = {g: h}".split(),
-}
-
-
-def litellms(text: str) -> int:
-    return int(import_litellm().token_counter(model="gpt-4", text=text)) + 1
+COUNTS = st.integers(0, 1000)
+USAGES = st.builds(
+    Usage,
+    prompt_tokens=COUNTS,
+    completion_tokens=COUNTS,
+    usd=st.none() | COUNTS,
+    shared_tokens=COUNTS,
+    shared_completion_tokens=COUNTS,
+    shared_usd=COUNTS,
+    latency_s=COUNTS,
+    recounted=st.booleans(),
+)
 
 
-TOKENIZERS: dict[str, Callable[[str], int]] = {
-    "litellm": litellms,
-    "bytes": lambda text: len(text.encode()) + 1,
-    "characters": lambda text: len(text) + 1,
-    "four bytes": lambda text: len(text.encode()) // 4 + 1,
-}
+@given(USAGES, USAGES, USAGES)
+def test_usages_can_be_added_in_any_order(a: Usage, b: Usage, c: Usage) -> None:
+    assert a + b == b + a and (a + b) + c == a + (b + c)
+    assert a + Usage() == a
 
 
-def draw(rng: random.Random, language: str, longest: int) -> str:
-    name = rng.choice(list(WORDS)) if language == "mixed" else language
-    space = "" if name == "chinese" else " "
-    return chat(answer=space.join(rng.choice(WORDS[name]) for _ in range(rng.randint(1, longest))))
+@given(st.builds(Usage, prompt_tokens=COUNTS, completion_tokens=COUNTS, usd=COUNTS), st.integers(1, 64))
+def test_shares_add_up_to_the_whole(usage: Usage, n: int) -> None:
+    total = sum([usage.share(n)] * n, Usage())
+    assert total.tokens == pytest.approx(usage.tokens) and total.usd == pytest.approx(usage.usd)
 
 
-def check(checker: UsageCheck, texts: Sequence[str], reported: int, limit: int | None = None) -> Usage:
-    return checker.check(
-        model="m",
-        messages=[{"role": "user", "content": "q"}],
-        texts=texts,
-        truncated=0,
-        limit=limit,
-        prompt_tokens=5,
-        completion_tokens=reported,
-    )
+def test_a_sum_lasts_as_long_as_its_longest_part() -> None:
+    assert (Usage(latency_s=2.0) + Usage(latency_s=3.0)).latency_s == 3.0
+    assert Usage(latency_s=2.0).share(4).latency_s == 2.0
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("language", [*WORDS, "mixed"])
-def test_no_language_and_no_tokenizer_is_mistaken(language: str, tokenizer: str) -> None:
-    count = TOKENIZERS[tokenizer]
-    rng = random.Random(f"{language}/{tokenizer}")
-    for n in (1, 2, 3, 4, 8, 32):
-        for longest in (3, 40):
-            checker = UsageCheck()
-            for _ in range(10):
-                texts = [draw(rng, language, longest) for _ in range(n)]
-                truth = sum(count(t) for t in texts)
-                assert check(checker, texts, truth) == Usage(prompt_tokens=5, completion_tokens=truth)
+def test_one_unknown_price_makes_the_sum_unknown_unless_nothing_was_taken() -> None:
+    known, unknown, refused = Usage(prompt_tokens=1, usd=0.5), Usage(prompt_tokens=1), Usage()
+    assert (known + unknown).usd is None and unknown.unpriced and not refused.unpriced
+    assert (known + refused).usd == 0.5 and (refused + refused).usd is None
 
 
-@pytest.mark.parametrize("n", [2, 4, 8, 32])
-@pytest.mark.parametrize("language", ["english", "chinese", "digits", "code"])
-def test_who_counts_the_first_choice_is_found_out_once_its_tokens_are_known(language: str, n: int) -> None:
-    rng = random.Random(f"{language}/{n}")
-    checker = UsageCheck()
-    for _ in range(8):
-        text = draw(rng, language, 20)
-        assert check(checker, [text], litellms(text)).completion_tokens == litellms(text)
-    counted = truth = 0
-    for i in range(40):
-        texts = [draw(rng, language, 20) for _ in range(n)]
-        usage = check(checker, texts, litellms(texts[0]))
-        if i >= 15:
-            assert usage.recounted
-            counted += usage.completion_tokens
-            truth += sum(litellms(t) for t in texts)
-    assert counted == pytest.approx(truth, rel=0.1)
-
-
-def test_eight_choices_of_one_length_are_enough_without_anything_else() -> None:
-    checker = UsageCheck()
-    text = chat(reasoning="three plus five is eight and nothing is carried over to the tens", answer="58")
-    usage = check(checker, [text] * 8, litellms(text))
-    assert usage == Usage(prompt_tokens=5, completion_tokens=8 * litellms(text), recounted=True)
-    assert checker.counts_first_only
-    capped = check(checker, [text] * 8, litellms(text), limit=litellms(text) - 4)
-    assert capped.completion_tokens == 8 * (litellms(text) - 4)
-
-
-def test_once_found_out_it_stays_so_and_short_answers_are_scaled_too() -> None:
-    """Seen on llama.cpp: a vocabulary with whole phrases, then many requests of one prompt at one n."""
-    checker = UsageCheck()
-    long, short = chat(reasoning="8 + 7 + 0 = 15; 5 + 6 + 1 = 12; 3 + 4 + 1 = 08", answer="825"), chat(answer="825")
-    assert check(checker, [long] * 16, 33).completion_tokens == 16 * 33
-    for _ in range(100):
-        assert check(checker, [short] * 16, 6).completion_tokens == 16 * 6
-        assert check(checker, [short] * 8, 6).completion_tokens == 8 * 6
-
-
-def test_hidden_reasoning_is_no_miscount_and_a_first_choice_without_text_is_no_evidence() -> None:
-    checker = UsageCheck()
-    for _ in range(20):
-        texts = [chat(answer="yes")] * 8
-        assert not check(checker, texts, 9_000).recounted
-    assert not checker.counts_first_only
-    checker = UsageCheck()
-    text = chat(answer="a dozen words that say very little about anything at all, I fear")
-    check(checker, [text] * 32, litellms(text))
-    usage = check(checker, ["", text, text], 3)
-    assert usage.recounted and usage.completion_tokens == pytest.approx(2 * litellms(text), rel=0.25)
-
-
-def test_pieces_are_about_tokens() -> None:
-    assert pieces(None) == pieces("") == 0
-    assert pieces("[[ ## answer ## ]]") == 6
-    assert pieces("1234") == 3
-    assert pieces("狐狸跳") == 4
-
-
-def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_no_miscount() -> None:
-    """A tokenizer with one token for all boilerplate makes few tokens of short answers and many of long sums."""
-    short, long = "[[ ## answer ## ]]\n123\n\n[[ ## completed ## ]]", "carry one, then two, and so on " * 3
-    check = UsageCheck()
-    for _ in range(40):
-        for text, tokens, n in ((long, 60, 2), (short, 6, 8)):
-            usage = check.check(
-                model="openai/strange",
-                messages=[{"role": "system", "content": f"{n} words"}, {"role": "user", "content": "1 + 1"}],
-                texts=[text] * n,
-                truncated=0,
-                limit=None,
-                prompt_tokens=30,
-                completion_tokens=tokens * n,
-            )
-            assert usage.completion_tokens == tokens * n and not usage.recounted
-    assert not check.counts_first_only
+def test_spent_adds_up_and_comes_back_from_json() -> None:
+    spent = Spent(completions=2, requests=3, prompt_tokens=4, usd=0.5, seconds=1.23456, judge_requests=1, judge_usd=0.1)
+    assert spent + Spent() == spent
+    assert (spent + spent).usd == 1.0 and (spent + spent).judge_requests == 2
+    data = spent.to_dict()
+    assert data["seconds"] == 1.235 and Spent.from_dict({**data, "of a later version": 1}).to_dict() == data
