@@ -1,8 +1,8 @@
-"""Everything that was paid for, on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
+"""Keeps everything that was paid for on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
 
-The first line says what the file is and what run it belongs to; every other line is one record. A process that is
-killed may leave half a record at the end; it is cut off at the next start. A lock keeps a second process out. The lock
-is the operating system's, so that it ends with the process that holds it, however that ends.
+The first line names the format and the run that the file belongs to; every other line is one record. A process that is
+killed may leave half a record at the end; the next start cuts it off. A lock keeps a second process out. It is a lock
+of the operating system, so it ends with the process that holds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any, TypeVar
 
 from iapo_dspy.errors import LedgerError, LedgerMismatch
 from iapo_dspy.sampling.ledger.field_values import jsonable
@@ -35,14 +35,9 @@ from iapo_dspy.sampling.ledger.records import (
 )
 
 __all__ = [
-    "BatchRecord",
-    "CompletionRecord",
     "Ledger",
     "LedgerPort",
     "NullLedger",
-    "PullKey",
-    "ScoreRecord",
-    "SpentRecord",
     "fingerprint_of",
     "open_batches",
     "read_ledger",
@@ -51,6 +46,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+L = TypeVar("L", bound="LedgerPort")
 _FORMAT = "iapo_dspy.ledger"
 _VERSION = 1
 _SECRET = re.compile(
@@ -59,37 +55,48 @@ _SECRET = re.compile(
 )
 
 
-@runtime_checkable
-class LedgerPort(Protocol):
-    """What a run needs of a ledger."""
+class LedgerPort:
+    """A run's ledger as the run sees it: it finds what earlier processes stored, and takes new records.
+
+    This class finds nothing and keeps nothing; `Ledger` reads and writes a file.
+
+    Attributes:
+        spent: What earlier processes of the run took.
+        batches: The batch jobs of earlier processes whose completions are not stored yet.
+        calls: The answers of earlier processes that all rollouts of a query share.
+    """
+
+    def __init__(self) -> None:
+        self.spent = SpentRecord()
+        self.batches: tuple[BatchRecord, ...] = ()
+        self.calls: tuple[CallRecord, ...] = ()
+        self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
+        self._scores: dict[str, ScoreRecord] = {}
 
     def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return what is stored of a pull, in the order of the completions."""
-
-    def score(self, key: str) -> ScoreRecord | None:
-        """Return the stored score of an answer."""
+        """Return what earlier processes stored of a pull, in the order of the completions."""
+        stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
+        return tuple(stored[index] for index in sorted(stored))
 
     @property
     def stored(self) -> tuple[CompletionRecord, ...]:
         """Every completion that earlier processes stored, in the order of rounds and positions."""
+        return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
 
-    @property
-    def spent(self) -> SpentRecord:
-        """What earlier processes of the run took."""
-
-    @property
-    def batches(self) -> tuple[BatchRecord, ...]:
-        """The batch jobs of earlier processes whose completions are not stored yet."""
-
-    @property
-    def calls(self) -> tuple[CallRecord, ...]:
-        """The answers of earlier processes that all rollouts of a query share."""
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for an answer."""
+        return self._scores.get(key)
 
     def append(self, record: Record) -> None:
-        """Store a record before what it describes is used."""
+        """Store a record before what it describes is used; the death of the process no longer loses it."""
+        self.extend([record])
 
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
-        """Store several records that belong together: after a kill, all of them are there or none.
+        """Store several records that belong together, such as the completions of one pull.
+
+        A process that is killed in between leaves a part of them, whose last line says that more should follow; the
+        next start cuts it off. So all of them are stored or none, and a pull is asked for again as a whole, with the
+        seed that it had.
 
         Args:
             records: In the order in which they are written.
@@ -97,14 +104,26 @@ class LedgerPort(Protocol):
         """
 
     def flush(self) -> None:
-        """Make everything appended survive a power failure."""
+        """Make everything that was appended survive a power failure."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush, close the file and let another process in. Closing twice is fine."""
+
+    def __enter__(self: L) -> L:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class NullLedger(LedgerPort):
+    """The ledger of a run without `log_dir`: it keeps nothing."""
 
 
 def fingerprint_of(data: Any) -> str:
-    """Return a hash of what a run belongs to: student, candidates, data, settings. Secrets do not enter it."""
+    """Return a hash of a run's student, candidates, data and settings. Secrets do not enter it."""
     text = json.dumps(without_secrets(jsonable(data)), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -118,65 +137,15 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-class NullLedger:
-    """Keeps nothing: a run without `log_dir`."""
-
-    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return nothing."""
-        return ()
-
-    def score(self, key: str) -> ScoreRecord | None:
-        """Return nothing."""
-        return None
-
-    @property
-    def stored(self) -> tuple[CompletionRecord, ...]:
-        """Nothing."""
-        return ()
-
-    @property
-    def spent(self) -> SpentRecord:
-        """Nothing."""
-        return SpentRecord()
-
-    @property
-    def batches(self) -> tuple[BatchRecord, ...]:
-        """Nothing."""
-        return ()
-
-    @property
-    def calls(self) -> tuple[CallRecord, ...]:
-        """Nothing."""
-        return ()
-
-    def append(self, record: Record) -> None:
-        """Forget it."""
-
-    def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
-        """Forget them."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    def __enter__(self) -> NullLedger:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
-
-
-class Ledger:
+class Ledger(LedgerPort):
     """The ledger of one run; opened by `Ledger.open`. Thread-safe.
 
-    What was stored by earlier processes is kept in memory to be looked up; what this process appends is not, because
-    who appended it has it already. So memory does not grow with the run.
+    The records of earlier processes are kept in memory to be looked up. The records that this process appends are not,
+    because the code that appends them has them already. So memory does not grow with the run.
     """
 
     def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes], *, header: Mapping[str, Any], sync_every: int):
+        super().__init__()
         self.path = path
         self.header = header
         self._file = file
@@ -184,11 +153,6 @@ class Ledger:
         self._sync_every = sync_every
         self._unsynced = 0
         self._lock = threading.Lock()
-        self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
-        self._scores: dict[str, ScoreRecord] = {}
-        self._spent = SpentRecord()
-        self._batches: tuple[BatchRecord, ...] = ()
-        self._calls: tuple[CallRecord, ...] = ()
 
     @classmethod
     def open(
@@ -203,15 +167,15 @@ class Ledger:
 
         Args:
             log_dir: The run's directory; made if it does not exist.
-            fingerprint: Hash of what the run belongs to (`fingerprint_of`).
-            settings: The same for people to read; secrets are left out.
+            fingerprint: Hash that tells runs apart (`fingerprint_of`).
+            settings: The hashed settings for people to read; secrets are left out.
             sync_every: Records between two `fsync`. Each record reaches the operating system at once, so that the
                 death of the process loses none; `fsync` is for the death of the machine.
 
         Raises:
             LedgerLocked: Another process has it open.
             LedgerMismatch: It belongs to another run.
-            LedgerError: It is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+            LedgerError: It is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
         """
         folder = Path(log_dir)
         try:
@@ -242,52 +206,15 @@ class Ledger:
             lock.close()
             raise
 
-    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return what earlier processes stored of a pull, in the order of the completions."""
-        stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
-        return tuple(stored[index] for index in sorted(stored))
-
-    def score(self, key: str) -> ScoreRecord | None:
-        """Return the score that earlier processes stored for an answer."""
-        return self._scores.get(key)
-
-    @property
-    def spent(self) -> SpentRecord:
-        """What earlier processes of the run took."""
-        return self._spent
-
-    @property
-    def batches(self) -> tuple[BatchRecord, ...]:
-        """The batch jobs of earlier processes whose completions are not stored yet."""
-        return self._batches
-
-    @property
-    def calls(self) -> tuple[CallRecord, ...]:
-        """The answers of earlier processes that all rollouts of a query share."""
-        return self._calls
-
-    @property
-    def stored(self) -> tuple[CompletionRecord, ...]:
-        """Every completion that earlier processes stored, in the order of rounds and positions."""
-        return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
-
-    def append(self, record: Record) -> None:
-        """Write a record; when this returns, the death of the process no longer loses it."""
-        self._write([encode_record(record)])
-
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
-        """Write several records that belong together, such as the completions of one pull.
-
-        A process that is killed in between leaves a part of them, whose last line says that more should follow; the
-        next start cuts it off. A pull is then whole or asked for again as a whole, with the seed that it had.
-        """
+        """Write records, all or none; see `LedgerPort.extend`."""
         self._write([encode_record(record) for record in records])
         for record in records if keep else ():
             if isinstance(record, CompletionRecord):
                 self._pulls.setdefault(record.pull, {})[record.index] = record
 
     def flush(self) -> None:
-        """Make everything appended survive a power failure."""
+        """Make everything that was appended survive a power failure."""
         with self._lock:
             self._sync()
 
@@ -299,14 +226,6 @@ class Ledger:
             self._sync()
             self._file.close()
             self._lock_file.close()
-
-    def __enter__(self) -> Ledger:
-        """Return itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
 
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         last = len(records) - 1
@@ -327,15 +246,15 @@ class Ledger:
 
     def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
         records = [decode_record(line) for line in lines]
-        self._batches = open_batches(r for r in records if isinstance(r, BatchRecord))
-        self._calls = tuple(r for r in records if isinstance(r, CallRecord))
+        self.batches = open_batches(r for r in records if isinstance(r, BatchRecord))
+        self.calls = tuple(r for r in records if isinstance(r, CallRecord))
         for record in records:
             if isinstance(record, CompletionRecord):
                 self._pulls.setdefault(record.pull, {})[record.index] = record
             elif isinstance(record, ScoreRecord):
                 self._scores[record.key] = record
             elif isinstance(record, SpentRecord):
-                self._spent = record
+                self.spent = record
 
 
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
@@ -370,7 +289,7 @@ def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], list[R
         The header, with the run's `settings`, and every whole record in the order in which it was written.
 
     Raises:
-        LedgerError: There is none, it is no ledger, is of a newer version, or is damaged elsewhere than at its end.
+        LedgerError: There is none, it is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
     """
     path = Path(log_dir) / "ledger.jsonl"
     try:
@@ -420,7 +339,7 @@ def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int
 
 def _check_format(found: Mapping[str, Any], path: Path) -> None:
     if found.get("format") != _FORMAT:
-        raise LedgerError(f"{path} is no ledger of this package. Choose another log_dir.")
+        raise LedgerError(f"{path} is not a ledger of this package. Choose another log_dir.")
     if found.get("version") != _VERSION:
         raise LedgerError(
             f"{path} has version {found.get('version')!r}; this package writes version {_VERSION}. "

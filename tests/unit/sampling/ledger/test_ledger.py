@@ -91,7 +91,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="no ledger at"):
         read_ledger(tmp_path)
     (tmp_path / "ledger.jsonl").write_text("")
-    with pytest.raises(LedgerError, match="no ledger of this package"):
+    with pytest.raises(LedgerError, match="not a ledger of this package"):
         read_ledger(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text('{"some": "file"}\n')
-    with pytest.raises(LedgerError, match="no ledger"):
+    with pytest.raises(LedgerError, match="not a ledger"):
         Ledger.open(tmp_path, fingerprint="f")
     path.write_text('{"format": "iapo_dspy.ledger", "version": 99}\n')
     with pytest.raises(LedgerError, match="version 99"):
