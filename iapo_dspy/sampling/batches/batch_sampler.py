@@ -24,7 +24,7 @@ import dspy
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
 from iapo_dspy.sampling.batches.books import Answer, Books, Drawn, Entry
-from iapo_dspy.sampling.batches.jobs import Jobs, LiteLLMJobs, check_lm
+from iapo_dspy.sampling.batches.jobs import Jobs, JobStatus, LiteLLMJobs, check_lm
 from iapo_dspy.sampling.batches.lines import BatchLine, LineError, chat_body, make_line, write_line
 from iapo_dspy.sampling.batches.running import BatchAPI, JobRunner
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
@@ -73,8 +73,8 @@ class Ask:
     decoding: Decoding | None = None
 
 
-def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | None = None) -> None:
-    """Refuse a program that cannot be asked by batch jobs, before anything is sent.
+def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | None = None) -> Plan:
+    """Return the rendered request of a program, and refuse one that batch jobs cannot ask, before anything is sent.
 
     Raises:
         ConfigurationError: It has several predictors or a forward of its own, its LM cannot, or the adapter does more
@@ -89,18 +89,15 @@ def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | 
         )
     lm = predictor.lm or dspy.settings.lm
     check_lm(lm)
-    if _plan(predictor, inputs, lm, decoding) is None:
-        name = type(dspy.settings.adapter).__name__
-        raise ConfigurationError(
-            f"batch=... cannot use the adapter {name} for this signature: it does more than format, ask once and "
-            "parse. Use dspy.ChatAdapter() or dspy.JSONAdapter(), or leave out batch=..."
-        )
-
-
-def _plan(predictor: dspy.Predict, inputs: Mapping[str, Any], lm: Any, decoding: Decoding | None) -> Plan | None:
     with dspy.context(send_stream=None, callbacks=[]):
         adapter = quiet_adapter(dspy.settings.adapter, lambda own: own)
-        return plan(predictor, inputs, lm=lm, adapter=adapter, decoding=decoding)
+        ready = plan(predictor, inputs, lm=lm, adapter=adapter, decoding=decoding)
+    if ready is None:
+        raise ConfigurationError(
+            f"batch=... cannot use the adapter {type(dspy.settings.adapter).__name__} for this signature: it does more "
+            "than format, ask once and parse. Use dspy.ChatAdapter() or dspy.JSONAdapter(), or leave out batch=..."
+        )
+    return ready
 
 
 @dataclass
@@ -161,7 +158,7 @@ class BatchSampler:
     @property
     def held(self) -> Spent:
         """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`."""
-        return Spent(completion_tokens=self._books.held_tokens, usd=self._books.held_usd)
+        return self._books.held
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -223,12 +220,7 @@ class BatchSampler:
     # -- what is asked
 
     def _want(self, ask: Ask) -> _Want:
-        predictor = predictor_of(ask.program)
-        if predictor is None:
-            raise ConfigurationError(f"A batch job cannot ask a {type(ask.program).__name__}; see check_program.")
-        ready = _plan(predictor, ask.inputs, predictor.lm or dspy.settings.lm, ask.decoding)
-        if ready is None:
-            raise ConfigurationError("A batch job cannot use this adapter; see check_program.")
+        ready = check_program(ask.program, ask.inputs, ask.decoding)
         return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries)
 
     def _entries(self, want: _Want) -> list[Entry]:
@@ -299,19 +291,12 @@ class BatchSampler:
             reserved_tokens=sum(e.line.tokens for e in entries),
             reserved_usd=sum(e.line.usd for e in entries),
         )
-        reservation = self._books.hold(record)
-        if reservation is None:
-            self._books.let_go(record, None)
-            return []
-        try:
+        with self._books.hold(record) as fits:
+            if not fits:
+                return []
             record = self._runner.write(record)
             record = await self._runner.submit(jobs, record, b"".join(e.content for e in entries))
-            status = await self._runner.wait(jobs, record)
-            outcomes = await self._runner.fetch(jobs, status)
-        except BaseException:
-            self._books.let_go(record, reservation)
-            raise
-        answers = self._books.close(record, reservation, status, entries, outcomes)
+            status, answers = await self._finish(jobs, record, entries)
         if status.status in ("failed", "cancelled"):
             end = "was cancelled" if status.status == "cancelled" else "was refused"
             why = "; ".join(status.problems) or "the provider does not say why"
@@ -328,24 +313,25 @@ class BatchSampler:
             ready = self._want(ask_of(line)).ready
             entries.append(Entry(line=line, ready=ready, price=self._at(ready.lm)[1]))
         jobs, _ = self._at(entries[0].ready.lm)
-        reservation = self._books.hold(record)  # None where the budget was lowered since: it is paid for all the same
-        try:
+        with self._books.hold(record):  # it is paid for, even where the budget was lowered since
             if record.job is None:
                 found = await self._runner.search(jobs, record)
                 if found is None:
                     logger.info("The provider has no batch job %s: it was never submitted.", record.tag)
                     self._runner.write(BatchRecord(tag=record.tag, state="closed", status="not submitted"))
-                    self._books.let_go(record, reservation)
                     return
                 record = found
-            status = await self._runner.wait(jobs, record)
-            outcomes = await self._runner.fetch(jobs, status)
-        except BaseException:
-            self._books.let_go(record, reservation)
-            raise
+            status, _ = await self._finish(jobs, record, entries, keep=True)
         if status.problems:
             logger.warning("The batch job %s: %s.", status, "; ".join(status.problems))
-        self._books.close(record, reservation, status, entries, outcomes, keep=True)
+
+    async def _finish(
+        self, jobs: Jobs, record: BatchRecord, entries: Sequence[Entry], *, keep: bool = False
+    ) -> tuple[JobStatus, list[Answer]]:
+        """Wait for a job that was submitted, and put what it brought on disk."""
+        status = await self._runner.wait(jobs, record)
+        results = await self._runner.fetch(jobs, status)
+        return status, self._books.close(record, status, entries, results, keep=keep)
 
     # -- what is asked again
 

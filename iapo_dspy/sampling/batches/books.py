@@ -1,21 +1,22 @@
-"""What a job holds of the budget, and what it brought: put on disk together with its end."""
+"""Keeps the books of batch jobs: their upper bounds in the budget, and their completions on disk with their end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.batches.jobs import JobStatus
-from iapo_dspy.sampling.batches.lines import BatchLine, LineError, Outcome, read_choices
+from iapo_dspy.sampling.batches.lines import BatchLine, LineError, LineResult, read_choices
 from iapo_dspy.sampling.ledger.field_values import encode_prediction
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, Record
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.single_predictor import Plan
-from iapo_dspy.sampling.spending.budget import Meter, Reservation
+from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.sampling.spending.usage import Usage
 
@@ -67,11 +68,6 @@ class Books:
         ledger: Keeps jobs and completions.
         journal: Makes the record of what the run has taken by now.
         line: Turns an error into one line without keys.
-
-    Attributes:
-        held_tokens: Upper bound of the tokens of the jobs that run; the journal leaves it out, because a job that is
-            on disk will tell what it took.
-        held_usd: Upper bound of their dollars.
     """
 
     def __init__(
@@ -86,65 +82,78 @@ class Books:
         self._ledger = ledger
         self._journal = journal
         self._line = line
-        self.held_tokens = 0
-        self.held_usd = 0.0
+        self._held: dict[str, tuple[BatchRecord, Reservation]] = {}
 
-    def hold(self, record: BatchRecord) -> Reservation | None:
-        """Reserve a job's upper bound; None where it does not fit."""
-        self.held_tokens += record.reserved_tokens
-        self.held_usd += record.reserved_usd
+    @property
+    def held(self) -> Spent:
+        """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`.
+
+        The journal leaves them out, because the record of a job that is on disk will tell what the job took.
+        """
+        jobs = [record for record, _ in self._held.values()]
+        return Spent(
+            completion_tokens=sum(job.reserved_tokens for job in jobs), usd=sum(job.reserved_usd for job in jobs)
+        )
+
+    @contextlib.contextmanager
+    def hold(self, record: BatchRecord) -> Iterator[bool]:
+        """Reserve a job's upper bound while it runs; `close` replaces it by what the job took.
+
+        Yields:
+            Whether the budget has room for it.
+        """
         try:
-            return self._meter.reserve(tokens=record.reserved_tokens, usd=record.reserved_usd)
+            reservation = self._meter.reserve(tokens=record.reserved_tokens, usd=record.reserved_usd)
         except BudgetExceeded:
-            return None
-
-    def let_go(
-        self, record: BatchRecord, reservation: Reservation | None, *, requests: int = 0, usage: Usage | None = None
-    ) -> None:
-        """Replace the upper bound by what was spent."""
-        self.held_tokens -= record.reserved_tokens
-        self.held_usd -= record.reserved_usd
-        (reservation or Reservation(self._meter)).settle(requests=requests, usage=usage)
+            yield False
+            return
+        self._held[record.tag] = record, reservation
+        try:
+            yield True
+        finally:
+            if record.tag in self._held:
+                self._held.pop(record.tag)[1].release()
 
     def close(
         self,
         record: BatchRecord,
-        reservation: Reservation | None,
         status: JobStatus,
         entries: Sequence[Entry],
-        outcomes: Mapping[str, Outcome],
+        results: Mapping[str, LineResult],
         *,
         keep: bool = False,
     ) -> list[Answer]:
-        """Put what a job brought on disk, together with what it took and its end.
+        """Put a job's completions on disk, together with what it took and its end.
 
         Args:
             record: The job.
-            reservation: What was held for it.
             status: Its end.
             entries: Its lines.
-            outcomes: What came back, by line.
+            results: What came back, by line.
             keep: Whether its completions can be looked up in the ledger from now on.
         """
         answers: list[Answer] = []
         total = Usage()
         for entry in entries:
-            outcome = outcomes.get(entry.line.id) or _no_line(status)
-            problem, drawn = outcome.error, Drawn()
-            lost = problem is not None and problem.code == _LOST
-            if outcome.body is not None:
+            result = results.get(entry.line.id) or _no_line(status)
+            problem, drawn = None, Drawn()
+            if isinstance(result, LineError):
+                problem, lost = result, result.code == _LOST
+            else:
                 try:
-                    choices, usage = read_choices(entry.ready, entry.line, outcome.body, entry.price)
-                except Exception as error:  # noqa: BLE001 - an answer that is no chat completion, of whatever shape
+                    choices, usage = read_choices(entry.ready, entry.line, result, entry.price)
+                except Exception as error:  # noqa: BLE001 - an answer that is not a chat completion, of whatever shape
                     problem, lost = LineError(self._line(error), status_code=502), True
                 else:
-                    total += usage
+                    total, lost = total + usage, False
                     drawn = [self._read(entry, i, c) for i, c in zip(entry.line.indices, choices, strict=False)]
                     problem = None if drawn else LineError("The answer has no choice.", status_code=502)
             if lost:  # it may have been made and billed, and nobody will ever learn how much
                 total += Usage(completion_tokens=entry.line.tokens, usd=entry.line.usd)
             answers.append(Answer(entry=entry, drawn=drawn, problem=problem))
-        self.let_go(record, reservation, requests=len(entries), usage=total)
+        # A resumed job is paid for even where the budget has become too small for it.
+        _, reservation = self._held.pop(record.tag, (record, Reservation(self._meter)))
+        reservation.settle(requests=len(entries), usage=total)
         closed = BatchRecord(tag=record.tag, state="closed", job=record.job, status=status.status)
         completions = [completion for a in answers for completion, _ in a.drawn]
         self._ledger.extend([self._journal(), *completions, closed], keep=keep)
@@ -173,8 +182,8 @@ class Books:
         return record, prediction
 
 
-def _no_line(status: JobStatus) -> Outcome:
-    """What it means that the files of a job have no line for a request."""
+def _no_line(status: JobStatus) -> LineError:
+    """Return the error of a request for which the files of a job have no line."""
     if status.status == "completed":
-        return Outcome(error=LineError("The job's files have no line for the request.", code=_LOST))
-    return Outcome(error=LineError(f"The job {status.status} before the request was answered.", code=status.status))
+        return LineError("The job's files have no line for the request.", code=_LOST)
+    return LineError(f"The job {status.status} before the request was answered.", code=status.status)

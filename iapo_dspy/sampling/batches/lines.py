@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import dspy
@@ -19,7 +19,16 @@ from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.sampling.spending.usage_check import check_usage
 
-__all__ = ["BatchLine", "LineError", "Outcome", "chat_body", "make_line", "read_choices", "read_outcomes", "write_line"]
+__all__ = [
+    "BatchLine",
+    "LineError",
+    "LineResult",
+    "chat_body",
+    "make_line",
+    "read_choices",
+    "read_results",
+    "write_line",
+]
 
 _CONNECTION = frozenset(
     {"api_base", "api_type", "api_version", "base_url", "extra_headers", "headers", "organization", "timeout"}
@@ -72,16 +81,7 @@ class BatchLine:
 
     def encode(self) -> dict[str, Any]:
         """Return it as JSON data."""
-        return {
-            "pull": list(self.pull),
-            "prompt": self.prompt,
-            "query": self.query,
-            "indices": list(self.indices),
-            "seed": self.seed,
-            "tokens": self.tokens,
-            "usd": self.usd,
-            "alone": self.alone,
-        }
+        return asdict(self)
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> BatchLine:
@@ -177,46 +177,40 @@ def write_line(line: BatchLine, body: Mapping[str, Any], *, url: str) -> bytes:
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came back for one line: a chat completion's body, or an error."""
-
-    body: Mapping[str, Any] | None = None
-    error: LineError | None = None
+LineResult = Mapping[str, Any] | LineError
+"""What came back for one line: a chat completion's body, or an error."""
 
 
-def read_outcomes(content: bytes) -> tuple[dict[str, Outcome], bool]:
+def read_results(content: bytes) -> tuple[dict[str, LineResult], bool]:
     """Read an output or error file.
 
     Returns:
         What came back, by `custom_id`; and whether every line could be read: a file that was cut off has a last line
         that cannot.
     """
-    found: dict[str, Outcome] = {}
+    found: dict[str, LineResult] = {}
     whole = True
     for raw in content.splitlines():
         if not raw.strip():
             continue
         try:
             line = json.loads(raw)
-            found[str(line["custom_id"])] = _outcome(line)
+            found[str(line["custom_id"])] = _result(line)
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
     return found, whole
 
 
-def _outcome(line: Mapping[str, Any]) -> Outcome:
+def _result(line: Mapping[str, Any]) -> LineResult:
     response = line.get("response") or {}
     body, status = response.get("body"), response.get("status_code", 200 if response else 500)
     problem = line.get("error") or (body.get("error") if isinstance(body, Mapping) else None)
     if problem is None and status == 200 and isinstance(body, Mapping):
-        return Outcome(body=body)
+        return body
     details = problem if isinstance(problem, Mapping) else {"message": problem}
     text = details.get("message") or "the provider does not say why"
     code = details.get("code")
-    return Outcome(
-        error=LineError(f"{status}: {text}", status_code=int(status), code=None if code is None else str(code))
-    )
+    return LineError(f"{status}: {text}", status_code=int(status), code=None if code is None else str(code))
 
 
 def read_choices(

@@ -14,7 +14,7 @@ import dspy
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
 from iapo_dspy.sampling.batches.jobs import Jobs, JobStatus
-from iapo_dspy.sampling.batches.lines import Outcome, read_outcomes
+from iapo_dspy.sampling.batches.lines import LineResult, read_results
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.lm.refusals import backoff, is_fatal, is_retryable, retry_after
@@ -199,15 +199,15 @@ class JobRunner:
             await asyncio.sleep(delay)
             delay = min(1.5 * delay, self._settings.poll_seconds)
 
-    async def fetch(self, jobs: Jobs, status: JobStatus) -> dict[str, Outcome]:
+    async def fetch(self, jobs: Jobs, status: JobStatus) -> dict[str, LineResult]:
         """Return what a job that is over has brought, by `custom_id`."""
-        found: dict[str, Outcome] = {}
+        found: dict[str, LineResult] = {}
         for file_id in (status.error_file, status.output_file):
             if not file_id:
                 continue
             for _ in range(2):  # a file that was cut off on its way is whole the next time
                 content = await self._fetch(jobs, status.id, file_id)
-                outcomes, whole = read_outcomes(content)
+                outcomes, whole = read_results(content)
                 if whole:
                     break
                 logger.warning("A file of the batch job %s has a line that cannot be read.", status.id)

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_dspy.errors import ConfigurationError, LedgerError
-from iapo_dspy.sampling.batches.lines import BatchLine, chat_body, make_line, read_choices, read_outcomes, write_line
+from iapo_dspy.sampling.batches.lines import (
+    BatchLine,
+    LineError,
+    chat_body,
+    make_line,
+    read_choices,
+    read_results,
+    write_line,
+)
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches
 from iapo_dspy.sampling.ledger.records import BatchRecord
@@ -140,19 +148,19 @@ def line_of(**more: Any) -> str:
 def test_output_lines() -> None:
     body = {"choices": []}
 
-    def outcome(**more: Any) -> Any:
-        found, whole = read_outcomes(line_of(**more).encode())
+    def result(**more: Any) -> Any:
+        found, whole = read_results(line_of(**more).encode())
         assert whole
         return found["0-0-0"]
 
-    assert outcome(response={"status_code": 200, "body": body}).body == body
-    refused = outcome(response={"status_code": 400, "body": {"error": {"message": "no", "code": "bad"}}}).error
+    assert result(response={"status_code": 200, "body": body}) == body
+    refused = result(response={"status_code": 400, "body": {"error": {"message": "no", "code": "bad"}}})
     assert (refused.status_code, refused.code, str(refused)) == (400, "bad", "400: no")
-    expired = outcome(error={"code": "batch_expired", "message": "too late"}).error
+    expired = result(error={"code": "batch_expired", "message": "too late"})
     assert (expired.status_code, expired.code) == (500, "batch_expired")
-    assert outcome(response={"status_code": 429, "body": None}).error.status_code == 429
-    assert "does not say why" in str(outcome().error)
-    assert outcome(response={"status_code": 200, "body": {"error": "odd"}}).error is not None
+    assert result(response={"status_code": 429, "body": None}).status_code == 429
+    assert "does not say why" in str(result())
+    assert isinstance(result(response={"status_code": 200, "body": {"error": "odd"}}), LineError)
 
 
 @given(st.integers(0, 400))
@@ -160,7 +168,7 @@ def test_a_file_that_is_cut_off_anywhere_loses_its_last_line_at_most(length: int
     good = line_of(response={"status_code": 200, "body": {"choices": []}})
     whole = "\n".join(good.replace("0-0-0", f"0-{i}-0") for i in range(3)) + "\n"
     cut = whole[: min(length, len(whole))]
-    found, all_read = read_outcomes(cut.encode())
+    found, all_read = read_results(cut.encode())
     assert len(found) in (cut.count("\n"), cut.count("\n") + 1)  # the last one may be whole without its end
     assert all_read == (len(found) == len([part for part in cut.split("\n") if part]))
 
