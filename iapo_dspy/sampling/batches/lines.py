@@ -17,7 +17,6 @@ from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.single_predictor import Plan
 from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
 from iapo_dspy.sampling.spending.usage import Usage
-from iapo_dspy.sampling.spending.usage_check import check_usage
 
 __all__ = [
     "BatchLine",
@@ -238,7 +237,7 @@ def read_choices(
     )
     told = body.get("usage") or {}
     reported = told.get("prompt_tokens"), told.get("completion_tokens")
-    reading = read_response(ready.lm, response, ready.params, ready.messages, reported=reported, check=check_usage)
+    reading = read_response(ready.lm, response, ready.params, ready.messages, reported=reported)
     usage = reading.usage
     if price is not None:
         usage = replace(usage, usd=price.of(usage.prompt_tokens, usage.completion_tokens))

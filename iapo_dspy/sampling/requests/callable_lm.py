@@ -100,8 +100,7 @@ class CallableCompleter:
                 texts=[whole_text(o) for o in outputs],
                 truncated=0,
                 limit=None,
-                prompt_tokens=None,
-                completion_tokens=None,
+                reported=(None, None),
             )
         usd = self._price.of(usage.prompt_tokens, usage.completion_tokens) if self._price else None
         usage = replace(usage, usd=usd, latency_s=latency)

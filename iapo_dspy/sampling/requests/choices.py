@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from iapo_dspy.sampling.lm.params import canonical, derive_seed, max_output_toke
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.sampling.spending.usage import Usage
-from iapo_dspy.sampling.spending.usage_check import whole_text
+from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck, check_usage, whole_text
 
 __all__ = ["Reading", "read_response", "seed_of"]
 
@@ -80,7 +80,7 @@ def read_response(
     messages: Sequence[Mapping[str, Any]],
     *,
     reported: tuple[Any, Any],
-    check: Callable[..., Usage],
+    first_choice: FirstChoiceCheck | None = None,
 ) -> Reading:
     """Read LiteLLM's response to one request.
 
@@ -90,20 +90,20 @@ def read_response(
         params: The settings that were sent.
         messages: The prompt that was sent.
         reported: Prompt and completion tokens as the server says.
-        check: Takes or corrects them; see `check_usage`.
+        first_choice: What is known of the server's way of counting; see `check_usage`.
 
     Raises:
         Exception: It is not a chat completion.
     """
     outputs = lm._process_completion(response, params)
     reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
-    usage = check(
+    usage = check_usage(
         model=lm.model,
         messages=messages,
         texts=[whole_text(o) for o in outputs],
         truncated=reasons.count("length"),
         limit=max_output_tokens(params),
-        prompt_tokens=reported[0],
-        completion_tokens=reported[1],
+        reported=reported,
+        first_choice=first_choice,
     )
     return Reading(outputs=outputs, reasons=reasons, usage=usage)

@@ -33,7 +33,7 @@ from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange
 from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
 from iapo_dspy.sampling.spending.pricing import Prices, billed, price_of, reserve_request
-from iapo_dspy.sampling.spending.usage_check import UsageCheck
+from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck
 
 __all__ = ["LiteLLMCompleter"]
 
@@ -91,7 +91,7 @@ class LiteLLMCompleter:
         self._prices = prices
         self._price = price_of(lm, prices)
         self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
-        self._usage = UsageCheck()
+        self._first_choice = FirstChoiceCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
         self._taken_n = 1  # the largest n that brought more than one choice
@@ -234,7 +234,7 @@ class LiteLLMCompleter:
             told = getattr(response, "usage", None)
             reported = getattr(told, "prompt_tokens", None), getattr(told, "completion_tokens", None)
             reading = read_response(
-                self._lm, response, params, request.messages, reported=reported, check=self._usage.check
+                self._lm, response, params, request.messages, reported=reported, first_choice=self._first_choice
             )
             usd = billed(response, reading.usage, self._price, own=self._own_price)
         except BaseException:

@@ -82,8 +82,7 @@ class Prices:
         table = {name: rates for name, *rates in self.per_million}
         for name in (model, model.split("/", 1)[-1], ""):
             if name in table:
-                prompt, completion = (rate / 1e6 for rate in table[name])
-                return Price(prompt=prompt, completion=completion, prompt_bound=prompt, completion_bound=completion)
+                return _flat(*(rate / 1e6 for rate in table[name]))
         return None
 
     def to_dict(self) -> dict[str, tuple[float, float]]:
@@ -107,24 +106,21 @@ def _pair(value: Any) -> tuple[float, float]:
 def price_of(lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:
     """Return the user's price, else that of the LM's own settings, else LiteLLM's (offline table), else None."""
     lm = getattr(lm, "metered_lm", lm)
-    given = prices.of(lm.model) if prices is not None else None
-    if given is not None:
-        return given
-    own = (lm.kwargs.get("input_cost_per_token"), lm.kwargs.get("output_cost_per_token"))
-    if own[0] is not None or own[1] is not None:
-        return _flat(*own)
-    if not isinstance(lm, dspy.LM) or type(lm.model) is not str or not isinstance(lm.engine, str):
-        return None
-    return _table_price(lm.model)
+    listed = isinstance(lm, dspy.LM) and type(lm.model) is str and isinstance(lm.engine, str)
+    return price_of_model(lm.model, lm.kwargs, prices, listed=listed)
 
 
-def price_of_model(model: str, settings: Mapping[str, Any], prices: Prices | None = None) -> Price | None:
-    """Return the price of a model that is no `dspy.LM`: the user's, that of its settings, LiteLLM's, or None."""
+def price_of_model(
+    model: str, settings: Mapping[str, Any], prices: Prices | None = None, *, listed: bool = True
+) -> Price | None:
+    """Return the price of a model: the user's, that of its settings, LiteLLM's where it may be `listed`, or None."""
     given = prices.of(model) if prices is not None else None
     if given is not None:
         return given
     own = (settings.get("input_cost_per_token"), settings.get("output_cost_per_token"))
-    return _flat(*own) if own != (None, None) else _table_price(model)
+    if own != (None, None):
+        return _flat(*own)
+    return _table_price(model) if listed else None
 
 
 def _flat(prompt: Any, completion: Any) -> Price:

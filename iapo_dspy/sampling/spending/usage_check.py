@@ -10,13 +10,12 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from iapo_dspy.sampling.lm.params import canonical, import_litellm
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["UsageCheck", "check_usage", "pieces", "whole_text"]
+__all__ = ["FirstChoiceCheck", "check_usage", "pieces", "whole_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +29,41 @@ _PIECE = re.compile(
 )
 
 
+class FirstChoiceCheck:
+    """Finds out whether one LM's server counts the first choice of n only, and scales its counts then.
+
+    Attributes:
+        first_only: Whether a reply has shown it. It stays.
+    """
+
+    def __init__(self) -> None:
+        self.first_only = False
+
+    def scaled(self, reported: Any, texts: Sequence[str | None], limit: int | None = None) -> Any:
+        """Return the completion tokens of one reply.
+
+        Args:
+            reported: As the server says.
+            texts: The choices that came back, each as `whole_text`.
+            limit: `max_tokens`.
+
+        Returns:
+            The server's number. Where the server counts the first choice only, its number scaled by the sizes of all
+            choices; None where the first choice is empty, so that its number says nothing about the others.
+        """
+        if len(texts) < 2 or not isinstance(reported, int) or reported < 1:
+            return reported
+        sizes = [pieces(text) for text in texts]
+        # Too few tokens for all choices, and enough for the first one.
+        self.first_only |= 0 < sizes[0] <= _RATIO * reported < sum(sizes)
+        if not self.first_only:
+            return reported
+        if not sizes[0]:
+            return None
+        scaled = math.ceil(reported * sum(sizes) / sizes[0])
+        return scaled if limit is None else min(scaled, limit * len(texts))
+
+
 def check_usage(
     *,
     model: str,
@@ -37,8 +71,8 @@ def check_usage(
     texts: Sequence[str | None],
     truncated: int,
     limit: int | None,
-    prompt_tokens: Any,
-    completion_tokens: Any,
+    reported: tuple[Any, Any],
+    first_choice: FirstChoiceCheck | None = None,
 ) -> Usage:
     """Take the usage that a server reports for one request, or count anew where it cannot be right.
 
@@ -51,14 +85,17 @@ def check_usage(
         texts: The choices that came back, each as `whole_text`.
         truncated: How many choices were cut off at the limit.
         limit: `max_tokens`.
-        prompt_tokens: As reported.
-        completion_tokens: As reported.
+        reported: Prompt and completion tokens as the server says.
+        first_choice: What is known of the server; None where there is one choice, or the server is known to be right.
     """
+    prompt_tokens, told = reported
+    completion_tokens = first_choice.scaled(told, texts, limit) if first_choice is not None else told
     full = [text for text in texts if text]
     least = max(len(full), truncated * (limit or 0))
     sound = isinstance(prompt_tokens, int) and isinstance(completion_tokens, int) and prompt_tokens > 0
     if sound and completion_tokens >= least:
-        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        recounted = completion_tokens != told
+        return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, recounted=recounted)
     if not full and not messages:
         return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
     counter = import_litellm().token_counter
@@ -67,52 +104,6 @@ def check_usage(
     counted = sum(int(counter(model=model, text=text)) for text in full)
     logger.debug("The usage that %s reports for %d choices cannot be right; it was recounted.", model, len(texts))
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
-
-
-class UsageCheck:
-    """Checks the usage that one LM's server reports, and remembers whether it counts the first choice only.
-
-    Attributes:
-        first_only: Whether a reply has shown that the server counts one choice of n. It stays.
-    """
-
-    def __init__(self) -> None:
-        self.first_only = False
-
-    def check(
-        self,
-        *,
-        model: str,
-        messages: Sequence[Mapping[str, Any]],
-        texts: Sequence[str | None],
-        truncated: int,
-        limit: int | None,
-        prompt_tokens: Any,
-        completion_tokens: Any,
-    ) -> Usage:
-        """Return the usage of one reply; arguments as for `check_usage`.
-
-        Where the server counts the first choice only, its number is scaled by the sizes of all choices.
-        """
-        sizes = [pieces(text) for text in texts]
-        scaled = completion_tokens
-        if len(sizes) > 1 and isinstance(completion_tokens, int) and completion_tokens > 0:
-            # Too few tokens for all choices, and enough for the first one.
-            self.first_only |= 0 < sizes[0] <= _RATIO * completion_tokens < sum(sizes)
-            if self.first_only:
-                scaled = math.ceil(completion_tokens * sum(sizes) / sizes[0]) if sizes[0] else None
-            if scaled is not None and limit is not None:
-                scaled = min(scaled, limit * len(texts))
-        usage = check_usage(
-            model=model,
-            messages=messages,
-            texts=texts,
-            truncated=truncated,
-            limit=limit,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=scaled,
-        )
-        return replace(usage, recounted=usage.recounted or scaled != completion_tokens)
 
 
 def pieces(text: str | None) -> int:

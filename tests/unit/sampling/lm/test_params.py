@@ -129,8 +129,7 @@ def test_usage_is_checked(reported: Any, texts: Any, truncated: int, recounted: 
         texts=texts,
         truncated=truncated,
         limit=10,
-        prompt_tokens=reported[0],
-        completion_tokens=reported[1],
+        reported=reported,
     )
     assert usage.recounted == recounted
     assert usage.prompt_tokens > 0 and usage.completion_tokens >= len([t for t in texts if t])

@@ -9,7 +9,7 @@ import pytest
 
 from iapo_dspy.sampling.lm.params import import_litellm
 from iapo_dspy.sampling.spending.usage import Usage
-from iapo_dspy.sampling.spending.usage_check import UsageCheck, pieces
+from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck, check_usage, pieces
 from tests.support.loopback import chat
 
 WORDS = {
@@ -42,15 +42,15 @@ def draw(rng: random.Random, language: str, longest: int) -> str:
     return chat(answer=space.join(rng.choice(WORDS[name]) for _ in range(rng.randint(1, longest))))
 
 
-def check(checker: UsageCheck, texts: Sequence[str], reported: int, limit: int | None = None) -> Usage:
-    return checker.check(
+def check(checker: FirstChoiceCheck, texts: Sequence[str], reported: int, limit: int | None = None) -> Usage:
+    return check_usage(
         model="m",
         messages=[{"role": "user", "content": "q"}],
         texts=texts,
         truncated=0,
         limit=limit,
-        prompt_tokens=5,
-        completion_tokens=reported,
+        reported=(5, reported),
+        first_choice=checker,
     )
 
 
@@ -61,7 +61,7 @@ def test_no_language_and_no_tokenizer_is_mistaken(language: str, tokenizer: str)
     rng = random.Random(f"{language}/{tokenizer}")
     for n in (1, 2, 3, 4, 8, 32):
         for longest in (3, 40):
-            checker = UsageCheck()
+            checker = FirstChoiceCheck()
             for _ in range(10):
                 texts = [draw(rng, language, longest) for _ in range(n)]
                 truth = sum(count(t) for t in texts)
@@ -72,7 +72,7 @@ def test_no_language_and_no_tokenizer_is_mistaken(language: str, tokenizer: str)
 @pytest.mark.parametrize("language", ["english", "chinese", "digits", "code"])
 def test_a_server_that_counts_the_first_choice_is_found_out(language: str, n: int) -> None:
     rng = random.Random(f"{language}/{n}")
-    checker = UsageCheck()
+    checker = FirstChoiceCheck()
     counted = truth = 0
     for i in range(40):
         texts = [draw(rng, language, 20) for _ in range(n)]
@@ -85,7 +85,7 @@ def test_a_server_that_counts_the_first_choice_is_found_out(language: str, n: in
 
 
 def test_eight_choices_of_one_length_are_enough_without_anything_else() -> None:
-    checker = UsageCheck()
+    checker = FirstChoiceCheck()
     text = chat(reasoning="three plus five is eight and nothing is carried over to the tens", answer="58")
     usage = check(checker, [text] * 8, litellms(text))
     assert usage == Usage(prompt_tokens=5, completion_tokens=8 * litellms(text), recounted=True)
@@ -96,7 +96,7 @@ def test_eight_choices_of_one_length_are_enough_without_anything_else() -> None:
 
 def test_once_found_out_it_stays_so_and_short_answers_are_scaled_too() -> None:
     """Seen on llama.cpp: a vocabulary with whole phrases, then many requests of one prompt at one n."""
-    checker = UsageCheck()
+    checker = FirstChoiceCheck()
     long, short = chat(reasoning="8 + 7 + 0 = 15; 5 + 6 + 1 = 12; 3 + 4 + 1 = 08", answer="825"), chat(answer="825")
     assert check(checker, [long] * 16, 33).completion_tokens == 16 * 33
     for _ in range(100):
@@ -105,12 +105,12 @@ def test_once_found_out_it_stays_so_and_short_answers_are_scaled_too() -> None:
 
 
 def test_hidden_reasoning_is_no_miscount_and_a_first_choice_without_text_is_no_evidence() -> None:
-    checker = UsageCheck()
+    checker = FirstChoiceCheck()
     for _ in range(20):
         texts = [chat(answer="yes")] * 8
         assert not check(checker, texts, 9_000).recounted
     assert not checker.first_only
-    checker = UsageCheck()
+    checker = FirstChoiceCheck()
     text = chat(answer="a dozen words that say very little about anything at all, I fear")
     check(checker, [text] * 32, litellms(text))
     usage = check(checker, ["", text, text], 3)
@@ -127,17 +127,9 @@ def test_pieces_are_about_tokens() -> None:
 def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_no_miscount() -> None:
     """A tokenizer with one token for all boilerplate makes few tokens of short answers and many of long sums."""
     short, long = "[[ ## answer ## ]]\n123\n\n[[ ## completed ## ]]", "carry one, then two, and so on " * 3
-    check = UsageCheck()
+    checker = FirstChoiceCheck()
     for _ in range(40):
         for text, tokens, n in ((long, 60, 2), (short, 6, 8)):
-            usage = check.check(
-                model="openai/strange",
-                messages=[{"role": "system", "content": f"{n} words"}, {"role": "user", "content": "1 + 1"}],
-                texts=[text] * n,
-                truncated=0,
-                limit=None,
-                prompt_tokens=30,
-                completion_tokens=tokens * n,
-            )
+            usage = check(checker, [text] * n, tokens * n)
             assert usage.completion_tokens == tokens * n and not usage.recounted
-    assert not check.first_only
+    assert not checker.first_only
