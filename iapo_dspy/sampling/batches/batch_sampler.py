@@ -1,13 +1,13 @@
 """A round of pulls as batch jobs at the provider: one request a line, half the price, hours instead of seconds.
 
-What keeps a job from being paid for twice, whenever the process may be killed:
+Three rules keep a job from being paid for twice, whenever the process is killed:
 
 1. Its tag, its lines and the upper bound of its cost are on disk before anything is sent ("intended").
 2. It is submitted under that tag, and its id is on disk before anything else happens ("submitted").
-3. What it brought, what it took and its end ("closed") are written together: all of it is on disk, or none.
+3. Its completions, its usage and its end ("closed") are written together: all of them are on disk, or none.
 
-A run that is started again first finishes the jobs that are not closed. One without an id may or may not have reached
-the provider: the provider's list of jobs is searched for the tag before anything is submitted.
+A run that is started again first finishes the jobs that are not closed. A job without an id may or may not have
+reached the provider, so the run searches the provider's list of jobs for its tag before it submits anything.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_LINES = 50_000  # of one job, at OpenAI; a round that is larger becomes several jobs
 _MOST_BYTES = 190_000_000
-_WORTH = 0.1  # of what is left to ask for; a smaller part of it is not worth a job's wait
+_WORTH = 0.1  # the least part of the missing requests that is worth waiting for another job
 _ROUNDING = 1e-9  # dollars; the meter counts in whole picodollars, rounded up
 _FATAL = frozenset({401, 402, 403, 404})
 _NOT_ABOUT_N = ("context_length_exceeded", "content_filter", "content_policy_violation")
@@ -52,7 +52,7 @@ _NOT_ABOUT_N = ("context_length_exceeded", "content_filter", "content_policy_vio
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """Completions of one pull that are wanted.
+    """A request for completions of one pull.
 
     Attributes:
         key: Round and position.
@@ -84,7 +84,7 @@ def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | 
     if predictor is None:
         raise ConfigurationError(
             f"batch=... needs a student that is one dspy.Predict or dspy.ChainOfThought; {type(program).__name__} "
-            "decides by code of its own what it asks next, which a job that runs for hours cannot wait for. Leave out "
+            "chooses its next request by its own code, and a job that runs for hours cannot wait for that. Leave out "
             "batch=..., or compile its predictors one by one."
         )
     lm = predictor.lm or dspy.settings.lm
@@ -112,7 +112,7 @@ class _Want:
     problem: LineError | None = None
 
     def take(self, answer: Answer) -> None:
-        """Note what a job brought."""
+        """Add the completions that a job brought."""
         self.drawn += answer.drawn
         came = {record.index for record, _ in answer.drawn}
         self.missing = [i for i in self.missing if i not in came]
@@ -126,10 +126,10 @@ class BatchSampler:
         settings: How jobs are run.
         meter: Holds the budget.
         ledger: Keeps jobs and completions.
-        journal: Makes the record of what the run has taken by now.
-        notify: Told in a few words what is waited for.
+        journal: Makes the record of the run's spending by now.
+        notify: Called with a few words about the job that the run waits for.
         prices: The user's own prices.
-        jobs: Where an LM's jobs run, for tests and other transports.
+        jobs: Makes the port to an LM's jobs; for tests and other transports.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class BatchSampler:
         """Finish the jobs of earlier processes; their completions are then stored like any others.
 
         Args:
-            ask_of: Says what a line was for.
+            ask_of: Returns the request that a line belongs to.
 
         Raises:
             LMRefused: The key is not valid any more.
@@ -184,8 +184,8 @@ class BatchSampler:
         """Draw the completions of a round; all of them are in the ledger when this returns.
 
         Returns:
-            For every ask what there is, in the order of the completions; failed ones are among them, and fewer than
-            asked for came where the budget ended.
+            The completions of every ask, in their order. Failed ones are among them; there are fewer than were asked
+            for where the budget has ended.
 
         Raises:
             LMRefused: No request could succeed.
@@ -198,7 +198,7 @@ class BatchSampler:
                 wants.append(self._want(ask))
             except ConfigurationError:
                 raise
-            except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: failures, none paid
+            except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: failures, which cost nothing
                 drawn[ask.key] = self._failed(ask, ask.missing, self._line(error))
         by_key = {w.ask.key: w for w in wants}
         waiting, first = wants, True
@@ -206,7 +206,7 @@ class BatchSampler:
             entries = [e for w in waiting for e in self._entries(w)]
             chosen = self._affordable(entries)
             if not chosen or (not first and len(chosen) < _WORTH * len(entries)):
-                break  # what the budget does not pay for stays undrawn
+                break  # the budget does not pay for the rest
             answers = [a for some in await _together([self._job(c) for c in _chunks(chosen)]) for a in some]
             if not answers:
                 break
@@ -217,14 +217,14 @@ class BatchSampler:
         drawn.update({key: w.drawn for key, w in by_key.items()})
         return {key: sorted(some, key=lambda pair: pair[0].index) for key, some in drawn.items()}
 
-    # -- what is asked
+    # -- requests
 
     def _want(self, ask: Ask) -> _Want:
         ready = check_program(ask.program, ask.inputs, ask.decoding)
         return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries)
 
     def _entries(self, want: _Want) -> list[Entry]:
-        """Return the lines that ask for what is missing: one, or one for each completion where n is not taken."""
+        """Return the lines for missing completions: one, or one for each completion where n is not taken."""
         ready, model = want.ready, want.ready.lm.model
         together = (
             model not in self._one_by_one
@@ -273,7 +273,7 @@ class BatchSampler:
     # -- jobs
 
     def _at(self, lm: dspy.BaseLM) -> tuple[Jobs, Price | None]:
-        """Return where an LM's jobs run and what they cost."""
+        """Return the port to an LM's jobs, and their price."""
 
         def make() -> tuple[Jobs, Price | None]:
             self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs)})
@@ -301,7 +301,7 @@ class BatchSampler:
             end = "was cancelled" if status.status == "cancelled" else "was refused"
             why = "; ".join(status.problems) or "the provider does not say why"
             raise BatchJobFailed(
-                f"The batch job {status.id} {end}: {why}. What it had answered is in the ledger; mend the cause and "
+                f"The batch job {status.id} {end}: {why}. Its answers so far are in the ledger; mend the cause and "
                 "run the same again to go on."
             )
         return answers
@@ -328,15 +328,15 @@ class BatchSampler:
     async def _finish(
         self, jobs: Jobs, record: BatchRecord, entries: Sequence[Entry], *, keep: bool = False
     ) -> tuple[JobStatus, list[Answer]]:
-        """Wait for a job that was submitted, and put what it brought on disk."""
+        """Wait for a job that was submitted, and put its completions on disk."""
         status = await self._runner.wait(jobs, record)
         results = await self._runner.fetch(jobs, status)
         return status, self._books.close(record, status, entries, results, keep=keep)
 
-    # -- what is asked again
+    # -- second requests
 
     def _judge(self, answers: Sequence[Answer], wants: Mapping[PullKey, _Want]) -> None:
-        """Decide what is asked again and what has failed, after all jobs of a round are over.
+        """Decide which completions are asked for again and which have failed, after all jobs of a round are over.
 
         Raises:
             LMRefused: A request was refused as every other one would be.

@@ -30,10 +30,10 @@ Drawn = list[tuple[CompletionRecord, dspy.Prediction | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A line of a job and what is needed to read its answer.
+    """A line of a job, with everything that is needed to read its answer.
 
     Attributes:
-        line: What is asked for.
+        line: The line.
         ready: The rendered request.
         price: Of the job's tokens; None where it is unknown.
         content: The line of the input file; empty where an earlier process wrote it.
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of an entry.
+    """The answer to an entry.
 
     Attributes:
         entry: The entry.
@@ -66,7 +66,7 @@ class Books:
     Args:
         meter: Holds the budget.
         ledger: Keeps jobs and completions.
-        journal: Makes the record of what the run has taken by now.
+        journal: Makes the record of the run's spending by now.
         line: Turns an error into one line without keys.
     """
 
@@ -88,7 +88,7 @@ class Books:
     def held(self) -> Spent:
         """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`.
 
-        The journal leaves them out, because the record of a job that is on disk will tell what the job took.
+        The journal leaves them out, because a job that is on disk has a record of its own.
         """
         jobs = [record for record, _ in self._held.values()]
         return Spent(
@@ -97,7 +97,7 @@ class Books:
 
     @contextlib.contextmanager
     def hold(self, record: BatchRecord) -> Iterator[bool]:
-        """Reserve a job's upper bound while it runs; `close` replaces it by what the job took.
+        """Reserve a job's upper bound while it runs; `close` replaces it by the job's usage.
 
         Yields:
             Whether the budget has room for it.
@@ -123,13 +123,13 @@ class Books:
         *,
         keep: bool = False,
     ) -> list[Answer]:
-        """Put a job's completions on disk, together with what it took and its end.
+        """Put a job's completions on disk, together with its usage and its end.
 
         Args:
             record: The job.
             status: Its end.
             entries: Its lines.
-            results: What came back, by line.
+            results: The answers and errors that came back, by the id of their line.
             keep: Whether its completions can be looked up in the ledger from now on.
         """
         answers: list[Answer] = []
@@ -148,7 +148,7 @@ class Books:
                     total, lost = total + usage, False
                     drawn = [self._read(entry, i, c) for i, c in zip(entry.line.indices, choices, strict=False)]
                     problem = None if drawn else LineError("The answer has no choice.", status_code=502)
-            if lost:  # it may have been made and billed, and nobody will ever learn how much
+            if lost:  # it may be billed, at a price that the run cannot learn
                 total += Usage(completion_tokens=entry.line.tokens, usd=entry.line.usd)
             answers.append(Answer(entry=entry, drawn=drawn, problem=problem))
         # A resumed job is paid for even where the budget has become too small for it.

@@ -1,4 +1,4 @@
-"""Stopping the batch jobs of a run that nobody waits for any more."""
+"""Stops the batch jobs of a run that is not to go on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _OVER_ALREADY = frozenset({400, 409})
 def cancel_batches(log_dir: str | os.PathLike[str], lm: dspy.BaseLM | None = None) -> tuple[str, ...]:
     """Stop the batch jobs of a run at the provider.
 
-    What they have answered by then is billed, and is used when the run is started again. A job that the provider does
-    not know is given up: its completions are drawn anew then.
+    Their answers so far are billed, and are used when the run is started again. A job that the provider does not know
+    is given up: its completions are drawn anew then.
 
     Args:
         log_dir: The run's directory.

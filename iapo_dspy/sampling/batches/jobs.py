@@ -16,7 +16,7 @@ __all__ = ["JobStatus", "Jobs", "LiteLLMJobs", "check_lm"]
 
 logger = logging.getLogger(__name__)
 
-# Those whose jobs LiteLLM can list, which is what finds a job again after a kill, and whose files are in OpenAI's form.
+# LiteLLM can list the jobs of these, so that a killed run finds its job again, and their files are in OpenAI's form.
 PROVIDERS = ("openai", "azure", "hosted_vllm", "litellm_proxy")
 _REFUSED = {
     "bedrock": "its jobs read and write files in a bucket of yours, in another form",
@@ -45,14 +45,14 @@ class JobStatus:
     """How far a job is.
 
     Attributes:
-        id: The provider's name of it.
+        id: The provider's name of the job.
         status: The provider's word: "validating", "in_progress", "finalizing", "completed", "failed", "expired",
             "cancelling" or "cancelled".
         output_file: File with the answers, None if there is none.
         error_file: File with the requests that failed, None if there is none.
         total: Requests of the job, 0 if not known.
         done: Answered or failed requests.
-        problems: What the provider says is wrong with the job as a whole.
+        problems: The provider's errors about the job as a whole.
     """
 
     id: str
@@ -74,10 +74,10 @@ class JobStatus:
 
 
 class Jobs(Protocol):
-    """Where jobs run.
+    """The port to a provider's batch jobs.
 
     Attributes:
-        url: What a line of an input file names as the address of its request.
+        url: The address of a request in a line of an input file.
     """
 
     url: str
@@ -98,7 +98,7 @@ class Jobs(Protocol):
         """Return a file's content."""
 
     async def cancel(self, job: str) -> None:
-        """Stop a job; what it has answered by then stays, and is billed."""
+        """Stop a job; its answers so far stay, and are billed."""
 
 
 def check_lm(lm: dspy.BaseLM) -> str:
@@ -168,7 +168,7 @@ class LiteLLMJobs:
             call["extra_headers"] = {"x-litellm-model": name, **(call.get("extra_headers") or {})}
         if provider in ("hosted_vllm", "litellm_proxy"):  # LiteLLM would send OpenAI's key otherwise
             call["api_key"] = key or "none"
-        # Every attempt is ours to see: a job that is silently submitted twice is paid for twice.
+        # No silent retries: a job that is submitted twice is paid for twice.
         self._call = {**call, "custom_llm_provider": provider, "max_retries": 0, "timeout": _TIMEOUT}
         self.url = "/chat/completions" if provider == "azure" else "/v1/chat/completions"
 
@@ -257,5 +257,5 @@ def _status(found: Any) -> JobStatus:
 
 
 def _get(value: Any, name: str) -> Any:
-    """Read what some of LiteLLM's providers answer as objects and others as dictionaries."""
+    """Read a field of an answer: some of LiteLLM's providers give objects, others dictionaries."""
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)

@@ -1,4 +1,4 @@
-"""The lines of a batch job's files: what is asked for, and what came back, as OpenAI's batch API writes them."""
+"""The lines of a batch job's files, requests and answers, in the form of OpenAI's batch API."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LineError(IAPOError):
     """One request of a batch job failed.
 
     Attributes:
-        status_code: As the provider says; 500 where it says none.
+        status_code: The provider's HTTP status; 500 where it gives none.
         code: The provider's word for it.
     """
 
@@ -84,7 +84,7 @@ class BatchLine:
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> BatchLine:
-        """Return what `encode` wrote."""
+        """Return the line that `encode` wrote."""
         first, second = data["pull"]
         return cls(**{**data, "pull": (first, second), "indices": tuple(data["indices"])})
 
@@ -102,8 +102,8 @@ def make_line(
 ) -> BatchLine:
     """Return the line that asks for some completions of a pull.
 
-    A pull that is asked for as a whole gets the seed that it would be sent with outside a job, so that jobs change
-    nothing about what is drawn.
+    A pull that is asked for as a whole gets the seed that an ordinary request would have, so that jobs draw the same
+    completions.
 
     Args:
         pull: Round and position.
@@ -130,10 +130,10 @@ def make_line(
 def chat_body(
     lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], *, n: int, seed: int | None
 ) -> dict[str, Any]:
-    """Return the body that LiteLLM would send for a request; nothing of the connection, no key.
+    """Return the body that LiteLLM would send for a request, without the connection's settings and keys.
 
     Args:
-        lm: Whose provider it is for.
+        lm: The language model; its provider decides the form.
         messages: The prompt.
         params: The request's settings (`params.request_params`).
         n: Completions.
@@ -177,15 +177,15 @@ def write_line(line: BatchLine, body: Mapping[str, Any], *, url: str) -> bytes:
 
 
 LineResult = Mapping[str, Any] | LineError
-"""What came back for one line: a chat completion's body, or an error."""
+"""The result of one line: a chat completion's body, or an error."""
 
 
 def read_results(content: bytes) -> tuple[dict[str, LineResult], bool]:
     """Read an output or error file.
 
     Returns:
-        What came back, by `custom_id`; and whether every line could be read: a file that was cut off has a last line
-        that cannot.
+        The results by `custom_id`; and whether every line could be read, which the last line of a file that was cut off
+        cannot.
     """
     found: dict[str, LineResult] = {}
     whole = True

@@ -25,13 +25,13 @@ __all__ = ["BatchAPI", "JobRunner"]
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_ATTEMPTS = 8  # of a request that is no poll; with the waits in between, some minutes
+_ATTEMPTS = 8  # of a request that is not a poll; with the waits in between, some minutes
 _WITHOUT_FILES = 10  # looks at a completed job that has no file yet
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchAPI:
-    """How batch jobs are run: `IAPO(batch=BatchAPI(...))`; `batch=True` takes these defaults.
+    """Settings of batch jobs: `IAPO(batch=BatchAPI(...))`; `batch=True` takes these defaults.
 
     Attributes:
         poll_seconds: The longest time between two looks at a job, > 0; the first looks come sooner.
@@ -39,9 +39,9 @@ class BatchAPI:
             The job goes on, and so does the run when it is started again. Providers promise 24 hours.
         discount: Share of the ordinary price that jobs are cheaper by, in [0, 1). Default: LiteLLM's own batch prices
             of the model; where it has none, or the user gives prices, the price as it stands.
-        retries: Further jobs of a round for what one has left unanswered, >= 0. After that it counts as failed.
-        settle_seconds: For how long a job is looked for whose submission was cut off, before it is submitted again,
-            >= 0: a provider may list a job some seconds after it was made.
+        retries: Further jobs of a round for requests that a job left unanswered, >= 0; then they count as failed.
+        settle_seconds: How long to look for a job whose submission was cut off, before it is submitted again, >= 0. A
+            provider may list a job some seconds after it was made.
 
     Raises:
         ConfigurationError: A value outside its range.
@@ -92,7 +92,7 @@ class JobRunner:
     Args:
         settings: How.
         ledger: Learns of every state of a job before anything else happens.
-        notify: Told in a few words what is waited for.
+        notify: Called with a few words about the job that is waited for.
         secrets: Keys to keep out of messages.
     """
 
@@ -200,7 +200,7 @@ class JobRunner:
             delay = min(1.5 * delay, self._settings.poll_seconds)
 
     async def fetch(self, jobs: Jobs, status: JobStatus) -> dict[str, LineResult]:
-        """Return what a job that is over has brought, by `custom_id`."""
+        """Return the results of a job that is over, by `custom_id`."""
         found: dict[str, LineResult] = {}
         for file_id in (status.error_file, status.output_file):
             if not file_id:

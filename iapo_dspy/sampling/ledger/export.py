@@ -28,7 +28,7 @@ class _Scored:
     def failed(self) -> bool:
         if self.score is not None:
             return self.score.scores is None
-        inner = self.completion.inner  # what it said is scored although a later step of the pipeline failed
+        inner = self.completion.inner  # its answer is scored although a later step of the pipeline failed
         return self.completion.fields is None and (inner is None or inner["fields"] is None)
 
     @property
@@ -39,7 +39,7 @@ class _Scored:
 def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     """Write a run's completions to a Parquet file, one row each, with their scores.
 
-    The run may still be going on. Columns: what `CompletionRecord` has, with `fields` as JSON text; `label` (the
+    The run may still be going on. Columns: those of `CompletionRecord`, with `fields` as JSON text; `label` (the
     prompt's instruction); `answer`, `scores` (one per objective; null for a completion that failed or was not scored
     yet), `scored`; and `failure` and `error` of the completion or, where that is fine, of its score.
 

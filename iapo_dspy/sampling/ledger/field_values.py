@@ -20,7 +20,7 @@ _FLOAT = "__float__"
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value as strict JSON data: pydantic models as their dump, what JSON cannot hold as a marked `repr`."""
+    """Return a value as strict JSON data: pydantic models as their dump, other objects as a marked `repr`."""
     return _strict(to_jsonable_python(value, fallback=lambda v: {_REPR: repr(v)}, inf_nan_mode="constants"))
 
 
@@ -40,10 +40,10 @@ def encode_prediction(prediction: dspy.Prediction) -> dict[str, Any]:
 
 
 def decode_prediction(fields: Mapping[str, Any], signature: Any | None = None) -> dspy.Prediction:
-    """Return the prediction that `encode_prediction` wrote.
+    """Return the prediction whose fields `encode_prediction` wrote.
 
     Args:
-        fields: What it returned, read back from JSON.
+        fields: The fields, read back from JSON.
         signature: The program's signature; its annotations restore typed fields (pydantic models, sets, dates).
             Without it, they come back as the JSON data they were stored as.
     """
@@ -51,7 +51,7 @@ def decode_prediction(fields: Mapping[str, Any], signature: Any | None = None) -
 
 
 def decode_fields(fields: Mapping[str, Any], declared: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return values that were written as JSON data; those of declared fields get their types back."""
+    """Return values that were written as JSON data; declared fields get their types back."""
     values = {}
     for name, value in fields.items():
         plain = _plain(value)
@@ -76,7 +76,7 @@ def _typed(name: str, value: Any, annotation: Any) -> Any:
         adapter = pydantic.TypeAdapter(annotation)
         if isinstance(value, float):
             return adapter.validate_python(value)
-        # The JSON mode of validation reads what a JSON dump wrote: lists as sets, strings as dates.
+        # Validation in JSON mode undoes a JSON dump: it reads lists as sets and strings as dates.
         return adapter.validate_json(json.dumps(value))
     except Exception as error:  # noqa: BLE001 - any annotation may refuse; the stored data is still right
         logger.debug("Field %s is kept as stored (%s).", name, type(error).__name__)

@@ -56,12 +56,12 @@ _SECRET = re.compile(
 
 
 class LedgerPort:
-    """A run's ledger as the run sees it: it finds what earlier processes stored, and takes new records.
+    """A run's ledger as the run sees it: it finds the records of earlier processes, and takes new ones.
 
     This class finds nothing and keeps nothing; `Ledger` reads and writes a file.
 
     Attributes:
-        spent: What earlier processes of the run took.
+        spent: The spending of earlier processes of the run.
         batches: The batch jobs of earlier processes whose completions are not stored yet.
         calls: The answers of earlier processes that all rollouts of a query share.
     """
@@ -74,7 +74,7 @@ class LedgerPort:
         self._scores: dict[str, ScoreRecord] = {}
 
     def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return what earlier processes stored of a pull, in the order of the completions."""
+        """Return the completions of a pull that earlier processes stored, in their order."""
         stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
         return tuple(stored[index] for index in sorted(stored))
 
@@ -88,15 +88,15 @@ class LedgerPort:
         return self._scores.get(key)
 
     def append(self, record: Record) -> None:
-        """Store a record before what it describes is used; the death of the process no longer loses it."""
+        """Store a record. When this returns, the death of the process no longer loses it."""
         self.extend([record])
 
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
         """Store several records that belong together, such as the completions of one pull.
 
         A process that is killed in between leaves a part of them, whose last line says that more should follow; the
-        next start cuts it off. So all of them are stored or none, and a pull is asked for again as a whole, with the
-        seed that it had.
+        next start cuts it off. So all of them are stored or none, and a pull is asked for again as a whole, with its
+        first seed.
 
         Args:
             records: In the order in which they are written.
@@ -303,7 +303,7 @@ def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], list[R
 
 
 def _read_lines(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
-    """Read all whole lines, and cut off what a killed process left at the end."""
+    """Read all whole lines, and cut off the half record that a killed process left at the end."""
     lines, good = _whole_lines(file, path)
     if file.seek(0, os.SEEK_END) > good:
         logger.warning("%s ended in half a record; it was cut off.", path.name)
@@ -353,7 +353,7 @@ def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pat
         differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
         raise LedgerMismatch(
             f"{path} belongs to another run. Different: {differing or 'student, candidates or data'}. "
-            "Choose another log_dir, or restore what was changed to resume."
+            "Choose another log_dir, or undo the changes to resume."
         )
 
 

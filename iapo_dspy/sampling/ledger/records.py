@@ -1,4 +1,4 @@
-"""What the ledger keeps: one record a line."""
+"""The records of a ledger, one a line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 PullKey = tuple[int, int]
-"""(round, position in the round's batch): what a resumed run asks for again."""
+"""(round, position in the round's batch): names a pull, so that a resumed run can ask for it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class CompletionRecord:
         query: Index of the query.
         text: The raw completion.
         fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
-        failure: What went wrong, one line; None for a success.
-        error: Whether a failure was one of transport, provider or program rather than of the text.
-        usage: Its share of what the pull took; each of its fields is a key of the line.
+        failure: The error in one line; None for a success.
+        error: Whether a failure is due to transport, provider or program rather than to the text.
+        usage: Its share of the pull's usage; in the line, each of its fields is a key.
         seed: The seed that was sent.
-        inner: What the inner module of a pipeline was asked ("inputs") and said ("fields", None for a failure), as JSON
+        inner: The "inputs" of a pipeline's inner module and the "fields" that it returned (None for a failure), as JSON
             data; None for other programs.
     """
 
@@ -67,7 +67,7 @@ class CompletionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CallRecord:
-    """An answer that all rollouts of a query share: what a pipeline asks before it calls its inner module.
+    """An answer that all rollouts of a query share, because a pipeline asks for it before it calls its inner module.
 
     Attributes:
         query: Index of the query.
@@ -75,7 +75,7 @@ class CallRecord:
         repeat: How many equal requests the same rollout made before.
         output: The answer as DSPy adapters expect it.
         text: The answer as text.
-        usage: What the request took; its shared parts are not stored.
+        usage: The request's usage; its shared parts are not stored.
         seed: The seed that was sent.
     """
 
@@ -93,12 +93,12 @@ class ScoreRecord:
     """How one completion was scored.
 
     Attributes:
-        key: Names the completion; the caller's choice, such as round, position and index.
+        key: Names the completion, such as by round, position and index; the caller chooses it.
         answer: Key of the answer that it votes for; None where there is no vote.
         scores: One per objective; None for a failure.
         failure: Why there is no score.
-        error: Whether an exception of the metric was the cause.
-        scorer: Hash of the code that scored; a score of other code is not used again.
+        error: Whether the metric raised an exception.
+        scorer: Hash of the code that scored; a score that other code made is not used again.
     """
 
     key: str
@@ -111,14 +111,14 @@ class ScoreRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SpentRecord:
-    """What the run has taken so far, this process and earlier ones together.
+    """The spending of a run so far, of this process and earlier ones together.
 
     Attributes:
-        spent: What was spent. Completions are not counted here: each has a record.
+        spent: The spending, without completions: each of them has a record.
         finished: Whether the run came to its end.
         reserved: Upper bounds of the requests in flight, where the budget needs them; the tokens stand under
-            `completion_tokens`. The requests of a killed process may be billed, and nobody will ever learn how much: a
-            resumed run counts their bounds as spent.
+            `completion_tokens`. The requests of a killed process may be billed at a price that the run cannot
+            learn; a resumed run counts their bounds as spent.
     """
 
     spent: Spent = field(default_factory=Spent)
@@ -131,14 +131,14 @@ class BatchRecord:
     """A provider's batch job came into a new state; of the records with one tag, the last one holds.
 
     Attributes:
-        tag: The job's name, ours, unique; the provider has it as the job's metadata and as the name of its file.
+        tag: Our own, unique name of the job; the provider has it as the job's metadata and as the name of its file.
         state: "intended": it is about to be submitted, so the provider may or may not have it. "submitted": it has.
-            "closed": what it brought is in the ledger, or there will never be anything.
+            "closed": its completions are in the ledger, or it will never bring any.
         job: The provider's id of the job; None before it is known.
-        lines: What the job asks for (`BatchLine.encode`); only in the first record of a tag.
+        lines: The requests of the job (`BatchLine.encode`); only in the first record of a tag.
         reserved_tokens: Upper bound of its tokens, where the budget needs one; only in the first record.
         reserved_usd: Upper bound of its dollars; only in the first record.
-        status: The provider's last word, once it is closed.
+        status: The last status that the provider gave, once it is closed.
         at: When the record was written, seconds since 1970.
         version: Of this kind of record.
     """
@@ -172,7 +172,7 @@ _USAGE: dict[type, tuple[str, ...]] = {
 
 
 def encode_record(record: Record) -> dict[str, Any]:
-    """Return a record as one line's JSON data: flat, except for what a program returned."""
+    """Return a record as one line's JSON data. Usage and spending are flat in it."""
     if isinstance(record, SpentRecord):
         return {"kind": "spent", **_encode_spent(record)}
     line: dict[str, Any] = {"kind": _KINDS[type(record)]}

@@ -1,1 +1,1 @@
-"""One request to a language model, and what came back."""
+"""Requests to language models, and their replies."""

@@ -1,4 +1,4 @@
-"""Every other `dspy.BaseLM`: custom engines, subclasses, `DummyLM`, text and Responses APIs."""
+"""Asks every `dspy.BaseLM` that LiteLLM does not reach: custom engines, subclasses, `DummyLM`, other APIs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["CallableCompleter", "as_adapter", "completer_for"]
 class CallableCompleter:
     """Calls the LM itself n times, concurrently, with DSPy's cache off.
 
-    Retries are the LM's own business, and so is what it reports as usage: where it reports none, tokens count as 0
-    and the reply says that they are not to be trusted (`recounted`).
+    The LM itself retries and reports its usage. Where it reports none, tokens count as 0 (`Usage.recounted`) unless a
+    budget limits them.
 
     Args:
-        lm: The language model. It is called, never changed: its history is only written when a request is recorded.
+        lm: The language model. It is never changed; its history is only written when a request is recorded.
         gate: Bounds the calls in flight.
         meter: Reserves and counts tokens and dollars.
         timeout: Seconds per call; None leaves it to the LM.
@@ -93,7 +93,7 @@ class CallableCompleter:
             slot.succeeded()
         usage = _total(tracker)
         if usage.recounted and self._meter.bounds_requests:
-            # A budget of tokens must not be escaped by an LM that reports none.
+            # An LM that reports no tokens must not escape a budget of tokens.
             usage = check_usage(
                 model=request.model,
                 messages=request.messages,
@@ -113,7 +113,7 @@ class CallableCompleter:
     async def _outputs(
         self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int
     ) -> Sequence[Any]:
-        # DSPy takes `cache` out of a call; `rollout_id` reaches engines only, which know it.
+        # DSPy takes `cache` out of a call; `rollout_id` reaches only engines, which know it.
         settings = {**params, "cache": False}
         if isinstance(self._lm, dspy.LM) and params.get("temperature", self._lm.kwargs.get("temperature")):
             settings["rollout_id"] = index
@@ -143,7 +143,7 @@ def completer_for(
 ) -> Completer:
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
     if dspy.settings.get(METERING) is None:
-        lm = getattr(lm, "metered_lm", lm)  # a wrapper for judges that is used as a task's LM
+        lm = getattr(lm, "metered_lm", lm)  # a judge's wrapper, used as an ordinary LM
     replicated = isinstance(lm, ReplicatedLM)
     if replicated or _litellm_reaches(lm):
         return LiteLLMCompleter(
@@ -164,11 +164,11 @@ def _litellm_reaches(lm: dspy.BaseLM) -> bool:
         return False
     if lm.kwargs.get("prompt_cache") is not None:
         return False
-    # What a user overrides is what a user wants to be called.
+    # A method that a user overrides must be called.
     for name in ("forward", "aforward", "__call__", "acall"):
         if name in vars(lm) or getattr(type(lm), name) is not getattr(dspy.LM, name):
             return False
-    # A provider declared to DSPy alone is not one that LiteLLM knows, even where the name is the same.
+    # LiteLLM does not know a provider that was declared to DSPy alone, even where the names are the same.
     prefix = lm.model.split("/", 1)[0]
     return all(prefix not in _provider_names(p) for p in getattr(lm, "_providers", ()))
 
@@ -218,7 +218,7 @@ def _count(entry: Mapping[str, Any], *names: str) -> int:
 
 
 def as_adapter(lm: dspy.BaseLM, messages: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
-    """Mark a call as an adapter's, which spares DSPy's deprecation warning for messages passed by hand."""
+    """Mark a call as made by an adapter: DSPy warns of deprecation where messages are passed by hand."""
     try:
         from dspy.clients._deprecation import adapter_message_call
     except ImportError:  # it goes away together with the warning

@@ -1,4 +1,4 @@
-"""Reads the choices of a chat completion, and shares out what the request took."""
+"""Reads the choices of a chat completion, and gives each its share of the usage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Reading", "read_response", "seed_of"]
 
 
 def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
-    """Return the seed of a request: made of the LM's own seed, None where it has none.
+    """Return the seed of a request, made from the LM's own seed; None where the LM has none.
 
     Args:
         lm: The language model.
@@ -34,7 +34,7 @@ def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], in
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one chat completion says.
+    """The content of one chat completion.
 
     Attributes:
         outputs: Its choices as DSPy adapters expect them.
@@ -52,7 +52,7 @@ class Reading:
         Args:
             n: How many were asked for; fewer may have come.
             shared: Whether n completions pay for the prompt once.
-            price: To tell the prompt's part of the dollars.
+            price: Tells the prompt's part of the dollars; None where it is not known.
             seed: The seed that was sent.
         """
         usage = self.usage
@@ -90,7 +90,7 @@ def read_response(
         params: The settings that were sent.
         messages: The prompt that was sent.
         reported: Prompt and completion tokens as the server says.
-        first_choice: What is known of the server's way of counting; see `check_usage`.
+        first_choice: Remembers how the server counts; see `check_usage`.
 
     Raises:
         Exception: It is not a chat completion.

@@ -1,4 +1,4 @@
-"""What a deployed program leaves behind in DSPy: history and usage, as from LM calls of DSPy's own."""
+"""Writes the requests of a deployed program to DSPy's history and usage tracker."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["Recorder"]
 
 
 class Recorder:
-    """Writes a request to DSPy's history and usage tracker, as an LM call of DSPy's own would be."""
+    """Writes a request to DSPy's history and usage tracker, as DSPy writes its own LM calls."""
 
     def __init__(self, lm: dspy.BaseLM) -> None:
         self._lm = lm
-        # The tracker and the calling modules are those of who asked, not those of the loop.
+        # The tracker and the calling modules belong to the context of the caller, not to that of the loop.
         self._context = contextvars.copy_context()
 
     def __call__(self, exchange: Exchange) -> None:

@@ -1,4 +1,4 @@
-"""One request to a language model, through LiteLLM."""
+"""Asks a language model through LiteLLM."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0  # seconds, where neither the LM nor the caller sets one
 _GRACE = 5.0  # seconds that LiteLLM gets to notice a timeout itself
-_LONGEST_WAIT = 120.0  # seconds; who is told to wait longer is out of quota, not out of luck
+_LONGEST_WAIT = 120.0  # seconds; a longer wait means that the quota is used up
 
 
 class EmptyReplyError(IAPOError):
@@ -53,9 +53,9 @@ class EmptyReplyError(IAPOError):
 class LiteLLMCompleter:
     """Asks a `dspy.LM` with `model_type="chat"` through `litellm.acompletion`, cache and silent retries off.
 
-    One HTTP request brings n completions where the provider takes n. What is missing is asked for again. A server that
-    answered n > 1 with a single choice twice is asked for one completion at a time from then on; one that refuses n is
-    asked for half as many, until it takes them.
+    One HTTP request brings n completions where the provider takes n. Missing completions are asked for again. A server
+    that twice answered n > 1 with a single choice is asked for one completion at a time from then on. A server that
+    refuses n is asked for half as many, until it takes them.
 
     Args:
         lm: The language model; only read.
@@ -118,7 +118,7 @@ class LiteLLMCompleter:
         return supports_n(self._lm.model, params.get("custom_llm_provider"))
 
     async def _draw(self, request: CompletionRequest, n: int, index: int) -> list[Choice]:
-        """Ask for n at once; return what came, at least one."""
+        """Ask for n at once; return the choices that came, at least one."""
         try:
             got = await self._attempts(request, n, index)
         except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
@@ -136,7 +136,7 @@ class LiteLLMCompleter:
         return got
 
     async def _try_one(self, request: CompletionRequest, n: int, index: int, refusal: Exception) -> list[Choice]:
-        """Find out whether it was n that a server did not like."""
+        """Find out whether a server refused a request because of its n."""
         try:
             got = await self._attempts(request, 1, index)
         except Exception as error:  # noqa: BLE001 - see `_draw`
@@ -188,7 +188,7 @@ class LiteLLMCompleter:
                     reservation.release()
                 elif isinstance(error, Exception) and is_refused(error):
                     reservation.settle(requests=1)
-                else:  # cut off: whatever it may have cost is gone
+                else:  # cut off: it may be billed
                     reservation.forfeit(requests=1, prompt_tokens=prompt)
                 if is_throttled(error):
                     slot.throttled()
@@ -251,6 +251,6 @@ class LiteLLMCompleter:
                     messages=request.messages, params=sent, outputs=reading.outputs, response=response, usage=usage
                 )
             )
-        # A single completion says nothing of sharing; whether a larger request would have brought more does.
+        # A single completion does not show whether completions share a prompt; that depends on whether n is taken.
         shared = len(reading.outputs) > 1 or (n == 1 and self._takes_n(params))
         return replace(reading, usage=usage).choices(n, shared=shared, price=self._price, seed=seed)

@@ -1,13 +1,12 @@
 """The port to language models: a `Completer` turns one request into completions.
 
-Contract. `complete` returns exactly `request.n` choices, in any order of arrival. Each choice holds its share of what
-the request took as a `Usage`, so that the usages of all choices add up to what was paid. Choices with different
-`request.key`s are independent. Nothing is cached: each choice is drawn anew.
+Contract. `complete` returns exactly `request.n` choices. Each choice holds its share of the `Usage`, so that the usages
+of all choices add up to the whole that was paid. Choices are independent draws; nothing is cached.
 
 Errors. A completion that could not be had is a `Choice` with its `error`, beside those that could; it is never left out
 and never raised. `complete` raises only where every other request would fail in the same way, such as with a wrong key
-(`sampling.lm.refusals.is_fatal`), and where the budget cannot be held. Retries are the completer's business; what
-failed attempts took is counted by its meter.
+(`sampling.lm.refusals.is_fatal`), and where the budget cannot be held. The completer retries by itself, and counts
+failed attempts with its meter.
 
 A completer for tests, which answers everything with the same text:
 
@@ -45,7 +44,7 @@ class Exchange:
         params: The settings that were sent.
         outputs: The choices that came back, as DSPy adapters expect them.
         response: LiteLLM's response.
-        usage: What the request took.
+        usage: Tokens, dollars and seconds of the request.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -64,7 +63,7 @@ class CompletionRequest:
         messages: The prompt.
         n: Completions wanted, >= 1.
         params: Everything else that is sent, complete: the LM's settings, the predictor's and the decoding.
-        key: Names what is drawn for; requests with different keys get different seeds.
+        key: Names the pull that is drawn for; requests with different keys get different seeds.
         first: How many identical requests this draw made before.
         record: Called with every successful HTTP request.
     """
@@ -84,10 +83,10 @@ class Choice:
 
     Attributes:
         text: The completion as text, None if there is none.
-        output: The completion as DSPy adapters expect it: the text, or a dictionary with `text` and what came with it
+        output: The completion as DSPy adapters expect it: the text, or a dictionary with `text` and its companions
             (`reasoning_content`, `tool_calls`, `logprobs`, `citations`).
         finish_reason: As the provider says.
-        usage: Its share of what the request took. The shared parts are set where one request brings n completions.
+        usage: Its share of the request's usage. The shared parts are set where one request brings n completions.
         seed: The seed that was sent.
         error: Why there is no completion.
     """

@@ -1,6 +1,6 @@
-"""What a run may spend, and the meter that holds it there under any concurrency.
+"""The budget of a run, and the meter that keeps the run within it under any concurrency.
 
-Everything is reserved by an upper bound before it is dispatched and settled by what it really took afterwards.
+Every request reserves an upper bound before it is sent, and replaces it by its real usage afterwards.
 Dollars are counted in whole picodollars, so that a million small sums neither drift nor overshoot.
 """
 
@@ -36,7 +36,7 @@ class Budget:
         seconds: Wall-clock time after which nothing new is sent, > 0.
 
     Raises:
-        ConfigurationError: A limit that is no positive, finite number.
+        ConfigurationError: A limit is not a positive, finite number.
     """
 
     completions: int
@@ -65,7 +65,7 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a run has spent, or has reserved. `+` adds two up.
+    """The spending of a run, or its reservations. They add up with `+`.
 
     Attributes:
         completions: Completions drawn.
@@ -132,7 +132,7 @@ class Reservation:
         self.picodollars = picodollars
 
     def settle(self, *, completions: int = 0, requests: int = 0, usage: Usage | None = None) -> None:
-        """Replace the reservation by what was really spent."""
+        """Replace the reservation by the real spending; dollars that are not known count as 0."""
         if not self._open:
             return
         self._open = False
@@ -148,7 +148,7 @@ class Reservation:
         self._meter._close(self, spent)
 
     def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
-        """Count all that was reserved as spent: nobody knows what a request that timed out will be billed."""
+        """Count the whole reservation as spent: the bill of a request that timed out is not known."""
         usage = Usage(
             prompt_tokens=min(prompt_tokens, self.tokens),
             completion_tokens=max(self.tokens - prompt_tokens, 0),
@@ -162,7 +162,7 @@ class Reservation:
 
 
 class RequestMeter(Protocol):
-    """What a completer needs of a meter."""
+    """The part of a meter that completers use."""
 
     @property
     def limits(self) -> Budget | None:
@@ -177,11 +177,11 @@ class RequestMeter(Protocol):
 
 
 class Meter:
-    """Counts what a run spends and refuses what would exceed its budget. Thread-safe.
+    """Counts the spending of a run and refuses requests that would exceed its budget. Thread-safe.
 
     Args:
         budget: The limits; None counts without limiting.
-        spent: What an earlier process of the same run already spent.
+        spent: The spending of earlier processes of the same run.
         clock: Seconds that only grow; for tests.
     """
 
@@ -207,16 +207,16 @@ class Meter:
         self._journal_lock = threading.Lock()
 
     def keep_journal(self, journal: Callable[[Spent, Spent], None] | None) -> None:
-        """Have what is spent and reserved written down before each request that a limit bounds.
+        """Have spending and reservations written down before each request that a limit bounds.
 
         Args:
-            journal: Called with (spent, reserved), one call at a time; what it writes last is never less than what
-                has been and may still be billed, so that a limit holds although the process may be killed.
+            journal: Called with (spent, reserved), one call at a time. Its last entry is never less than the bill can
+                become, so that a limit holds although the process may be killed.
         """
         self._journal = journal
 
     def write_journal(self) -> None:
-        """Write down what is spent and reserved now."""
+        """Write down the spending and the reservations of this moment."""
         if self._journal is None:
             return
         with self._journal_lock:  # the order of the entries is the order in which they were true
@@ -231,7 +231,7 @@ class Meter:
 
     @property
     def judges(self) -> RequestMeter:
-        """The same budget for LM calls that are no task's; what they take is told apart in `Spent`."""
+        """The same budget for judges, proposers and rewriters, which `Spent` tells apart."""
         return _Judges(self)
 
     @property
@@ -241,13 +241,13 @@ class Meter:
 
     @property
     def spent(self) -> Spent:
-        """What has been spent so far."""
+        """The spending so far."""
         with self._lock:
             return self._spent_now()
 
     @property
     def reserved(self) -> Spent:
-        """What is reserved at the moment; the tokens stand under `completion_tokens`."""
+        """The reservations of this moment; the tokens stand under `completion_tokens`."""
         with self._lock:
             return self._reserved_now()
 
@@ -276,14 +276,14 @@ class Meter:
 
     @property
     def exhausted(self) -> bool:
-        """Whether some limit is used up by what was spent alone."""
+        """Whether the spending alone has used up some limit."""
         return self._obstacle(1, 1, 1, spent_only=True) is not None
 
     def reserve(self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
-        """Set an upper bound aside; `judge` says for whose share of what is spent.
+        """Set an upper bound aside; `judge` says whether it is for a judge, a proposer or a rewriter.
 
         Raises:
-            BudgetExceeded: It does not fit beside what is spent and reserved.
+            BudgetExceeded: It does not fit beside the spending and the other reservations.
         """
         pico = math.ceil(usd * _PICO)
         with self._lock:
@@ -298,10 +298,10 @@ class Meter:
         return Reservation(self, completions, tokens, pico, judge)
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
-        """Like `reserve`, but wait where requests in flight may still give back what is needed.
+        """Like `reserve`, but wait where requests in flight may still give enough back.
 
-        Upper bounds are several times what requests really take; without waiting, a run would end while most of its
-        budget is only set aside.
+        Upper bounds are several times as large as real usage; without waiting, a run would end while most of its budget
+        is only set aside.
         """
         pico = math.ceil(usd * _PICO)
         while True:
@@ -320,7 +320,7 @@ class Meter:
             await waiter
 
     def charge(self, spent: Spent) -> None:
-        """Count what was spent without a reservation: a resumed run's stored completions, a failed attempt."""
+        """Count spending that had no reservation, such as the stored completions of a resumed run."""
         with self._lock:
             self._add(spent)
 
@@ -385,7 +385,7 @@ class _Judges:
 
 
 def _picodollars(usd: float) -> int:
-    """Round up, so that what is shown never lies below what a provider adds up."""
+    """Return whole picodollars, rounded up so that no sum shown here is below the provider's."""
     return math.ceil(round(usd * _PICO, 3))
 
 

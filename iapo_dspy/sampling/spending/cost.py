@@ -1,4 +1,4 @@
-"""What a completion costs: the user's choice, made of what requests really took."""
+"""The cost of a completion: a weighted sum of its usage, with weights that the user chooses."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _UNITS = {
 
 
 def use_of(taken: Sequence[Usage]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Add up what the completions of one pull took of every resource.
+    """Add up the resources that the completions of one pull took.
 
     Args:
         taken: The usage of each of its completions [m].
 
     Returns:
-        The resources that they took together, and the part that a query takes once [R] each; NaN where a price is not
-        known, and for the seconds where nothing came back.
+        All that they took of each resource, and the part of it that a query takes once [R] each; NaN for dollars where
+        a price is not known, and for seconds where nothing came back.
     """
     total = sum(taken, Usage())
     longest = max((t.latency_s for t in taken if t.tokens), default=0.0) or float("nan")
@@ -53,7 +53,7 @@ def use_of(taken: Sequence[Usage]) -> tuple[tuple[float, ...], tuple[float, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a call costs: a weighted sum of tokens, dollars and seconds.
+    """The cost of a call: a weighted sum of tokens, dollars and seconds.
 
         Cost()                                          # output tokens, the default
         Cost(completion_tokens=1, prompt_tokens=0.25)   # four prompt tokens cost as much as one output token
@@ -62,9 +62,9 @@ class Cost:
         Cost(usd=1, seconds=0.002)                      # a second of waiting is worth a fifth of a cent
 
     Only the ratios of the weights matter: costs are scaled such that the average call for one completion costs 0.01 at
-    `Preference(cost=1)`. What a request with n completions pays once, its prompt tokens and its waiting time, is a
-    fixed part per query; the rest is a part per completion. Who sends one request per completion, because the
-    provider does not take n, pays prompt tokens per completion.
+    `Preference(cost=1)`. A request with n completions pays for its prompt tokens and its waiting time once;
+    they are a fixed part per query, and the rest is a part per completion. Where the provider does not take n, each
+    completion is a request of its own and pays for its prompt tokens.
 
     Args:
         completion_tokens: Weight of an output token, >= 0. It is 1 where no weight is given (or `usd` is, with prices).
@@ -76,7 +76,7 @@ class Cost:
             take the place of LiteLLM's table, in budgets of dollars, quotes and reports too.
 
     Raises:
-        ConfigurationError: A weight or a price that is negative or no finite number, or weights that are all 0.
+        ConfigurationError: A weight or a price is not a finite number >= 0, or all weights are 0.
     """
 
     completion_tokens: float = None  # type: ignore[assignment]  # `None` becomes 0, or 1 where no weight is given
@@ -126,7 +126,7 @@ class Cost:
                 it before.
 
         Returns:
-            The part that is paid once for all of them, and the part of each [m]. The sum is what they cost together.
+            The part that is paid once for all of them, and the part of each [m]. They add up to the cost of the pull.
         """
         total = sum(taken, Usage())
         once = self.prompt_tokens * total.shared_tokens + self.completion_tokens * total.shared_completion_tokens
@@ -142,7 +142,7 @@ class Cost:
         """Return the same cost at other prices.
 
         Raises:
-            ConfigurationError: They are no prices.
+            ConfigurationError: The prices are not pairs of finite numbers >= 0.
         """
         if usd_per_million is None:
             raise ConfigurationError(
@@ -152,10 +152,10 @@ class Cost:
         return Cost(**weights, usd_per_million=usd_per_million)
 
     def check(self, lm: dspy.BaseLM) -> None:
-        """Refuse an LM whose completions cannot be costed, before anything is sent.
+        """Refuse an LM whose completions have no known cost, before anything is sent.
 
         Raises:
-            ConfigurationError: Dollars count, and nobody knows the LM's price.
+            ConfigurationError: Dollars count, and the LM's price is not known.
         """
         if self.usd and price_of(lm, self.prices) is None:
             raise ConfigurationError(
@@ -171,10 +171,10 @@ class Cost:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Cost:
-        """Read what `to_dict` wrote.
+        """Read the data of `to_dict`.
 
         Raises:
-            ConfigurationError: It names something that no cost has.
+            ConfigurationError: It has a name that is not a field of a cost.
         """
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(data) - known):

@@ -1,4 +1,4 @@
-"""What a request will take at most, and what it took."""
+"""Prices of language models, and upper bounds of requests."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Prices:
         """Read a pair (input, output), or a mapping from model strings to such pairs.
 
         Raises:
-            ConfigurationError: It is something else, or a price is negative or not finite.
+            ConfigurationError: It is something else, or a price is not a finite number >= 0.
         """
         if value is None or isinstance(value, Prices):
             return value
@@ -78,7 +78,7 @@ class Prices:
         return cls(tuple((str(model), *_pair(pair)) for model, pair in pairs.items()))
 
     def of(self, model: str) -> Price | None:
-        """Return the price of a model: the one under its full name, under its name without the provider, or any's."""
+        """Return the price under a model's full name, under its name without the provider, or under ""."""
         table = {name: rates for name, *rates in self.per_million}
         for name in (model, model.split("/", 1)[-1], ""):
             if name in table:
@@ -174,7 +174,7 @@ def check_budget(
 
 
 def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
-    """Return more tokens than the prompt can have: no tokenizer makes more tokens than there are bytes."""
+    """Return an upper bound of a prompt's tokens: no tokenizer makes more tokens than there are bytes."""
     size = 2 * _PER_MESSAGE
     for message in messages:
         content = message.get("content")
@@ -200,7 +200,7 @@ async def reserve_request(
     n: int,
     prices: Prices | None = None,
 ) -> tuple[Reservation, int]:
-    """Set aside what a request for n completions takes at most, as far as a budget limits tokens or dollars.
+    """Set the upper bound of a request for n completions aside, where a budget limits tokens or dollars.
 
     Returns:
         The reservation, and the upper bound of the prompt's tokens in it.
@@ -232,7 +232,8 @@ def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:
 def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> float | None:
     """Return the dollars of one request, None where the price is unknown.
 
-    LiteLLM's own sum knows cached prompt tokens; ours knows the user's prices (`own`) and usage that was recounted.
+    LiteLLM's own sum includes discounts for cached prompt tokens. Ours is used for the user's prices (`own`) and for
+    usage that was recounted.
     """
     if not own and not usage.recounted:
         cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
@@ -248,7 +249,7 @@ def batch_price(lm: dspy.BaseLM, discount: float | None = None, prices: Prices |
         lm: The language model.
         discount: Share of the ordinary price that jobs are cheaper by, in [0, 1). None: LiteLLM's own batch prices of
             the model; where it has none, or the user gives prices, the price as it stands.
-        prices: The user's own prices, for ordinary requests unless there is no `discount`.
+        prices: The user's own prices. They are for ordinary requests; a `discount` lowers them.
 
     Returns:
         The price, or None where the ordinary one is not known.

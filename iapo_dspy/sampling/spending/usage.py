@@ -1,4 +1,4 @@
-"""What completions take: tokens, dollars and time."""
+"""The usage of completions: tokens, dollars and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Usage"]
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a completion, a request, or several of them took.
+    """Tokens, dollars and seconds of a completion, a request, or several of them.
 
     Usages add up: tokens and dollars are summed. The latency of a sum is the longest one, because completions of one
     pull are drawn at the same time. `Usage()` took nothing.
@@ -55,7 +55,7 @@ class Usage:
         return self.usd is None and self.tokens > 0
 
     def __add__(self, other: Usage) -> Usage:
-        """Return what both took together. The dollars are unknown where those of either are."""
+        """Return both together; the dollars are unknown where either took tokens at an unknown price."""
         usd = None
         if not (self.unpriced or other.unpriced or (self.usd is None and other.usd is None)):
             usd = (self.usd or 0.0) + (other.usd or 0.0)
@@ -71,7 +71,7 @@ class Usage:
         )
 
     def share(self, n: int) -> Usage:
-        """Return the part of each of n completions, n >= 1: an n-th of everything but the latency, which all have."""
+        """Return the usage of each of n >= 1 completions: an n-th of everything but the latency."""
         return replace(
             self,
             prompt_tokens=self.prompt_tokens / n,

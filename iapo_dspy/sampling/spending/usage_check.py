@@ -86,7 +86,7 @@ def check_usage(
         truncated: How many choices were cut off at the limit.
         limit: `max_tokens`.
         reported: Prompt and completion tokens as the server says.
-        first_choice: What is known of the server; None where there is one choice, or the server is known to be right.
+        first_choice: Remembers how the server counts; None trusts its numbers for several choices.
     """
     prompt_tokens, told = reported
     completion_tokens = first_choice.scaled(told, texts, limit) if first_choice is not None else told
