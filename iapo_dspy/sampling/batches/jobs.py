@@ -101,8 +101,8 @@ class Jobs(Protocol):
         """Stop a job; its answers so far stay, and are billed."""
 
 
-def check_lm(lm: dspy.BaseLM) -> str:
-    """Return the provider of an LM that can be asked by batch jobs.
+def check_lm(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
+    """Return the provider of an LM that can be asked by batch jobs, with its address and key.
 
     Raises:
         ConfigurationError: It cannot; the message says why.
@@ -115,7 +115,7 @@ def check_lm(lm: dspy.BaseLM) -> str:
         )
     if lm.model_type != "chat":
         raise ConfigurationError(f"{kind} with model_type={lm.model_type!r}; batch jobs need model_type='chat'.")
-    provider, base, _ = _provider(lm)
+    provider, base, key = _provider(lm)
     if provider not in PROVIDERS:
         why = _REFUSED.get(provider, "LiteLLM has no batch API for it")
         raise ConfigurationError(
@@ -128,7 +128,7 @@ def check_lm(lm: dspy.BaseLM) -> str:
             f"{lm.model!r} has no address: give dspy.LM({lm.model!r}, api_base='http://...'). vLLM's own server has no "
             "batch endpoints; LiteLLM's proxy in front of it has."
         )
-    return provider
+    return provider, base, key
 
 
 def _provider(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
@@ -157,8 +157,7 @@ class LiteLLMJobs:
     """
 
     def __init__(self, lm: dspy.BaseLM) -> None:
-        provider = check_lm(lm)
-        _, base, key = _provider(lm)
+        provider, base, key = check_lm(lm)
         call: dict[str, Any] = {k: lm.kwargs[k] for k in _CONNECTION if lm.kwargs.get(k) is not None}
         if base:
             call["api_base"] = base

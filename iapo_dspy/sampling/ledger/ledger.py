@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 L = TypeVar("L", bound="LedgerPort")
 _FORMAT = "iapo_dspy.ledger"
 _VERSION = 1
+# Records between two `fsync`, which is for the death of the machine. Each record reaches the operating system at once,
+# so that the death of the process loses none.
+_SYNC_EVERY = 64
 _SECRET = re.compile(
     r"(api|access|private|secret)_?key|secret|password|passwd|credential|authorization|headers?$|(^|_)token$|bearer",
     re.IGNORECASE,
@@ -144,13 +147,11 @@ class Ledger(LedgerPort):
     because the code that appends them has them already. So memory does not grow with the run.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes], *, header: Mapping[str, Any], sync_every: int):
+    def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes]):
         super().__init__()
         self.path = path
-        self.header = header
         self._file = file
         self._lock_file = lock
-        self._sync_every = sync_every
         self._unsynced = 0
         self._lock = threading.Lock()
 
@@ -161,7 +162,6 @@ class Ledger(LedgerPort):
         *,
         fingerprint: str,
         settings: Mapping[str, Any] | None = None,
-        sync_every: int = 64,
     ) -> Ledger:
         """Create the ledger of a run, or resume it.
 
@@ -169,8 +169,6 @@ class Ledger(LedgerPort):
             log_dir: The run's directory; made if it does not exist.
             fingerprint: Hash that tells runs apart (`fingerprint_of`).
             settings: The hashed settings for people to read; secrets are left out.
-            sync_every: Records between two `fsync`. Each record reaches the operating system at once, so that the
-                death of the process loses none; `fsync` is for the death of the machine.
 
         Raises:
             LedgerLocked: Another process has it open.
@@ -194,7 +192,7 @@ class Ledger(LedgerPort):
                 lines = _read_lines(file, path)
                 if lines:
                     _check_header(lines[0], header, path)
-                ledger = cls(path, file, lock, header=header, sync_every=max(int(sync_every), 1))
+                ledger = cls(path, file, lock)
                 if lines:
                     ledger._load(lines[1:])
                 else:
@@ -236,7 +234,7 @@ class Ledger(LedgerPort):
             self._file.write(lines)
             self._file.flush()
             self._unsynced += len(records)
-            if self._unsynced >= self._sync_every:
+            if self._unsynced >= _SYNC_EVERY:
                 self._sync()
 
     def _sync(self) -> None:

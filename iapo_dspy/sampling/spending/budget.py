@@ -206,7 +206,7 @@ class Meter:
         self._journal: Callable[[Spent, Spent], None] | None = None
         self._journal_lock = threading.Lock()
 
-    def keep_journal(self, journal: Callable[[Spent, Spent], None] | None) -> None:
+    def keep_journal(self, journal: Callable[[Spent, Spent], None]) -> None:
         """Have spending and reservations written down before each request that a limit bounds.
 
         Args:
@@ -265,14 +265,6 @@ class Meter:
             completion_tokens=self._reserved_tokens,
             usd=self._reserved_pico / _PICO,
         )
-
-    @property
-    def left(self) -> int | None:
-        """Completions that can still be reserved; None without a limit."""
-        if self.budget is None:
-            return None
-        with self._lock:
-            return max(self.budget.completions - self._spent.completions - self._reserved_completions, 0)
 
     @property
     def exhausted(self) -> bool:

@@ -177,7 +177,7 @@ def test_a_killed_process_loses_nothing_and_leaves_no_lock(tmp_path: Path) -> No
 import os, sys
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
-ledger = Ledger.open(sys.argv[1], fingerprint='f', sync_every=1000)
+ledger = Ledger.open(sys.argv[1], fingerprint='f')
 for i in range(10**9):
     ledger.append(CompletionRecord(round=0, position=0, index=i, prompt=0, query=0, text='t' * 50))
     if i == 500:
