@@ -103,8 +103,7 @@ class Spent:
 
     def __add__(self, other: Spent) -> Spent:
         """Return what both took together."""
-        mine, theirs = asdict(self), asdict(other)
-        return Spent(**{name: mine[name] + theirs[name] for name in mine})
+        return Spent(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def to_dict(self) -> dict[str, float]:
         """Return JSON data that `from_dict` reads back; seconds are rounded to milliseconds."""
