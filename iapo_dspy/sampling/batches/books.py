@@ -82,7 +82,8 @@ class Books:
         self._ledger = ledger
         self._journal = journal
         self._line = line
-        self._held: dict[str, tuple[BatchRecord, Reservation]] = {}
+        self._held: dict[str, BatchRecord] = {}
+        self._reservations: dict[str, Reservation] = {}
 
     @property
     def held(self) -> Spent:
@@ -90,7 +91,7 @@ class Books:
 
         The journal leaves them out, because a job that is on disk has a record of its own.
         """
-        jobs = [record for record, _ in self._held.values()]
+        jobs = list(self._held.values())
         return Spent(
             completion_tokens=sum(job.reserved_tokens for job in jobs), usd=sum(job.reserved_usd for job in jobs)
         )
@@ -102,17 +103,20 @@ class Books:
         Yields:
             Whether the budget has room for it.
         """
+        self._held[record.tag] = record  # before the reservation, which writes the journal
         try:
-            reservation = self._meter.reserve(tokens=record.reserved_tokens, usd=record.reserved_usd)
+            self._reservations[record.tag] = self._meter.reserve(tokens=record.reserved_tokens, usd=record.reserved_usd)
         except BudgetExceeded:
-            yield False
-            return
-        self._held[record.tag] = record, reservation
+            del self._held[record.tag]
         try:
-            yield True
+            yield record.tag in self._held
         finally:
-            if record.tag in self._held:
-                self._held.pop(record.tag)[1].release()
+            self._let_go(record).release()
+
+    def _let_go(self, record: BatchRecord) -> Reservation:
+        """Return a job's reservation, and hold it no longer; one of nothing where there is none."""
+        self._held.pop(record.tag, None)
+        return self._reservations.pop(record.tag, Reservation(self._meter))
 
     def close(
         self,
@@ -152,8 +156,7 @@ class Books:
                 total += Usage(completion_tokens=entry.line.tokens, usd=entry.line.usd)
             answers.append(Answer(entry=entry, drawn=drawn, problem=problem))
         # A resumed job is paid for even where the budget has become too small for it.
-        _, reservation = self._held.pop(record.tag, (record, Reservation(self._meter)))
-        reservation.settle(requests=len(entries), usage=total)
+        self._let_go(record).settle(requests=len(entries), usage=total)
         closed = BatchRecord(tag=record.tag, state="closed", job=record.job, status=status.status)
         completions = [completion for a in answers for completion, _ in a.drawn]
         self._ledger.extend([self._journal(), *completions, closed], keep=keep)
