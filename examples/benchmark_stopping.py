@@ -34,7 +34,7 @@ from iapo_dspy.bandit.algorithms.auto import auto
 from iapo_dspy.bandit.algorithms.psst import psst
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stopping.rules import CONFIDENCES, doubling_waves, tuned_scales
-from iapo_dspy.bandit.stopping.tune import THRIFT, with_stops
+from iapo_dspy.bandit.stops import THRIFT, with_stops
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues

@@ -12,7 +12,7 @@ from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stopping.tune import call_prices, observed_calls
+from iapo_dspy.bandit.stops import call_prices, observed_calls
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Choice", "Deceptive", "HeldOut", "choices", "deceptive_prompts", "held_out", "held_out_pulls"]

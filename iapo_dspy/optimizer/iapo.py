@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
 from iapo_dspy.bandit.outcome import Outcome
-from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.port import Environment, drive

@@ -14,7 +14,7 @@ from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known

@@ -22,7 +22,7 @@ from iapo_dspy.bandit.baselines.uniform import uniform
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.outcome import Algorithm
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.reference import overspending_psst, overspending_triple, overspending_uniform
 from iapo_dspy.types import FloatArray, Policy

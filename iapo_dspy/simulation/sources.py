@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import Ties
+from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.environments.recorded.files import load
 from iapo_dspy.environments.recorded.published_pickles import read_published
 from iapo_dspy.environments.recorded.recording import ExactValues, Recording

@@ -1,17 +1,15 @@
-"""What an aggregator may add to the port, and what it gets for free."""
+"""A base class for aggregators that know what m completions are worth, and nothing else."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import BlockLayout
-from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Blockwise", "ClosedForm", "reach_of"]
+__all__ = ["Blockwise"]
 
 
 class Blockwise(ABC):
@@ -38,21 +36,3 @@ class Blockwise(ABC):
             value = self.reward(labels, scores, weights).reshape(len(weights), pulls, len(same))
             out[:, same] = value.transpose(0, 2, 1)
         return out
-
-
-@runtime_checkable
-class ClosedForm(Protocol):
-    """An aggregator that knows the unbiased subset estimates of a cell without looking at its subsets."""
-
-    @property
-    def reach(self) -> int | None:
-        """Completions of a cell that tell its reward at every scale; None where each scale needs as many as it has."""
-
-    def subsets(self, cells: Cells, weights: FloatArray, max_n: int) -> FloatArray:
-        """Return what `estimators.subsets.cell_subsets` asks for: [W, G, N], NaN where a cell says nothing."""
-        ...
-
-
-def reach_of(aggregator: object) -> int | None:
-    """Return how many completions of a cell tell its reward at every scale; None where each scale needs its own."""
-    return aggregator.reach if isinstance(aggregator, ClosedForm) else None

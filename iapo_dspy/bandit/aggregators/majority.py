@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators.port import BlockLayout, Ties, _block_sums, whole
+from iapo_dspy.bandit.aggregators.port import BlockLayout, WeightRows, whole
+from iapo_dspy.bandit.cells import Cells, ballots
+from iapo_dspy.bandit.models.subset_means import vote_subsets
+from iapo_dspy.bandit.models.votes import VotePredictor
+from iapo_dspy.bandit.models.winning import Ties
+from iapo_dspy.bandit.stopping.replays import observed_votes
+from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import FloatArray, IntArray
+from iapo_dspy.types import FloatArray, IntArray, Stop
 
 __all__ = ["MajorityVoteAggregator", "dense_answers"]
+
+ArrayT = TypeVar("ArrayT", IntArray, FloatArray)
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,41 @@ class MajorityVoteAggregator:
         """Implement `Aggregator.reward`."""
         return self.blocks(label, score, weights, whole(label.shape[1]))[:, 0]
 
+    @property
+    def reach(self) -> int | None:
+        """Implement `ClosedForm.reach`."""
+        return None
+
+    def subsets(self, cells: Cells, weights: FloatArray, max_n: int) -> FloatArray:
+        """Implement `ClosedForm.subsets`.
+
+        Raises:
+            ConfigurationError: "half" with several scored answers in a cell.
+        """
+        votes = ballots(cells)
+        value = vote_subsets(votes, votes.worth, max_n, ties=self.ties, floor=self.floor)
+        return np.asarray(weights[:, 0, None, None] * value)
+
+    def rows(self, weights: FloatArray) -> WeightRows:
+        """Implement `Modelled.rows`: the first weight multiplies the reward, and the others do not matter."""
+        row = np.zeros((1, weights.shape[1]))
+        row[0, 0] = 1.0
+        return WeightRows(row, np.zeros(len(weights), dtype=np.int64), weights[:, 0])
+
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> VotePredictor:
+        """Implement `Modelled.model`."""
+        return VotePredictor(n_prompts, max_n, floor=self.floor, ties=self.ties)
+
+    def settling(self, n: int) -> Stop | None:
+        """Implement `Stoppable.settling`."""
+        return Stop(waves=exact_waves(n)) if n > 1 else None
+
+    def observed(self, cells: Cells, weights: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:
+        """Implement `Stoppable.observed`."""
+        calls = observed_votes(cells, stops)
+        calls[0] *= weights[0]
+        return calls
+
     @staticmethod
     def _ballots(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
         """Return votes and voted scores [m, A, G], with the A answers of each pull numbered densely."""
@@ -84,3 +128,10 @@ def dense_answers(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:
         np.put_along_axis(dense, order, rank, axis=1)
         return np.where(voted, dense, -1)
     return np.where(voted, label, -1)
+
+
+def _block_sums(values: ArrayT, layout: BlockLayout) -> ArrayT:
+    """Return the sum of each block along the first axis [B, ...]."""
+    sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype=values.dtype)
+    np.cumsum(values, axis=0, out=sums[1:])
+    return sums[layout.end] - sums[layout.start]

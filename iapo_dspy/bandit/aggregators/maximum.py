@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import BlockLayout, whole
+from iapo_dspy.bandit.aggregators.port import BlockLayout, WeightRows, distinct_rows, whole
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.best_of import BestOfPredictor
+from iapo_dspy.bandit.models.subset_means import best_of_subsets
+from iapo_dspy.bandit.stopping.replays import observed_best_of
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import FloatArray, IntArray
+from iapo_dspy.types import FloatArray, IntArray, Stop
 
 __all__ = ["BestOfNAggregator"]
 
@@ -41,13 +45,48 @@ class BestOfNAggregator:
     def blocks(self, label: IntArray, score: FloatArray, weights: FloatArray, layout: BlockLayout) -> FloatArray:
         """Implement `Aggregator.blocks`."""
         best = _range_max(self._values(score, weights), layout)
-        floors = np.zeros(weights.shape[1]) if self.floors is None else np.asarray(self.floors)
-        reward: FloatArray = np.where(np.isneginf(best), (weights @ floors)[:, None], best).transpose(1, 0, 2)
+        reward: FloatArray = np.where(np.isneginf(best), self._floor(weights)[:, None], best).transpose(1, 0, 2)
         return reward
 
     def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
         """Implement `Aggregator.reward`."""
         return self.blocks(label, score, weights, whole(score.shape[1]))[:, 0]
+
+    @property
+    def reach(self) -> int | None:
+        """Implement `ClosedForm.reach`."""
+        return None
+
+    def subsets(self, cells: Cells, weights: FloatArray, max_n: int) -> FloatArray:
+        """Implement `ClosedForm.subsets`."""
+        out = np.full((len(weights), len(cells), max_n), np.nan)
+        value = self._values(cells.score[:, None], weights)[0]
+        for n in np.unique(cells.size).tolist():
+            members = np.flatnonzero(cells.size == n)
+            index = cells.start[members][:, None] + np.arange(n)
+            out[:, members, : min(n, max_n)] = best_of_subsets(value[:, index], self._floor(weights), max_n)
+        return out
+
+    def rows(self, weights: FloatArray) -> WeightRows:
+        """Implement `Modelled.rows`."""
+        return distinct_rows(weights)
+
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> BestOfPredictor:
+        """Implement `Modelled.model`."""
+        return BestOfPredictor(rows, self._floor(rows), n_prompts, max_n)
+
+    def settling(self, n: int) -> Stop | None:
+        """Implement `Stoppable.settling`: a completion that is not drawn yet may always be the best one."""
+        return None
+
+    def observed(self, cells: Cells, weights: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:
+        """Implement `Stoppable.observed`."""
+        return observed_best_of(cells, cells.score @ weights, stops, float(self._floor(weights)))
+
+    def _floor(self, weights: FloatArray) -> FloatArray:
+        """Return the value of a call in which every completion failed, for weights [..., K]."""
+        floors = np.zeros(weights.shape[-1]) if self.floors is None else np.asarray(self.floors)
+        return np.asarray(weights @ floors)
 
     @staticmethod
     def _values(score: FloatArray, weights: FloatArray) -> FloatArray:

@@ -1,26 +1,61 @@
-"""How the completions of one block become one reward: Best-of-N (eq. 1) and majority vote (eq. 2).
+"""The port of aggregators: how the completions of one block become one task reward (eq. 1, eq. 2).
 
-An aggregator sees completions as `label [G, m]` and `score [G, m, K]`: G pulls of m completions. A failed completion
-has NaN scores. Rewards are task rewards only; the cost is subtracted by `Estimates.utility`.
+An aggregator sees completions as `label [G, m]` and `score [G, m, K]`: G pulls of m completions. It returns task
+rewards only; the cost is subtracted elsewhere. It must be a function of its arguments and finite everywhere: a failed
+completion has NaN scores, is not a vote and never the best, and a block in which all failed is worth a floor. It raises
+only in `check`, which is asked once, before anything is drawn. `blockwise.Blockwise` is a base class for aggregators
+that know `reward` only.
+
+Three hooks are optional. An aggregator that has their methods gets more out of the same draws:
+
+- `ClosedForm`: the mean over all subsets of a cell, exactly. Without it, seeded subsets are aggregated.
+- `Modelled`: a model that predicts rewards above the number drawn. Without it, effects of prompts and queries add.
+- `Stoppable`: rules by which a deployed call may end early. Without it, all N completions are drawn at once.
+
+Majority vote and Best-of-N use these hooks and nothing else.
+
+Example:
+    >>> from iapo_dspy.bandit.aggregators.blockwise import Blockwise
+    >>> from iapo_dspy.errors import ConfigurationError
+    >>> class Middle(Blockwise):
+    ...     '''The median score of the completions that did not fail.'''
+    ...     def check(self, n_objectives):
+    ...         if n_objectives != 1:
+    ...             raise ConfigurationError(f"Middle has 1 objective; contexts weigh {n_objectives}.")
+    ...     def reward(self, label, score, weights):
+    ...         middle = np.nan_to_num(np.nanmedian(score[:, :, 0], axis=1))
+    ...         return weights[:, 0, None] * middle
+    >>> middle = Middle()
+    >>> score = np.array([[0.0, 1.0, 1.0]])[:, :, None]
+    >>> middle.reward(np.zeros((1, 3), dtype=int), score, np.array([[0.5]])).tolist()
+    [[0.5]]
+    >>> isinstance(middle, Aggregator), isinstance(middle, Modelled)
+    (True, False)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from iapo_dspy.types import FloatArray, IntArray
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.port import Predictor
+from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["Aggregator", "BlockLayout", "Ties", "block_layout", "whole"]
-
-ArrayT = TypeVar("ArrayT", IntArray, FloatArray)
-
-Ties = Literal["paper", "half"]
-"""How a tied vote is credited: "paper" predicts one of the t winners at random, so each counts 1/t. "half" gives half
-the best winner's credit whatever t is, as the authors' published figures do; only the simulator offers it."""
+__all__ = [
+    "Aggregator",
+    "BlockLayout",
+    "ClosedForm",
+    "Modelled",
+    "Stoppable",
+    "WeightRows",
+    "block_layout",
+    "distinct_rows",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -86,8 +121,77 @@ class Aggregator(Protocol):
         ...
 
 
-def _block_sums(values: ArrayT, layout: BlockLayout) -> ArrayT:
-    """Return the sum of each block along the first axis [B, ...]."""
-    sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype=values.dtype)
-    np.cumsum(values, axis=0, out=sums[1:])
-    return sums[layout.end] - sums[layout.start]
+@runtime_checkable
+class ClosedForm(Protocol):
+    """An aggregator that knows the unbiased subset estimates of a cell without looking at its subsets."""
+
+    @property
+    def reach(self) -> int | None:
+        """Completions of a cell that tell its reward at every scale; None where each scale needs as many as it has."""
+
+    def subsets(self, cells: Cells, weights: FloatArray, max_n: int) -> FloatArray:
+        """Return the mean reward over all subsets of each cell's completions.
+
+        Args:
+            cells: The completions.
+            weights: Rows of objective weights [W, K].
+            max_n: Largest scale.
+
+        Returns:
+            Task rewards [W, G, N]; NaN where a cell says nothing of a scale.
+        """
+        ...
+
+
+class WeightRows(NamedTuple):
+    """Rows of weights that stand for all contexts: context c is worth factor[c] times the reward of row[c].
+
+    Attributes:
+        rows: Objective weights [W, K].
+        row: Which of them each context uses [C].
+        factor: What its rewards are multiplied by [C].
+    """
+
+    rows: FloatArray
+    row: IntArray
+    factor: FloatArray
+
+
+def distinct_rows(weights: FloatArray) -> WeightRows:
+    """Return each distinct row of the contexts' weights [C, K] once."""
+    rows, row = np.unique(weights, axis=0, return_inverse=True)
+    return WeightRows(rows, row.reshape(-1), np.ones(len(weights)))
+
+
+@runtime_checkable
+class Modelled(Protocol):
+    """An aggregator with a model that says what completions beyond those drawn would bring."""
+
+    def rows(self, weights: FloatArray) -> WeightRows:
+        """Return the rows that need predictions of their own; `distinct_rows` unless rewards are proportional."""
+        ...
+
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> Predictor:
+        """Return a new model of P prompts at the scales 1 .. N, for these rows of objective weights [W, K]."""
+        ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """An aggregator whose calls may end before all N completions are drawn."""
+
+    def settling(self, n: int) -> Stop | None:
+        """Return waves of a call of n that end where the rest cannot change the result; None where there are none."""
+
+    def observed(self, cells: Cells, weights: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:
+        """Replay stopped calls on random orders of each cell's own completions.
+
+        Args:
+            cells: The completions.
+            weights: Objective weights of one context [K].
+            stops: The rules [M].
+
+        Returns:
+            Gain over all N completions, completions and waves [3, G, M]; NaN where a cell has fewer than N.
+        """
+        ...

@@ -24,13 +24,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from iapo_dspy.bandit.aggregators.port import Modelled
 from iapo_dspy.bandit.algorithms.elimination import CostScale
 from iapo_dspy.bandit.algorithms.schedule import Plan
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
-from iapo_dspy.bandit.estimators.predictive import is_modelled
 from iapo_dspy.bandit.outcome import Algorithm, Outcome, Round
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.bandit.ties import choose
@@ -86,7 +86,7 @@ def auto(
     what = f"looking at each of {problem.n_prompts} prompts once"
     check_budget(budget, seed, least=auto_least(problem), what=what)
     if first_pull is None:
-        first_pull = FIRST_PULL if is_modelled(problem.aggregator) else FIRST_PULL_UNMODELLED
+        first_pull = FIRST_PULL if isinstance(problem.aggregator, Modelled) else FIRST_PULL_UNMODELLED
     for name, value in (("rounds", rounds), ("first_pull", first_pull), ("growth", growth)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")

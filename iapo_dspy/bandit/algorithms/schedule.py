@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.blockwise import reach_of
-from iapo_dspy.bandit.estimators.predictive import is_modelled
+from iapo_dspy.bandit.aggregators.port import ClosedForm, Modelled
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Pulls
 
@@ -21,14 +20,15 @@ class Plan:
     def __init__(
         self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int, shared: bool
     ) -> None:
-        reach = reach_of(problem.aggregator)
+        aggregator = problem.aggregator
+        reach = aggregator.reach if isinstance(aggregator, ClosedForm) else None
         self._largest = problem.max_n if reach is None else min(reach, problem.max_n)
         self.pull = max(1, min(first_pull, self._largest, budget // (problem.n_prompts * _FIRST_QUERIES)))
         self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
         self.least_pull = 1
         self._first = self.pull
         self._most = problem.max_n
-        self._growth = growth if is_modelled(problem.aggregator) else None
+        self._growth = growth if isinstance(aggregator, Modelled) else None
         orders = 1 if shared else problem.n_prompts
         order = [np.random.default_rng([seed, i]).permutation(problem.n_queries) for i in range(orders)]
         self._order = np.broadcast_to(order, (problem.n_prompts, problem.n_queries))

@@ -13,7 +13,7 @@ from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stopping.tune import StopMode, with_stops
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.types import Contexts, Observations
 
 __all__ = ["solve", "solve_auto"]

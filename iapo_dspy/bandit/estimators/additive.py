@@ -18,10 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.port import Predictions
-from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.models.port import Predictions
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["AdditivePredictor", "TwoWay", "two_way"]
@@ -35,31 +33,23 @@ class AdditivePredictor:
     """Predictions under W rows of objective weights.
 
     Args:
-        aggregator: Any aggregator.
-        weights: Objective weights [W, K].
         n_prompts: P.
         max_n: N.
     """
 
-    modelled = False
-
-    def __init__(self, aggregator: Aggregator, weights: FloatArray, n_prompts: int, max_n: int) -> None:
-        self._aggregator = aggregator
-        self._weights = weights
+    def __init__(self, n_prompts: int, max_n: int) -> None:
         self._n_prompts = n_prompts
         self._max_n = max_n
         self._variances: dict[int, tuple[float, float, float]] = {}  # of each scale; a later fit starts there
 
-    def predict(self, cells: Cells, unbiased: FloatArray | None = None) -> Predictions:
+    def predict(self, cells: Cells, unbiased: FloatArray) -> Predictions:
         """Fit levels and growth to all cells and predict every prompt on every visited query.
 
         Args:
             cells: The completions.
-            unbiased: Their subset estimates [W, G, N], where they are known already.
+            unbiased: Their subset estimates [W, G, N].
         """
-        if unbiased is None:
-            unbiased = cell_subsets(cells, self._aggregator, self._weights, self._max_n)
-        shape = len(self._weights), self._n_prompts, cells.n_visited
+        shape = len(unbiased), self._n_prompts, cells.n_visited
         given_all, given_others = np.zeros((2, *shape, self._max_n))
         level, others = np.zeros((2, *shape))
         growth = np.zeros((*shape[:2], self._max_n))

@@ -23,14 +23,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
+from iapo_dspy.bandit.aggregators.port import Modelled, distinct_rows
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates
-from iapo_dspy.bandit.estimators.predictive import Predictor, predictor
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.models.port import Predictor
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import FloatArray, Observations
 
@@ -55,15 +55,12 @@ class CorrectedEstimator:
         self._corrected = corrected
         self._costs = AffineCosts(problem.n_prompts)
         self._observations: list[Observations] = []
-        contexts = problem.contexts
-        if isinstance(problem.aggregator, MajorityVoteAggregator):
-            self._rows = np.zeros((1, contexts.n_objectives))
-            self._rows[0, 0] = 1.0
-            self._row, self._factor = np.zeros(len(contexts), dtype=np.int64), contexts.weights[:, 0]
-        else:
-            self._rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
-            self._row, self._factor = row.reshape(-1), np.ones(len(contexts))
-        self._predictor: Predictor = predictor(problem.aggregator, self._rows, problem.n_prompts, problem.max_n)
+        aggregator, weights = problem.aggregator, problem.contexts.weights
+        self._rows = aggregator.rows(weights) if isinstance(aggregator, Modelled) else distinct_rows(weights)
+        self._model: Predictor | None = None
+        if isinstance(aggregator, Modelled):
+            self._model = aggregator.model(self._rows.rows, problem.n_prompts, problem.max_n)
+        self._additive = AdditivePredictor(problem.n_prompts, problem.max_n)
 
     def update(self, observations: Observations) -> None:
         """Implement `Estimator.update`."""
@@ -85,33 +82,29 @@ class CorrectedEstimator:
             raise ValueError("There is no evidence before the first observation.")
         problem = self._problem
         cells = Cells.of(self._observations, problem.n_prompts, problem.contexts.n_objectives)
-        unbiased = cell_subsets(cells, problem.aggregator, self._rows, problem.max_n)
-        additive = isinstance(self._predictor, AdditivePredictor)
-        predictions = (
-            self._predictor.predict(cells, unbiased)
-            if isinstance(self._predictor, AdditivePredictor)
-            else self._predictor.predict(cells)
-        )
+        rows, row, factor = self._rows
+        unbiased = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
+        model = self._model
+        predictions = self._additive.predict(cells, unbiased) if model is None else model.predict(cells)
         known = np.zeros((problem.n_prompts, cells.n_visited, problem.max_n), dtype=bool)
         known[cells.prompt, cells.query] = ~np.isnan(unbiased[0])
         queries = known.sum(axis=1)
         values = predictions.given_all
         influence = values.copy()
-        bias, doubt = np.zeros((2, len(self._rows), problem.n_prompts, problem.max_n))
+        bias, doubt = np.zeros((2, len(rows), problem.n_prompts, problem.max_n))
         if self._corrected:
-            for row in range(len(self._rows)):
-                bias[row], doubt[row], influence[row] = _correct(
-                    values[row], predictions.given_others[row], unbiased[row], cells, known
-                )
+            for w in range(len(rows)):
+                found = _correct(values[w], predictions.given_others[w], unbiased[w], cells, known)
+                bias[w], doubt[w], influence[w] = found
         return Evidence(
             values=values,
             influence=influence,
             bias=bias,
             doubt=doubt,
             queries=queries,
-            modelled=not additive,
-            row=self._row,
-            factor=self._factor,
+            modelled=model is not None,
+            row=row,
+            factor=factor,
             cost=self._costs.arms(problem.max_n),
             model=predictions.model,
         )

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.estimators.fitted import BestOfModel, VoteModel
 from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.models.port import FittedModel
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["Evidence"]
@@ -29,7 +29,7 @@ class Evidence:
         row: Which of the W rows each context uses [C].
         factor: What the row's values are multiplied by in each context [C].
         cost: Raw cost of an arm [P, N]; NaN for prompts without evidence.
-        model: What the predictions behind the values are made of.
+        model: The model behind the values; None where calls are not to stop by it.
         modelled: Whether `values` come from a model of how cells vary. Plain effects of prompts and queries say nothing
             of that, and then arms are as far apart as `influence` says.
     """
@@ -42,36 +42,30 @@ class Evidence:
     row: IntArray
     factor: FloatArray
     cost: FloatArray
-    model: VoteModel | BestOfModel | None = None
+    model: FittedModel | None = None
     modelled: bool = True
 
     @property
     def n_visited(self) -> int:
-        """V."""
+        """Implement `ArmEvidence.n_visited`: V."""
         return int(self.values.shape[2])
 
     def reward(self) -> FloatArray:
-        """Return the estimated task reward [C, P, N]."""
+        """Implement `ArmEvidence.reward`."""
         return np.asarray(self.factor[:, None, None] * self.values.mean(axis=2)[self.row])
 
     def standard_error(self) -> FloatArray:
-        """Return the standard error of each arm's reward for new queries like the visited ones [C, P, N]."""
+        """Implement `ArmEvidence.standard_error`, for new queries like the visited ones."""
         variance = self.influence.var(axis=2) / max(self.n_visited - 1, 1) + self.doubt
         return np.asarray(self.factor[:, None, None] * np.sqrt(variance)[self.row])
 
     def against(
         self, context: int, prompts: IntArray, scales: IntArray, prompt: int, scale: int, *, model: bool = False
     ) -> FloatArray:
-        """Return the standard error of the difference in reward of some arms from one, on the same queries.
+        """Implement `ArmEvidence.against`.
 
-        Args:
-            context: Which context.
-            prompts: Prompts of the arms [M].
-            scales: Their scales, 1-based [M].
-            prompt: The arm they are compared with.
-            scale: Its scale.
-            model: Whether to take prompts' levels as the model has them, without their error: how far the arms seem
-                apart. It ranks prompts for further draws slightly better than the whole error does.
+        With `model`, prompts' levels are taken as the model has them, without their error: how far the arms seem apart.
+        It ranks prompts for further draws slightly better than the whole error does.
         """
         row = self.row[context]
         values = self.values[row] if model and self.modelled else self.influence[row]
@@ -84,7 +78,7 @@ class Evidence:
         return np.asarray(self.factor[context] * np.sqrt(np.maximum(variance, 0.0)))
 
     def estimates(self) -> Estimates:
-        """Summarise the evidence; prompts that were never drawn have no estimate."""
+        """Implement `ArmEvidence.estimates`; prompts that were never drawn have no estimate."""
         drawn = self.queries[:, :1] > 0
         return Estimates(
             reward=np.where(drawn, self.reward(), np.nan),

@@ -7,10 +7,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from iapo_dspy.bandit.estimators.fitted import BestOfModel, VoteModel
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
 
-__all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator", "Predictions"]
+__all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +40,6 @@ class Estimates:
             cost=np.where(new, self.cost, older.cost),
             count=np.where(new, self.count, older.count),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Expected task rewards on the visited queries, in two readings.
-
-    Attributes:
-        given_all: From everything that was drawn [W, P, V, N].
-        given_others: From everything but the cell's own draws [W, P, V, N]: independent of them, so that their mean
-            difference from unbiased estimates of the same cells is the model's bias.
-        model: What they are made of; None where that is not kept.
-    """
-
-    given_all: FloatArray
-    given_others: FloatArray
-    model: VoteModel | BestOfModel | None = None
 
 
 @runtime_checkable

@@ -9,16 +9,19 @@ ends because the rest cannot change it ends with the very answer of all N.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.stopping.rules import votes_needed
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["Ended", "VoteTally", "best_of_ends", "vote_ends"]
+__all__ = ["Ended", "VoteTally", "best_of_ends", "observed_best_of", "observed_votes", "replayed", "vote_ends"]
+
+ORDERS = 8  # random orders of each cell's draws
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +37,10 @@ class Ended:
     gain: FloatArray
     completions: FloatArray
     waves: FloatArray
+
+
+Replay = Callable[[IntArray, tuple[Stop, ...]], Ended]
+"""(positions of completions in their order of drawing [S, n], options [M]) -> how the calls ended."""
 
 
 class VoteTally:
@@ -134,3 +141,73 @@ def best_of_ends(value: FloatArray, stops: Sequence[Stop], floor: float = 0.0) -
         gain = np.where(np.isneginf(stopped), floor, stopped) - np.where(np.isneginf(full), floor, full)
         out[:, :, o] = gain, at[wave], wave + 1
     return Ended(gain=out[0], completions=out[1], waves=out[2])
+
+
+def observed_votes(cells: Cells, stops: tuple[Stop, ...]) -> FloatArray:
+    """Replay votes on random orders of each cell's own draws.
+
+    Returns:
+        Gain, completions and waves [3, G, M]; NaN where a cell has fewer completions than the option's N.
+    """
+
+    def replay(index: IntArray, options: tuple[Stop, ...]) -> Ended:
+        label = np.where(cells.failed, -1, cells.label)[index]
+        dense, credit = _answers(label, cells.score[index, 0])
+        return vote_ends(VoteTally(dense, credit.shape[1]), credit, options)
+
+    return replayed(cells, stops, replay)
+
+
+def observed_best_of(cells: Cells, value: FloatArray, stops: tuple[Stop, ...], floor: float) -> FloatArray:
+    """Replay Best-of-N on random orders of each cell's own draws; the same result as of `observed_votes`.
+
+    Args:
+        cells: The completions.
+        value: Their weighted scores [S].
+        stops: The options [M].
+        floor: Value where every completion failed.
+    """
+    value = np.where(cells.failed, -np.inf, value)
+    return replayed(cells, stops, lambda index, options: best_of_ends(value[index], options, floor))
+
+
+def replayed(cells: Cells, stops: tuple[Stop, ...], replay: Replay) -> FloatArray:
+    """Replay stopped calls on random orders of each cell's own draws.
+
+    Args:
+        cells: The completions.
+        stops: The options [M].
+        replay: Replays calls.
+
+    Returns:
+        Gain, completions and waves [3, G, M]; NaN where a cell has fewer completions than the option's N.
+    """
+    scale = np.array([stop.waves[-1] for stop in stops], dtype=np.int64)
+    out = np.full((3, len(cells), len(stops)), np.nan)
+    rng = np.random.default_rng(0)  # the same draws have the same orders
+    for m in np.unique(cells.size).tolist():
+        able = np.flatnonzero(scale <= m)
+        if not len(able):
+            continue
+        members = np.flatnonzero(cells.size == m)
+        order = rng.random((len(members), ORDERS, m)).argsort(axis=2)[:, :, : int(scale[able].max())]
+        index = (cells.start[members, None, None] + order).reshape(len(members) * ORDERS, -1)
+        ended = replay(index, tuple(stops[o] for o in able.tolist()))
+        for i, part in enumerate((ended.gain, ended.completions, ended.waves)):
+            out[i, members[:, None], able] = part.reshape(len(members), ORDERS, -1).mean(axis=1)
+    return out
+
+
+def _answers(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Number each row's answers from 0 [S, n] and return each one's mean score in the row [S, A]."""
+    ascending = np.sort(label, axis=1)
+    new = np.diff(ascending, axis=1, prepend=-1) > 0  # -1, no vote, is no answer
+    rank = np.where(ascending >= 0, np.cumsum(new, axis=1) - 1, -1)
+    dense = np.empty_like(label)
+    np.put_along_axis(dense, np.argsort(label, axis=1, kind="stable"), rank, axis=1)
+    n_answers = max(int(dense.max(initial=0)) + 1, 1)
+    row, at = np.nonzero(dense >= 0)
+    flat = row * n_answers + dense[row, at]
+    count = np.bincount(flat, minlength=len(label) * n_answers)
+    total = np.bincount(flat, weights=score[row, at], minlength=len(count))
+    return dense, (total / np.maximum(count, 1)).reshape(len(label), n_answers)

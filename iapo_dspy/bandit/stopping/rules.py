@@ -22,6 +22,7 @@ from iapo_dspy.types import IntArray, Stop
 
 __all__ = [
     "CONFIDENCES",
+    "best_of_scales",
     "beta_confidence",
     "doubling_waves",
     "exact_waves",
@@ -86,6 +87,12 @@ def tuned_scales(max_n: int) -> tuple[int, ...]:
         power *= 2
     scales.add(min(max_n, MOST_TUNED))
     return tuple(sorted(n for n in scales if 3 <= n <= max_n))
+
+
+def best_of_scales(max_n: int) -> tuple[int, ...]:
+    """Return the scales that thresholds are tuned for: the powers of two from 2 on, and `max_n`."""
+    powers = {2**i for i in range(1, max_n.bit_length()) if 2**i <= max_n}
+    return tuple(sorted(powers | ({max_n} if max_n > 1 else set())))
 
 
 def tuned_vote_stops(n: int) -> tuple[Stop, ...]:

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.aggregators.port import Aggregator, Ties
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
+from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import block_layout
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
 from iapo_dspy.errors import BudgetTooSmall

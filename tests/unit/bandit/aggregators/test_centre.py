@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_dspy.bandit.aggregators.blockwise import ClosedForm, reach_of
 from iapo_dspy.bandit.aggregators.centre import AffineAggregator, SquaredMeanAggregator, ValueAggregator
+from iapo_dspy.bandit.aggregators.port import ClosedForm
 from iapo_dspy.bandit.algorithms.auto import auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
@@ -97,8 +97,8 @@ def test_scores_that_are_affine_do_not_depend_on_n() -> None:
 
 
 def test_the_reach_of_closed_forms() -> None:
-    assert reach_of(AffineAggregator()) == 1 and reach_of(SQUARED) == 2
-    assert reach_of(ValueAggregator()) is None and not isinstance(ValueAggregator(), ClosedForm)
+    assert AffineAggregator().reach == 1 and SQUARED.reach == 2
+    assert not isinstance(ValueAggregator(), ClosedForm)
     for bad in ({"scale": 0}, {"floor": NAN}, {"centre": "median"}):
         with pytest.raises(ConfigurationError):
             SquaredMeanAggregator(**bad)

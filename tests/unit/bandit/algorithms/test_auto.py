@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_dspy.bandit.aggregators.exact import majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.algorithms.auto import auto, auto_least, expected_gain, survivors
 from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.ties import choose

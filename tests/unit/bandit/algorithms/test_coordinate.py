@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_dspy.bandit.aggregators.exact import majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.algorithms.auto import auto
 from iapo_dspy.bandit.algorithms.coordinate import coordinate, coordinate_least
 from iapo_dspy.bandit.algorithms.solve import solve_auto
+from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive

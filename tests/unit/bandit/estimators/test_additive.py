@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators.blockwise import Blockwise
-from iapo_dspy.bandit.aggregators.exact import majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator, BlockLayout
@@ -18,9 +17,9 @@ from iapo_dspy.bandit.algorithms.psst import psst
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor, two_way
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
-from iapo_dspy.bandit.estimators.predictive import predictor
 from iapo_dspy.bandit.estimators.sampled import SUBSETS, sampled_subsets, subset_positions
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator, cell_subsets
+from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
@@ -183,8 +182,8 @@ def test_a_prompt_without_draws_of_a_scale_grows_as_the_others_do() -> None:
     pulls = [(q, x, 4 if q < 5 else 1) for q in range(p) for x in range(v)]
     score = np.concatenate([level[q] + 0.1 * rng.normal(size=m) for q, _, m in pulls])
     cells = Cells.of([observe(pulls, score)], p, 1)
-    model = AdditivePredictor(Unknown(BEST), np.ones((1, 1)), p, 8)
-    found = model.predict(cells).given_all[0].mean(axis=1)
+    unbiased = cell_subsets(cells, Unknown(BEST), np.ones((1, 1)), 8)
+    found = AdditivePredictor(p, 8).predict(cells, unbiased).given_all[0].mean(axis=1)
     np.testing.assert_allclose(found[:, 0], level, atol=0.03)
     grown = found[:, 3] - found[:, 0]
     np.testing.assert_allclose(grown, 0.103, atol=0.02)  # E max of 4 normals is 1.03 sd
@@ -193,15 +192,19 @@ def test_a_prompt_without_draws_of_a_scale_grows_as_the_others_do() -> None:
 
 
 def test_everything_without_a_model_gets_the_additive_predictor() -> None:
-    assert isinstance(predictor(SecondBest(), np.ones((1, 1)), 2, 3), AdditivePredictor)
-    assert not isinstance(predictor(MV, np.ones((1, 1)), 2, 3), AdditivePredictor)
+    pulls = [(p, x, 3) for p in range(2) for x in range(4)]
+    for aggregator, modelled in ((SecondBest(), False), (MV, True)):
+        estimator = CorrectedEstimator(problem_of(aggregator, n_prompts=2, max_n=3))
+        estimator.update(observe(pulls, [0.0, 1.0, 1.0] * 8, [1, 0, 0] * 8))
+        assert estimator.evidence().modelled == modelled
 
 
 def test_one_cell_and_cells_that_all_fail_have_finite_predictions() -> None:
     for score in ([0.5], [np.nan], [0.5, 0.5]):
         cells = Cells.of([observe([(0, 0, len(score))], score, [0] * len(score))], 2, 1)
         with np.errstate(all="raise", under="ignore"):
-            found = AdditivePredictor(Unknown(MV), np.ones((1, 1)), 2, 4).predict(cells)
+            unbiased = cell_subsets(cells, Unknown(MV), np.ones((1, 1)), 4)
+            found = AdditivePredictor(2, 4).predict(cells, unbiased)
         assert np.isfinite(found.given_all).all() and np.isfinite(found.given_others).all()
 
 

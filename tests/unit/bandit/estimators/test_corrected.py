@@ -7,15 +7,16 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators import corrected
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
-from iapo_dspy.bandit.estimators.port import Estimator, Predictions
+from iapo_dspy.bandit.estimators.port import Estimator
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
+from iapo_dspy.bandit.models.port import Predictions
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.types import Arm, FloatArray, Observations, Pulls
@@ -65,7 +66,7 @@ def estimator_of(
 ) -> CorrectedEstimator:
     estimator = CorrectedEstimator(problem_of(aggregator, n_prompts=p, max_n=max_n), corrected=use)
     if wrong is not None:
-        estimator._predictor = Constant(wrong, p, max_n)  # type: ignore[assignment]
+        estimator._model = Constant(wrong, p, max_n)  # type: ignore[assignment]
     return estimator
 
 
@@ -139,7 +140,7 @@ def test_trusted_in_full_the_estimate_is_the_doubly_robust_one(monkeypatch: pyte
     cells = Cells.of(observations, 2, 1)
     monkeypatch.setattr(corrected, "LEAST_BIAS", 1e6)
     estimator = estimator_of(MV, 2, 3, wrong=0.0)
-    estimator._predictor.predict = lambda _: Predictions(given_all=f.copy(), given_others=g.copy())
+    estimator._model.predict = lambda _: Predictions(given_all=f.copy(), given_others=g.copy())
     for o in observations:
         estimator.update(o)
     found = estimator.estimates().reward[0]

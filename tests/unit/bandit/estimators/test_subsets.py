@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.cells import Ballots, Cells
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.estimators.port import Estimator
-from iapo_dspy.bandit.estimators.subsets import SubsetEstimator, best_of_subsets, cell_subsets, vote_subsets
+from iapo_dspy.bandit.estimators.subsets import SubsetEstimator, cell_subsets
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
+from iapo_dspy.bandit.models.subset_means import best_of_subsets, vote_subsets
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Observations
 from tests.support.draws import observe, over_all_subsets, problem_of

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from iapo_dspy.bandit.estimators.predictive import TOP_SHARES
-from iapo_dspy.bandit.estimators.traits import THETA
-from iapo_dspy.bandit.stopping.best_of_stops import best_of_scales, early_best
+from iapo_dspy.bandit.models.best_of import early_best
+from iapo_dspy.bandit.models.traits import THETA
+from iapo_dspy.bandit.models.votes import TOP_SHARES
 from iapo_dspy.bandit.stopping.replays import Ended, VoteTally, best_of_ends, vote_ends
 from iapo_dspy.bandit.stopping.rules import (
+    best_of_scales,
     beta_confidence,
     doubling_waves,
     exact_waves,

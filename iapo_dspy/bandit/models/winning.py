@@ -17,13 +17,17 @@ the number of other answers, so a few Gauss-Legendre nodes integrate exactly; th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import Ties
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["binomial", "poisson", "win_shares"]
+__all__ = ["Ties", "binomial", "poisson", "win_shares"]
+
+Ties = Literal["paper", "half"]
+"""How a tied vote is credited: "paper" predicts one of the t winners at random, so each counts 1/t. "half" gives half
+the best winner's credit whatever t is, as the authors' published figures do; only the simulator offers it."""
 
 
 def win_shares(

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.errors import ConfigurationError
 
 

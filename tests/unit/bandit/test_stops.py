@@ -15,9 +15,10 @@ from iapo_dspy.bandit.algorithms.solve import solve_auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
+from iapo_dspy.bandit.stopping.replays import observed_votes
 from iapo_dspy.bandit.stopping.rules import exact_waves, tuned_vote_stops
-from iapo_dspy.bandit.stopping.stopped_arms import StopEstimates, corrected_stops, estimated_votes, observed_votes
-from iapo_dspy.bandit.stopping.tune import THRIFT, call_prices, with_stops
+from iapo_dspy.bandit.stops import THRIFT, call_prices, with_stops
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues
@@ -84,7 +85,7 @@ def test_replays_of_a_cells_own_draws_are_unbiased() -> None:
 def test_estimates_of_votes_are_near_the_truth(voted: tuple[VotingRecording, Problem, Outcome]) -> None:
     recording, _, outcome = voted
     assert outcome.detail is not None
-    found = estimated_votes(outcome.detail.model, np.array([0, 1]), MAX_N)  # type: ignore[arg-type]
+    found = outcome.detail.model.stops(0, np.array([0, 1]), MAX_N)
     chosen = [i for i, s in enumerate(found.stops) if s.waves[-1] in (4, 8, 16)]
     for i, prompt in enumerate((0, 1)):
         gain, completions, waves = truth(recording, prompt, tuple(found.stops[m] for m in chosen))
@@ -105,7 +106,7 @@ def test_over_many_runs_utilities_of_stopped_arms_are_nearly_unbiased() -> None:
     off = []
     for seed in range(5):
         _, outcome = run(recording, 2_000, seed=seed)
-        found = estimated_votes(outcome.detail.model, np.array([0]), MAX_N)  # type: ignore[union-attr, arg-type]
+        found = outcome.detail.model.stops(0, np.array([0]), MAX_N)
         at = [found.stops.index(s) for s in arms]
         off.append([found.gain[0, at] - gain, (found.completions[0, at] - completions) / 10])
     mean, error = np.mean(off, axis=0), np.std(off, axis=0, ddof=1) / np.sqrt(len(off))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.aggregators.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.aggregators.port import Modelled
 from iapo_dspy.bandit.cells import Cells, ballots
-from iapo_dspy.bandit.estimators.port import Predictions
-from iapo_dspy.bandit.estimators.predictive import VotePredictor, expected, predictor
-from iapo_dspy.bandit.estimators.traits import LOGITS, THETA, TraitModel, Traits
+from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
+from iapo_dspy.bandit.models.port import Predictions
+from iapo_dspy.bandit.models.traits import LOGITS, THETA, TraitModel, Traits, expected
+from iapo_dspy.bandit.models.votes import VotePredictor
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.types import FloatArray, IntArray, Pulls
 from tests.support.draws import observe
@@ -35,9 +35,9 @@ def every_cell(p: int, v: int, m: int) -> list[tuple[int, int, int]]:
     return [(int(a), int(b), m) for a, b in zip(prompt, query, strict=True)]
 
 
-def predict(cells: Cells, aggregator: Aggregator, max_n: int, weights: FloatArray | None = None) -> Predictions:
+def predict(cells: Cells, aggregator: Modelled, max_n: int, weights: FloatArray | None = None) -> Predictions:
     rows = np.ones((1, cells.score.shape[1])) if weights is None else weights
-    return predictor(aggregator, rows, cells.n_prompts, max_n).predict(cells)
+    return aggregator.model(rows, cells.n_prompts, max_n).predict(cells)
 
 
 # --- the model ---
@@ -254,7 +254,7 @@ def test_predictions_grow_with_the_number_of_tries() -> None:
 def test_new_values_are_taken_in_after_a_first_batch_without_any() -> None:
     """Success is rare: nobody had any in the first batch. The second one must not be blind to it."""
     rng = np.random.default_rng(5)
-    model = predictor(BEST, np.ones((1, 1)), 2, 8)
+    model = BEST.model(np.ones((1, 1)), 2, 8)
     first = observe(every_cell(2, 4, 2), np.zeros(16))
     np.testing.assert_allclose(model.predict(Cells.of([first], 2, 1)).given_all, 0.0)
     later = [(p, x, 8) for p in range(2) for x in range(4, 104)]
@@ -271,7 +271,7 @@ def test_new_values_are_taken_in_after_a_first_batch_without_any() -> None:
 @pytest.mark.parametrize(
     "kind", ["all failed", "constant", "nobody right", "always right", "mixed", "graded", "some failed"]
 )
-def test_odd_data_has_finite_predictions_within_range(aggregator: Aggregator, shape, kind: str) -> None:
+def test_odd_data_has_finite_predictions_within_range(aggregator: Modelled, shape, kind: str) -> None:
     p, v, m = shape
     rng = np.random.default_rng(0)
     total = p * v * m

@@ -1,7 +1,7 @@
 """Expected rewards of arms in closed form, from the probabilities of a query's outcomes (eq. 1, 2 and 3), unsampled.
 
 **Majority vote.** Drawing Poisson(L) instead of n completions makes the counts of the answers independent, and given
-that the total is n they are multinomial again (Poissonization): `voting.win_shares` does the rest.
+that the total is n they are multinomial again (Poissonization): `winning.win_shares` does the rest.
 
 **Best-of-N.** With values v_1 < v_2 < ... of cumulative probabilities F_i, E max of n = sum v_i (F_i^n - F_(i-1)^n).
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import Ties
-from iapo_dspy.bandit.aggregators.winning import poisson, win_shares
+from iapo_dspy.bandit.models.winning import Ties, poisson, win_shares
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray
 

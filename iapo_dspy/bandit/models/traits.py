@@ -18,13 +18,14 @@ and not per cell: the work grows with the number of cells only where it must.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["LOGITS", "THETA", "TraitModel", "Traits"]
+__all__ = ["LOGITS", "THETA", "TraitModel", "Traits", "expected", "of_prompts"]
 
 LOGITS = np.linspace(-6.0, 6.0, 25)
 THETA = 1.0 / (1.0 + np.exp(-LOGITS))
@@ -141,6 +142,48 @@ class TraitModel:
         pooled = np.exp(np.log(self.variance[:, present]).mean(axis=1, keepdims=True))
         pooled = (pooled + _TYPICAL_INTERACTION) / 2
         self.variance = np.clip((np.maximum(rest, 0.0) + _PSEUDO_CELLS * pooled) / (cells + _PSEUDO_CELLS), 0.04, 36.0)
+
+
+def expected(traits: Traits, event: int, cells: Cells, table: FloatArray, queries: IntArray) -> FloatArray:
+    """Return the expectation of a function of theta in every cell of these queries.
+
+    Args:
+        traits: The fitted model.
+        event: Which event.
+        cells: The cells it was fitted to.
+        table: The function on the theta grid at every scale [T, N].
+        queries: Positions of visited queries [Q], ascending.
+
+    Returns:
+        Expectations given all draws, and given all but the cell's own [2, P, Q, N].
+    """
+    law, log = traits.law[event], traits.query[event]
+    out = np.empty((2, len(law), len(queries), table.shape[1]))
+    out[:] = _normalise(log[queries]) @ (law @ table)
+    place = np.full(cells.n_visited, -1)
+    place[queries] = np.arange(len(queries))
+    mine = np.flatnonzero(place[cells.query] >= 0)
+    mine = mine[np.argsort(cells.prompt[mine], kind="stable")]
+    prompt, query, kind = cells.prompt[mine], cells.query[mine], traits.kind[event][mine]
+    others = _normalise(log[query] - np.log(traits.evidence[event][prompt, :, kind]))  # [M, D]
+    prior = np.empty((len(mine), law.shape[2]))
+    begin = np.searchsorted(prompt, np.arange(len(law) + 1))
+    for p in range(len(law)):
+        prior[begin[p] : begin[p + 1]] = others[begin[p] : begin[p + 1]] @ law[p]
+    posterior = prior * traits.likelihood[kind]
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    out[0, prompt, place[query]] = posterior @ table
+    out[1, prompt, place[query]] = prior @ table
+    return out
+
+
+def of_prompts(traits: Traits, cells: Cells, prompts: IntArray) -> tuple[Traits, Cells]:
+    """Return the model and the cells of some prompts [Q], ascending, which are 0 .. Q - 1 there."""
+    kept = np.isin(cells.prompt, prompts)
+    fewer = cells.only(kept)
+    fewer = replace(fewer, n_prompts=len(prompts), prompt=np.searchsorted(prompts, fewer.prompt))
+    law, evidence = traits.law[:, prompts], traits.evidence[:, prompts]
+    return replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept]), fewer
 
 
 def _likelihood(events: IntArray, draws: IntArray) -> FloatArray:

@@ -1,0 +1,199 @@
+"""The model of Best-of-N: a latent trait for a score above each of some thresholds.
+
+**Rewards.** E max of n = v_0 + sum over j of (v_j - v_(j-1)) (1 - (1 - theta_j)^n) with theta_j the probability of a
+score above the middle between v_(j-1) and v_j. It is exact where the v are all values that scores take; where these are
+many, the v are quantiles and the sum is the midpoint rule for the integral of P(max > t). `traits.TraitModel` learns
+each theta_j from all cells together; the reward is the expectation over its posterior.
+
+**Stops.** With F(v) = P(a completion's score is below v), waves w_1 < w_2 < .. < w_K = N (w_0 = 0) and a threshold tau,
+a call is still going after wave k with probability F(tau)^(w_k), and for a level v >= tau
+
+    P(best score at the stop >= v) = sum over k of F(tau)^(w_(k-1)) (1 - F(v)^(w_k - w_(k-1))),
+
+against 1 - F(v)^N with all N completions; below tau both are the same. Each theta_j = 1 - F(v_j) of a cell has a
+posterior of its own; together they are taken to be comonotone, good cells being good at every level, so that the
+expectation is a mean over a few equally likely cells, from the worst to the best, in which each theta_j is the mean of
+its own part of its posterior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.port import Predictions
+from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, expected, of_prompts
+from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
+from iapo_dspy.bandit.stopping.replays import observed_best_of
+from iapo_dspy.bandit.stopping.rules import best_of_scales, threshold_stops
+from iapo_dspy.types import FloatArray, IntArray, Stop
+
+__all__ = ["BestOfModel", "BestOfPredictor", "early_best"]
+
+_FEW_VALUES = 32
+_QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
+_PARTS = 8  # equally likely cells that stand for a posterior
+
+
+class BestOfPredictor:
+    """Predictions for Best-of-N under W rows of objective weights.
+
+    Args:
+        weights: Objective weights [W, K].
+        floor: Value where every completion failed [W].
+        n_prompts: P.
+        max_n: N.
+    """
+
+    def __init__(self, weights: FloatArray, floor: FloatArray, n_prompts: int, max_n: int) -> None:
+        self._weights = weights
+        self._floor = floor
+        self._n_prompts = n_prompts
+        self._levels: list[FloatArray] = [np.empty(0)] * len(weights)
+        self._many = [False] * len(weights)
+        self._models: list[TraitModel] = [TraitModel(1, n_prompts)] * len(weights)
+        self._table = 1.0 - (1.0 - THETA[:, None]) ** np.arange(1, max_n + 1)
+
+    def predict(self, cells: Cells) -> Predictions:
+        """Implement `Predictor.predict`."""
+        values = [np.where(cells.failed, np.nan, cells.score @ w) for w in self._weights]
+        for row, (value, floor) in enumerate(zip(values, self._floor, strict=True)):
+            self._cut(row, value, floor)
+        shape = 2, len(self._weights), self._n_prompts, cells.n_visited, self._table.shape[1]
+        out = np.empty(shape)
+        traits: list[Traits | None] = []
+        for row, (value, levels, model) in enumerate(zip(values, self._levels, self._models, strict=True)):
+            low = min(float(np.nanmin(value, initial=np.inf)), float(levels[0]), float(self._floor[row]))
+            filled = np.where(np.isnan(value), low, value)
+            out[:, row], found = self._row(cells, filled, levels, model)
+            traits.append(found)
+        fitted = BestOfModel(
+            cells=cells,
+            values=tuple(values),
+            floors=tuple(self._floor.tolist()),
+            levels=tuple(self._levels),
+            traits=tuple(traits),
+        )
+        return Predictions(given_all=out[0], given_others=out[1], model=fitted)
+
+    def _cut(self, row: int, value: FloatArray, floor: float) -> None:
+        """Choose where a row's scores are cut: once where they are many, anew while they are few and new ones turn up.
+
+        A first batch in which nobody had any success has one value, and says nothing of what success is worth.
+        """
+        known = value[~np.isnan(value)]
+        if len(known) < len(value):
+            known = np.append(known, min(floor, known.min(initial=floor)))
+        if self._many[row] or np.isin(known, self._levels[row]).all():
+            return
+        levels = np.unique(known)
+        if len(levels) > _FEW_VALUES:
+            self._many[row] = True
+            levels = np.unique(np.quantile(known, _QUANTILES))
+        self._levels[row] = levels
+        self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts)
+
+    def _row(
+        self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel
+    ) -> tuple[FloatArray, Traits | None]:
+        """Return both readings under one row of weights [2, P, V, N], and the model."""
+        if len(levels) == 1:
+            return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0]), None
+        cuts = (levels[1:] + levels[:-1]) / 2
+        above = value > cuts[:, None]
+        count = np.add.reduceat(above, cells.start, axis=1, dtype=np.int64)
+        traits = model.fit(cells.prompt, cells.query, cells.n_visited, count, cells.size)
+        width = np.diff(levels)
+        out = np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
+        everywhere = np.arange(cells.n_visited)
+        for j in range(len(cuts)):
+            out += width[j] * expected(traits, j, cells, self._table, everywhere)
+        return out, traits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BestOfModel:
+    """A fitted model of Best-of-N, one entry per row of objective weights [W].
+
+    Attributes:
+        cells: Everything that was drawn.
+        values: Weighted score of each completion, NaN for failed ones, each [S].
+        floors: Value where all completions failed.
+        levels: Values between which scores are cut, ascending, each [J + 1].
+        traits: The fitted model of a score above each cut, J events; None where there is one level only.
+    """
+
+    cells: Cells
+    values: tuple[FloatArray, ...]
+    floors: tuple[float, ...]
+    levels: tuple[FloatArray, ...]
+    traits: tuple[Traits | None, ...]
+
+    def stops(self, row: int, prompts: IntArray, max_n: int, *, exact: bool = False) -> StopEstimates | None:
+        """Implement `FittedModel.stops` for thresholds at every cut; each may change a result, so none is exact."""
+        traits, levels = self.traits[row], self.levels[row]
+        if exact or traits is None or max_n == 1:
+            return None
+        cuts = (levels[1:] + levels[:-1]) / 2
+        stops = tuple(stop for n in best_of_scales(max_n) for stop in threshold_stops(n, cuts.tolist()))
+        law, cells = of_prompts(traits, self.cells, prompts)
+        width = np.diff(levels)
+
+        def says(queries: IntArray) -> FloatArray:
+            return early_best(1.0 - _coupled(law, cells, queries), width, stops)
+
+        kept = np.repeat(np.isin(self.cells.prompt, prompts), self.cells.size)
+        observed = observed_best_of(cells, self.values[row][kept], stops, self.floors[row])
+        return corrected_stops(says, observed, cells, prompts, stops, float(levels[-1] - levels[0]))
+
+
+def early_best(below: FloatArray, width: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:
+    """Return what stopped calls do in cells of a known law, mean over the equally likely cells.
+
+    Args:
+        below: P(a score is below each level) [2, Q, V, B, J], B equally likely cells.
+        width: Distance of each level from the one before [J].
+        stops: For each list of waves, as many options as levels, in their order; option j stops at level j.
+
+    Returns:
+        Gain, completions and waves [2, 3, Q, V, M].
+    """
+    reached: dict[int, FloatArray] = {}
+
+    def above(draws: int) -> FloatArray:
+        """Return sum over levels from each one up of width * P(best of so many draws reaches it)."""
+        if draws not in reached:
+            terms = width * (1.0 - below**draws)
+            reached[draws] = np.cumsum(terms[..., ::-1], axis=-1)[..., ::-1]
+        return reached[draws]
+
+    levels = len(width)
+    out = np.zeros((2, 3, *below.shape[1:3], len(stops)))
+    for begin in range(0, len(stops), levels):
+        waves = (0, *stops[begin].waves)
+        gain, completions, count = -above(waves[-1]), np.zeros_like(below), np.zeros_like(below)
+        for before, end in pairwise(waves):
+            going = below**before
+            gain = gain + going * above(end - before)
+            completions += (end - before) * going
+            count += going
+        for i, part in enumerate((gain, completions, count)):
+            out[:, i, ..., begin : begin + levels] = part.mean(axis=3)
+    return out
+
+
+def _coupled(traits: Traits, cells: Cells, queries: IntArray) -> FloatArray:
+    """Return success probabilities of equally likely cells, given all draws and given all others' [2, Q, V', B, J]."""
+    edges = np.arange(_PARTS + 1) / _PARTS
+    parts = []
+    for event in range(len(traits.law)):
+        posterior = expected(traits, event, cells, np.eye(len(THETA)), queries)  # [2, Q, V', T]
+        cumulative = np.cumsum(posterior, axis=-1)
+        # The quantile function, integrated up to each edge: piecewise linear in the cumulative probability.
+        share = np.clip(edges[:, None] - (cumulative - posterior)[..., None, :], 0.0, posterior[..., None, :])
+        parts.append(_PARTS * np.diff(share @ THETA, axis=-1))
+    theta = np.stack(parts, axis=-1)
+    return np.asarray(np.minimum.accumulate(np.clip(theta, 0.0, 1.0), axis=-1))

@@ -1,0 +1,71 @@
+"""The port of models that predict what a cell's completions are worth at every scale, also above the number drawn.
+
+`Predictor.predict` is called after every round with everything that was drawn by then; a predictor may start from what
+it learnt in the call before. Its predictions need not be unbiased: `CorrectedEstimator` corrects them by unbiased
+estimates of the same cells, which is why `given_others` must not use a cell's own draws. A predictor raises nothing of
+its own: a prompt without draws gets the prediction of a typical prompt.
+
+Example:
+    >>> import numpy as np
+    >>> class Half:
+    ...     '''Expect half a point of every completion, whatever was drawn.'''
+    ...     def predict(self, cells):
+    ...         half = np.full((1, cells.n_prompts, cells.n_visited, 4), 0.5)  # one row of weights, max_n = 4
+    ...         return Predictions(given_all=half, given_others=half)
+    >>> isinstance(Half(), Predictor)
+    True
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.stopping.estimates import StopEstimates
+from iapo_dspy.types import FloatArray, IntArray
+
+__all__ = ["FittedModel", "Predictions", "Predictor"]
+
+
+@runtime_checkable
+class FittedModel(Protocol):
+    """A model after a fit, which says more than rewards: when calls may stop."""
+
+    def stops(self, row: int, prompts: IntArray, max_n: int, *, exact: bool = False) -> StopEstimates | None:
+        """Estimate the stopping rules of some prompts.
+
+        Args:
+            row: Which row of objective weights.
+            prompts: The prompts [Q], ascending.
+            max_n: Largest scale.
+            exact: Whether only rules that never change a result are asked for.
+
+        Returns:
+            The estimates; None where there is no rule to estimate.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Expected task rewards on the visited queries, in two readings.
+
+    Attributes:
+        given_all: From everything that was drawn [W, P, V, N].
+        given_others: From everything but the cell's own draws [W, P, V, N]: independent of them, so that their mean
+            difference from unbiased estimates of the same cells is the model's bias.
+        model: The model behind them; None where calls are not to stop by it.
+    """
+
+    given_all: FloatArray
+    given_others: FloatArray
+    model: FittedModel | None = None
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Learns from draws and predicts the reward of every prompt on every visited query."""
+
+    def predict(self, cells: Cells) -> Predictions:
+        """Fit to all cells and predict, for the rows of weights, the prompts and the scales that it was made for."""
+        ...

@@ -1,0 +1,286 @@
+"""The third part of an arm: when a deployed call stops, chosen per context like the prompt and N.
+
+A policy (prompt, N, stop) is worth
+
+    reward(p, N) + gain(p, N, stop) - fixed_price(p) E[waves] - each_price(p) E[completions],
+
+with the gain, the waves and the completions of `estimators.stopped`. A rule that pays a prompt's tokens again with
+every wave may cost more than it saves; then all N are drawn at once. Everything here is a function of what was
+observed: no draws, and the same stops from the same observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators.port import Stoppable
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.outcome import Outcome, StoppedArm
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stopping.estimates import StopEstimates
+from iapo_dspy.bandit.ties import EQUAL, NEAR
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import Arm, FloatArray, IntArray, Policy, Stop
+
+__all__ = ["THRIFT", "CallPrices", "StopMode", "call_prices", "observed_calls", "with_stops"]
+
+StopMode = Literal["exact", "confidence"]
+"""How far stopping goes: "exact" keeps prompt and N and ends votes that are settled; "confidence" chooses prompt, N and
+a tuned rule together."""
+
+THRIFT = 0.002
+"""Completions are never quite free: a call of `max_n` of them weighs at least this share of the rewards' range when
+arms are compared, whatever the cost weight. So a preference that pays nothing for completions gives up at most so much
+reward for all that stopping early saves, and in practice a fraction of it."""
+
+WAVE = 2.0  # completions that a wave weighs in the same way: who waits for nothing in particular still waits
+
+CANDIDATES = 4  # prompts per context that rules are tuned for: the best by utility, and half as many by reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallPrices:
+    """What a call costs in utility, by its waves and its completions.
+
+    Attributes:
+        fixed: Price of a wave [C, P], >= 0, whatever its size; NaN without evidence.
+        each: Price of a completion beside it [C, P], >= 0; NaN without evidence.
+        most_waves: Waves that the arm may take at most [C, P, N]; 0 where it is not allowed at all.
+        raw_fixed: Raw cost of a wave [P]; NaN without evidence.
+        raw_each: Raw cost of a completion beside it [P]; NaN without evidence.
+    """
+
+    fixed: FloatArray
+    each: FloatArray
+    most_waves: IntArray
+    raw_fixed: FloatArray
+    raw_each: FloatArray
+
+
+def call_prices(problem: Problem, outcome: Outcome) -> CallPrices:
+    """Return the prices and caps that a run learnt: by its charges, or without them by the affine costs of its arms."""
+    cost = outcome.estimates.cost
+    single = cost[:, 0]
+    each = cost[:, 1] - single if problem.max_n > 1 else single
+    fixed = np.where(np.abs(single - each) < 1e-9 * np.abs(single), 0.0, np.maximum(single - each, 0.0))
+    if outcome.charges is not None:
+        per_wave, per_completion = outcome.charges.prices(outcome.cost_scale)
+        most_waves = outcome.charges.most_waves()
+    else:
+        rate = problem.contexts.cost[:, None] * outcome.cost_scale
+        per_wave, per_completion = rate * fixed, rate * each
+        most_waves = np.full(problem.shape, np.iinfo(np.int64).max)
+    return CallPrices(
+        fixed=per_wave,
+        each=per_completion,
+        most_waves=most_waves,
+        raw_fixed=fixed,
+        raw_each=each,
+    )
+
+
+def with_stops(
+    problem: Problem, outcome: Outcome, *, mode: StopMode = "confidence", prices: CallPrices | None = None
+) -> Outcome:
+    """Choose for every context when its calls stop.
+
+    Rules are tuned where the run has a model (`auto`). Other runs (`psst`) keep their prompt and N, and their votes get
+    waves that end when they are settled. Best-of-N in "exact" mode and other aggregators draw all N at once.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run.
+        mode: See `StopMode`.
+        prices: What calls cost and how many waves they may take; by default what the run learnt, without a cap.
+
+    Returns:
+        The outcome with the stops in its policy and `Outcome.stops`. `q` stays that of arms that draw all N.
+
+    Raises:
+        ConfigurationError: Another mode.
+    """
+    if mode not in ("exact", "confidence"):
+        raise ConfigurationError(f'mode is {mode!r}; give "exact" or "confidence".')
+    prices = prices or call_prices(problem, outcome)
+    found = tuple(_Chooser(problem, outcome, prices, mode).choose())
+    return replace(outcome, policy=Policy(tuple(s.arm for s in found)), stops=found)
+
+
+class _Chooser:
+    """Chooses the stops of one run."""
+
+    def __init__(self, problem: Problem, outcome: Outcome, prices: CallPrices, mode: StopMode) -> None:
+        self._problem = problem
+        self._outcome = outcome
+        self._prices = prices
+        self._exact = mode == "exact"
+        self._evidence = outcome.detail if outcome.detail is not None and outcome.detail.model is not None else None
+
+    def choose(self) -> Iterator[StoppedArm]:
+        """Yield the arm of every context."""
+        if self._evidence is None:
+            yield from map(self._unmodelled, range(self._problem.n_contexts))
+            return
+        rules = [self._rules(self._evidence, row) for row in range(len(self._evidence.values))]
+        for context, row in enumerate(self._evidence.row.tolist()):
+            if self._exact:
+                yield self._settling(context, self._plain_arm(context), rules[row])
+            else:
+                yield self._tuned(context, self._evidence, rules[row])
+
+    def _rules(self, evidence: Evidence, row: int) -> StopEstimates | None:
+        """Estimate the rules of one row of weights for the prompts that its contexts may choose."""
+        assert evidence.model is not None
+        outcome, chosen = self._outcome, set[int]()
+        for c in np.flatnonzero(evidence.row == row).tolist():
+            chosen.add(outcome.policy[c].prompt)
+            if not self._exact:
+                chosen |= _candidates(outcome.q[c], CANDIDATES) | _candidates(outcome.reward[c], CANDIDATES // 2)
+        prompts = np.array(sorted(chosen), dtype=np.int64)
+        return evidence.model.stops(row, prompts, self._problem.max_n, exact=self._exact)
+
+    def _plain_arm(self, context: int) -> Arm:
+        """Return the arm of the policy, without a stop."""
+        return replace(self._outcome.policy[context], stop=None)
+
+    def _described(
+        self, context: int, arm: Arm, gain: float = 0.0, completions: float | None = None, waves: float = 1.0
+    ) -> StoppedArm:
+        """Describe an arm by its expected calls; by default all N are drawn at once."""
+        completions = float(arm.n) if completions is None else completions
+        prices, at = self._prices, (context, arm.prompt)
+        reward = float(self._outcome.reward[context, arm.prompt, arm.n - 1]) + gain
+        return StoppedArm(
+            arm=arm,
+            reward=reward,
+            gain=gain,
+            completions=completions,
+            waves=waves,
+            cost=float(waves * prices.raw_fixed[arm.prompt] + completions * prices.raw_each[arm.prompt]),
+            utility=float(reward - waves * prices.fixed[at] - completions * prices.each[at]),
+        )
+
+    def _settling(self, context: int, arm: Arm, rules: StopEstimates | None) -> StoppedArm:
+        """Give an arm waves that end where its result is settled, if they cost no more by the model."""
+        aggregator = self._problem.aggregator
+        stop = aggregator.settling(arm.n) if isinstance(aggregator, Stoppable) else None
+        if stop is None or rules is None or stop not in rules.stops or arm.prompt not in rules.prompts:
+            return self._described(context, arm)
+        at = int(np.searchsorted(rules.prompts, arm.prompt)), rules.stops.index(stop)
+        return self._if_cheaper(context, arm, stop, rules.completions[at], rules.waves[at])
+
+    def _unmodelled(self, context: int) -> StoppedArm:
+        """Do the same as `_settling` by what was observed alone."""
+        problem, arm = self._problem, self._plain_arm(context)
+        stop = problem.aggregator.settling(arm.n) if isinstance(problem.aggregator, Stoppable) else None
+        if stop is None:
+            return self._described(context, arm)
+        cells = Cells.of(self._outcome.observations, problem.n_prompts, problem.contexts.n_objectives)
+        calls = observed_calls(problem, cells, context, replace(arm, stop=stop))
+        known = ~np.isnan(calls[0])
+        if not known.any():
+            return self._described(context, arm)
+        _, drawn, waves = calls[:, known].mean(axis=1)
+        return self._if_cheaper(context, arm, stop, drawn, waves)
+
+    def _if_cheaper(self, context: int, arm: Arm, stop: Stop, completions: float, waves: float) -> StoppedArm:
+        """Return the arm with these waves, which change no answer, where they are allowed and cost no more."""
+        plain = self._described(context, arm)
+        stopped = self._described(context, replace(arm, stop=stop), 0.0, float(completions), float(waves))
+        allowed = len(stop.waves) <= self._prices.most_waves[context, arm.prompt, arm.n - 1]
+        no_worse = stopped.utility >= plain.utility and stopped.cost <= plain.cost
+        return stopped if allowed and no_worse else plain
+
+    def _tuned(self, context: int, evidence: Evidence, rules: StopEstimates | None) -> StoppedArm:
+        """Choose prompt, N and rule together; arms that are as good up to a near-tie give way to the cheapest."""
+        outcome, problem = self._outcome, self._problem
+        reward, allowed = outcome.reward[context], self._prices.most_waves[context]
+        if not np.isfinite(outcome.q[context]).any():
+            return self._described(context, self._plain_arm(context))
+        fixed, each = self._thrifty(context, evidence)
+        prompts, scales = (a.reshape(-1) for a in np.indices((problem.n_prompts, problem.max_n)))
+        scales = scales + 1
+        option = np.full(len(prompts), -1)
+        gain, waves, completions = np.zeros(len(prompts)), np.ones(len(prompts)), scales.astype(float)
+        most = np.ones(len(prompts), dtype=np.int64)
+        stops: tuple[Stop, ...] = rules.stops if rules is not None else ()
+        if rules is not None and stops:
+            many = len(rules.prompts)
+            prompts = np.append(prompts, np.repeat(rules.prompts, len(stops)))
+            scales = np.append(scales, np.tile([s.waves[-1] for s in stops], many))
+            most = np.append(most, np.tile([len(s.waves) for s in stops], many))
+            option = np.append(option, np.tile(np.arange(len(stops)), many))
+            gain = np.append(gain, evidence.factor[context] * rules.gain.reshape(-1))
+            completions = np.append(completions, rules.completions.reshape(-1))
+            waves = np.append(waves, rules.waves.reshape(-1))
+        price = waves * fixed[prompts] + completions * each[prompts]
+        known = ~np.isnan(outcome.q[context])[prompts, scales - 1] & (most <= allowed[prompts, scales - 1])
+        values = np.where(known, reward[prompts, scales - 1] + gain - price, -np.inf)
+        if not np.isfinite(values).any():  # no arm may take even one wave
+            return self._described(context, self._plain_arm(context))
+        best = _best(values, price, prompts, scales, evidence, context)
+        arm = Arm(int(prompts[best]), int(scales[best]), stops[option[best]] if option[best] >= 0 else None)
+        if arm.stop is None:
+            return self._settling(context, arm, rules)
+        return self._described(context, arm, float(gain[best]), float(completions[best]), float(waves[best]))
+
+    def _thrifty(self, context: int, evidence: Evidence) -> tuple[FloatArray, FloatArray]:
+        """Return the prices of a wave and of a completion [P] by which arms are compared: at least `THRIFT`'s."""
+        prices, reward = self._prices, self._outcome.reward[context]
+        spread = evidence.factor[context] * float(np.ptp(evidence.values[evidence.row[context]]))
+        call = np.nanmean(np.where(np.isnan(reward[:, -1]), np.nan, self._outcome.estimates.cost[:, -1]))
+        rate = THRIFT * spread / call if call > 0 else 0.0
+        fixed = np.maximum(prices.fixed[context], rate * (prices.raw_fixed + WAVE * prices.raw_each))
+        each = np.maximum(prices.each[context], rate * prices.raw_each)
+        return fixed, each
+
+
+def _candidates(values: FloatArray, count: int) -> set[int]:
+    """Return the prompts with the best arms by these values [P, N]."""
+    reach = np.where(np.isnan(values), -np.inf, values).max(axis=1)
+    order = np.argsort(-reach, kind="stable")[:count]
+    return {int(p) for p in order if np.isfinite(reach[p])}
+
+
+def _best(
+    values: FloatArray, price: FloatArray, prompts: IntArray, scales: IntArray, evidence: Evidence, context: int
+) -> int:
+    """Return the best arm, or the cheapest of those that are as good up to a near-tie, as `auto.choose` has it."""
+    first = int(values.argmax())
+    finite = np.isfinite(values)
+    equal = EQUAL * np.abs(values[finite]).max()
+    largest = 2.0 * NEAR * evidence.standard_error()[context].max()
+    close = np.flatnonzero(values >= values[first] - largest - equal)
+    se = evidence.against(context, prompts[close], scales[close], int(prompts[first]), int(scales[first]))
+    close = close[values[close] >= values[first] - NEAR * se - equal]
+    return int(close[np.lexsort((close, -values[close], price[close]))[0]])
+
+
+def observed_calls(problem: Problem, cells: Cells, context: int, arm: Arm) -> FloatArray:
+    """Replay the calls of an arm that stops on random orders of each query's own completions, without a model.
+
+    Args:
+        problem: Gives the aggregator and the contexts.
+        cells: Completions.
+        context: Whose weights count.
+        arm: An arm with a stop.
+
+    Returns:
+        Gain over all N completions, completions and waves of each cell of the prompt [3, G], in the order of the cells;
+        NaN where a cell has fewer than N completions.
+
+    Raises:
+        ConfigurationError: The arm has no stop, or there are no stopping rules for the aggregator.
+    """
+    aggregator = problem.aggregator
+    if arm.stop is None or not isinstance(aggregator, Stoppable):
+        raise ConfigurationError(
+            f"{arm} under {type(aggregator).__name__} has no stopping rule that could be replayed."
+        )
+    mine = cells.only(cells.prompt == arm.prompt)
+    return aggregator.observed(mine, problem.contexts.weights[context], (arm.stop,))[:, :, 0]
