@@ -31,13 +31,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, auto
+from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, Auto
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.environments.recorded.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.environments.wrappers import Noise
 from iapo_dspy.simulation.entrants import Entrant, entrants
-from iapo_dspy.simulation.runner import Run, Trial, simulate
+from iapo_dspy.simulation.runner import SimulatedRun, Trial, simulate
 from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
 from iapo_dspy.simulation.summaries import wilcoxon
 from iapo_dspy.simulation.variants import VARIANTS, variant
@@ -53,7 +53,7 @@ class Found:
     """The runs on one environment."""
 
     name: str
-    runs: Sequence[Run]
+    runs: Sequence[SimulatedRun]
 
     def values(self, algorithm: str, budget: int, field: str = "acr") -> np.ndarray | None:
         """One number per run; `None` where the algorithm refused the budget or was not run."""
@@ -72,7 +72,7 @@ class Found:
 
 def run(where: Source, plan: dict[str, tuple[Sequence[Entrant], Sequence[int]]], asked: argparse.Namespace) -> Found:
     """Run each group of algorithms at its budgets, all on the same splits."""
-    merged: list[Run] = []
+    merged: list[SimulatedRun] = []
     with tqdm(total=asked.runs * len(plan), unit="run", desc=where.name) as bar:
         for who, budgets in plan.values():
             made = simulate(
@@ -177,7 +177,7 @@ def overhead(seed: int) -> None:
 
 def _time(problem: Problem, environment: Environment, budget: int, seed: int) -> float:
     """Return the CPU seconds that a run spends outside the environment."""
-    algorithm, observations, spent = auto(problem, budget=budget, seed=seed), None, 0.0
+    algorithm, observations, spent = Auto().start(problem, budget=budget, seed=seed), None, 0.0
     while True:
         start = time.process_time()
         try:
@@ -202,14 +202,14 @@ def write(found: Sequence[Found], path: str) -> None:
 
 def read(paths: Sequence[str]) -> list[Found]:
     """Read a file that `write` wrote."""
-    by_name: dict[str, list[Run]] = {}
+    by_name: dict[str, list[SimulatedRun]] = {}
     for path in paths:
         for row in json.loads(Path(path).read_text(encoding="utf-8")):
             trials = {
                 (name, b): Trial(**{"completions": math.nan, "waves": math.nan, **t}) if t else None
                 for name, b, t in row["trials"]
             }  # older files do not have the draws of calls
-            made = Run(run=row["run"], trials=trials, train_best=row["best"], oracle=row["oracle"])
+            made = SimulatedRun(run=row["run"], trials=trials, train_best=row["best"], oracle=row["oracle"])
             by_name.setdefault(row["environment"], []).append(made)
     return [Found(name, runs) for name, runs in by_name.items()]
 

@@ -17,7 +17,7 @@ import time
 
 from tqdm import tqdm
 
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.environments.port import drive
 from iapo_dspy.simulation.entrants import Rule, entrants
 from iapo_dspy.simulation.runner import simulate
@@ -95,7 +95,7 @@ def main() -> None:
         for seed in range(10):
             environment = train.environment(seed)
             start = time.perf_counter()
-            drive(psst(train.problem(32), budget=20_000, seed=seed), environment)
+            drive(PSST().start(train.problem(32), budget=20_000, seed=seed), environment)
             took.append(time.perf_counter() - start)
         print(f"one psst run at T = 20,000: {min(took):.3f} s (best of 10), {max(took):.3f} s (worst)")
     if asked.all:

@@ -30,8 +30,8 @@ import joblib
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy.bandit.algorithms.auto import auto
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stopping.rules import CONFIDENCES, doubling_waves, tuned_scales
 from iapo_dspy.bandit.stops import THRIFT, with_stops
@@ -59,8 +59,8 @@ def one_run(where: Source, budgets: Sequence[int], seed: int, run: int) -> list[
     for budget in budgets:
         stream = int(np.random.SeedSequence([seed, run, budget]).generate_state(1)[0])
         found: dict[str, Outcome] = {}
-        for name, algorithm in (("psst", psst), ("auto", auto)):
-            made = algorithm(problem, budget=budget, seed=stream)
+        for name, algorithm in (("psst", PSST()), ("auto", Auto())):
+            made = algorithm.start(problem, budget=budget, seed=stream)
             found[name] = drive(made, instance.train.environment(seed, run, _ENVIRONMENT, budget))
         found["auto+exact"] = with_stops(problem, found["auto"], mode="exact")
         found["auto+stop"] = with_stops(problem, found["auto"])

@@ -1,4 +1,4 @@
-"""How sure a choice is: intervals, runners-up, the chance of being best, deceptive prompts, held-out estimates."""
+"""How certain a choice is: intervals, runners-up, the chance of being best, deceptive prompts, held-out estimates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iapo_dspy.bandit.aggregators.port import distinct_rows
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
@@ -15,15 +16,15 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import call_prices, observed_calls
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Choice", "Deceptive", "HeldOut", "choices", "deceptive_prompts", "held_out", "held_out_pulls"]
+__all__ = ["Certainty", "Deceptive", "HeldOut", "choices", "deceptive_prompts", "held_out", "held_out_pulls"]
 
 Z95 = 1.959964  # half width of a 95 % interval, in standard errors
 _DRAWS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """How sure one context's arm is.
+class Certainty:
+    """How certain the choice of one context's arm is.
 
     Attributes:
         standard_error: Of the arm's estimated utility, for new queries like the training ones.
@@ -79,8 +80,8 @@ class HeldOut:
     queries: int
 
 
-def choices(outcome: Outcome, seed: int = 0) -> tuple[Choice, ...] | None:
-    """Return how sure each context's arm is; None for algorithms whose estimates have no standard errors.
+def choices(outcome: Outcome, seed: int = 0) -> tuple[Certainty, ...] | None:
+    """Return how certain each context's arm is; None for algorithms whose estimates have no standard errors.
 
     Args:
         outcome: The run.
@@ -103,7 +104,7 @@ def choices(outcome: Outcome, seed: int = 0) -> tuple[Choice, ...] | None:
         drawn = q + evidence.factor[context] * noise[evidence.row[context]]
         best = drawn.max(axis=2).argmax(axis=1)
         found.append(
-            Choice(
+            Certainty(
                 standard_error=error,
                 interval=_interval(value, error),
                 runner_up=runner_up,
@@ -184,12 +185,12 @@ def held_out(problem: Problem, outcome: Outcome, observations: Observations) -> 
     """
     contexts = problem.contexts
     cells = Cells.of([observations], problem.n_prompts, contexts.n_objectives)
-    rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
+    rows, row, _ = distinct_rows(contexts.weights)
     value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
     prices = call_prices(problem, outcome)
     found = []
     for context, arm in enumerate(outcome.policy.arms):
-        mine = value[row.reshape(-1)[context], cells.prompt == arm.prompt, arm.n - 1]
+        mine = value[row[context], cells.prompt == arm.prompt, arm.n - 1]
         completions, waves = np.full(len(mine), float(arm.n)), np.ones(len(mine))
         if arm.stop is not None:
             gain, completions, waves = observed_calls(problem, cells, context, arm)

@@ -1,4 +1,4 @@
-"""What an algorithm returns, and the generator that it is."""
+"""What a run of an algorithm returns, and the generator that a run is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
 
-__all__ = ["Algorithm", "EstimatorFactory", "Outcome", "Round", "StoppedArm"]
+__all__ = ["EstimatorFactory", "Outcome", "Round", "Run", "StoppedArm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,8 @@ class Outcome:
         return np.array([self.count[position] for position in at], dtype=np.int64)
 
 
-Algorithm = Generator[Pulls, Observations, Outcome]
-
+Run = Generator[Pulls, Observations, Outcome]
+"""Yields one batch of pulls a round, is sent what came back, returns what it found."""
 
 EstimatorFactory = Callable[[Problem], Estimator]
+"""Makes an empty estimator for a problem."""

@@ -1,4 +1,4 @@
-"""What a bandit algorithm is given and what it gives back."""
+"""The problem that a bandit algorithm is given."""
 
 from __future__ import annotations
 
@@ -58,11 +58,6 @@ class Problem:
     def shape(self) -> tuple[int, int, int]:
         """(C, P, N): the shape of Q."""
         return self.n_contexts, self.n_prompts, self.max_n
-
-
-"""Yields one batch of pulls a round, is sent what came back, returns what it found."""
-
-"""Makes an empty estimator for a problem."""
 
 
 def check_budget(budget: int, seed: int, *, least: int, what: str) -> None:

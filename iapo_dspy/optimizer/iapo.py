@@ -13,7 +13,9 @@ import numpy as np
 from dspy.teleprompt import Teleprompter
 from tqdm.auto import tqdm
 
+from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
+from iapo_dspy.bandit.named import named
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
@@ -24,7 +26,7 @@ from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.optimizer.checks import check_preferences
 from iapo_dspy.optimizer.mlflow import log_compile
 from iapo_dspy.optimizer.pipelines import LivePrompts
-from iapo_dspy.optimizer.plan import Plan, make_plan, parse_algorithm
+from iapo_dspy.optimizer.plan import Plan, make_plan
 from iapo_dspy.optimizer.quote import Quote, make_quote
 from iapo_dspy.optimizer.recompile import unwrap
 from iapo_dspy.optimizer.results import make_result
@@ -85,7 +87,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         joint_limit: The largest number of such combinations (times LMs and decodings) that is looked at as a whole,
             >= 1. More are searched one predictor at a time, from the first instruction of each list on.
         algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
-            Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening.
+            Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening. Or another name of `bandit.named`, or an
+            `Algorithm` such as `Auto(rounds=4)`.
         stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
             that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
             rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
@@ -125,7 +128,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         joint_limit: int = 32,
-        algorithm: str = "auto",
+        algorithm: str | Algorithm = "auto",
         stopping: StopMode | None = "confidence",
         default_preference: str | None = None,
         preference_field: str | None = "preference",
@@ -156,7 +159,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         check_timeout(rollout_timeout)
         if preference_field is not None and not (isinstance(preference_field, str) and preference_field.isidentifier()):
             raise ConfigurationError(f"preference_field={preference_field!r}: give a keyword, or None.")
-        parse_algorithm(algorithm)
+        named(algorithm)
         if stopping not in ("confidence", "exact", None):
             raise ConfigurationError(
                 f'stopping={stopping!r}: give "confidence", "exact", or None to draw all N at once.'
@@ -359,7 +362,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             cost=self.cost,
             decodings=self.decoding,
             lms=self.lms,
-            algorithm=self.algorithm,
+            algorithm=named(self.algorithm),
             preference_field=self.preference_field,
             seed=self.seed,
             batch=self.batch,
@@ -431,8 +434,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             max_n=self.max_n,
             n_queries=len(plan.examples),
             cost_scale=outcome.cost_scale,
-            algorithm=self.algorithm,
-            screening=plan.screening,
+            algorithm=plan.algorithm,
             stopping=self.stopping,
             strategy=environment.strategy.to_dict(),
             evidence=evidence,

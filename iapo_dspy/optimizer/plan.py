@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 
-from iapo_dspy.bandit.algorithms.auto import auto, auto_least
-from iapo_dspy.bandit.algorithms.coordinate import coordinate, coordinate_least
-from iapo_dspy.bandit.algorithms.psst import psst, psst_least
-from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.outcome import Algorithm, Outcome
+from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.coordinate import Coordinate
+from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.named import short_name
+from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.checks import (
@@ -42,7 +41,7 @@ from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
 from iapo_dspy.types import Contexts
 
-__all__ = ["Plan", "make_plan", "parse_algorithm"]
+__all__ = ["Plan", "make_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +55,8 @@ class Plan:
         held_out: The validation set: queries that have no part in the choice.
         problem: The bandit problem.
         strategy: How completions become one answer.
-        algorithm: Its name.
-        screening: Top-K screening, if any.
+        algorithm: The algorithm, as given.
+        search: The algorithm that runs: for combinations, one that searches them coordinate by coordinate.
         budget: The limits.
         cost: What completions cost.
         seed: Root of the random streams.
@@ -72,8 +71,8 @@ class Plan:
     held_out: tuple[dspy.Example, ...]
     problem: Problem
     strategy: Strategy
-    algorithm: str
-    screening: Screening | None
+    algorithm: Algorithm
+    search: Algorithm
     budget: Budget
     cost: Cost
     seed: int
@@ -98,18 +97,13 @@ class Plan:
         prices = self.cost.prices
         return price_of(lm, prices) if self.batch is None else self.batch.price_of(lm, prices)
 
-    def start(self) -> Algorithm:
+    def start(self) -> Run:
         """Return the algorithm's generator.
 
         Raises:
             BudgetTooSmall: The budget does not reach for it.
         """
-        budget = self.budget.completions - self.reserved
-        if isinstance(self.prompts, Combinations):
-            return coordinate(self.problem, shape=self.prompts.shape, budget=budget, seed=self.seed)
-        if self.algorithm == "auto":
-            return auto(self.problem, budget=budget, seed=self.seed)
-        return psst(self.problem, budget=budget, seed=self.seed, screening=self.screening)
+        return self.search.start(self.problem, budget=self.budget.completions - self.reserved, seed=self.seed)
 
     @property
     def reserved(self) -> int:
@@ -119,11 +113,7 @@ class Plan:
     @property
     def least(self) -> int:
         """The smallest budget that the algorithm accepts, in completions."""
-        if isinstance(self.prompts, Combinations):
-            return coordinate_least(self.prompts.shape)
-        if self.algorithm == "auto":
-            return auto_least(self.problem)
-        return psst_least(self.problem, self.screening)
+        return self.search.least(self.problem)
 
     def settings(self, strategy: Strategy, preferences: Sequence[Preference]) -> dict[str, Any]:
         """Return what the run depends on, part by part, as JSON data without secrets."""
@@ -143,23 +133,9 @@ class Plan:
             "preferences": [p.to_dict() for p in preferences],
             "max_n": self.problem.max_n,
             "completions": self.budget.completions,
-            "algorithm": self.algorithm,
+            "algorithm": short_name(self.algorithm),
             "seed": self.seed,
         }
-
-
-def parse_algorithm(name: str) -> Screening | None:
-    """Read an algorithm's name: "auto", "psst", or "psst+kK" for PSST with Top-K screening.
-
-    Raises:
-        ConfigurationError: There is no such algorithm.
-    """
-    match = re.fullmatch(r"auto|psst(?:\+k([1-9]\d*))?", name) if isinstance(name, str) else None
-    if match is None:
-        raise ConfigurationError(
-            f"algorithm={name!r}: give 'auto', 'psst', or 'psst+k4' and the like for Top-K screening."
-        )
-    return Screening(k=int(match[1])) if match[1] else None
 
 
 def make_plan(
@@ -177,7 +153,7 @@ def make_plan(
     budget: Budget,
     cost: Cost,
     decodings: Decodings,
-    algorithm: str,
+    algorithm: Algorithm,
     preference_field: str | None,
     seed: int,
     batch: BatchAPI | None = None,
@@ -219,12 +195,11 @@ def make_plan(
     for prompt in some if batch is not None else ():
         check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
     _check_resources(some, preferences, cost, batch)
-    screening = parse_algorithm(algorithm)
-    if isinstance(prompts, Combinations) and algorithm != "auto":
+    if isinstance(prompts, Combinations) and not isinstance(algorithm, Auto):
         raise ConfigurationError(
             f"The candidates have {len(prompts):,} combinations, more than joint_limit={joint_limit}, so that they are "
-            f"searched one predictor at a time; algorithm={algorithm!r} cannot do that. Use algorithm='auto', or raise "
-            "joint_limit to have it look at all of them."
+            f"searched one predictor at a time; algorithm={short_name(algorithm)!r} cannot do that. Use "
+            "algorithm='auto', or raise joint_limit to have it look at all of them."
         )
     problem = Problem(
         n_prompts=len(prompts),
@@ -241,7 +216,7 @@ def make_plan(
         problem=problem,
         strategy=strategy,
         algorithm=algorithm,
-        screening=screening,
+        search=Coordinate(prompts.shape) if isinstance(prompts, Combinations) else algorithm,
         budget=budget,
         cost=cost,
         seed=seed,

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from iapo_dspy.bandit.inference import Z95, Choice, Deceptive, HeldOut, choices, deceptive_prompts
+from iapo_dspy.bandit.inference import Z95, Certainty, Deceptive, HeldOut, choices, deceptive_prompts
 from iapo_dspy.bandit.outcome import Outcome, Round
 from iapo_dspy.environments.live.progress import FailureReport
 from iapo_dspy.errors import ConfigurationError
@@ -59,7 +59,7 @@ class PreferenceResult:
     cost: float
     evidence: int
     model: str | tuple[str, ...]
-    choice: Choice | None = None
+    choice: Certainty | None = None
     held_out: HeldOut | None = None
     keeps_caps: bool = True
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from iapo_dspy.bandit.named import named, short_name
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.scoring.user_functions import name_of
 
@@ -37,7 +38,7 @@ def params_of(optimizer: IAPO) -> dict[str, Any]:
         "decoding": _decodings(optimizer.decoding),
         "lms": [_models(element) for element in optimizer.lms],
         "joint_limit": optimizer.joint_limit,
-        "algorithm": optimizer.algorithm,
+        "algorithm": short_name(named(optimizer.algorithm)),
         "stopping": optimizer.stopping,
         "seed": optimizer.seed,
         "num_threads": optimizer.num_threads,

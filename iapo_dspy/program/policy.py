@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.algorithms.solve import solve, solve_auto
+from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import StopMode, with_stops
@@ -115,8 +115,7 @@ class CompiledPolicy:
         max_n: Largest scale.
         n_queries: Training queries.
         cost_scale: Utility of one raw unit of `cost` (an output token by default) at cost weight 1.
-        algorithm: Name of the algorithm that ran.
-        screening: Its Top-K screening, if any.
+        algorithm: The algorithm that ran.
         stopping: How calls may stop early: "confidence", "exact", or None.
         strategy: The strategy as JSON data.
         evidence: What was observed, round by round.
@@ -132,8 +131,7 @@ class CompiledPolicy:
     max_n: int
     n_queries: int
     cost_scale: float
-    algorithm: str
-    screening: Screening | None
+    algorithm: Algorithm
     stopping: StopMode | None
     strategy: Mapping[str, Any]
     evidence: tuple[Observations, ...] = field(repr=False)
@@ -201,10 +199,7 @@ class CompiledPolicy:
             check_known(preference, self.evidence)
         contexts = Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy))
         problem = self.problem(contexts, strategy)
-        if self.algorithm == "auto":
-            outcome = solve_auto(problem, self.evidence)
-        else:
-            outcome = solve(problem, self.evidence, screening=self.screening)
+        outcome = self.algorithm.solve(problem, self.evidence)
         return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
 
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
@@ -253,8 +248,7 @@ class CompiledPolicy:
                 "fixed": list(self.prompt_costs.fixed),
                 "per_completion": list(self.prompt_costs.per_completion),
             },
-            "algorithm": self.algorithm,
-            "screening": {"k": self.screening.k, "rho": self.screening.rho} if self.screening else None,
+            **saved_algorithm(self.algorithm),
             "stopping": self.stopping,
             "strategy": dict(self.strategy),
             "spent": dict(self.spent),
@@ -298,8 +292,7 @@ class CompiledPolicy:
                 max_n=data["max_n"],
                 n_queries=data["n_queries"],
                 cost_scale=data["cost_scale"],
-                algorithm=data["algorithm"],
-                screening=Screening(**data["screening"]) if data["screening"] else None,
+                algorithm=read_algorithm(data),
                 stopping=data.get("stopping"),  # up to version 3, all N were drawn at once
                 strategy=data["strategy"],
                 evidence=evidence,

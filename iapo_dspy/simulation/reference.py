@@ -8,48 +8,66 @@ not to the cheaper one, which matters where an arm has seen one query only.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from iapo_dspy.bandit.algorithms.allocation import allocate
 from iapo_dspy.bandit.algorithms.elimination import Elimination
-from iapo_dspy.bandit.algorithms.psst import Share, screened_rounds, trimming_rounds
-from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.baselines.uniform import pull_all
+from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.algorithms.psst import PSST, Share, screened_rounds, trimming_rounds
+from iapo_dspy.bandit.baselines.triple import Triple
+from iapo_dspy.bandit.baselines.uniform import Uniform, pull_all
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Algorithm
+from iapo_dspy.bandit.outcome import Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray
 
-__all__ = ["overspending_psst", "overspending_triple", "overspending_uniform"]
+__all__ = ["OverspendingPSST", "OverspendingTriple", "OverspendingUniform", "overspending"]
 
 
-def overspending_psst(problem: Problem, *, budget: int, seed: int, screening: Screening | None = None) -> Algorithm:
-    """Run PSST, with or without Top-K screening, under the overspending rule.
+@dataclass(frozen=True, kw_only=True)
+class OverspendingPSST(PSST):
+    """PSST, with or without Top-K screening, under the overspending rule."""
 
-    Args:
-        problem: The problem.
-        budget: T, completions; at least P with screening. More may be spent.
-        seed: Root of the random streams, >= 0.
-        screening: Top-K screening before the first round.
-    """
-    check_budget(budget, seed, least=1, what="PSST")
-    state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
-    if screening is None:
-        return trimming_rounds(problem, state, seed, _share(budget))
-    first = max(screening.budget(budget), problem.n_prompts)
-    return screened_rounds(problem, state, seed, _share(budget - screening.budget(budget)), screening.k, first)
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`: more is spent than a small budget says."""
+        return 1
 
-
-def overspending_triple(problem: Problem, *, budget: int, seed: int) -> Algorithm:
-    """Run TRIPLE-SH (N = 1) under the overspending rule."""
-    return overspending_psst(replace(problem, max_n=1), budget=budget, seed=seed)
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        check_budget(budget, seed, least=1, what="PSST")
+        state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
+        if self.screening is None:
+            return trimming_rounds(problem, state, seed, _share(budget))
+        rest = budget - self.screening.budget(budget)
+        first = max(self.screening.budget(budget), problem.n_prompts)
+        return screened_rounds(problem, state, seed, _share(rest), self.screening.k, first)
 
 
-def overspending_uniform(problem: Problem, *, budget: int, seed: int) -> Algorithm:
-    """Explore uniformly with at least one pull of each prompt, whatever the budget."""
-    check_budget(budget, seed, least=1, what="uniform exploration")
-    state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
-    return pull_all(problem, state, max(1, budget // (problem.n_prompts * problem.max_n)), seed)
+class OverspendingTriple(Triple):
+    """TRIPLE-SH (N = 1) under the overspending rule."""
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        return OverspendingPSST().start(replace(problem, max_n=1), budget=budget, seed=seed)
+
+
+class OverspendingUniform(Uniform):
+    """Uniform exploration with at least one pull of each prompt, whatever the budget."""
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        check_budget(budget, seed, least=1, what="uniform exploration")
+        state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
+        return pull_all(problem, state, max(1, budget // (problem.n_prompts * problem.max_n)), seed)
+
+
+def overspending(algorithm: Algorithm) -> Algorithm:
+    """Return the algorithm under the overspending rule, where its published figures were made with it."""
+    if isinstance(algorithm, PSST) and algorithm == PSST(screening=algorithm.screening):
+        return OverspendingPSST(screening=algorithm.screening)
+    if isinstance(algorithm, Triple):
+        return OverspendingTriple()
+    return OverspendingUniform() if isinstance(algorithm, Uniform) else algorithm
 
 
 def _share(budget: int) -> Share:

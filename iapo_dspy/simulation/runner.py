@@ -15,7 +15,7 @@ from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.simulation.sources import Instance, Source
 
-__all__ = ["Backend", "Run", "Trial", "need", "simulate"]
+__all__ = ["Backend", "SimulatedRun", "Trial", "need", "simulate"]
 
 Backend = Literal["processes", "ray"]
 _ENVIRONMENT = 1  # what a seed is for; the sources use others
@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SimulatedRun:
     """All trials of one run.
 
     Attributes:
@@ -71,7 +71,7 @@ def simulate(
     jobs: int = 1,
     backend: Backend = "processes",
     progress: Callable[[int], None] | None = None,
-) -> list[Run]:
+) -> list[SimulatedRun]:
     """Run every algorithm at every budget in every run.
 
     Run i has its own split, or its own environment, which all algorithms and budgets share, so they can be compared in
@@ -101,7 +101,7 @@ def simulate(
             f"Need runs >= 1, seed >= 0, distinct budgets >= 0 and jobs != 0; got runs={runs}, seed={seed}, "
             f"budgets={list(budgets)}, jobs={jobs}."
         )
-    done: list[Run] = []
+    done: list[SimulatedRun] = []
     for finished in _map(source, entrants, budgets, runs, seed, jobs, backend):
         done.append(finished)
         if progress:
@@ -117,7 +117,7 @@ def _map(
     seed: int,
     jobs: int,
     backend: Backend,
-) -> Iterator[Run]:
+) -> Iterator[SimulatedRun]:
     if jobs == 1 and backend == "processes":
         for run in range(runs):
             yield _one_run(source, entrants, budgets, seed, run)
@@ -161,7 +161,7 @@ def need(module: str, extra: str) -> Any:
         raise ImportError(f'This needs {module}: pip install "iapo_dspy[{extra}]"') from error
 
 
-def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int], seed: int, run: int) -> Run:
+def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int], seed: int, run: int) -> SimulatedRun:
     instance = source.instance(seed, run)
     trials = {
         (entrant.name, budget): _trial(source, instance, entrant, budget, seed, run)
@@ -171,7 +171,7 @@ def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int]
     contexts = np.arange(len(instance.q_train))
     flat = instance.q_test.reshape(len(contexts), -1)
     chosen = instance.q_train.reshape(len(contexts), -1).argmax(axis=1)
-    return Run(
+    return SimulatedRun(
         run=run,
         trials=trials,
         train_best=float(flat[contexts, chosen].mean()),
@@ -183,10 +183,10 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
     problem = instance.train.problem(source.max_n, source.ties)
     stream = int(np.random.SeedSequence([seed, run, budget]).generate_state(1)[0])
     try:
-        algorithm = entrant.start(problem, budget=budget, seed=stream)
+        started = entrant.algorithm.start(problem, budget=budget, seed=stream)
     except BudgetTooSmall:
         return None
-    outcome = drive(algorithm, instance.train.environment(seed, run, _ENVIRONMENT, budget))
+    outcome = drive(started, instance.train.environment(seed, run, _ENVIRONMENT, budget))
     best = instance.q_train.max(axis=(1, 2))
     value = entrant.value(outcome.policy, instance.q_train)
     if entrant.random_scale:

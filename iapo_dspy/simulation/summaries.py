@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.simulation.runner import Run, Trial, need
+from iapo_dspy.simulation.runner import SimulatedRun, Trial, need
 from iapo_dspy.types import FloatArray
 
 __all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
@@ -22,7 +22,7 @@ _NUMBERS = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
 
 
 def summarize(
-    environment: str, runs: Sequence[Run], settings: Mapping[str, Any], *, alpha: float = 0.05
+    environment: str, runs: Sequence[SimulatedRun], settings: Mapping[str, Any], *, alpha: float = 0.05
 ) -> dict[str, Any]:
     """Summarize runs as plain data.
 
@@ -73,7 +73,7 @@ def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
     }
 
 
-def paired_tests(runs: Sequence[Run], *, alpha: float = 0.05) -> list[dict[str, Any]]:
+def paired_tests(runs: Sequence[SimulatedRun], *, alpha: float = 0.05) -> list[dict[str, Any]]:
     """Compare every two algorithms at every budget by Wilcoxon's paired two-sided test over runs.
 
     Args:

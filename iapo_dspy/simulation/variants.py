@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators.port import Aggregator, block_layout
-from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, auto
+from iapo_dspy.bandit.aggregators.port import Aggregator, block_layout, distinct_rows
+from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, Auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
@@ -112,10 +112,10 @@ class PairedEstimator:
         """Implement `ComparingEstimator.evidence`."""
         problem, contexts = self._problem, self._problem.contexts
         cells = Cells.of(self._observations, problem.n_prompts, contexts.n_objectives)
-        rows, row = np.unique(contexts.weights, axis=0, return_inverse=True)
+        rows, row, _ = distinct_rows(contexts.weights)
         values = np.full((len(rows), problem.n_prompts, cells.n_visited, problem.max_n), np.nan)
         values[:, cells.prompt, cells.query] = self._values(cells, problem.aggregator, rows, problem.max_n)
-        return PairedEvidence(values=values, row=row.reshape(-1), cost=self._costs.arms(problem.max_n))
+        return PairedEvidence(values=values, row=row, cost=self._costs.arms(problem.max_n))
 
 
 def cell_blocks(cells: Cells, aggregator: Aggregator, weights: FloatArray, max_n: int) -> FloatArray:
@@ -159,8 +159,8 @@ def variant(estimator: Variant, *, shared_queries: bool = True, first_pull: int 
         first_pull: Completions per query in the first two rounds, >= 1.
     """
     name = f"{estimator}/{'shared' if shared_queries else 'independent'}/{first_pull}"
-    start = partial(auto, estimator=VARIANTS[estimator], shared_queries=shared_queries, first_pull=first_pull)
-    return Entrant(name, start)
+    algorithm = Auto(estimator=VARIANTS[estimator], shared_queries=shared_queries, first_pull=first_pull)
+    return Entrant(name, algorithm)
 
 
 def _variance(values: FloatArray, known: NDArray[np.bool_], axis: int) -> FloatArray:

@@ -20,101 +20,112 @@ the completions of a query vary about as much as the queries do (two-stage sampl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Modelled
-from iapo_dspy.bandit.algorithms.elimination import CostScale
-from iapo_dspy.bandit.algorithms.schedule import Plan
-from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.algorithms.schedule import Schedule
+from iapo_dspy.bandit.algorithms.standing import Standing
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
-from iapo_dspy.bandit.outcome import Algorithm, Outcome, Round
+from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy
 
-__all__ = ["Standing", "auto", "auto_least", "survivors"]
+__all__ = ["Auto", "Ranking", "expected_gain", "survivors"]
 
-ROUNDS = 8
 FIRST_PULL = 2
 FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
 NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
 
 
-def auto_least(problem: Problem) -> int:
-    """Return the least budget that `auto` accepts: one completion of each prompt."""
-    return problem.n_prompts
-
-
-def auto(
-    problem: Problem,
-    *,
-    budget: int,
-    seed: int,
-    rounds: int = ROUNDS,
-    first_pull: int | None = None,
-    growth: int = 2,
-    shared_queries: bool = True,
-    estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator,
-) -> Algorithm:
-    """Find each context's best arm on shared queries; at most `budget` completions are drawn.
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """The default algorithm.
 
     Args:
-        problem: The problem.
-        budget: T, completions.
-        seed: Root of the random streams, >= 0.
         rounds: Batches at most, >= 1; a small budget has fewer.
         first_pull: Completions per query in the first two rounds, >= 1, where the aggregator needs so many. Default: 2,
             or 3 where it has no model.
         growth: Factor by which pulls grow after every second round, >= 1. Without a model they grow from round to round
             instead, such that the last one reaches the largest scale: beyond what was drawn little is known.
         shared_queries: Whether all prompts answer the same queries, or each its own in an order of its own.
-        estimator: How arms are estimated and compared.
-
-    Returns:
-        The run. It ends before the budget does where no further draw is expected to change a choice.
+        estimator: Makes the empty estimator of a run, by which arms are estimated and compared.
 
     Raises:
-        BudgetTooSmall: The budget is below `auto_least`.
-        ConfigurationError: Budget, seed or a setting is no usable number.
+        ConfigurationError: A setting is no usable number.
     """
-    what = f"looking at each of {problem.n_prompts} prompts once"
-    check_budget(budget, seed, least=auto_least(problem), what=what)
-    if first_pull is None:
-        first_pull = FIRST_PULL if isinstance(problem.aggregator, Modelled) else FIRST_PULL_UNMODELLED
-    for name, value in (("rounds", rounds), ("first_pull", first_pull), ("growth", growth)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
-    if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
-        budget, rounds = min(budget, problem.n_queries), 1
-    plan = Plan(problem, budget, seed, rounds, first_pull, growth, shared_queries)
-    return _run(Standing(problem, estimator=estimator), plan, budget)
+
+    rounds: int = 8
+    first_pull: int | None = None
+    growth: int = 2
+    shared_queries: bool = True
+    estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "first_pull", "growth"):
+            value = getattr(self, name)
+            if name == "first_pull" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
+
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`: one completion of each prompt."""
+        return problem.n_prompts
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`.
+
+        The run ends before the budget does where no further draw is expected to change a choice.
+        """
+        what = f"looking at each of {problem.n_prompts} prompts once"
+        check_budget(budget, seed, least=self.least(problem), what=what)
+        rounds, first_pull = self.rounds, self.first_pull
+        if first_pull is None:
+            first_pull = FIRST_PULL if isinstance(problem.aggregator, Modelled) else FIRST_PULL_UNMODELLED
+        if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
+            budget, rounds = min(budget, problem.n_queries), 1
+        schedule = Schedule(problem, budget, seed, rounds, first_pull, self.growth, self.shared_queries)
+        return _run(Ranking(problem, estimator=self.estimator), schedule, budget)
+
+    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+        """Implement `Algorithm.solve`: estimates come from all that was drawn, whichever contexts it was drawn for.
+
+        The model is fitted round by round, as in the run. The rounds of the outcome list every prompt as alive: the
+        observations say which were drawn.
+        """
+        ranking = Ranking(problem, estimator=self.estimator)
+        for observations in rounds:
+            ranking.observe(observations, np.arange(problem.n_prompts))
+        return ranking.outcome(complete=True)
 
 
-def _run(state: Standing, plan: Plan, budget: int) -> Algorithm:
+def _run(state: Ranking, schedule: Schedule, budget: int) -> Run:
     n_prompts = state.problem.n_prompts
     alive = np.arange(n_prompts)
-    for r in range(1, plan.rounds + 1):
-        pulls = plan.pulls(alive, (budget - state.spent) // (plan.rounds - r + 1))
+    for r in range(1, schedule.rounds + 1):
+        pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - r + 1))
         observations = yield pulls
         state.observe(observations, alive)
         missing = observations.pulls.completions < pulls.completions
-        if missing or (observations.exhausted and r < plan.rounds):
+        if missing or (observations.exhausted and r < schedule.rounds):
             return state.outcome(complete=False)
-        if r < plan.rounds:
+        if r < schedule.rounds:
             gain = state.gains()
             settled = gain.max() <= NEGLIGIBLE * state.spread
-            if settled and plan.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
+            if settled and schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
                 break
-            keep = math.ceil(n_prompts ** (1 - r / (plan.rounds - 1)))
+            keep = math.ceil(n_prompts ** (1 - r / (schedule.rounds - 1)))
             alive = survivors(gain, state.chosen_prompts(), keep)
-            plan.grow(r)
-            plan.least_pull = math.ceil(math.sqrt(state.overhead))
+            schedule.grow(r)
+            schedule.least_pull = math.ceil(math.sqrt(state.overhead))
     return state.outcome(complete=True)
 
 
@@ -130,8 +141,8 @@ def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
     return np.sort(rank[: max(keep, len(chosen), 2)])
 
 
-class Standing:
-    """What a run knows: estimates, the arms it would choose now, and what it might gain from others.
+class Ranking(Standing):
+    """Estimates of a run, the arms it would choose now, and what it might gain from others.
 
     Args:
         problem: The problem.
@@ -141,19 +152,9 @@ class Standing:
     def __init__(
         self, problem: Problem, *, estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
     ) -> None:
-        self.problem = problem
+        super().__init__(problem)
         self._estimator = estimator(problem)
-        self._scale = CostScale(problem)
-        self._charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
-        self._answered = np.zeros(problem.n_prompts, dtype=bool)
-        self._rounds: list[Round] = []
-        self._observations: list[Observations] = []
         self._evidence: ArmEvidence | None = None
-
-    @property
-    def spent(self) -> int:
-        """Completions drawn so far."""
-        return sum(r.completions for r in self._rounds)
 
     @property
     def n_visited(self) -> int:
@@ -162,7 +163,7 @@ class Standing:
 
     @property
     def overhead(self) -> float:
-        """What a pull costs beside its completions, in completions: 0 where prompt tokens and the like cost nothing."""
+        """Cost of a pull beside its completions, in completions: 0 where prompt tokens and the like cost nothing."""
         cost = self._evidence.cost if self._evidence is not None else np.zeros((1, 1))
         if cost.shape[1] < 2:
             return 0.0
@@ -178,18 +179,11 @@ class Standing:
 
     def observe(self, observations: Observations, alive: IntArray) -> None:
         """Take in what one round brought."""
-        pulls = observations.pulls
         active = np.zeros(self.problem.shape, dtype=bool)
         active[:, alive] = True
-        self._rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
-        self._observations.append(observations)
-        if not len(pulls):
-            return
-        self._charges.update(observations)
-        self._scale.observe(observations)
-        self._answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
-        self._estimator.update(observations)
-        self._evidence = self._estimator.evidence()
+        if self.note(observations, active):
+            self._estimator.update(observations)
+            self._evidence = self._estimator.evidence()
 
     def policy(self) -> Policy:
         """Return the best arm of each context by what is known; the first arm where nothing is."""
@@ -226,40 +220,19 @@ class Standing:
 
     def outcome(self, *, complete: bool) -> Outcome:
         """Report the run."""
-        if self._evidence is None:
-            shape = self.problem.shape
-            nothing = np.full(shape, np.nan)
-            estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(shape[1:], dtype=np.int64))
-        else:
-            estimates = self._evidence.estimates()
-        return Outcome(
-            policy=self.policy(),
-            q=self._q(),
-            estimates=estimates,
-            spent=self.spent,
-            rounds=tuple(self._rounds),
-            observations=tuple(self._observations),
-            cost_scale=self._scale.value,
-            complete=complete,
-            detail=self._evidence if isinstance(self._evidence, Evidence) else None,
-            charges=self._charges,
-        )
+        detail = self._evidence if isinstance(self._evidence, Evidence) else None
+        return self.report(self.policy(), self._q(), self._estimates(), complete=complete, detail=detail)
+
+    def _estimates(self) -> Estimates:
+        if self._evidence is not None:
+            return self._evidence.estimates()
+        nothing = np.full(self.problem.shape, np.nan)
+        return Estimates(reward=nothing, cost=nothing[0], count=np.zeros(self.problem.shape[1:], dtype=np.int64))
 
     def _q(self) -> FloatArray:
-        """Utilities [C, P, N]; NaN for prompts that have never answered, for a cheap failure is no cheap answer.
-
-        Arms that break a cap have none either.
-        """
         if self._evidence is None:
             return np.full(self.problem.shape, np.nan)
-        contexts = self.problem.contexts
-        price = contexts.cost[:, None, None] * (self._scale.value * self._evidence.cost)
-        q = self._evidence.reward() - price
-        if not contexts.plain:
-            q = np.where(self._charges.allowed(), q - self._charges.surcharge(), np.nan)
-        if self._answered.any():
-            q[:, ~self._answered] = np.nan
-        return np.asarray(q)
+        return self.utility(self._evidence.reward(), self._evidence.cost)
 
 
 def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:

@@ -26,23 +26,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, LEAST_QUERIES, NEGLIGIBLE, Standing, survivors
-from iapo_dspy.bandit.algorithms.schedule import Plan
+from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, LEAST_QUERIES, NEGLIGIBLE, Auto, Ranking, survivors
+from iapo_dspy.bandit.algorithms.schedule import Schedule
+from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.port import ComparingEstimator
-from iapo_dspy.bandit.outcome import Algorithm, Outcome
+from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["coordinate", "coordinate_least"]
+__all__ = ["Coordinate"]
 
-PASSES = 2
 ROUNDS = 3  # of a step
 LAST_ROUNDS = 4  # of the last stage
 _FIRST_QUERIES = 4  # of a new combination, in the first round of its step; smaller budgets have fewer passes
@@ -51,49 +50,64 @@ Combination = tuple[int, ...]
 """One option per coordinate."""
 
 
-def coordinate_least(shape: Sequence[int]) -> int:
-    """Return the least budget that `coordinate` accepts: one completion of each combination of the first pass."""
-    return 1 + sum(k - 1 for k in shape)
+@dataclass(frozen=True)
+class Coordinate:
+    """Searches combinations one coordinate at a time; at most `budget` completions are drawn.
 
-
-def coordinate(
-    problem: Problem,
-    *,
-    shape: Sequence[int],
-    budget: int,
-    seed: int,
-    passes: int = PASSES,
-    estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator,
-) -> Algorithm:
-    """Find good combinations for every context, one coordinate at a time; at most `budget` completions are drawn.
+    The prompts of a problem are all combinations: `n_prompts` is the product of `shape`.
 
     Args:
-        problem: The problem; its prompts are all combinations, `n_prompts` is the product of `shape`.
         shape: Options of each coordinate [D], >= 1 each, at least one > 1.
-        budget: T, completions.
-        seed: Root of the random streams, >= 0.
         passes: How often each coordinate is varied at most, >= 1; a small budget has one.
-        estimator: How arms are estimated and compared.
-
-    Returns:
-        The run. The P axis of its outcome, policy and observations included, are the combinations that were drawn
-        (`Outcome.prompts`); its pulls have the numbers of combinations.
+        estimator: Makes the empty estimator of a run, by which arms are estimated and compared.
 
     Raises:
-        BudgetTooSmall: The budget is below `coordinate_least`.
-        ConfigurationError: Budget, seed or a setting is no usable number, or the shape is not the problem's.
+        ConfigurationError: A setting is no usable number.
     """
-    sizes = tuple(int(k) for k in shape)
-    if not sizes or min(sizes) < 1 or max(sizes) < 2 or math.prod(sizes) != problem.n_prompts:
-        raise ConfigurationError(
-            f"shape={tuple(shape)!r}: give the number of options of each coordinate, at least one of them > 1, with a "
-            f"product of {problem.n_prompts}."
-        )
-    if isinstance(passes, bool) or not isinstance(passes, (int, np.integer)) or passes < 1:
-        raise ConfigurationError(f"passes is {passes!r}; give a whole number >= 1.")
-    least = coordinate_least(sizes)
-    check_budget(budget, seed, least=least, what=f"looking at {least} combinations once, one coordinate at a time,")
-    return _Search(problem, sizes, int(budget), seed, int(passes), estimator).run()
+
+    shape: Sequence[int]
+    passes: int = 2
+    estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
+
+    def __post_init__(self) -> None:
+        sizes, passes = tuple(int(k) for k in self.shape), self.passes
+        if not sizes or min(sizes) < 1 or max(sizes) < 2:
+            raise ConfigurationError(
+                f"shape={tuple(self.shape)!r}: give the number of options of each coordinate, at least one of them > 1."
+            )
+        if isinstance(passes, bool) or not isinstance(passes, (int, np.integer)) or passes < 1:
+            raise ConfigurationError(f"passes is {passes!r}; give a whole number >= 1.")
+        object.__setattr__(self, "shape", sizes)
+
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`: one completion of each combination of the first pass."""
+        return first_pass(self.shape)
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`.
+
+        The P axis of the outcome, policy and observations included, are the combinations that were drawn
+        (`Outcome.prompts`); the pulls have the numbers of combinations.
+
+        Raises:
+            ConfigurationError: Also where the shape is not the problem's.
+        """
+        if math.prod(self.shape) != problem.n_prompts:
+            raise ConfigurationError(
+                f"shape={self.shape!r}: give a shape with a product of {problem.n_prompts}, the number of prompts."
+            )
+        least = self.least(problem)
+        check_budget(budget, seed, least=least, what=f"looking at {least} combinations once, one coordinate at a time,")
+        return _Search(problem, tuple(self.shape), int(budget), seed, int(self.passes), self.estimator).run()
+
+    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+        """Implement `Algorithm.solve` for the combinations that were drawn, which are the problem's prompts here."""
+        return Auto(estimator=self.estimator).solve(problem, rounds)
+
+
+def first_pass(shape: Sequence[int]) -> int:
+    """Return how many combinations the first pass over all coordinates sees."""
+    return 1 + sum(k - 1 for k in shape)
 
 
 class _Search:
@@ -112,26 +126,26 @@ class _Search:
         self._shape = shape
         self._budget = budget
         self._estimator = estimator
-        first_pass = coordinate_least(shape)
-        self._passes = max(1, min(passes, budget // (first_pass * _FIRST_QUERIES * FIRST_PULL * ROUNDS)))
+        new = first_pass(shape)
+        self._passes = max(1, min(passes, budget // (new * _FIRST_QUERIES * FIRST_PULL * ROUNDS)))
         self._slots: dict[Combination, int] = {}
         self._numbers: IntArray = np.empty(0, dtype=np.int64)  # of the combination in each slot [V]
         self._rounds: list[Observations] = []
         self._spent = 0
-        self._state = self._standing()
+        self._state = self._ranking()
         # Every slot has at least one completion, so there are never more of them than completions.
         room = replace(problem, n_prompts=min(problem.n_prompts, budget))
-        self._plan = Plan(room, budget, seed, rounds=1, first_pull=FIRST_PULL, growth=2, shared=True)
-        self._plan.pull = max(1, min(FIRST_PULL, problem.max_n, budget // (first_pass * _FIRST_QUERIES)))
+        self._schedule = Schedule(room, budget, seed, rounds=1, first_pull=FIRST_PULL, growth=2, shared=True)
+        self._schedule.pull = max(1, min(FIRST_PULL, problem.max_n, budget // (new * _FIRST_QUERIES)))
 
-    def run(self) -> Algorithm:
+    def run(self) -> Run:
         """Go round the coordinates, then once over everything that was drawn."""
         coordinates = [d for d, k in enumerate(self._shape) if k > 1]
         steps = coordinates * self._passes
         incumbents: list[Combination] = [(0,) * len(self._shape)]
         for i, d in enumerate(steps):
             if i and i % len(coordinates) == 0:
-                self._plan.enlarge()
+                self._schedule.enlarge()
             left = self._budget - self._spent
             later = [self._shape[e] for e in steps[i + 1 :]]
             last = max(self._shape)  # the last stage weighs as much as the largest step
@@ -142,7 +156,7 @@ class _Search:
             if not going:
                 return self._outcome(complete=False)
             incumbents = self._incumbents()
-        self._plan.enlarge()
+        self._schedule.enlarge()
         left = self._budget - self._spent
         complete = yield from self._step(list(self._slots), left, left, LAST_ROUNDS, last=True)
         return self._outcome(complete=complete)
@@ -186,16 +200,16 @@ class _Search:
             alive = alive[: end - self._spent]
             if not len(alive):
                 break
-            pulls = self._plan.pulls(alive, max((end - self._spent) // (rounds - r + 1), len(alive)))
+            pulls = self._schedule.pulls(alive, max((end - self._spent) // (rounds - r + 1), len(alive)))
             asked = replace(pulls, prompt=self._numbers[pulls.prompt])
             observations = yield asked
             self._observe(observations, alive)
             over = last and r == rounds
             if observations.pulls.completions < asked.completions or (observations.exhausted and not over):
                 return False
-            self._plan.least_pull = math.ceil(math.sqrt(self._state.overhead))
+            self._schedule.least_pull = math.ceil(math.sqrt(self._state.overhead))
             if last:
-                self._plan.enlarge()
+                self._schedule.enlarge()
         return True
 
     def _settled(self, gains: FloatArray) -> bool:
@@ -211,12 +225,12 @@ class _Search:
             self._slots[combination] = len(self._slots)
         axes = tuple(np.array(list(self._slots), dtype=np.int64).T)
         self._numbers = np.asarray(np.ravel_multi_index(axes, self._shape), dtype=np.int64)
-        self._state = self._standing()
+        self._state = self._ranking()
         if self._rounds:
-            self._state.observe(_joined(self._rounds), np.arange(len(self._slots)))
+            self._state.observe(joined(self._rounds), np.arange(len(self._slots)))
 
-    def _standing(self) -> Standing:
-        return Standing(replace(self._problem, n_prompts=max(len(self._slots), 1)), estimator=self._estimator)
+    def _ranking(self) -> Ranking:
+        return Ranking(replace(self._problem, n_prompts=max(len(self._slots), 1)), estimator=self._estimator)
 
     def _observe(self, observations: Observations, alive: IntArray) -> None:
         """Take in a round, with slots in the place of numbers."""
@@ -228,25 +242,8 @@ class _Search:
         self._state.observe(seen, alive)
 
     def _outcome(self, *, complete: bool) -> Outcome:
-        """Estimate everything once more, round by round, as whoever solves other contexts from the rounds does."""
-        state = self._standing()
+        """Estimate everything once more, round by round, as `Coordinate.solve` does for other contexts."""
+        state = self._ranking()
         for observations in self._rounds:
             state.observe(observations, np.unique(observations.pulls.prompt))
         return replace(state.outcome(complete=complete), prompts=self._numbers)
-
-
-def _joined(rounds: Sequence[Observations]) -> Observations:
-    """Return several rounds as one."""
-
-    def together(pick: Callable[[Observations], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        return np.concatenate([pick(o) for o in rounds])
-
-    return Observations(
-        pulls=Pulls(
-            together(lambda o: o.pulls.prompt), together(lambda o: o.pulls.query), together(lambda o: o.pulls.size)
-        ),
-        label=together(lambda o: o.label),
-        score=together(lambda o: o.score),
-        cost=together(lambda o: o.cost),
-        overhead=together(lambda o: o.overhead),
-    )

@@ -3,78 +3,89 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from iapo_dspy.bandit.algorithms.allocation import allocate, largest_scales
-from iapo_dspy.bandit.algorithms.elimination import Elimination, no_observations
+from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.screening import Screening
+from iapo_dspy.bandit.algorithms.standing import no_observations
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Algorithm, EstimatorFactory
+from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["Share", "draw_pulls", "psst", "psst_least", "screened_rounds", "trimming_rounds"]
+__all__ = ["PSST", "Share", "draw_pulls", "screened_rounds", "trimming_rounds"]
 
 Share = Callable[[int, int, int, IntArray], int]
 """(round r, rounds R, completions spent, largest scales [P]) -> lambda, the pulls of each prompt in the round."""
 
 
-def psst_least(problem: Problem, screening: Screening | None = None) -> int:
-    """Return the least budget that `psst` accepts: one pull of each prompt at its largest scale."""
-    return screening.least(problem) if screening else problem.n_prompts * problem.max_n
-
-
-def psst(
-    problem: Problem,
-    *,
-    budget: int,
-    seed: int,
-    stockpile: bool = True,
-    screening: Screening | None = None,
-    estimator: EstimatorFactory = BlockEstimator,
-) -> Algorithm:
-    """Find each context's best arm by sequential trimming (Algorithm 1); at most `budget` completions are drawn.
+@dataclass(frozen=True, kw_only=True)
+class PSST:
+    """Sequential trimming (Algorithm 1); at most `budget` completions are drawn.
 
     Round r of R = ceil(log2 |A|) gets an equal share of what is left; what it cannot spend moves on to later rounds.
     Where the first share does not pay for one pull of every prompt, the first round makes one all the same, and a
-    later round that cannot pay for a pull trims on the evidence there is.
+    later round that cannot pay for a pull trims on the evidence there is. The queries of a prompt in a round depend on
+    (seed, round, prompt) only.
 
     Args:
-        problem: The problem.
-        budget: T, completions.
-        seed: Root of the random streams, >= 0. The queries of a prompt in a round depend on (seed, round, prompt) only.
+        screening: Top-K screening before the first round: PSST+K1, +K4 and +K8 of the paper.
         stockpile: Whether estimates use all rounds (recommended by the paper) or the last one only.
-        screening: Top-K screening before the first round.
-        estimator: How arms are estimated (line 17).
-
-    Returns:
-        The run: a generator of pulls that is sent observations and returns an `Outcome`. Where the environment is
-        exhausted early, the best living arm of each context is returned and `complete` is False.
-
-    Raises:
-        BudgetTooSmall: The budget is below `psst_least`.
-        ConfigurationError: Budget or seed is no usable number.
+        estimator: Makes the empty estimator of a run (line 17).
     """
-    what = f"PSST with {problem.n_prompts} prompts and max_n={problem.max_n}"
-    if screening:
-        what += f" after Top-K screening (k={screening.k}, rho={screening.rho:g})"
-    check_budget(budget, seed, least=psst_least(problem, screening), what=what)
 
-    def share(r: int, rounds: int, spent: int, scales: IntArray) -> int:
-        times = allocate(scales, (budget - spent) // (rounds - r + 1))  # lines 7 and 8, eq. 6
-        return max(times, 1) if r == 1 else times
+    screening: Screening | None = None
+    stockpile: bool = True
+    estimator: EstimatorFactory = BlockEstimator
 
-    state = Elimination(problem, estimator=estimator, stockpile=stockpile)
-    if screening is None:
-        return trimming_rounds(problem, state, seed, share)
-    return screened_rounds(problem, state, seed, share, screening.k, screening.budget(budget))
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`: one pull of each prompt at its largest scale."""
+        return self.screening.least(problem) if self.screening else problem.n_prompts * problem.max_n
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`.
+
+        Where the environment is exhausted early, the best living arm of each context is returned.
+        """
+        what, screening = f"PSST with {problem.n_prompts} prompts and max_n={problem.max_n}", self.screening
+        if screening:
+            what += f" after Top-K screening (k={screening.k}, rho={screening.rho:g})"
+        check_budget(budget, seed, least=self.least(problem), what=what)
+
+        def share(r: int, rounds: int, spent: int, scales: IntArray) -> int:
+            times = allocate(scales, (budget - spent) // (rounds - r + 1))  # lines 7 and 8, eq. 6
+            return max(times, 1) if r == 1 else times
+
+        state = Elimination(problem, estimator=self.estimator, stockpile=self.stockpile)
+        if screening is None:
+            return trimming_rounds(problem, state, seed, share)
+        return screened_rounds(problem, state, seed, share, screening.k, screening.budget(budget))
+
+    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+        """Implement `Algorithm.solve`: repeat the trimming on the recorded rounds (cross-context reuse).
+
+        Empty rounds count, and with `screening` the first one is the screening. Contexts that the run did not trim for
+        may be judged on little evidence, see `Outcome.evidence`. `complete` is False where the run was cut short.
+        """
+        state = Elimination(problem, estimator=self.estimator, stockpile=self.stockpile)
+        if self.screening:
+            state.restrict_to_single()
+        for i, observations in enumerate(rounds):
+            state.observe(observations)
+            if self.screening and i == 0:
+                state.screen(self.screening.k)
+            else:
+                state.trim()
+        return state.outcome(complete=bool((state.active.sum(axis=(1, 2)) == 1).all()))
 
 
 def screened_rounds(
     problem: Problem, state: Elimination, seed: int, share: Share, k: int, screening_budget: int
-) -> Algorithm:
+) -> Run:
     """Compare all prompts at scale 1, keep each context's `k` best, and run `trimming_rounds` on them."""
     state.restrict_to_single()
     times = screening_budget // problem.n_prompts
@@ -87,7 +98,7 @@ def screened_rounds(
     return (yield from trimming_rounds(problem, state, seed, share))
 
 
-def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Share) -> Algorithm:
+def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Share) -> Run:
     """Run lines 4 to 24 of Algorithm 1 on the arms that are alive.
 
     Args:

@@ -8,14 +8,14 @@ from iapo_dspy.bandit.aggregators.port import ClosedForm, Modelled
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Pulls
 
-__all__ = ["Plan"]
+__all__ = ["Schedule"]
 
 
 _FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
 
 
-class Plan:
-    """Who is drawn next, how often and on which queries."""
+class Schedule:
+    """Says which prompts are drawn next, how often and on which queries."""
 
     def __init__(
         self, problem: Problem, budget: int, seed: int, rounds: int, first_pull: int, growth: int, shared: bool
@@ -35,7 +35,7 @@ class Plan:
         self._next = np.zeros(problem.n_prompts, dtype=np.int64)
 
     def pulls(self, alive: IntArray, completions: int) -> Pulls:
-        """Give every living prompt as many completions, on the queries that are next in its order."""
+        """Give every living prompt equally many completions, on the queries that are next in its order."""
         x, each = self._order.shape[1], completions // len(alive)
         size = max(1, min(max(self.pull, min(self.least_pull, self._most)), each))
         while each // size > x and size < self._largest:
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def looked(self) -> bool:
-        """Whether larger pulls would tell nothing that can be foreseen: only then may a run end early."""
+        """Whether a run may end early: not while larger pulls may bring what no model foresees."""
         return self._growth is not None or self.pull == self._largest
 
     def grow(self, done: int) -> None:

@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.psst import draw_pulls
-from iapo_dspy.bandit.baselines.triple import triple
+from iapo_dspy.bandit.baselines.triple import Triple
+from iapo_dspy.bandit.baselines.uniform import Baseline
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Algorithm
+from iapo_dspy.bandit.outcome import Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 
-__all__ = ["disjoint"]
+__all__ = ["Disjoint"]
 
 
-def disjoint(problem: Problem, *, budget: int, seed: int) -> Algorithm:
+@dataclass(frozen=True)
+class Disjoint(Baseline):
     """Spend half of the budget on TRIPLE at N = 1, the rest on the chosen prompts at their largest scale.
 
     Each context then takes the best scale of its prompt. The single completions of the first half count in the
     estimates too.
-
-    Args:
-        problem: The problem.
-        budget: T, completions.
-        seed: Root of the random streams, >= 0.
-
-    Raises:
-        BudgetTooSmall: A half does not pay for one completion of each prompt, or the other for one pull of as many
-            prompts as there are contexts.
     """
-    chosen = min(problem.n_prompts, problem.n_contexts)
-    least = max(2 * problem.n_prompts, 2 * chosen * problem.max_n - 1)
-    check_budget(budget, seed, least=least, what="disjoint optimization")
-    return _run(problem, budget, seed)
 
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`.
 
-def _run(problem: Problem, budget: int, seed: int) -> Algorithm:
-    first = yield from triple(problem, budget=budget // 2, seed=seed)
-    state = Elimination(problem, estimator=BlockEstimator)
-    state.active[:] = False
-    for context, arm in enumerate(first.policy.arms):
-        state.active[context, arm.prompt] = True
-    for observations in first.observations:
+        One half pays for one completion of each prompt, the other for one pull of as many prompts as there are
+        contexts.
+        """
+        chosen = min(problem.n_prompts, problem.n_contexts)
+        return max(2 * problem.n_prompts, 2 * chosen * problem.max_n - 1)
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        check_budget(budget, seed, least=self.least(problem), what="disjoint optimization")
+        return self._run(problem, budget, seed)
+
+    def _run(self, problem: Problem, budget: int, seed: int) -> Run:
+        first = yield from Triple().start(problem, budget=budget // 2, seed=seed)
+        state = Elimination(problem, estimator=BlockEstimator)
+        state.active[:] = False
+        for context, arm in enumerate(first.policy.arms):
+            state.active[context, arm.prompt] = True
+        for observations in first.observations:
+            state.observe(observations)
+        if not first.complete:
+            return state.outcome(complete=False)
+        scales = np.where(state.active.any(axis=(0, 2)), problem.max_n, 0)
+        times = int((budget - state.spent) // scales.sum())
+        pulls = draw_pulls(problem, scales, times, seed, 1 + len(first.rounds))
+        observations = yield pulls
         state.observe(observations)
-    if not first.complete:
-        return state.outcome(complete=False)
-    scales = np.where(state.active.any(axis=(0, 2)), problem.max_n, 0)
-    times = int((budget - state.spent) // scales.sum())
-    pulls = draw_pulls(problem, scales, times, seed, 1 + len(first.rounds))
-    observations = yield pulls
-    state.observe(observations)
-    return state.outcome(complete=observations.pulls.completions == pulls.completions)
+        return state.outcome(complete=observations.pulls.completions == pulls.completions)

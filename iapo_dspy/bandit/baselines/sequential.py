@@ -1,75 +1,158 @@
-"""What the one-pull-at-a-time baselines share: epsilon-greedy, softmax and UCB.
+"""The one-pull-at-a-time baselines: epsilon-greedy, softmax and UCB.
 
 Each step draws a context at random, lets the rule choose one arm for it, pulls that arm once on a random query, and
 shares the completions across contexts and smaller scales by block reuse. Only arms that still fit the budget can be
-chosen.
+chosen. An arm without a block comes before all others, because an estimate of 0 for an arm that was never pulled is a
+bias towards or against it, depending on where the utility's zero happens to lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.algorithms.elimination import CostScale
+from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.algorithms.trimming import best_arms
+from iapo_dspy.bandit.baselines.uniform import Baseline
+from iapo_dspy.bandit.costs.scale import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Algorithm, Outcome, Round
-from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.outcome import Outcome, Round, Run
+from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Rule", "pick_best", "pick_unseen", "run_sequentially"]
-
-Rule = Callable[[np.random.Generator, FloatArray, IntArray], int]
-"""(rng, estimated utility of each arm in the context, 0 before its first block; its blocks) -> chosen position."""
+__all__ = ["UCB", "EpsilonGreedy", "Sequential", "Softmax", "pick_best"]
 
 
-def run_sequentially(problem: Problem, rule: Rule, *, budget: int, seed: int) -> Algorithm:
-    """Pull one arm at a time until no completion is left.
+class Sequential(Baseline, ABC):
+    """Pulls one arm at a time until no completion is left; its outcomes have one `Round` for all steps."""
+
+    @abstractmethod
+    def compare(self, rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        """Return the position of the arm to pull, once every arm has a block.
+
+        Args:
+            rng: The run's own.
+            q: Estimated utility of each arm in the context.
+            count: Blocks of each arm, >= 1.
+        """
+
+    def rule(self, rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        """Return the position of the arm to pull: a random one without a block, then as `compare` says."""
+        unseen = np.flatnonzero(count == 0)
+        return int(unseen[rng.integers(len(unseen))]) if len(unseen) else self.compare(rng, q, count)
+
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`."""
+        return 1
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`.
+
+        Raises:
+            ConfigurationError: Also where contexts price or cap resources by themselves.
+        """
+        check_budget(budget, seed, least=1, what=type(self).__name__)
+        if not problem.contexts.plain:
+            raise ConfigurationError("This algorithm knows costs only; rates and caps need 'auto' or 'psst'.")
+        return self._run(problem, budget, seed)
+
+    def _run(self, problem: Problem, budget: int, seed: int) -> Run:
+        rng = np.random.default_rng(seed)
+        table = _Table(problem)
+        scale_of = np.tile(np.arange(1, problem.max_n + 1), problem.n_prompts)
+        spent = steps = 0
+        complete = True
+        while complete and spent < budget:
+            context = int(rng.integers(problem.n_contexts))
+            left = budget - spent
+            if left >= problem.max_n:
+                arm = self.rule(rng, table.q[context], table.count)
+            else:
+                fits = np.flatnonzero(scale_of <= left)
+                arm = int(fits[self.rule(rng, table.q[context, fits], table.count[fits])])
+            query = rng.integers(problem.n_queries, size=1)
+            pulls = Pulls(np.array([arm // problem.max_n]), query, scale_of[arm : arm + 1])
+            observations = yield pulls
+            made = observations.pulls.completions
+            spent += made
+            steps += len(observations.pulls)
+            if made:
+                table.observe(observations)
+            complete = made == pulls.completions and (not observations.exhausted or spent >= budget)
+        return table.outcome(spent, steps, complete)
+
+
+@dataclass(frozen=True)
+class EpsilonGreedy(Sequential):
+    """Pull the best arm of a random context, or with probability epsilon any arm.
 
     Args:
-        problem: The problem.
-        rule: How an arm is chosen.
-        budget: T, completions.
-        seed: Seed of contexts, queries and the rule.
+        epsilon: In [0, 1]; the paper's is 0.15.
 
-    Returns:
-        The run. Its outcome has one `Round` for all steps and keeps no observations.
+    Raises:
+        ConfigurationError: epsilon out of range.
     """
-    rng = np.random.default_rng(seed)
-    table = _Table(problem)
-    scale_of = np.tile(np.arange(1, problem.max_n + 1), problem.n_prompts)
-    spent = steps = 0
-    complete = True
-    while complete and spent < budget:
-        context = int(rng.integers(problem.n_contexts))
-        left = budget - spent
-        if left >= problem.max_n:
-            arm = rule(rng, table.q[context], table.count)
-        else:
-            fits = np.flatnonzero(scale_of <= left)
-            arm = int(fits[rule(rng, table.q[context, fits], table.count[fits])])
-        query = rng.integers(problem.n_queries, size=1)
-        pulls = Pulls(np.array([arm // problem.max_n]), query, scale_of[arm : arm + 1])
-        observations = yield pulls
-        made = observations.pulls.completions
-        spent += made
-        steps += len(observations.pulls)
-        if made:
-            table.observe(observations)
-        complete = made == pulls.completions and (not observations.exhausted or spent >= budget)
-    return table.outcome(spent, steps, complete)
+
+    epsilon: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise ConfigurationError(f"epsilon is {self.epsilon!r}; give a number from 0 to 1.")
+
+    def compare(self, rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        """Implement `Sequential.compare`."""
+        return int(rng.integers(len(q))) if rng.random() < self.epsilon else pick_best(rng, q)
 
 
-def pick_unseen(rng: np.random.Generator, count: IntArray) -> int | None:
-    """Return the position of a random arm without a block, None once all have one.
+@dataclass(frozen=True)
+class Softmax(Sequential):
+    """Pull an arm of a random context with probability proportional to exp(Q / temperature).
 
-    Every rule looks at all arms first: an estimate of 0 for an arm that nobody has looked at is a bias towards or
-    against it, depending on where the utility's zero happens to lie.
+    Args:
+        temperature: > 0, in utility; the reference's is 0.05.
+
+    Raises:
+        ConfigurationError: temperature out of range.
     """
-    unseen = np.flatnonzero(count == 0)
-    return int(unseen[rng.integers(len(unseen))]) if len(unseen) else None
+
+    temperature: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigurationError(f"temperature is {self.temperature!r}; give a number > 0.")
+
+    def compare(self, rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        """Implement `Sequential.compare`."""
+        below = np.cumsum(np.exp((q - q.max()) / self.temperature))
+        return int(min(np.searchsorted(below, rng.random() * below[-1], side="right"), len(q) - 1))
+
+
+@dataclass(frozen=True)
+class UCB(Sequential):
+    """Pull the arm of a random context with the largest index mean + c sqrt(ln t / n).
+
+    n is the number of blocks behind the arm and t that of all arms.
+
+    Args:
+        c: Exploration constant >= 0, in utility; the paper's is 0.1.
+
+    Raises:
+        ConfigurationError: c out of range.
+    """
+
+    c: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.c >= 0:
+            raise ConfigurationError(f"c is {self.c!r}; give a number >= 0.")
+
+    def compare(self, rng: np.random.Generator, q: FloatArray, count: IntArray) -> int:
+        """Implement `Sequential.compare`."""
+        return pick_best(rng, q + self.c * np.sqrt(math.log(int(count.sum())) / count))
 
 
 def pick_best(rng: np.random.Generator, values: FloatArray) -> int:
@@ -86,12 +169,12 @@ class _Table:
         self.count = np.zeros(problem.n_prompts * problem.max_n, dtype=np.int64)
         self._problem = problem
         self._estimator = BlockEstimator(problem)
-        if not problem.contexts.plain:
-            raise ConfigurationError("This algorithm knows costs only; rates and caps need 'auto' or 'psst'.")
         self._scale = CostScale(problem)
         self._used_scale = self._scale.value
+        self._observations: list[Observations] = []
 
     def observe(self, observations: Observations) -> None:
+        self._observations.append(observations)
         self._estimator.update(observations)
         self._scale.observe(observations)
         if self._scale.value != self._used_scale:  # only while a scale is being learnt
@@ -115,7 +198,7 @@ class _Table:
             estimates=estimates,
             spent=spent,
             rounds=(Round(active=everything, pulls=steps, completions=spent),),
-            observations=(),
+            observations=(joined(self._observations),) if self._observations else (),
             cost_scale=self._used_scale,
             complete=complete,
         )

@@ -1,35 +1,52 @@
-"""Uniform exploration: all arms in one batch, the best estimate at the end."""
+"""Uniform exploration, and the base of the baselines."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.psst import draw_pulls
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Algorithm
+from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.types import Observations
 
-__all__ = ["pull_all", "uniform"]
+__all__ = ["Baseline", "Uniform", "pull_all"]
 
 
-def uniform(problem: Problem, *, budget: int, seed: int) -> Algorithm:
-    """Pull every prompt at its largest scale alike; smaller scales are estimated by block reuse.
+class Baseline:
+    """Base of algorithms that keep every arm alive to the end."""
 
-    Args:
-        problem: The problem.
-        budget: T, completions; floor(T / (P * N_max)) pulls of each prompt.
-        seed: Root of the random streams, >= 0.
+    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+        """Implement `Algorithm.solve`: the best arm by the block estimates of everything that was drawn."""
+        state = Elimination(problem, estimator=BlockEstimator)
+        for observations in rounds:
+            state.observe(observations)
+        return state.outcome(complete=True)
 
-    Raises:
-        BudgetTooSmall: The budget is below P * N_max.
+
+@dataclass(frozen=True)
+class Uniform(Baseline):
+    """Pull every prompt at its largest scale alike, floor(T / (P * N_max)) times, and take the best estimates.
+
+    Smaller scales are estimated by block reuse.
     """
-    each = problem.n_prompts * problem.max_n
-    check_budget(budget, seed, least=each, what="uniform exploration")
-    return pull_all(problem, Elimination(problem, estimator=BlockEstimator), budget // each, seed)
+
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`: one pull of each prompt at its largest scale."""
+        return problem.n_prompts * problem.max_n
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        each = self.least(problem)
+        check_budget(budget, seed, least=each, what="uniform exploration")
+        return pull_all(problem, Elimination(problem, estimator=BlockEstimator), budget // each, seed)
 
 
-def pull_all(problem: Problem, state: Elimination, times: int, seed: int) -> Algorithm:
+def pull_all(problem: Problem, state: Elimination, times: int, seed: int) -> Run:
     """Pull every prompt `times` times at its largest scale, in one round, and take the best arms."""
     pulls = draw_pulls(problem, np.full(problem.n_prompts, problem.max_n), times, seed, 1)
     observations = yield pulls

@@ -4,7 +4,7 @@ import dspy
 import numpy as np
 
 from iapo_dspy import Budget, Decoding, MajorityVote
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.environments.live.environment import LiveEnvironment, LivePrompt
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.files import load, save
@@ -47,7 +47,7 @@ def test_a_live_environment_is_recorded_and_replayed(tmp_path):
     assert found.n_prompts == len(prompts) and found.n_queries == len(examples)
     assert found.cost.mean() == 0.01 or abs(found.cost.mean() - 0.01) < 1e-9
     q = found.exact(8).q()
-    outcome = drive(psst(found.problem(8), budget=4_000, seed=0), found.environment(0))
+    outcome = drive(PSST().start(found.problem(8), budget=4_000, seed=0), found.environment(0))
     for context, arm in enumerate(outcome.policy.arms):
         assert q[context, arm.prompt, arm.n - 1] > q[context].max() - 0.1
     assert q.max() - q.min() > 0.2  # the instructions differ

@@ -103,14 +103,8 @@ def test_unseen_preferences_are_solved_without_calls_and_after_loading(
 
 
 def test_the_runs_own_preferences_are_solved_to_the_runs_own_arms(compiled: CompiledProgram) -> None:
-    from iapo_dspy.bandit.algorithms.solve import solve_auto
-    from iapo_dspy.types import Contexts
-
-    data = compiled.policy.ready
-    strategy = MajorityVote("answer")
-    contexts = Contexts.from_preferences(PREFERENCES, strategy.objectives)
-    outcome = solve_auto(data.problem(contexts, strategy), data.evidence, stops=data.stopping)
-    assert outcome.policy.arms == data.arms
+    outcome = compiled.policy.ready.solve_all(PREFERENCES, MajorityVote("answer"))
+    assert outcome.policy.arms == compiled.policy.ready.arms
 
 
 def test_a_resumed_run_repeats_no_call_and_ends_alike(tmp_path: Path) -> None:

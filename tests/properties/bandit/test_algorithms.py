@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import block_layout
-from iapo_dspy.bandit.algorithms.psst import psst, psst_least
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.algorithms.solve import solve
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall
@@ -68,16 +67,16 @@ screenings = st.sampled_from([None, Screening(k=1), Screening(k=2, rho=0.5)])
 def test_the_budget_is_never_exceeded(n_prompts, max_n, budget, seed, aggregator, screening, stockpile):
     env = Stream(range(n_prompts), length=budget)
     setting = problem(env, max_n, aggregator)
-    least = psst_least(setting, screening)
+    least = PSST(screening=screening).least(setting)
     if budget < least:
         with pytest.raises(BudgetTooSmall) as error:
-            psst(setting, budget=budget, seed=seed, screening=screening, stockpile=stockpile)
+            PSST(screening=screening, stockpile=stockpile).start(setting, budget=budget, seed=seed)
         assert error.value.least == least
         return
-    outcome = drive(psst(setting, budget=budget, seed=seed, screening=screening, stockpile=stockpile), env)
+    outcome = drive(PSST(screening=screening, stockpile=stockpile).start(setting, budget=budget, seed=seed), env)
     assert outcome.spent == env.spent <= budget
     assert outcome.complete
-    again = solve(setting, outcome.observations, screening=screening, stockpile=stockpile)
+    again = PSST(screening=screening, stockpile=stockpile).solve(setting, outcome.observations)
     assert again.policy == outcome.policy
 
 
@@ -93,7 +92,9 @@ def test_relabelling_prompts_permutes_the_policy(order, max_n, budget, aggregato
     outcomes = []
     for names in (list(range(5)), order):
         env = Stream(names, length=3_000)
-        outcomes.append(drive(psst(problem(env, max_n, aggregator), budget=budget, seed=0, screening=screening), env))
+        outcomes.append(
+            drive(PSST(screening=screening).start(problem(env, max_n, aggregator), budget=budget, seed=0), env)
+        )
     plain, relabelled = outcomes
     assert [(a.prompt, a.n) for a in plain.policy.arms] == [(order[a.prompt], a.n) for a in relabelled.policy.arms]
     np.testing.assert_allclose(plain.q[:, order], relabelled.q)

@@ -44,7 +44,7 @@ def world(seed, n_prompts, kind):
 def test_no_algorithm_ever_spends_more_than_its_budget(name, kind, n_prompts, max_n, budget, seed):
     recording = world(seed, n_prompts, kind)
     try:
-        algorithm = entrants([name])[0].start(recording.problem(max_n), budget=budget, seed=seed)
+        algorithm = entrants([name])[0].algorithm.start(recording.problem(max_n), budget=budget, seed=seed)
     except BudgetTooSmall as error:
         assert budget < error.least
         return

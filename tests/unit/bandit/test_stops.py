@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.algorithms.auto import auto
-from iapo_dspy.bandit.algorithms.psst import psst
-from iapo_dspy.bandit.algorithms.solve import solve_auto
+from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
@@ -45,7 +44,7 @@ def graded(cost_weights: tuple[float, ...] = (0.0, 0.2, 1.0), overhead: float = 
 
 def run(recording: Recording, budget: int, seed: int = 0, max_n: int = MAX_N) -> tuple[Problem, Outcome]:
     problem = recording.problem(max_n)
-    return problem, drive(auto(problem, budget=budget, seed=seed), recording.environment(seed, 1))
+    return problem, drive(Auto().start(problem, budget=budget, seed=seed), recording.environment(seed, 1))
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +245,8 @@ def test_dearer_completions_never_mean_more_of_them(voted: tuple[VotingRecording
     _, problem, outcome = voted
     weights = np.array([0.0, 0.1, 0.3, 1.0, 3.0, 10.0])
     contexts = Contexts(np.ones((6, 1)), weights)
-    solved = solve_auto(problem, outcome.observations, contexts, stops="confidence")
+    other = replace(problem, contexts=contexts)
+    solved = with_stops(other, Auto().solve(other, outcome.observations))
     drawn = [s.completions for s in solved.stops or ()]
     assert all(a >= b - 0.05 for a, b in pairwise(drawn))
     utility = [s.utility for s in solved.stops or ()]
@@ -258,15 +258,15 @@ def test_stored_rounds_give_the_runs_own_stops(voted: tuple[VotingRecording, Pro
     _, problem, outcome = voted
     for mode in ("exact", "confidence"):
         first = with_stops(problem, outcome, mode=mode)  # type: ignore[arg-type]
-        again = solve_auto(problem, outcome.observations, stops=mode)  # type: ignore[arg-type]
+        again = with_stops(problem, Auto().solve(problem, outcome.observations), mode=mode)  # type: ignore[arg-type]
         assert again.policy == first.policy and again.stops == first.stops
-    assert solve_auto(problem, outcome.observations).stops is None
+    assert Auto().solve(problem, outcome.observations).stops is None
 
 
 def test_runs_without_a_model_get_exact_waves() -> None:
     recording = graded()
     problem = recording.problem(8)
-    outcome = drive(psst(problem, budget=4_000, seed=0), recording.environment(0))
+    outcome = drive(PSST().start(problem, budget=4_000, seed=0), recording.environment(0))
     stopped = with_stops(problem, outcome)
     for before, after, s in zip(outcome.policy.arms, stopped.policy.arms, stopped.stops or (), strict=True):
         assert after == (replace(before, stop=Stop(waves=exact_waves(before.n))) if before.n > 1 else before)
@@ -274,7 +274,7 @@ def test_runs_without_a_model_get_exact_waves() -> None:
     calls = StoppedValues(recording=recording).calls(stopped.policy)
     np.testing.assert_allclose([s.completions for s in stopped.stops or ()], calls.completions, atol=1.0)
     dear = graded(overhead=1.0)
-    outcome = drive(psst(dear.problem(8), budget=4_000, seed=0), dear.environment(0))
+    outcome = drive(PSST().start(dear.problem(8), budget=4_000, seed=0), dear.environment(0))
     assert all(a.stop is None for a in with_stops(dear.problem(8), outcome).policy.arms)
 
 
@@ -283,7 +283,7 @@ def test_best_of_n_without_thresholds_draws_all_at_once() -> None:
     recording = replace(recording, weights=recording.weights[12:15])
     problem = recording.problem(4)
     assert isinstance(problem.aggregator, BestOfNAggregator)
-    outcome = drive(psst(problem, budget=400, seed=0), recording.environment(0))
+    outcome = drive(PSST().start(problem, budget=400, seed=0), recording.environment(0))
     assert with_stops(problem, outcome).policy == outcome.policy
     _, outcome = run(recording, 200, max_n=4)
     assert with_stops(recording.problem(4), outcome, mode="exact").policy == outcome.policy
@@ -299,7 +299,7 @@ def test_odd_worlds() -> None:
     problem, outcome = run(graded(), 100, max_n=1)
     assert all(a == Arm(a.prompt, 1) for a in with_stops(problem, outcome).policy.arms)
     problem = graded().problem(4)
-    empty = solve_auto(problem, (), stops="confidence")
+    empty = with_stops(problem, Auto().solve(problem, ()), mode="confidence")
     assert empty.policy.arms == (Arm(0, 1),) * 3
     with pytest.raises(ConfigurationError, match="exact"):
         with_stops(problem, empty, mode="fast")  # type: ignore[arg-type]

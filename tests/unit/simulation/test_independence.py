@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.baselines import epsilon_greedy as epsilon_module
-from iapo_dspy.bandit.baselines import softmax as softmax_module
-from iapo_dspy.bandit.baselines import ucb as ucb_module
+from iapo_dspy.bandit.baselines.sequential import UCB, EpsilonGreedy, Softmax
 from iapo_dspy.environments.recorded.recording import RecordedEnvironment, VotingRecording
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli
 from iapo_dspy.environments.wrappers import Failures, Noise
@@ -54,14 +52,8 @@ def test_troubles_of_one_seed_are_independent_of_each_other():
     assert (noisy.score - plain.score).std() == pytest.approx(np.sqrt(2), rel=0.05)  # one stream twice: 2
 
 
-def rule_of(monkeypatch, module, start, **settings):
-    """The rule that a sequential baseline chooses arms by."""
-    monkeypatch.setattr(module, "run_sequentially", lambda problem, rule, *, budget, seed: rule)
-    return start(None, budget=10, seed=0, **settings)
-
-
-def test_the_ucb_index_is_the_mean_plus_c_times_the_root_of_ln_t_over_n(monkeypatch):
-    rule = rule_of(monkeypatch, ucb_module, ucb_module.ucb)
+def test_the_ucb_index_is_the_mean_plus_c_times_the_root_of_ln_t_over_n():
+    rule = UCB().rule
     rng, count = np.random.default_rng(0), np.array([100, 10])
     # ln 110 = 4.70: the bonuses are .0217 and .0686; with t instead of ln t they would be .105 and .332.
     assert rule(rng, np.array([0.50, 0.49]), count) == 1
@@ -69,28 +61,27 @@ def test_the_ucb_index_is_the_mean_plus_c_times_the_root_of_ln_t_over_n(monkeypa
     assert rule(rng, np.array([0.60, 0.49]), np.array([100, 0])) == 1  # unseen first
 
 
-def test_all_rules_look_at_every_arm_before_they_compare(monkeypatch):
+def test_all_rules_look_at_every_arm_before_they_compare():
     q, count = np.array([3.0, 0.0]), np.array([4, 0])
-    for module, start in ((softmax_module, softmax_module.softmax), (epsilon_module, epsilon_module.epsilon_greedy)):
-        rule = rule_of(monkeypatch, module, start)
-        assert {rule(np.random.default_rng(s), q, count) for s in range(50)} == {1}
+    for baseline in (Softmax(), EpsilonGreedy()):
+        assert {baseline.rule(np.random.default_rng(s), q, count) for s in range(50)} == {1}
 
 
-def test_softmax_and_epsilon_choose_as_often_as_their_papers_say(monkeypatch):
+def test_softmax_and_epsilon_choose_as_often_as_their_papers_say():
     count = np.array([5, 5])
-    rule = rule_of(monkeypatch, softmax_module, softmax_module.softmax)
+    rule = Softmax().rule
     chosen = [rule(np.random.default_rng(s), np.array([0.5, 0.45]), count) for s in range(4000)]
     assert np.mean(chosen) == pytest.approx(1 / (1 + np.e), abs=0.03)  # a gap of one temperature, .05
-    rule = rule_of(monkeypatch, epsilon_module, epsilon_module.epsilon_greedy)
+    rule = EpsilonGreedy().rule
     chosen = [rule(np.random.default_rng(s), np.array([0.5, 0.45]), count) for s in range(4000)]
     assert np.mean(chosen) == pytest.approx(0.15 / 2, abs=0.02)
 
 
 def test_the_papers_constants():
     defaults = {
-        ucb_module.ucb: ("c", 0.1),
-        softmax_module.softmax: ("temperature", 0.05),
-        epsilon_module.epsilon_greedy: ("epsilon", 0.15),
+        UCB: ("c", 0.1),
+        Softmax: ("temperature", 0.05),
+        EpsilonGreedy: ("epsilon", 0.15),
         Screening: ("rho", 0.2),
     }
     for function, (name, value) in defaults.items():
@@ -111,11 +102,12 @@ def test_runs_and_budgets_have_random_streams_of_their_own_and_algorithms_share_
         return synthetic_bernoulli(*seed, n_prompts=3, n_queries=12)
 
     def counting(entrant):
-        def start(problem, *, budget, seed):
-            started.append((entrant.name, budget, seed))
-            return entrant.start(problem, budget=budget, seed=seed)
+        class Counting:
+            def start(self, problem, *, budget, seed):
+                started.append((entrant.name, budget, seed))
+                return entrant.algorithm.start(problem, budget=budget, seed=seed)
 
-        return replace(entrant, start=start)
+        return replace(entrant, algorithm=Counting())
 
     who = [counting(e) for e in entrants(["psst", "uniform"], "bounded")]
     where = SyntheticSource(name="small", make=make, ties="paper", max_n=4)

@@ -8,7 +8,7 @@ import pytest
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.plots import plot_simulation
-from iapo_dspy.simulation.runner import Run, Trial
+from iapo_dspy.simulation.runner import SimulatedRun, Trial
 from iapo_dspy.simulation.summaries import paired_tests, summarize, wilcoxon, write_json
 from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
 
@@ -26,7 +26,7 @@ def run(i, **acr):
                 )
             )
             trials[name, budget] = made
-    return Run(run=i, trials=trials, train_best=0.9, oracle=0.95)
+    return SimulatedRun(run=i, trials=trials, train_best=0.9, oracle=0.95)
 
 
 RUNS = [run(i, a=0.5 + 0.01 * i, b=0.4 + 0.012 * i, c=None) for i in range(10)]

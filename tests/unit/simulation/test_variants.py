@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
-from iapo_dspy.bandit.algorithms.auto import auto
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator
@@ -81,7 +81,7 @@ def test_standard_errors_of_differences_by_hand():
 @pytest.mark.parametrize("shared", [True, False])
 def test_queries_are_shared_or_not(shared):
     recording = synthetic_bernoulli(0, n_prompts=5, n_queries=40)
-    run = auto(recording.problem(8), budget=400, seed=3, shared_queries=shared)
+    run = Auto(shared_queries=shared).start(recording.problem(8), budget=400, seed=3)
     pulls = next(run)
     asked = [pulls.query[pulls.prompt == p].tolist() for p in range(5)]
     assert all(len(set(a)) == len(a) for a in asked)  # without replacement
@@ -94,7 +94,7 @@ def test_variants_find_good_arms_within_the_budget(name, shared):
     recording = synthetic_bernoulli(1, n_prompts=6, n_queries=60)
     entrant = variant(name, shared_queries=shared, first_pull=4)
     assert entrant.name == f"{name}/{'shared' if shared else 'independent'}/4"
-    outcome = drive(entrant.start(recording.problem(16), budget=6_000, seed=0), recording.environment(2))
+    outcome = drive(entrant.algorithm.start(recording.problem(16), budget=6_000, seed=0), recording.environment(2))
     q = recording.exact(16).q()
     assert outcome.spent <= 6_000
     assert (q.max(axis=(1, 2)) - entrant.value(outcome.policy, q)).mean() < 0.06

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iapo_dspy.bandit.aggregators.centre import AffineAggregator, SquaredMeanAggregator, ValueAggregator
 from iapo_dspy.bandit.aggregators.port import ClosedForm
-from iapo_dspy.bandit.algorithms.auto import auto
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
@@ -144,7 +144,7 @@ def task(env: Numbers, price: list[float], max_n: int = 16) -> Problem:
 def test_every_n_is_estimated_from_pulls_of_two() -> None:
     """A prompt that is noisy and right on average needs a large N; none larger than 2 is ever drawn."""
     env = Numbers(bias=[0.9, 0.0, 0.8], spread=[0.1, 1.2, 0.5], n_queries=150)
-    outcome = drive(auto(task(env, [0.0, 1.0, 30.0]), budget=1_500, seed=0), env)
+    outcome = drive(Auto().start(task(env, [0.0, 1.0, 30.0]), budget=1_500, seed=0), env)
     assert max(env.sizes) == 2
     np.testing.assert_allclose(outcome.reward[0], env.truth(16), atol=0.06)
     assert (outcome.policy.arms[0].prompt, outcome.policy.arms[0].n) == (1, 16)
@@ -182,7 +182,7 @@ def test_affine_rewards_are_measured_by_single_completions_and_served_by_one() -
         aggregator=AffineAggregator(),
         cost_scale=0.01,
     )
-    outcome = drive(auto(problem, budget=900, seed=0), env)
+    outcome = drive(Auto().start(problem, budget=900, seed=0), env)
     assert set(env.sizes) == {1}
     assert [(a.prompt, a.n) for a in outcome.policy.arms] == [(1, 1), (1, 1)]
     np.testing.assert_allclose(np.ptp(outcome.reward[0], axis=1), 0.0, atol=1e-9)  # flat in n

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.bandit.algorithms.auto import auto, auto_least, expected_gain, survivors
+from iapo_dspy.bandit.algorithms.auto import Auto, expected_gain, survivors
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
@@ -39,7 +39,7 @@ def problem(env: Coins, price: list[float] | None = None, max_n: int = 8, aggreg
 
 
 def run(env: Coins, budget: int, *, seed: int = 0, **settings) -> Outcome:
-    return drive(auto(problem(env, **settings), budget=budget, seed=seed), env)
+    return drive(Auto().start(problem(env, **settings), budget=budget, seed=seed), env)
 
 
 def check(outcome: Outcome, env: Coins, budget: int) -> None:
@@ -74,7 +74,7 @@ def test_no_run_spends_more_than_its_budget(shape, max_n, extra, aggregator, tro
     env = Coins(theta, seed=seed, broken=(0,) if trouble == "one broken" else ())
     env.left = budget // 2 if trouble == "exhausted" else budget
     world = Failures(env, share=1.0 if trouble == "all fail" else 0.3) if trouble in ("failures", "all fail") else env
-    start = auto(problem(env, price=[0.0, 1.0], max_n=max_n, aggregator=aggregator), budget=budget, seed=seed)
+    start = Auto().start(problem(env, price=[0.0, 1.0], max_n=max_n, aggregator=aggregator), budget=budget, seed=seed)
     with np.errstate(all="raise", under="ignore"):
         outcome = drive(start, world)
     check(outcome, env, budget)
@@ -104,7 +104,7 @@ def test_several_objectives_keep_to_the_budget(n_prompts, n_queries, max_n, extr
     task = Problem(
         n_prompts=n_prompts, n_queries=n_queries, max_n=max_n, contexts=contexts, aggregator=BEST, cost_scale=None
     )
-    outcome = drive(auto(task, budget=n_prompts + extra, seed=seed), env)
+    outcome = drive(Auto().start(task, budget=n_prompts + extra, seed=seed), env)
     check(outcome, env, n_prompts + extra)
     assert np.isfinite(outcome.q).all()
 
@@ -122,21 +122,21 @@ def test_extreme_shapes(shape, budget, max_n) -> None:
 
 def test_budgets_below_one_completion_of_each_prompt_are_refused_at_once() -> None:
     env = Coins(np.full((7, 3), 0.5))
-    assert auto_least(problem(env)) == 7
+    assert Auto().least(problem(env)) == 7
     with pytest.raises(BudgetTooSmall, match="7 prompts once needs at least 7") as error:
-        auto(problem(env), budget=6, seed=0)  # no next()
+        Auto().start(problem(env), budget=6, seed=0)  # no next()
     assert (error.value.given, error.value.least) == (6, 7)
     outcome = run(env, 7)
     assert outcome.spent == 7 and sorted(env.asked[0].prompt.tolist()) == list(range(7))
     for wrong in ({"budget": 9.5, "seed": 0}, {"budget": 9, "seed": -1}):
         with pytest.raises(ConfigurationError):
-            auto(problem(env), **wrong)
+            Auto().start(problem(env), **wrong)
 
 
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"first_pull": 0}, {"growth": 0}, {"rounds": 2.5}])
 def test_settings_out_of_range_are_refused(settings) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
-        auto(problem(Coins([[0.5]])), budget=9, seed=0, **settings)
+        Auto(**settings)
 
 
 # --- which queries, in which pulls ---
@@ -353,7 +353,7 @@ def test_dear_queries_are_asked_for_more_completions(overhead: float, least: int
         aggregator=MajorityVoteAggregator(),
     )
     rng = np.random.default_rng(5)
-    run = auto(problem, budget=400, seed=0)
+    run = Auto().start(problem, budget=400, seed=0)
     pulls = next(run)
     assert set(pulls.size.tolist()) == {2}  # nothing is known of the costs yet
     score = (rng.random(pulls.completions) < 0.6).astype(float)

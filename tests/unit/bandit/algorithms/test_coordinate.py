@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.bandit.algorithms.auto import auto
-from iapo_dspy.bandit.algorithms.coordinate import coordinate, coordinate_least
-from iapo_dspy.bandit.algorithms.solve import solve_auto
+from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.coordinate import Coordinate, first_pass
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
@@ -72,8 +71,8 @@ def test_it_beats_the_full_product_where_that_is_too_large() -> None:
     for seed in worlds:
         theta = world(seed, shape)
         task, q = problem(Coins(theta)), utilities(theta)
-        one = drive(coordinate(task, shape=shape, budget=300, seed=seed), Coins(theta, seed=seed))
-        full = drive(auto(task, budget=300, seed=seed), Coins(theta, seed=seed))
+        one = drive(Coordinate(shape).start(task, budget=300, seed=seed), Coins(theta, seed=seed))
+        full = drive(Auto().start(task, budget=300, seed=seed), Coins(theta, seed=seed))
         assert one.prompts is not None and len(one.prompts) < 25
         blind = np.mean(q.max(axis=(1, 2)) - q[:, :, 0].mean(axis=1))  # any combination, once
         losses.append((regret(one, q), regret(full, q), blind))
@@ -87,7 +86,7 @@ def test_with_enough_budget_it_finds_the_best_combination_where_effects_add_up()
     level = effects[:, None, None] + effects[::-1, None] + effects[[2, 3, 0, 1]]
     theta = np.repeat(1 / (1 + np.exp(1.2 - level.reshape(-1, 1))), 40, axis=1)
     for seed in range(4):
-        outcome = drive(coordinate(problem(Coins(theta)), shape=shape, budget=2500, seed=seed), Coins(theta, seed=seed))
+        outcome = drive(Coordinate(shape).start(problem(Coins(theta)), budget=2500, seed=seed), Coins(theta, seed=seed))
         assert outcome.prompts is not None
         best = np.ravel_multi_index((3, 0, 1), shape)
         assert [int(outcome.prompts[arm.prompt]) for arm in outcome.policy.arms[:2]] == [best, best]
@@ -97,7 +96,7 @@ def test_evidence_of_early_passes_still_serves_contexts_in_the_end() -> None:
     """Cheap and dear options: contexts end with different combinations, out of one run."""
     theta = np.repeat(np.array([[0.55], [0.9], [0.5], [0.85]]), 40, axis=1)  # (0, 0), (0, 1), (1, 0), (1, 1)
     env = Coins(theta, cost=np.array([1.0, 20.0, 1.0, 20.0]), seed=1)
-    outcome = drive(coordinate(problem(env, cost=np.array([0.0, 4.0])), shape=(2, 2), budget=800, seed=1), env)
+    outcome = drive(Coordinate((2, 2)).start(problem(env, cost=np.array([0.0, 4.0])), budget=800, seed=1), env)
     assert outcome.prompts is not None
     assert [int(outcome.prompts[arm.prompt]) for arm in outcome.policy.arms] == [1, 0]
 
@@ -117,7 +116,7 @@ def test_evidence_of_early_passes_still_serves_contexts_in_the_end() -> None:
 def test_no_run_spends_more_than_its_budget(shape, extra, max_n, aggregator, trouble, seed) -> None:
     n_prompts = int(np.prod(shape))
     theta = np.random.default_rng(seed).random((n_prompts, 7))
-    budget = coordinate_least(shape) + extra
+    budget = first_pass(shape) + extra
     env = Coins(theta, seed=seed)
     env.left = budget // 2 if trouble == "exhausted" else budget
     asked: Any = (
@@ -125,7 +124,7 @@ def test_no_run_spends_more_than_its_budget(shape, extra, max_n, aggregator, tro
     )
     task = problem(env, aggregator, max_n)
     with np.errstate(all="raise", under="ignore"):
-        outcome = drive(coordinate(task, shape=shape, budget=budget, seed=seed), asked)
+        outcome = drive(Coordinate(shape).start(task, budget=budget, seed=seed), asked)
     assert outcome.prompts is not None
     pulled = np.concatenate([pulls.prompt for pulls in env.asked])
     assert outcome.spent == sum(o.pulls.completions for o in outcome.observations) <= budget
@@ -143,7 +142,7 @@ def test_no_run_spends_more_than_its_budget(shape, extra, max_n, aggregator, tro
 
 def run(seed: int = 3, budget: int = 400) -> tuple[Outcome, Coins]:
     env = Coins(world(seed, (3, 4, 2)), seed=seed)
-    return drive(coordinate(problem(env), shape=(3, 4, 2), budget=budget, seed=seed), env), env
+    return drive(Coordinate((3, 4, 2)).start(problem(env), budget=budget, seed=seed), env), env
 
 
 def test_the_run_is_a_function_of_its_seed_and_of_what_it_saw() -> None:
@@ -153,7 +152,7 @@ def test_the_run_is_a_function_of_its_seed_and_of_what_it_saw() -> None:
 
     saved = list(one.observations)  # a resumed run is given what was stored, round by round
     assert one.prompts is not None
-    algorithm = coordinate(problem(first), shape=(3, 4, 2), budget=400, seed=3)
+    algorithm = Coordinate((3, 4, 2)).start(problem(first), budget=400, seed=3)
     asked = next(algorithm)
     for seen in saved:
         back = Pulls(one.prompts[seen.pulls.prompt], seen.pulls.query, seen.pulls.size)
@@ -171,8 +170,8 @@ def test_other_contexts_are_solved_from_all_that_was_drawn() -> None:
     outcome, env = run()
     assert outcome.prompts is not None
     small = problem(Coins(np.zeros((len(outcome.prompts), env.n_queries))))
-    assert solve_auto(small, outcome.observations).policy == outcome.policy
-    free = solve_auto(small, outcome.observations, Contexts(np.ones((1, 1)), np.zeros(1)))
+    assert Auto().solve(small, outcome.observations).policy == outcome.policy
+    free = Auto().solve(replace(small, contexts=Contexts(np.ones((1, 1)), np.zeros(1))), outcome.observations)
     assert free.policy[0] == outcome.policy[0]
 
 
@@ -201,7 +200,8 @@ def test_new_combinations_answer_the_queries_of_the_incumbents() -> None:
 def test_what_cannot_be_run_is_refused(changes, error, said) -> None:
     arguments = {"shape": (2, 2, 2), "budget": 100, "seed": 0, **changes}
     with pytest.raises(error, match=said):
-        coordinate(problem(Coins(np.full((8, 5), 0.5))), **arguments)
+        settings = {name: arguments.pop(name) for name in ("shape", "passes") if name in arguments}
+        Coordinate(**settings).start(problem(Coins(np.full((8, 5), 0.5))), **arguments)
 
 
 def test_some_prompts_of_an_environment_have_indices_of_their_own() -> None:

@@ -6,9 +6,9 @@ import pytest
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.algorithms.allocation import allocate, largest_scales
-from iapo_dspy.bandit.algorithms.elimination import CostScale
 from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.algorithms.trimming import best_arms, keep_best, trim
+from iapo_dspy.bandit.costs.scale import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.estimators.port import Estimator
 from iapo_dspy.bandit.problem import Problem

@@ -1,13 +1,14 @@
 """PSST, screening and replay on worlds whose best arms are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.algorithms.psst import psst, psst_least
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.algorithms.screening import Screening
-from iapo_dspy.bandit.algorithms.solve import solve
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
@@ -61,7 +62,7 @@ PAPER = [[0.40, 0.90], [0.62, 0.62], [0.30, 0.30]]
 
 def test_finds_the_prompt_that_scales_and_the_one_that_is_cheap():
     env = Coins(PAPER)
-    outcome = drive(psst(problem(env, [0.0, 10.0], max_n=16), budget=60_000, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0, 10.0], max_n=16), budget=60_000, seed=0), env)
     assert outcome.policy[0].prompt == 1 and outcome.policy[0].n >= 13
     assert outcome.policy[1] == Arm(0, 1)
     assert outcome.complete
@@ -73,7 +74,7 @@ def test_finds_the_prompt_that_scales_and_the_one_that_is_cheap():
 
 def test_rounds_follow_algorithm_1():
     env = Coins(np.full((3, 5), 0.5))
-    outcome = drive(psst(problem(env, [0.0, 1.0], max_n=8), budget=4_000, seed=3), env)
+    outcome = drive(PSST().start(problem(env, [0.0, 1.0], max_n=8), budget=4_000, seed=3), env)
     assert [r.arms.tolist() for r in outcome.rounds] == [[24] * 2, [12] * 2, [6] * 2, [3] * 2, [2] * 2]
     assert outcome.rounds[0].completions == 800 // 24 * 24  # floor(n_r / M) pulls of each, n_r = T / R
     first = env.asked[0]
@@ -87,7 +88,7 @@ def test_rounds_follow_algorithm_1():
 
 def test_what_a_round_cannot_spend_moves_on():
     env = Coins(np.full((3, 5), 0.5))
-    outcome = drive(psst(problem(env, [0.0], max_n=8), budget=199, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0], max_n=8), budget=199, seed=0), env)
     shares, left = [], 199
     for i, r in enumerate(outcome.rounds):
         scales = np.where(r.active.any(0), np.arange(1, 9), 0).max(axis=1)
@@ -99,7 +100,7 @@ def test_what_a_round_cannot_spend_moves_on():
 
 def test_the_least_budget_makes_one_pull_of_each_prompt_and_trims_on_it():
     env = Coins([[1.0], [0.0], [0.0]])
-    outcome = drive(psst(problem(env, [0.0], max_n=8), budget=24, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0], max_n=8), budget=24, seed=0), env)
     assert [r.completions for r in outcome.rounds] == [24, 0, 0, 0, 0]
     assert len(env.asked) == 1  # rounds without pulls ask nothing of the environment
     assert outcome.policy[0] == Arm(0, 1) and outcome.complete
@@ -108,13 +109,13 @@ def test_the_least_budget_makes_one_pull_of_each_prompt_and_trims_on_it():
 def test_too_small_budgets_are_refused_before_any_pull():
     env = Coins(PAPER)
     with pytest.raises(BudgetTooSmall, match="at least 24") as error:
-        psst(problem(env, [0.0]), budget=23, seed=0)  # no next(): raised at once
+        PSST().start(problem(env, [0.0]), budget=23, seed=0)  # no next(): raised at once
     assert (error.value.given, error.value.least) == (23, 24)
     screening = Screening(k=1)
-    least = psst_least(problem(env, [0.0]), screening)
+    least = PSST(screening=screening).least(problem(env, [0.0]))
     with pytest.raises(BudgetTooSmall, match="Top-K"):
-        psst(problem(env, [0.0]), budget=least - 1, seed=0, screening=screening)
-    outcome = drive(psst(problem(env, [0.0]), budget=least, seed=0, screening=screening), env)
+        PSST(screening=screening).start(problem(env, [0.0]), budget=least - 1, seed=0)
+    outcome = drive(PSST(screening=screening).start(problem(env, [0.0]), budget=least, seed=0), env)
     assert outcome.complete and outcome.spent <= least
 
 
@@ -123,19 +124,19 @@ def test_too_small_budgets_are_refused_before_any_pull():
 )
 def test_bad_budgets_and_seeds_are_refused(settings):
     with pytest.raises(ConfigurationError):
-        psst(problem(Coins(PAPER), [0.0]), **settings)
+        PSST().start(problem(Coins(PAPER), [0.0]), **settings)
 
 
 def test_a_single_arm_is_measured_once_per_query_at_most():
     env = Coins([[0.5]])
-    outcome = drive(psst(problem(env, [0.0], max_n=1), budget=10, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0], max_n=1), budget=10, seed=0), env)
     assert outcome.policy[0] == Arm(0, 1) and outcome.spent == 1 and outcome.complete
 
 
 def test_queries_depend_on_seed_round_and_prompt_only():
     wide, narrow = Coins(np.full((4, 1000), 0.5)), Coins(np.full((2, 1000), 0.5))
-    drive(psst(problem(wide, [0.0]), budget=5_000, seed=7), wide)
-    drive(psst(problem(narrow, [0.0]), budget=5_000, seed=7), narrow)
+    drive(PSST().start(problem(wide, [0.0]), budget=5_000, seed=7), wide)
+    drive(PSST().start(problem(narrow, [0.0]), budget=5_000, seed=7), narrow)
     for prompt in range(2):
         a, b = (env.asked[0].query[env.asked[0].prompt == prompt] for env in (wide, narrow))
         n = min(len(a), len(b))
@@ -149,14 +150,14 @@ def test_the_same_seed_gives_the_same_run():
     outcomes = []
     for _ in range(2):
         env = Coins(PAPER, seed=5)
-        outcomes.append(drive(psst(problem(env, [0.0, 1.0]), budget=3_000, seed=11), env))
+        outcomes.append(drive(PSST().start(problem(env, [0.0, 1.0]), budget=3_000, seed=11), env))
     assert outcomes[0].policy == outcomes[1].policy
     np.testing.assert_array_equal(outcomes[0].q, outcomes[1].q)
 
 
 def test_stockpiling_decides_on_all_rounds():
     env = Coins(PAPER)
-    outcome = drive(psst(problem(env, [0.0]), budget=3_000, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0]), budget=3_000, seed=0), env)
     arm = outcome.policy[0]
     pulled = sum(int(((p.prompt == arm.prompt) * (p.size // arm.n)).sum()) for p in env.asked)
     assert outcome.evidence[0] == pulled
@@ -164,7 +165,7 @@ def test_stockpiling_decides_on_all_rounds():
 
 def test_without_stockpile_only_the_last_round_counts_and_older_estimates_fill_gaps():
     env = Coins(PAPER)
-    outcome = drive(psst(problem(env, [0.0]), budget=3_000, seed=0, stockpile=False), env)
+    outcome = drive(PSST(stockpile=False).start(problem(env, [0.0]), budget=3_000, seed=0), env)
     arm, last = outcome.policy[0], env.asked[-1]
     assert outcome.evidence[0] == ((last.prompt == arm.prompt) * (last.size // arm.n)).sum()
     assert not np.isnan(outcome.q).any()
@@ -172,7 +173,7 @@ def test_without_stockpile_only_the_last_round_counts_and_older_estimates_fill_g
 
 def test_an_environment_that_runs_dry_ends_the_run_with_the_best_so_far():
     env = Coins([[0.0], [1.0], [0.0]], budget=150)
-    outcome = drive(psst(problem(env, [0.0]), budget=1_000, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0]), budget=1_000, seed=0), env)
     assert not outcome.complete
     assert outcome.policy[0] == Arm(1, 1)
     assert outcome.spent <= 150 and len(env.asked) == 1
@@ -180,7 +181,7 @@ def test_an_environment_that_runs_dry_ends_the_run_with_the_best_so_far():
 
 def test_a_dry_environment_still_gives_a_policy():
     env = Coins(PAPER, budget=0)
-    outcome = drive(psst(problem(env, [0.0, 1.0], cost_scale=None), budget=1_000, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0, 1.0], cost_scale=None), budget=1_000, seed=0), env)
     assert not outcome.complete and len(outcome.policy) == 2 and outcome.spent == 0
     assert outcome.cost_scale == 0.0 and np.isnan(outcome.q).all()
 
@@ -188,17 +189,17 @@ def test_a_dry_environment_still_gives_a_policy():
 def test_running_dry_after_screening_falls_back_on_the_screening():
     theta = [[0.0], [0.0], [1.0], [0.0]]
     env = Coins(theta, budget=200)
-    outcome = drive(psst(problem(env, [0.0]), budget=1_000, seed=0, screening=Screening(k=2)), env)
+    outcome = drive(PSST(screening=Screening(k=2)).start(problem(env, [0.0]), budget=1_000, seed=0), env)
     assert not outcome.complete and outcome.policy[0] == Arm(2, 1) and np.isnan(outcome.q).all()
     env = Coins(theta, budget=100)
-    outcome = drive(psst(problem(env, [0.0]), budget=1_000, seed=0, screening=Screening(k=2)), env)
+    outcome = drive(PSST(screening=Screening(k=2)).start(problem(env, [0.0]), budget=1_000, seed=0), env)
     assert not outcome.complete and outcome.evidence[0] == 50  # cut short inside the screening
 
 
 def test_screening_keeps_the_best_prompts_of_each_context_and_discards_its_samples():
     theta = np.array([0.1, 0.2, 0.3, 0.8, 0.9, 0.7])[:, None]
     env = Coins(theta, cost=[1, 1, 1, 60, 80, 10])
-    outcome = drive(psst(problem(env, [0.0, 1.0]), budget=20_000, seed=0, screening=Screening(k=2)), env)
+    outcome = drive(PSST(screening=Screening(k=2)).start(problem(env, [0.0, 1.0]), budget=20_000, seed=0), env)
     screening, first = outcome.rounds[:2]
     assert screening.pulls == screening.completions == 4_000 // 6 * 6
     assert env.asked[0].size.tolist() == [1] * 3_996
@@ -214,14 +215,14 @@ def test_k1_is_caught_by_a_deceptive_prompt_and_psst_is_not():
     picks = {}
     for screening in (None, Screening(k=1)):
         env = Coins(PAPER, seed=1)
-        outcome = drive(psst(problem(env, [0.0], max_n=16), budget=40_000, seed=1, screening=screening), env)
+        outcome = drive(PSST(screening=screening).start(problem(env, [0.0], max_n=16), budget=40_000, seed=1), env)
         picks[screening] = outcome.policy[0].prompt
     assert list(picks.values()) == [1, 0]
 
 
 def test_the_learnt_cost_scale_is_frozen_after_the_first_round_and_reported():
     env = Coins(PAPER, cost=[20.0, 40.0, 60.0])
-    outcome = drive(psst(problem(env, [0.0, 1.0], cost_scale=None), budget=2_000, seed=0), env)
+    outcome = drive(PSST().start(problem(env, [0.0, 1.0], cost_scale=None), budget=2_000, seed=0), env)
     assert outcome.cost_scale == pytest.approx(0.01 / 40)
     assert outcome.q[0, 2, 0] - outcome.q[1, 2, 0] == pytest.approx(0.015)
 
@@ -235,10 +236,10 @@ def test_a_prompt_that_always_fails_loses_on_merit():
 
     for aggregator in (MajorityVoteAggregator(), BestOfNAggregator(floors=(0.0,))):
         env = Failing([[1.0], [0.4]])
-        outcome = drive(psst(problem(env, [0.0], aggregator=aggregator), budget=500, seed=0), env)
+        outcome = drive(PSST().start(problem(env, [0.0], aggregator=aggregator), budget=500, seed=0), env)
         assert outcome.policy[0].prompt == 1
         assert np.isnan(outcome.q[0, 0, 0])
-        dear = drive(psst(problem(env, [100.0], aggregator=aggregator), budget=500, seed=0), env)
+        dear = drive(PSST().start(problem(env, [100.0], aggregator=aggregator), budget=500, seed=0), env)
         assert dear.policy[0].prompt == 1  # a cheap failure is no cheap answer
 
 
@@ -249,8 +250,8 @@ def test_replay_with_the_runs_own_contexts_gives_the_runs_own_policy(screening, 
     for seed in range(8):
         env = Coins(np.random.default_rng(seed).random((4, 6)), cost=[10, 20, 30, 15], seed=seed)
         setting = problem(env, [0.0, 0.2, 3.0], cost_scale=None)
-        run = drive(psst(setting, budget=budget, seed=seed, screening=screening, stockpile=stockpile), env)
-        again = solve(setting, run.observations, screening=screening, stockpile=stockpile)
+        run = drive(PSST(screening=screening, stockpile=stockpile).start(setting, budget=budget, seed=seed), env)
+        again = PSST(screening=screening, stockpile=stockpile).solve(setting, run.observations)
         assert again.policy == run.policy
         np.testing.assert_array_equal(again.q, run.q)
         np.testing.assert_array_equal(again.evidence, run.evidence)
@@ -263,16 +264,16 @@ def test_replay_of_a_run_that_was_cut_short(screening, dry):
     for seed in range(5):
         env = Coins(np.random.default_rng(seed).random((4, 6)), seed=seed, budget=dry)
         setting = problem(env, [0.0, 1.0])
-        run = drive(psst(setting, budget=1_000, seed=seed, screening=screening), env)
-        assert solve(setting, run.observations, screening=screening).policy == run.policy
+        run = drive(PSST(screening=screening).start(setting, budget=1_000, seed=seed), env)
+        assert PSST(screening=screening).solve(setting, run.observations).policy == run.policy
 
 
 def test_replay_solves_unseen_contexts():
     env = Coins(PAPER)
     setting = problem(env, [0.0], max_n=16)
-    run = drive(psst(setting, budget=60_000, seed=0), env)
+    run = drive(PSST().start(setting, budget=60_000, seed=0), env)
     unseen = Contexts(np.ones((2, 1)), np.array([0.0, 10.0]))
-    found = solve(setting, run.observations, unseen)
+    found = PSST().solve(replace(setting, contexts=unseen), run.observations)
     assert found.policy[0] == run.policy[0]
     assert found.policy[1] == Arm(0, 1)
     assert found.evidence.shape == (2,) and (found.evidence > 0).all()

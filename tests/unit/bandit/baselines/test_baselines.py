@@ -5,17 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.algorithms.trimming import best_arms
-from iapo_dspy.bandit.baselines.disjoint import disjoint
-from iapo_dspy.bandit.baselines.epsilon_greedy import epsilon_greedy
-from iapo_dspy.bandit.baselines.random_policy import random_policy
-from iapo_dspy.bandit.baselines.sequential import pick_best, run_sequentially
-from iapo_dspy.bandit.baselines.softmax import softmax
-from iapo_dspy.bandit.baselines.triple import triple
-from iapo_dspy.bandit.baselines.ucb import ucb
-from iapo_dspy.bandit.baselines.uniform import uniform
+from iapo_dspy.bandit.baselines.disjoint import Disjoint
+from iapo_dspy.bandit.baselines.random_policy import RandomPolicy
+from iapo_dspy.bandit.baselines.sequential import UCB, EpsilonGreedy, Sequential, Softmax, pick_best
+from iapo_dspy.bandit.baselines.triple import Triple
+from iapo_dspy.bandit.baselines.uniform import Uniform
+from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.theory import (
     agnostic_loss,
@@ -31,11 +29,11 @@ from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import NAMES, Entrant, entrants
-from iapo_dspy.simulation.reference import overspending_psst, overspending_triple, overspending_uniform
+from iapo_dspy.simulation.reference import OverspendingPSST, OverspendingTriple, OverspendingUniform
 from iapo_dspy.types import Arm, Contexts, Policy
 
-BASELINES = [uniform, epsilon_greedy, softmax, ucb, triple, disjoint, random_policy]
-SEQUENTIAL = [epsilon_greedy, softmax, ucb]
+BASELINES = [Uniform, EpsilonGreedy, Softmax, UCB, Triple, Disjoint, RandomPolicy]
+SEQUENTIAL = [EpsilonGreedy, Softmax, UCB]
 
 
 def coins(theta, cost_weights=(0.0,), cost=0.01):
@@ -64,61 +62,65 @@ def spy(algorithm, environment):
     return drive(algorithm, Spy()), asked
 
 
-@pytest.mark.parametrize("start", [psst, uniform, epsilon_greedy, ucb])
+@pytest.mark.parametrize("start", [PSST, Uniform, EpsilonGreedy, UCB])
 def test_inference_aware_algorithms_find_the_prompt_that_scales(start):
-    outcome = drive(start(PAPER.problem(16), budget=30_000, seed=0), PAPER.environment(0))
+    outcome = drive(start().start(PAPER.problem(16), budget=30_000, seed=0), PAPER.environment(0))
     assert outcome.policy[0].prompt == 1 and outcome.policy[0].n >= 11
     assert outcome.policy[1].n == 1
-    if start in (psst, uniform):  # the others hardly look at the second best in so dear a context
+    if start in (PSST, Uniform):  # the others hardly look at the second best in so dear a context
         assert outcome.policy[1] == Arm(0, 1)
     assert outcome.complete
 
 
-@pytest.mark.parametrize("start", [triple, disjoint])
+@pytest.mark.parametrize("start", [Triple, Disjoint])
 def test_prompt_first_algorithms_are_caught(start):
-    outcome = drive(start(PAPER.problem(16), budget=60_000, seed=0), PAPER.environment(0))
+    outcome = drive(start().start(PAPER.problem(16), budget=60_000, seed=0), PAPER.environment(0))
     assert [arm.prompt for arm in outcome.policy.arms] == [0, 0]
 
 
 @pytest.mark.parametrize("start", BASELINES)
 def test_budgets_hold_and_runs_repeat(start):
     for budget in (96, 97, 500):
-        outcomes = [spy(start(PAPER.problem(16), budget=budget, seed=4), PAPER.environment(1)) for _ in range(2)]
+        outcomes = [
+            spy(start().start(PAPER.problem(16), budget=budget, seed=4), PAPER.environment(1)) for _ in range(2)
+        ]
         (outcome, asked), (again, _) = outcomes
         assert outcome.spent == sum(p.completions for p in asked) <= budget
         assert outcome.policy == again.policy and outcome.complete
         assert sum(r.completions for r in outcome.rounds) == outcome.spent
 
 
-@pytest.mark.parametrize(("start", "least"), [(uniform, 48), (triple, 3), (disjoint, 63), (ucb, 1), (softmax, 1)])
+@pytest.mark.parametrize(("start", "least"), [(Uniform, 48), (Triple, 3), (Disjoint, 63), (UCB, 1), (Softmax, 1)])
 def test_least_budgets(start, least):
-    outcome = drive(start(PAPER.problem(16), budget=least, seed=0), PAPER.environment(0))
+    outcome = drive(start().start(PAPER.problem(16), budget=least, seed=0), PAPER.environment(0))
     assert outcome.complete
     with pytest.raises(BudgetTooSmall) as error:
-        start(PAPER.problem(16), budget=least - 1, seed=0)
+        start().start(PAPER.problem(16), budget=least - 1, seed=0)
     assert error.value.least == least
 
 
 def test_uniform_pulls_every_prompt_at_its_largest_scale_alike():
-    outcome, asked = spy(uniform(PAPER.problem(16), budget=490, seed=0), PAPER.environment(0))
+    outcome, asked = spy(Uniform().start(PAPER.problem(16), budget=490, seed=0), PAPER.environment(0))
     assert len(asked) == 1 and set(asked[0].size) == {16}
     assert np.bincount(asked[0].prompt).tolist() == [10, 10, 10]
     assert outcome.count[:, 0].tolist() == [160] * 3 and outcome.count[:, 15].tolist() == [10] * 3
 
 
 def test_triple_pulls_single_completions_and_draws_scales_on_request():
-    outcome, asked = spy(triple(PAPER.problem(16), budget=600, seed=0), PAPER.environment(0))
+    outcome, asked = spy(Triple().start(PAPER.problem(16), budget=600, seed=0), PAPER.environment(0))
     assert {n for p in asked for n in p.size.tolist()} == {1}
     assert [arm.n for arm in outcome.policy.arms] == [1, 1]
     scales = set()
     for seed in range(30):
-        chosen = drive(triple(PAPER.problem(16), budget=600, seed=seed, scale="random"), PAPER.environment(0)).policy
+        chosen = drive(
+            Triple(scale="random").start(PAPER.problem(16), budget=600, seed=seed), PAPER.environment(0)
+        ).policy
         scales |= {arm.n for arm in chosen.arms}
     assert len(scales) > 10 and max(scales) <= 16
 
 
 def test_disjoint_tunes_the_scale_of_the_chosen_prompts_only():
-    outcome, asked = spy(disjoint(PAPER.problem(16), budget=6_000, seed=0), PAPER.environment(0))
+    outcome, asked = spy(Disjoint().start(PAPER.problem(16), budget=6_000, seed=0), PAPER.environment(0))
     singles = sum(p.completions for p in asked[:-1])
     assert 2_990 < singles <= 3_000 and set(asked[-1].size) == {16} and set(asked[-1].prompt) == {0}
     assert outcome.spent > 6_000 - 16
@@ -128,7 +130,7 @@ def test_disjoint_tunes_the_scale_of_the_chosen_prompts_only():
 def test_a_random_policy_costs_nothing_and_varies():
     chosen = set()
     for seed in range(40):
-        outcome = drive(random_policy(PAPER.problem(16), budget=0, seed=seed), PAPER.environment(0))
+        outcome = drive(RandomPolicy().start(PAPER.problem(16), budget=0, seed=seed), PAPER.environment(0))
         assert outcome.spent == 0
         chosen |= set(outcome.policy.arms)
     assert len(chosen) > 25
@@ -136,7 +138,7 @@ def test_a_random_policy_costs_nothing_and_varies():
 
 @pytest.mark.parametrize("start", SEQUENTIAL)
 def test_sequential_runs_spend_all_and_pull_one_arm_at_a_time(start):
-    outcome, asked = spy(start(PAPER.problem(16), budget=777, seed=0), PAPER.environment(0))
+    outcome, asked = spy(start().start(PAPER.problem(16), budget=777, seed=0), PAPER.environment(0))
     assert outcome.spent == 777 and outcome.rounds[0].pulls == len(asked)
     assert {len(p) for p in asked} == {1}
     blocks = np.zeros((3, 16), dtype=int)
@@ -155,19 +157,22 @@ def test_sequential_runs_end_early_with_the_environment(start):
             self.left -= 1
             return self.inner.pull(pulls if self.left >= 0 else pulls.take(np.arange(0)))
 
-    outcome = drive(start(PAPER.problem(16), budget=5_000, seed=0), Dry())
+    outcome = drive(start().start(PAPER.problem(16), budget=5_000, seed=0), Dry())
     assert not outcome.complete and outcome.rounds[0].pulls == 20 and len(outcome.policy) == 2
 
 
 def test_what_the_rules_see_and_choose():
     seen = []
 
-    def rule(rng, q, count):
-        seen.append((q.copy(), count.copy()))
-        return 3 if len(q) > 3 else 0
+    class Rule(Sequential):
+        def rule(self, rng, q, count):
+            seen.append((q.copy(), count.copy()))
+            return 3 if len(q) > 3 else 0
+
+        compare = rule
 
     problem = PAPER.problem(4)
-    outcome, asked = spy(run_sequentially(problem, rule, budget=9, seed=0), PAPER.environment(0))
+    outcome, asked = spy(Rule().start(problem, budget=9, seed=0), PAPER.environment(0))
     assert [p.size[0] for p in asked] == [4, 4, 1] and [p.prompt[0] for p in asked] == [0, 0, 0]
     assert (seen[0][0] == 0).all() and (seen[0][1] == 0).all()
     assert seen[1][1].tolist() == [4, 2, 1, 1] + [0] * 8
@@ -180,7 +185,7 @@ def test_sequential_runs_learn_the_cost_scale():
     problem = Problem(
         n_prompts=3, n_queries=2, max_n=4, contexts=base.contexts, aggregator=base.aggregator, cost_scale=None
     )
-    outcome = drive(ucb(problem, budget=400, seed=0), PAPER.environment(0))
+    outcome = drive(UCB().start(problem, budget=400, seed=0), PAPER.environment(0))
     assert outcome.cost_scale == pytest.approx(1.0)  # all prompts cost .01
     np.testing.assert_allclose(outcome.q[1], outcome.reward[1] - 10 * 0.01 * np.arange(1, 5), atol=1e-9)
 
@@ -188,18 +193,20 @@ def test_sequential_runs_learn_the_cost_scale():
 def test_epsilon_and_temperature_rule_the_exploration():
     shares = []
     for settings in ({"epsilon": 0.0}, {"epsilon": 1.0}):
-        outcome, _ = spy(epsilon_greedy(PAPER.problem(8), budget=4_000, seed=0, **settings), PAPER.environment(0))
+        outcome, _ = spy(EpsilonGreedy(**settings).start(PAPER.problem(8), budget=4_000, seed=0), PAPER.environment(0))
         shares.append(np.sort(outcome.count[:, 0])[0] / outcome.spent)
     assert shares[0] < 0.15 < 0.3 < shares[1]
     spread = []
     for temperature in (0.001, 100.0):
-        outcome, _ = spy(softmax(PAPER.problem(8), budget=4_000, seed=0, temperature=temperature), PAPER.environment(0))
+        outcome, _ = spy(
+            Softmax(temperature=temperature).start(PAPER.problem(8), budget=4_000, seed=0), PAPER.environment(0)
+        )
         spread.append(np.sort(outcome.count[:, 0])[0] / outcome.spent)
     assert spread[0] < 0.15 < 0.3 < spread[1]
 
 
 def test_ucb_tries_every_arm_before_it_compares():
-    _, asked = spy(ucb(PAPER.problem(4), budget=60, seed=0), PAPER.environment(0))
+    _, asked = spy(UCB().start(PAPER.problem(4), budget=60, seed=0), PAPER.environment(0))
     first = []
     blocks = np.zeros((3, 4), dtype=int)
     for pulls in asked:
@@ -218,43 +225,49 @@ def test_pick_best_breaks_ties_at_random():
 
 @pytest.mark.parametrize(
     ("start", "settings"),
-    [(epsilon_greedy, {"epsilon": 1.5}), (softmax, {"temperature": 0.0}), (ucb, {"c": -1.0})],
+    [(EpsilonGreedy, {"epsilon": 1.5}), (Softmax, {"temperature": 0.0}), (UCB, {"c": -1.0})],
 )
 def test_bad_settings_are_refused(start, settings):
     with pytest.raises(ConfigurationError):
-        start(PAPER.problem(4), budget=10, seed=0, **settings)
+        start(**settings)
 
 
 def test_the_reference_rule_overspends_as_documented():
     recording = coins(np.random.default_rng(0).random((25, 40)), (0.0, 0.2, 1.0))
     problem = recording.problem(32)
-    outcome = drive(overspending_psst(problem, budget=1_000, seed=0), recording.environment(0))
+    outcome = drive(OverspendingPSST().start(problem, budget=1_000, seed=0), recording.environment(0))
     assert outcome.rounds[0].completions == 800 and len(outcome.rounds) == 10  # a round's share was 100
     assert outcome.spent > 1_500
     assert all(r.pulls > 0 for r in outcome.rounds)
-    bounded = drive(psst(problem, budget=1_000, seed=0), recording.environment(0))
+    bounded = drive(PSST().start(problem, budget=1_000, seed=0), recording.environment(0))
     assert bounded.spent <= 1_000
-    large = drive(overspending_psst(problem, budget=20_000, seed=0), recording.environment(0))
+    large = drive(OverspendingPSST().start(problem, budget=20_000, seed=0), recording.environment(0))
     assert large.spent <= 20_000 and large.rounds[0].completions == 1_600
 
 
 def test_the_reference_rule_leaves_ties_to_the_order_of_arms():
     recording = coins(np.ones((3, 4)), (0.0,), cost=np.array([0.03, 0.01, 0.02]))
-    for start, first in ((uniform, Arm(1, 1)), (overspending_uniform, Arm(0, 1))):
-        assert drive(start(recording.problem(4), budget=12, seed=0), recording.environment(0)).policy[0] == first
-    assert drive(overspending_uniform(recording.problem(4), budget=1, seed=0), recording.environment(0)).spent == 12
+    for start, first in ((Uniform(), Arm(1, 1)), (OverspendingUniform(), Arm(0, 1))):
+        assert drive(start.start(recording.problem(4), budget=12, seed=0), recording.environment(0)).policy[0] == first
+    assert (
+        drive(OverspendingUniform().start(recording.problem(4), budget=1, seed=0), recording.environment(0)).spent == 12
+    )
 
 
 def test_the_reference_rule_serves_screening_and_triple():
     problem = PAPER.problem(16)
-    screened = drive(overspending_psst(problem, budget=2_000, seed=0, screening=Screening(k=1)), PAPER.environment(0))
+    screened = drive(
+        OverspendingPSST(screening=Screening(k=1)).start(problem, budget=2_000, seed=0), PAPER.environment(0)
+    )
     assert screened.rounds[0].completions == 399 and len(screened.rounds) == 5
-    assert drive(overspending_triple(problem, budget=2_000, seed=0), PAPER.environment(0)).policy[0].n == 1
+    assert drive(OverspendingTriple().start(problem, budget=2_000, seed=0), PAPER.environment(0)).policy[0].n == 1
 
 
 def test_entrants_by_name():
     assert [e.name for e in entrants(NAMES)] == list(NAMES)
-    assert entrants(["psst"])[0].start is psst and entrants(["psst"], "overspending")[0].start is overspending_psst
+    assert entrants(["psst"])[0].algorithm == PSST()
+    assert entrants(["psst", "psst-subsets"], "overspending")[0].algorithm == OverspendingPSST()
+    assert entrants(["psst-subsets"], "overspending")[0].algorithm == PSST(estimator=SubsetEstimator)
     for names in ([], ["psst", "psst"], ["magic"]):
         with pytest.raises(ConfigurationError):
             entrants(names)
@@ -263,8 +276,8 @@ def test_entrants_by_name():
 def test_the_value_of_a_policy():
     q = np.arange(12.0).reshape(2, 2, 3)
     policy = Policy((Arm(1, 3), Arm(0, 2)))
-    assert Entrant("a", psst).value(policy, q).tolist() == [5.0, 7.0]
-    assert Entrant("a", psst, random_scale=True).value(policy, q).tolist() == [4.0, 7.0]  # means over scales
+    assert Entrant("a", PSST()).value(policy, q).tolist() == [5.0, 7.0]
+    assert Entrant("a", PSST(), random_scale=True).value(policy, q).tolist() == [4.0, 7.0]  # means over scales
 
 
 def test_eq_5_is_the_mean_of_completions():
@@ -279,7 +292,9 @@ def test_proposition_1_agnostic_optimization_leaves_the_scale_undetermined_and_t
     flat = agnostic_q(q)
     assert (flat == flat[:, :, :1]).all()
     seen = PAPER.environment(0).pull(
-        uniform(PAPER.problem(16), budget=480_000, seed=0).send(None)  # the expectation of eq. 5 is the same at N = 16
+        Uniform()
+        .start(PAPER.problem(16), budget=480_000, seed=0)
+        .send(None)  # the expectation of eq. 5 is the same at N = 16
     )
     score, cost = seen.score.reshape(-1, 16, 1), seen.cost.reshape(-1, 16)
     sampled = agnostic_utility(score, cost, PAPER.contexts).reshape(2, 3, -1).mean(axis=2)
@@ -340,6 +355,6 @@ def test_theorem_1_bounds_the_observed_error(stockpile):
         budget = int(budget_for(found, failure))
         wrong = 0
         for seed in range(150):
-            algorithm = psst(recording.problem(2), budget=budget, seed=seed, stockpile=stockpile)
+            algorithm = PSST(stockpile=stockpile).start(recording.problem(2), budget=budget, seed=seed)
             wrong += drive(algorithm, recording.environment(seed)).policy != best
         assert wrong / 150 <= error_bound(found, budget) <= failure

@@ -7,9 +7,9 @@ import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.algorithms.elimination import CostScale
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.costs.affine import AffineCosts
+from iapo_dspy.bandit.costs.scale import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
@@ -142,7 +142,7 @@ def test_psst_finds_the_arm_that_the_overhead_makes_best() -> None:
     for overhead, best in (([0.0, 0.0], 1), ([0.0, 0.5], 0)):
         law = recording(overhead)
         setting = law.problem(max_n=4)
-        outcome = drive(psst(setting, budget=4000, seed=0), law.environment(1))
+        outcome = drive(PSST().start(setting, budget=4000, seed=0), law.environment(1))
         assert outcome.policy[1].prompt == best == law.exact(4).q()[1].max(axis=1).argmax()
         assert outcome.policy[0].prompt == 1  # who does not mind the cost is not moved by it
         np.testing.assert_allclose(outcome.estimates.cost[0], 0.02 * np.arange(1, 5))

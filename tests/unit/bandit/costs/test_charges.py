@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
-from iapo_dspy.bandit.algorithms.auto import auto
-from iapo_dspy.bandit.algorithms.psst import psst
-from iapo_dspy.bandit.algorithms.solve import solve_auto
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.costs.bounds import affine_seconds, upper_amounts, upper_seconds
 from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.named import named
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
@@ -361,7 +360,7 @@ def test_both_algorithms_choose_the_best_arm_that_keeps_the_cap(algorithm: str) 
         contexts=Contexts.from_preferences(preferences, ["m"]),
         aggregator=MajorityVoteAggregator(),
     )
-    run = (auto if algorithm == "auto" else psst)(problem, budget=3000, seed=0)
+    run = named(algorithm).start(problem, budget=3000, seed=0)
     outcome = drive(run, Known())
     assert outcome.charges is not None
     keeps = outcome.charges.keeps()
@@ -373,7 +372,7 @@ def test_both_algorithms_choose_the_best_arm_that_keeps_the_cap(algorithm: str) 
     assert patient.prompt == 1
     assert np.isnan(outcome.q[~outcome.charges.allowed()]).all()
     if algorithm == "auto":  # a preference that comes later gets what one that was there from the start gets
-        again = solve_auto(problem, outcome.observations)
+        again = Auto().solve(problem, outcome.observations)
         assert again.policy == outcome.policy
 
 

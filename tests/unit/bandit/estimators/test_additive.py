@@ -12,8 +12,8 @@ from iapo_dspy.bandit.aggregators.blockwise import Blockwise
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator, BlockLayout
-from iapo_dspy.bandit.algorithms.auto import auto
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor, two_way
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
@@ -237,7 +237,7 @@ def test_intervals_of_the_default_algorithm_cover_the_truth() -> None:
         theta = np.random.default_rng([8, seed]).beta(2.0, 1.5, (4, 300))
         env = Coins(theta, seed=seed)
         problem = problem_of(Unknown(MV), n_prompts=4, n_queries=300, max_n=8)
-        outcome = drive(auto(problem, budget=1_500, seed=seed), env)
+        outcome = drive(Auto().start(problem, budget=1_500, seed=seed), env)
         arm = outcome.policy.arms[0]
         law = np.stack([theta[arm.prompt], 1 - theta[arm.prompt]], axis=1)
         truth = majority_vote_rewards(law, np.tile([1.0, 0.0], (300, 1)), 8)[:, arm.n - 1].mean()
@@ -252,7 +252,7 @@ def regret(recording: Recording, budget: int, seed: int, hidden: bool) -> float:
     problem = recording.problem(16)
     if hidden:
         problem = replace(problem, aggregator=Unknown(problem.aggregator))
-    outcome = drive(auto(problem, budget=budget, seed=seed), recording.environment(seed))
+    outcome = drive(Auto().start(problem, budget=budget, seed=seed), recording.environment(seed))
     q = recording.exact(16).q()
     found = np.mean([q[c, a.prompt, a.n - 1] for c, a in enumerate(outcome.policy.arms)])
     return float(q.max(axis=(1, 2)).mean() - found)
@@ -271,11 +271,11 @@ def test_arms_are_as_good_as_those_of_the_models(kind: str) -> None:
     assert (unknown.mean() - known.mean()) / spread < 0.05
 
 
-@pytest.mark.parametrize("start", [auto, psst])
+@pytest.mark.parametrize("start", [Auto, PSST])
 def test_an_aggregator_of_the_user_runs_under_both_algorithms(start) -> None:
     env = Coins(np.array([[0.9] * 40, [0.2] * 40]), seed=9)
     problem = problem_of(SecondBest(), n_prompts=2, n_queries=40, max_n=4)
-    outcome = drive(start(problem, budget=400, seed=0), env)
+    outcome = drive(start().start(problem, budget=400, seed=0), env)
     assert outcome.spent <= 400 and outcome.policy.arms[0].prompt == 0
     n = outcome.policy.arms[0].n
     truth = [0.9, 0.81, 0.972, 0.9963][n - 1]  # P(at least two of n are right); of one, that it is
@@ -285,7 +285,7 @@ def test_an_aggregator_of_the_user_runs_under_both_algorithms(start) -> None:
 def test_pulls_grow_to_the_largest_scale_where_nothing_predicts_it() -> None:
     env = Coins(np.random.default_rng(0).uniform(0.4, 0.6, (6, 200)), seed=1)
     problem = problem_of(Unknown(MV), n_prompts=6, n_queries=200, max_n=16)
-    outcome = drive(auto(problem, budget=4_000, seed=0), env)
+    outcome = drive(Auto().start(problem, budget=4_000, seed=0), env)
     sizes = [int(o.pulls.size.max()) for o in outcome.observations]
     assert sizes[0] == 3 and sizes == sorted(sizes)
     assert sizes[-1] == 16 or len(sizes) < 8

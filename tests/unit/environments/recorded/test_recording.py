@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.algorithms.psst import psst
+from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recorder import record
@@ -319,7 +319,7 @@ def test_psst_lives_with_failures_noise_and_drift():
     recording = synthetic_bernoulli(0, n_prompts=6, n_queries=60)
     inner = Drift(recording.environment(1), recording.environment(2), over=3_000)
     environment = Failures(Noise(inner, sd=0.1), share=0.2)
-    outcome = drive(psst(recording.problem(16), budget=12_000, seed=0), environment)
+    outcome = drive(PSST().start(recording.problem(16), budget=12_000, seed=0), environment)
     best = recording.exact(16).q().max(axis=(1, 2))
     found = np.array([recording.exact(16).q()[c, a.prompt, a.n - 1] for c, a in enumerate(outcome.policy.arms)])
     assert (best - found).mean() < 0.1

@@ -1,0 +1,122 @@
+"""The books of a run: what every round brought, what it cost, and what arms are worth by the estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.costs.scale import CostScale
+from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.outcome import Outcome, Round
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.types import FloatArray, Observations, Policy, Pulls
+
+__all__ = ["Standing", "joined", "no_observations"]
+
+
+class Standing:
+    """Keeps the books of one run.
+
+    Args:
+        problem: The problem.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
+        self.answered = np.zeros(problem.n_prompts, dtype=bool)
+        self._scale = CostScale(problem)
+        self._rounds: list[Round] = []
+        self._observations: list[Observations] = []
+
+    @property
+    def spent(self) -> int:
+        """Completions drawn so far."""
+        return sum(r.completions for r in self._rounds)
+
+    def note(self, observations: Observations, active: NDArray[np.bool_]) -> bool:
+        """Enter a round in the books; returns whether it brought anything.
+
+        Args:
+            observations: What came back.
+            active: Arms that were alive when the round began [C, P, N].
+        """
+        pulls = observations.pulls
+        self._rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
+        self._observations.append(observations)
+        if not len(pulls):
+            return False
+        self.charges.update(observations)
+        self._scale.observe(observations)
+        self.answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
+        return True
+
+    def utility(self, reward: FloatArray, cost: FloatArray) -> FloatArray:
+        """Return Q [C, P, N]: task reward minus priced cost; NaN where there is no evidence, and for arms over a cap.
+
+        Prompts that have never answered have none either, for a cheap failure is not a cheap answer.
+
+        Args:
+            reward: Estimated task reward [C, P, N].
+            cost: Estimated raw cost of a call [P, N].
+        """
+        contexts = self.problem.contexts
+        q = reward - contexts.cost[:, None, None] * (self._scale.value * cost)
+        if not contexts.plain:
+            q = np.where(self.charges.allowed(), q - self.charges.surcharge(), np.nan)
+        if self.answered.any():
+            q[:, ~self.answered] = np.nan
+        return np.asarray(q)
+
+    def report(
+        self, policy: Policy, q: FloatArray, estimates: Estimates, *, complete: bool, detail: Evidence | None = None
+    ) -> Outcome:
+        """Report the run with this policy."""
+        return Outcome(
+            policy=policy,
+            q=q,
+            estimates=estimates,
+            spent=self.spent,
+            rounds=tuple(self._rounds),
+            observations=tuple(self._observations),
+            cost_scale=self._scale.value,
+            complete=complete,
+            detail=detail,
+            charges=self.charges,
+        )
+
+
+def joined(rounds: Sequence[Observations]) -> Observations:
+    """Return several rounds, at least one, as one."""
+
+    def together(pick: Callable[[Observations], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        return np.concatenate([pick(o) for o in rounds])
+
+    used, once = [o.used for o in rounds if o.used is not None], [o.once for o in rounds if o.once is not None]
+    return Observations(
+        pulls=Pulls(
+            together(lambda o: o.pulls.prompt), together(lambda o: o.pulls.query), together(lambda o: o.pulls.size)
+        ),
+        label=together(lambda o: o.label),
+        score=together(lambda o: o.score),
+        cost=together(lambda o: o.cost),
+        overhead=together(lambda o: o.overhead),
+        used=np.concatenate(used) if len(used) == len(rounds) else None,
+        once=np.concatenate(once) if len(once) == len(rounds) else None,
+    )
+
+
+def no_observations(n_objectives: int) -> Observations:
+    """Return the observations of a round without pulls."""
+    nothing = np.empty(0, dtype=np.int64)
+    return Observations(
+        pulls=Pulls(nothing, nothing, nothing),
+        label=nothing,
+        score=np.empty((0, n_objectives)),
+        cost=np.empty(0),
+    )
