@@ -23,7 +23,7 @@ from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.outcome import Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stopping.estimates import StopEstimates
-from iapo_dspy.bandit.ties import EQUAL, NEAR
+from iapo_dspy.bandit.ties import cheapest_of_best
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy, Stop
 
@@ -223,7 +223,8 @@ class _Chooser:
         values = np.where(known, reward[prompts, scales - 1] + gain - price, -np.inf)
         if not np.isfinite(values).any():  # no arm may take even one wave
             return self._described(context, self._plain_arm(context))
-        best = _best(values, price, prompts, scales, evidence, context)
+        largest = float(evidence.standard_error()[context].max())
+        best = cheapest_of_best(values, price, prompts, scales, evidence, context, largest)
         arm = Arm(int(prompts[best]), int(scales[best]), stops[option[best]] if option[best] >= 0 else None)
         if arm.stop is None:
             return self._settling(context, arm, rules)
@@ -245,20 +246,6 @@ def _candidates(values: FloatArray, count: int) -> set[int]:
     reach = np.where(np.isnan(values), -np.inf, values).max(axis=1)
     order = np.argsort(-reach, kind="stable")[:count]
     return {int(p) for p in order if np.isfinite(reach[p])}
-
-
-def _best(
-    values: FloatArray, price: FloatArray, prompts: IntArray, scales: IntArray, evidence: Evidence, context: int
-) -> int:
-    """Return the best arm, or the cheapest of those that are as good up to a near-tie, as `auto.choose` has it."""
-    first = int(values.argmax())
-    finite = np.isfinite(values)
-    equal = EQUAL * np.abs(values[finite]).max()
-    largest = 2.0 * NEAR * evidence.standard_error()[context].max()
-    close = np.flatnonzero(values >= values[first] - largest - equal)
-    se = evidence.against(context, prompts[close], scales[close], int(prompts[first]), int(scales[first]))
-    close = close[values[close] >= values[first] - NEAR * se - equal]
-    return int(close[np.lexsort((close, -values[close], price[close]))[0]])
 
 
 def observed_calls(problem: Problem, cells: Cells, context: int, arm: Arm) -> FloatArray:

@@ -5,43 +5,59 @@ from __future__ import annotations
 import numpy as np
 
 from iapo_dspy.bandit.estimators.port import ArmEvidence
-from iapo_dspy.types import Arm, FloatArray, Policy
+from iapo_dspy.types import Arm, FloatArray, IntArray, Policy
 
-__all__ = ["choose"]
-
+__all__ = ["cheapest_of_best", "choose"]
 
 NEAR = 0.02  # standard errors that count as a tie
-
-
 EQUAL = 1e-5  # of the largest utility: estimates of arms that are as good differ by that much in their last digits
 
 
 def choose(q: FloatArray, evidence: ArmEvidence) -> Policy:
     """Return the best arm of each context; arms that are as good up to a near-tie give way to the cheapest of them.
 
-    An arm is nearly tied where its estimate falls short by less than a fiftieth of the standard error of the
-    difference: evidence that says nothing.
-
     Args:
         q: Estimated utility [C, P, N]; NaN where there is none.
         evidence: What the estimates rest on.
     """
-    n_contexts, n_prompts, max_n = q.shape
-    prompts, scales = np.divmod(np.arange(n_prompts * max_n), max_n)
+    prompts, scales = (a.reshape(-1) for a in np.indices(q.shape[1:]))
     price = np.where(np.isnan(evidence.cost), np.inf, evidence.cost).reshape(-1)
-    # The error of a difference is at most the sum of both errors; it is worked out only for arms that it can matter to.
-    largest = 2.0 * NEAR * evidence.standard_error().max(axis=(1, 2))
+    largest = evidence.standard_error().max(axis=(1, 2))
     arms = []
-    for context in range(n_contexts):
-        values = np.where(np.isnan(q[context]), -np.inf, q[context]).reshape(-1)
-        first = int(values.argmax())
-        equal = EQUAL * np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max()
-        close = np.flatnonzero(values >= values[first] - largest[context] - equal)
-        if np.isfinite(values[first]):
-            se = evidence.against(
-                context, prompts[close], scales[close] + 1, int(prompts[first]), int(scales[first]) + 1
-            )
-            close = close[values[close] >= values[first] - NEAR * se - equal]
-        best = close[np.lexsort((close, -values[close], price[close]))[0]]
+    for context, values in enumerate(np.where(np.isnan(q), -np.inf, q).reshape(len(q), -1)):
+        best = cheapest_of_best(values, price, prompts, scales + 1, evidence, context, float(largest[context]))
         arms.append(Arm(int(prompts[best]), int(scales[best]) + 1))
     return Policy(tuple(arms))
+
+
+def cheapest_of_best(
+    values: FloatArray,
+    price: FloatArray,
+    prompts: IntArray,
+    scales: IntArray,
+    evidence: ArmEvidence,
+    context: int,
+    largest: float,
+) -> int:
+    """Return the position of the best arm, or of the cheapest of those that are as good up to a near-tie.
+
+    An arm is nearly tied where its estimate falls short by less than a fiftieth of the standard error of the
+    difference: evidence that says nothing.
+
+    Args:
+        values: Estimated utility of the arms [M]; -inf where there is none.
+        price: What decides between arms that are as good [M].
+        prompts: Their prompts [M].
+        scales: Their scales, 1-based [M].
+        evidence: What the estimates rest on.
+        context: Which context.
+        largest: The largest standard error of an arm in this context.
+    """
+    first = int(values.argmax())
+    equal = EQUAL * np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max()
+    # The error of a difference is at most the sum of both errors; it is worked out only for arms that it can matter to.
+    close = np.flatnonzero(values >= values[first] - 2.0 * NEAR * largest - equal)
+    if np.isfinite(values[first]):
+        se = evidence.against(context, prompts[close], scales[close], int(prompts[first]), int(scales[first]))
+        close = close[values[close] >= values[first] - NEAR * se - equal]
+    return int(close[np.lexsort((close, -values[close], price[close]))[0]])

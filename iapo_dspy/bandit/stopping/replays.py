@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,7 @@ __all__ = ["Ended", "VoteTally", "best_of_ends", "observed_best_of", "observed_v
 ORDERS = 8  # random orders of each cell's draws
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ended:
+class Ended(NamedTuple):
     """How stopped calls ended, one entry per sequence and rule.
 
     Attributes:
@@ -119,7 +118,7 @@ def vote_ends(tally: VoteTally, credit: FloatArray, stops: Sequence[Stop], floor
             leader[ends], completions[ends], waves[ends] = ahead[ends], k, wave
             going &= ~ends
         out[:, :, o] = score(leader) - score(full), completions, waves
-    return Ended(gain=out[0], completions=out[1], waves=out[2])
+    return Ended(*out)
 
 
 def best_of_ends(value: FloatArray, stops: Sequence[Stop], floor: float = 0.0) -> Ended:
@@ -140,7 +139,7 @@ def best_of_ends(value: FloatArray, stops: Sequence[Stop], floor: float = 0.0) -
         stopped, full = best[np.arange(len(value)), at[wave] - 1], best[:, at[-1] - 1]
         gain = np.where(np.isneginf(stopped), floor, stopped) - np.where(np.isneginf(full), floor, full)
         out[:, :, o] = gain, at[wave], wave + 1
-    return Ended(gain=out[0], completions=out[1], waves=out[2])
+    return Ended(*out)
 
 
 def observed_votes(cells: Cells, stops: tuple[Stop, ...]) -> FloatArray:
@@ -193,7 +192,7 @@ def replayed(cells: Cells, stops: tuple[Stop, ...], replay: Replay) -> FloatArra
         order = rng.random((len(members), ORDERS, m)).argsort(axis=2)[:, :, : int(scale[able].max())]
         index = (cells.start[members, None, None] + order).reshape(len(members) * ORDERS, -1)
         ended = replay(index, tuple(stops[o] for o in able.tolist()))
-        for i, part in enumerate((ended.gain, ended.completions, ended.waves)):
+        for i, part in enumerate(ended):
             out[i, members[:, None], able] = part.reshape(len(members), ORDERS, -1).mean(axis=1)
     return out
 

@@ -109,8 +109,7 @@ class StoppedValues:
         tally = self._tally(recording, prompt, _LENGTH * math.ceil(stop.waves[-1] / _LENGTH))
         credit = np.repeat(recording.scores, self.sequences, axis=0)
         ended = vote_ends(tally, credit, (stop,))
-        parts = (ended.gain, ended.completions, ended.waves)
-        return np.stack([part[:, 0].reshape(-1, self.sequences).mean(axis=1) for part in parts])
+        return np.stack([part[:, 0].reshape(-1, self.sequences).mean(axis=1) for part in ended])
 
     def _tally(self, recording: VotingRecording, prompt: int, n: int) -> VoteTally:
         """Return votes of X * sequences sequences of n; shorter sequences are the beginnings of longer ones."""
