@@ -111,8 +111,8 @@ class Ballots:
         silent: Completions without a vote [G].
         worth: Mean score of each answer in the cell [G, A]; 0 without votes. A metric may see more of a completion than
             its answer, and then the same answer of another prompt is worth something else.
-        credit: Mean score of each answer over all prompts [V, A]; 0 where nobody gave it.
-        seen: How often each answer was given by anyone [V, A].
+        credit: Mean score of each answer over all prompts [V, A]; 0 where no completion gave it.
+        seen: How often each answer was given under any prompt [V, A].
     """
 
     votes: IntArray

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.port import Algorithm
@@ -141,18 +141,18 @@ class Unknown:
 
     def least(self, problem: Problem) -> int:
         """Raise; see `solve`."""
-        raise self._error()
+        return self._refuse()
 
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Raise; see `solve`."""
-        raise self._error()
+        return self._refuse()
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Raise `ConfigurationError`: only the preferences that were compiled have arms."""
-        raise self._error()
+        return self._refuse()
 
-    def _error(self) -> ConfigurationError:
-        return ConfigurationError(
+    def _refuse(self) -> NoReturn:
+        raise ConfigurationError(
             f"This program was compiled with the algorithm {self.name}, which was saved by its name only, so that only "
             "the preferences that it was compiled with can be served. Compile again with this preference."
         )

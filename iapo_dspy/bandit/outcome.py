@@ -1,4 +1,4 @@
-"""What a run of an algorithm returns, and the generator that a run is."""
+"""The outcome of a run of an algorithm, and the type of the run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class StoppedArm:
-    """A context's arm with its stopping rule, and what is expected of its calls.
+    """A context's arm with its stopping rule, and its expected calls.
 
     Attributes:
         arm: Prompt, N and rule; without a rule all N are drawn at once.
         reward: Estimated task reward without the cost.
-        gain: What stopping adds to it: mostly below 0, and 0 where the rule changes no answer.
+        gain: Reward added by stopping: mostly below 0, and 0 where the rule does not change an answer.
         completions: Expected completions of a call, <= N.
         waves: Expected waves of a call, >= 1.
         cost: Expected raw cost of a call: the overhead once per wave, and the completions.
@@ -62,21 +62,21 @@ class StoppedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run found.
+    """The findings of a run.
 
     Attributes:
         policy: The chosen arm of each context.
         q: Estimated utility [C, P, N]; NaN where there is no evidence, for prompts that never answered, and for
             arms that break a cap of the context.
-        estimates: What `q` is made of: rewards, raw costs and the number of blocks behind them.
+        estimates: Rewards, raw costs and the number of blocks behind them, from which `q` follows.
         spent: Completions drawn.
-        rounds: What each round did, in order.
-        observations: What came back, one entry per round; a round that could not pay for a pull has an empty one.
+        rounds: The rounds in order.
+        observations: One entry per round; a round that could not pay for a pull has an empty one.
         cost_scale: Utility of one raw cost unit, as used in `q`.
         complete: False where the environment was exhausted before the algorithm was done.
         detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
-        charges: What calls take, and which arms keep the contexts' caps; `None` from the baselines.
-        stops: The arms of the policy with what stopping early does to them [C], from `stops.with_stops`; else `None`.
+        charges: Resources of calls, and which arms keep the contexts' caps; `None` from sequential baselines.
+        stops: The arms of the policy with their expected calls [C], from `stops.with_stops`; else `None`.
         prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
             `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
     """
@@ -106,14 +106,14 @@ class Outcome:
 
     @property
     def evidence(self) -> IntArray:
-        """What is behind each context's chosen arm [C]: blocks, or the queries that its prompt was drawn on."""
+        """Evidence behind each context's chosen arm [C]: blocks, or the queries that its prompt was drawn on."""
         predicted = self.estimates.standard_error is not None  # one query's draws serve every scale
         at = [(arm.prompt, 0 if predicted else arm.n - 1) for arm in self.policy.arms]
         return np.array([self.count[position] for position in at], dtype=np.int64)
 
 
 Run = Generator[Pulls, Observations, Outcome]
-"""Yields one batch of pulls a round, is sent what came back, returns what it found."""
+"""Yields one batch of pulls a round, is sent its observations, and returns the outcome."""
 
 EstimatorFactory = Callable[[Problem], Estimator]
 """Makes an empty estimator for a problem."""

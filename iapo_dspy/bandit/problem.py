@@ -23,8 +23,8 @@ class Problem:
         max_n: The largest scale N_max >= 1.
         contexts: The contexts to serve.
         aggregator: How n completions become one answer (eq. 1, eq. 2).
-        cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run, such that the average call for
-            a single completion (mean over prompts of the prompt's mean) costs 0.01, then frozen.
+        cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run and then frozen; the
+            average call for a single completion (mean over prompts of the prompt's mean) costs 0.01.
 
     Raises:
         ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.
@@ -67,11 +67,11 @@ def check_budget(budget: int, seed: int, *, least: int, what: str) -> None:
         budget: Completions T.
         seed: Root of every random stream of the run, a whole number >= 0.
         least: The smallest T that the algorithm can work with.
-        what: What needs it, for the message.
+        what: The algorithm, for the message.
 
     Raises:
         BudgetTooSmall: `budget < least`.
-        ConfigurationError: The budget or the seed is no whole number, or the seed is negative.
+        ConfigurationError: The budget or the seed is not a whole number, or the seed is negative.
     """
     for name, value in (("budget", budget), ("seed", seed)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

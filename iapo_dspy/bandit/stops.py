@@ -4,9 +4,9 @@ A policy (prompt, N, stop) is worth
 
     reward(p, N) + gain(p, N, stop) - fixed_price(p) E[waves] - each_price(p) E[completions],
 
-with the gain, the waves and the completions of `estimators.stopped`. A rule that pays a prompt's tokens again with
-every wave may cost more than it saves; then all N are drawn at once. Everything here is a function of what was
-observed: no draws, and the same stops from the same observations.
+with the gain, the waves and the completions of `stopping.estimates`. A rule that pays a prompt's tokens again with
+every wave may cost more than it saves; then all N are drawn at once. Everything here is a function of the observations:
+nothing is drawn, and the same observations give the same stops.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ THRIFT = 0.002
 arms are compared, whatever the cost weight. So a preference that pays nothing for completions gives up at most so much
 reward for all that stopping early saves, and in practice a fraction of it."""
 
-WAVE = 2.0  # completions that a wave weighs in the same way: who waits for nothing in particular still waits
+WAVE = 2.0  # completions that a wave weighs in the same way: waiting is never quite free either
 
 CANDIDATES = 4  # prompts per context that rules are tuned for: the best by utility, and half as many by reward
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallPrices:
-    """What a call costs in utility, by its waves and its completions.
+    """Prices of a call in utility, by its waves and its completions.
 
     Attributes:
         fixed: Price of a wave [C, P], >= 0, whatever its size; NaN without evidence.
@@ -96,7 +96,7 @@ def with_stops(
         problem: The problem of the run.
         outcome: The run.
         mode: See `StopMode`.
-        prices: What calls cost and how many waves they may take; by default what the run learnt, without a cap.
+        prices: Prices of calls, and how many waves they may take; by default as the run learnt them.
 
     Returns:
         The outcome with the stops in its policy and `Outcome.stops`. `q` stays that of arms that draw all N.
@@ -175,7 +175,7 @@ class _Chooser:
         return self._if_cheaper(context, arm, stop, rules.completions[at], rules.waves[at])
 
     def _unmodelled(self, context: int) -> StoppedArm:
-        """Do the same as `_settling` by what was observed alone."""
+        """Do the same as `_settling` by observation alone."""
         problem, arm = self._problem, self._plain_arm(context)
         stop = problem.aggregator.settling(arm.n) if isinstance(problem.aggregator, Stoppable) else None
         if stop is None:

@@ -65,7 +65,7 @@ def agnostic_policy(q: FloatArray) -> Policy:
 
 
 def agnostic_loss(q: FloatArray) -> FloatArray:
-    """Return what each context loses by choosing the prompt with Q^IA and its scale afterwards [C], >= 0.
+    """Return the loss of each context from choosing the prompt with Q^IA and its scale afterwards [C], >= 0.
 
     0 where choosing the prompt first does no harm.
     """

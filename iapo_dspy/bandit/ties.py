@@ -18,7 +18,7 @@ def choose(q: FloatArray, evidence: ArmEvidence) -> Policy:
 
     Args:
         q: Estimated utility [C, P, N]; NaN where there is none.
-        evidence: What the estimates rest on.
+        evidence: The evidence behind the estimates.
     """
     prompts, scales = (a.reshape(-1) for a in np.indices(q.shape[1:]))
     price = np.where(np.isnan(evidence.cost), np.inf, evidence.cost).reshape(-1)
@@ -42,14 +42,14 @@ def cheapest_of_best(
     """Return the position of the best arm, or of the cheapest of those that are as good up to a near-tie.
 
     An arm is nearly tied where its estimate falls short by less than a fiftieth of the standard error of the
-    difference: evidence that says nothing.
+    difference: too little to tell them apart.
 
     Args:
         values: Estimated utility of the arms [M]; -inf where there is none.
-        price: What decides between arms that are as good [M].
+        price: Decides between arms that are as good [M].
         prompts: Their prompts [M].
         scales: Their scales, 1-based [M].
-        evidence: What the estimates rest on.
+        evidence: The evidence behind the estimates.
         context: Which context.
         largest: The largest standard error of an arm in this context.
     """

@@ -30,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = source(
             asked.environment, ties=asked.ties, max_n=asked.max_n, prompts=asked.prompts, queries=asked.queries
         )
-        who = entrants(_split(asked.algorithms), asked.rule)
+        chosen = entrants(_split(asked.algorithms), asked.rule)
         with tqdm(total=asked.runs, unit="run", disable=asked.quiet) as bar:
             runs = simulate(
                 where,
-                who,
+                chosen,
                 _budgets(asked.budgets),
                 runs=asked.runs,
                 seed=asked.seed,
@@ -42,15 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 backend=asked.backend,
                 progress=lambda _: bar.update(),
             )
-        settings = {
-            "runs": asked.runs,
-            "seed": asked.seed,
-            "ties": asked.ties,
-            "rule": asked.rule,
-            "max_n": asked.max_n,
-            "prompts": asked.prompts,
-            "queries": asked.queries,
-        }
+        names = ("runs", "seed", "ties", "rule", "max_n", "prompts", "queries")
+        settings = {name: getattr(asked, name) for name in names}
         summary = summarize(where.name, runs, settings)
     except (ConfigurationError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

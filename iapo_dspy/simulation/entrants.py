@@ -37,7 +37,7 @@ class Entrant:
     random_scale: bool = False
 
     def value(self, policy: Policy, q: FloatArray) -> FloatArray:
-        """Return what the policy is worth in each context [C], all N drawn, given exact values q [C, P, N]."""
+        """Return the worth of the policy in each context [C], all N drawn, given exact values q [C, P, N]."""
         prompt = np.array([arm.prompt for arm in policy.arms])
         context = np.arange(len(policy))
         if self.random_scale:

@@ -34,7 +34,7 @@ def plot_simulation(summary: Mapping[str, Any], path: str | Path) -> None:
     algorithms that the summary has.
 
     Args:
-        summary: What `iapo_dspy.simulation.summaries.summarize` returns.
+        summary: A result of `iapo_dspy.simulation.summaries.summarize`.
         path: The image; its suffix says which format.
 
     Raises:

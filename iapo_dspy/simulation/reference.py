@@ -1,19 +1,18 @@
 """The budget rule of the authors' published code, to compare with their figures. For simulations only.
 
-There every round gets T / R completions and makes max(1, floor(n_r / M)) pulls of each surviving prompt: what a round
-does not spend is lost, and a round whose share is below one pull overspends. At T = 1,000 on 25 prompts and scales up
-to 32, a run really spends about 2,600. `bandit.algorithms.psst` never does that. Ties go to the arm that comes first,
-not to the cheaper one, which matters where an arm has seen one query only.
+There every round gets T / R completions and makes max(1, floor(n_r / M)) pulls of each surviving prompt: completions
+that a round does not spend are lost, and a round whose share is below one pull overspends. At T = 1,000 on 25 prompts
+and scales up to 32, a run really spends about 2,600. `bandit.algorithms.psst` never does that. Ties go to the arm that
+comes first, not to the cheaper one, which matters where an arm has seen one query only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from iapo_dspy.bandit.algorithms.allocation import allocate
 from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.port import Algorithm
-from iapo_dspy.bandit.algorithms.psst import PSST, Share, screened_rounds, trimming_rounds
+from iapo_dspy.bandit.algorithms.psst import PSST, Share, allocate, screened_rounds, trimming_rounds
 from iapo_dspy.bandit.baselines.triple import Triple
 from iapo_dspy.bandit.baselines.uniform import Uniform, pull_all
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator

@@ -18,7 +18,7 @@ from iapo_dspy.simulation.sources import Instance, Source
 __all__ = ["Backend", "SimulatedRun", "Trial", "need", "simulate"]
 
 Backend = Literal["processes", "ray"]
-_ENVIRONMENT = 1  # what a seed is for; the sources use others
+_ENVIRONMENT = 1  # the purpose of a seed; the sources use others
 _BEST = 1e-12  # values closer than this are equal
 
 

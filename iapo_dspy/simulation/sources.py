@@ -1,4 +1,4 @@
-"""Where the environments of a simulation come from: one recording re-split in each run, or a new synthetic one."""
+"""Sources of environments: one recording that is split anew in each run, or a new synthetic one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from iapo_dspy.types import FloatArray, IntArray
 __all__ = ["SYNTHETIC", "Instance", "RecordedSource", "Source", "SyntheticSource", "source"]
 
 _LEAST_HELD_OUT = 100  # so that the score of a policy is not noise where there are few training queries
-_SPLIT, _MAKE = 0, 2  # what a seed is for; 1 is the environment's, see the runner
+_SPLIT, _MAKE = 0, 2  # purposes of a seed; 1 is the environment's, see the runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Instance:
     """The environment of one run.
 
     Attributes:
-        train: What the algorithms pull from.
+        train: The recording that algorithms pull from.
         q_train: Exact Q on the training queries [C, P, N].
         q_test: Exact Q on the held-out queries [C, P, N].
         stopped: Values arms that stop early on all queries of the run.
@@ -56,7 +56,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the environment."""
+        """Name of the environment."""
 
     @property
     def ties(self) -> Ties:
@@ -75,7 +75,7 @@ class RecordedSource:
     """Re-splits one recording in each run, 80 % of the queries for training.
 
     Attributes:
-        name: What to call it.
+        name: Its name in tables.
         recording: The recording.
         values: Its exact values.
         ties: How ties are credited.
@@ -104,7 +104,7 @@ class SyntheticSource:
     """Draws a new environment in each run and splits it like a recording.
 
     Attributes:
-        name: What to call it.
+        name: Its name in tables.
         make: Draws an environment from seeds.
         ties: How ties are credited.
         max_n: The largest scale.

@@ -29,7 +29,7 @@ def summarize(
     Args:
         environment: Its name.
         runs: The runs.
-        settings: What the simulation was asked for; stored as it is.
+        settings: Settings of the simulation; stored as they are.
         alpha: Level of the paired tests.
 
     Returns:

@@ -7,6 +7,11 @@ from typing import Any
 
 __all__ = ["acr_table", "details_table", "significance_table"]
 
+_DETAILS = (  # key, head, digits
+    ("acr", "ACR", 4), ("sem", "SEM", 4), ("spent", "spent", 0), ("regret", "regret", 4),
+    ("best_arm", "P(best arm)", 3), ("completions", "samples a call", 1), ("waves", "waves", 2),
+)  # fmt: skip
+
 
 def acr_table(summary: Mapping[str, Any]) -> str:
     """Return mean ACR by algorithm (rows) and budget (columns)."""
@@ -22,22 +27,10 @@ def acr_table(summary: Mapping[str, Any]) -> str:
 def details_table(summary: Mapping[str, Any]) -> str:
     """Return every number of every (algorithm, budget)."""
     rows = [
-        [
-            r["algorithm"],
-            f"{r['budget']:,}",
-            _number(r["acr"], 4),
-            _number(r["sem"], 4),
-            _number(r["spent"], 0),
-            _number(r["regret"], 4),
-            _number(r["best_arm"], 3),
-            _number(r["completions"], 1),
-            _number(r["waves"], 2),
-        ]
+        [r["algorithm"], f"{r['budget']:,}", *(_number(r[key], digits) for key, _, digits in _DETAILS)]
         for r in summary["results"]
     ]
-    return _table(
-        ["algorithm", "budget", "ACR", "SEM", "spent", "regret", "P(best arm)", "samples a call", "waves"], rows
-    )
+    return _table(["algorithm", "budget", *(head for _, head, _ in _DETAILS)], rows)
 
 
 def significance_table(summary: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The default algorithm with parts of it replaced: what an ablation compares.
+"""The default algorithm with parts of it replaced, for ablations.
 
 `auto` runs with any `ComparingEstimator`. Beside its own there are here the unbiased ones alone, the paper's disjoint
-blocks and the subset estimates, which say nothing about scales above the number of completions drawn.
+blocks and the subset estimates, which do not reach scales above the number of completions drawn.
 """
 
 from __future__ import annotations

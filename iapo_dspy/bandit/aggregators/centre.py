@@ -46,8 +46,8 @@ class ValueAggregator(Blockwise):
     """The mean or the median of n values; columns: the completion's own score, its value, the right value.
 
     Args:
-        centre: What is made of the values.
-        loss: What a miss costs.
+        centre: The statistic of the values that is returned.
+        loss: How a miss is counted.
         scale: The loss that costs a whole point, > 0.
         floor: Score where every completion failed.
     """

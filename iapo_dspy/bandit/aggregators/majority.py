@@ -32,7 +32,7 @@ class MajorityVoteAggregator:
     answers under an exact-match metric), times the context's first weight.
 
     Args:
-        floor: Score where nobody voted.
+        floor: Score of a call without a vote.
         ties: See `Ties`.
     """
 

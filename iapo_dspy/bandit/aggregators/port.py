@@ -149,7 +149,7 @@ class WeightRows(NamedTuple):
     Attributes:
         rows: Objective weights [W, K].
         row: Which of them each context uses [C].
-        factor: What its rewards are multiplied by [C].
+        factor: Multiplier of its rewards [C].
     """
 
     rows: FloatArray
@@ -165,7 +165,7 @@ def distinct_rows(weights: FloatArray) -> WeightRows:
 
 @runtime_checkable
 class Modelled(Protocol):
-    """An aggregator with a model that says what completions beyond those drawn would bring."""
+    """An aggregator with a model of the completions that were not drawn."""
 
     def rows(self, weights: FloatArray) -> WeightRows:
         """Return the rows that need predictions of their own; `distinct_rows` unless rewards are proportional."""

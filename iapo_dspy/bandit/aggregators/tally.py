@@ -42,7 +42,7 @@ class TallyAggregator(Blockwise):
     context's weight times its score, summed over the objectives.
 
     Args:
-        floors: Score per column where nobody voted [K].
+        floors: Score per column in a call without a vote [K].
         weight: Column of the votes' weights; None: every vote weighs the same. Contexts weigh it 0.
         upper: The largest weight, > 0.
         style: Columns that decide among the winner's completions.

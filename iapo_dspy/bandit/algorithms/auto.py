@@ -59,7 +59,7 @@ class Auto:
         estimator: Makes the empty estimator of a run, by which arms are estimated and compared.
 
     Raises:
-        ConfigurationError: A setting is no usable number.
+        ConfigurationError: A setting is not a usable number.
     """
 
     rounds: int = 8
@@ -142,7 +142,7 @@ def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
 
 
 class Ranking(Standing):
-    """Estimates of a run, the arms it would choose now, and what it might gain from others.
+    """Estimates of a run, the arms it would choose now, and the gain to expect from others.
 
     Args:
         problem: The problem.
@@ -178,7 +178,7 @@ class Ranking(Standing):
         return float(known.max() - known.min()) or 1.0 if len(known) else 1.0
 
     def observe(self, observations: Observations, alive: IntArray) -> None:
-        """Take in what one round brought."""
+        """Take in one round."""
         active = np.zeros(self.problem.shape, dtype=bool)
         active[:, alive] = True
         if self.note(observations, active):
@@ -186,7 +186,7 @@ class Ranking(Standing):
             self._evidence = self._estimator.evidence()
 
     def policy(self) -> Policy:
-        """Return the best arm of each context by what is known; the first arm where nothing is."""
+        """Return the best arm of each context by the evidence; the first arm where there is none."""
         if self._evidence is None:
             return Policy((Arm(0, 1),) * self.problem.n_contexts)
         return choose(self._q(), self._evidence)

@@ -5,15 +5,16 @@ of k_1 .. k_D options the product has k_1 x .. x k_D prompts, of which a budget 
 a time is varied while the others are held at the **incumbents**, the combinations that some context would choose now:
 at first each coordinate's first option. A pass over all coordinates sees about 1 + sum (k_j - 1) new combinations.
 
-The budget is shared out over passes x coordinates and a last stage; what a step does not spend moves on. A step is
-`auto` on a small prompt set, in a few rounds: combinations that are new answer the queries that the incumbents have
-answered already (one random order serves the whole run, so that no incumbent is paid again to be compared), then the
-number that stays falls geometrically by expected gain. The last stage does the same among all combinations ever drawn.
+The budget is shared out over passes x coordinates and a last stage; completions that a step does not spend move on. A
+step is `auto` on a small prompt set, in a few rounds: combinations that are new answer the queries that the incumbents
+have answered already (one random order serves the whole run, so that no incumbent is paid again to be compared), then
+the number that stays falls geometrically by expected gain. The last stage does the same among all combinations ever
+drawn.
 
-**Evidence is stockpiled.** What was drawn of a combination is kept, counts in every later step, and in the end every
+**Evidence is stockpiled.** The draws of a combination are kept, count in every later step, and in the end every
 combination that was ever drawn takes part in one estimate of all arms (`CorrectedEstimator` on all draws), for every
 context. So contexts may end with different combinations, and one that lost to an incumbent of an early pass can still
-be chosen for what was seen of it. Coordinate ascent finds the best combination where effects add up, and with
+be chosen for its draws. Coordinate ascent finds the best combination where effects add up, and with
 interactions one that no change of a single coordinate improves.
 
 Combinations are numbered row by row, the last coordinate fastest, so a number means the same in every process: it is
@@ -62,7 +63,7 @@ class Coordinate:
         estimator: Makes the empty estimator of a run, by which arms are estimated and compared.
 
     Raises:
-        ConfigurationError: A setting is no usable number.
+        ConfigurationError: A setting is not a usable number.
     """
 
     shape: Sequence[int]
@@ -218,7 +219,7 @@ class _Search:
         return enough and bool(gains.max() <= NEGLIGIBLE * self._state.spread)
 
     def _make_room(self, fresh: Sequence[Combination]) -> None:
-        """Give new combinations slots; what is known is estimated anew then, from everything that was drawn."""
+        """Give new combinations slots; everything is estimated anew then, from all draws."""
         if not fresh:
             return
         for combination in fresh:

@@ -1,4 +1,4 @@
-"""Which arms survive, by what is known: the part of a trimming run that needs no pulls.
+"""Elimination of arms by their estimates: the part of a trimming run that needs no pulls.
 
 PSST and its replay share this class, so a replay with the run's own contexts ends with the run's own policy.
 """
@@ -45,7 +45,7 @@ class Elimination(Standing):
         self._screened: Estimates | None = None
 
     def observe(self, observations: Observations) -> None:
-        """Take in what one round brought (line 17); the arms that are alive now are noted as that round's."""
+        """Take in one round (line 17); the arms that are alive now are noted as that round's."""
         if not self.note(observations, self.active.copy()):
             return
         if self._stockpile:

@@ -1,7 +1,7 @@
 """The port of algorithms: best-arm identification over (prompt, scale), within a budget of completions.
 
 An algorithm is an object that its constructor configures; it holds settings and nothing of a run, so one object serves
-any number of problems at once. `start` returns a generator, the run: it yields pulls, is sent what came back, and
+any number of problems at once. `start` returns a generator, the run: it yields pulls, is sent their observations, and
 returns an `Outcome`. It never draws more than the budget. Where an environment is exhausted, it answers with fewer
 completions than asked for, and the run ends with what it knows, as `Outcome.complete` says.
 
@@ -53,12 +53,12 @@ class Algorithm(Protocol):
 
         Raises:
             BudgetTooSmall: The budget is below `least`.
-            ConfigurationError: Budget or seed is no usable number, or the algorithm cannot serve the problem.
+            ConfigurationError: Budget or seed is not a usable number, or the algorithm cannot serve the problem.
         """
         ...
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
-        """Choose arms from what a run of this algorithm observed, without pulls.
+        """Choose arms from the observations of a run of this algorithm, without pulls.
 
         Args:
             problem: The problem of the run, with the contexts to solve.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from iapo_dspy.bandit.algorithms.allocation import allocate, largest_scales
 from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.algorithms.standing import no_observations
@@ -17,7 +17,7 @@ from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["PSST", "Share", "draw_pulls", "screened_rounds", "trimming_rounds"]
+__all__ = ["PSST", "Share", "allocate", "draw_pulls", "largest_scales", "screened_rounds", "trimming_rounds"]
 
 Share = Callable[[int, int, int, IntArray], int]
 """(round r, rounds R, completions spent, largest scales [P]) -> lambda, the pulls of each prompt in the round."""
@@ -27,10 +27,10 @@ Share = Callable[[int, int, int, IntArray], int]
 class PSST:
     """Sequential trimming (Algorithm 1); at most `budget` completions are drawn.
 
-    Round r of R = ceil(log2 |A|) gets an equal share of what is left; what it cannot spend moves on to later rounds.
-    Where the first share does not pay for one pull of every prompt, the first round makes one all the same, and a
-    later round that cannot pay for a pull trims on the evidence there is. The queries of a prompt in a round depend on
-    (seed, round, prompt) only.
+    Round r of R = ceil(log2 |A|) gets an equal share of the rest; completions that it cannot spend move on to later
+    rounds. Where the first share does not pay for one pull of every prompt, the first round makes one all the same, and
+    a later round that cannot pay for a pull trims on the evidence there is. The queries of a prompt in a round depend
+    on (seed, round, prompt) only.
 
     Args:
         screening: Top-K screening before the first round: PSST+K1, +K4 and +K8 of the paper.
@@ -103,7 +103,7 @@ def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Shar
 
     Args:
         problem: The problem.
-        state: The arms that are alive, as many in every context, and what is known of them.
+        state: The arms that are alive, as many in every context, and their estimates.
         seed: Root of the random streams.
         share: How often each prompt is pulled in a round.
     """
@@ -124,6 +124,27 @@ def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Shar
                 return state.outcome(complete=False)
         state.trim()  # lines 18 to 22
     return state.outcome(complete=True)  # line 24
+
+
+def largest_scales(active: NDArray[np.bool_]) -> IntArray:
+    """Return N_p,max [P]: the largest scale of each prompt that is alive in some context, 0 where none is.
+
+    Args:
+        active: Which arms are alive [C, P, N].
+    """
+    alive = active.any(axis=0)
+    largest: IntArray = np.where(alive, np.arange(1, alive.shape[1] + 1), 0).max(axis=1)
+    return largest
+
+
+def allocate(scales: IntArray, budget: int) -> int:
+    """Return lambda of eq. 6: how often each surviving prompt is pulled at its largest scale, floor(n_r / M).
+
+    Args:
+        scales: N_p,max [P], from `largest_scales`; M is their sum.
+        budget: n_r, the completions of this round.
+    """
+    return budget // int(scales.sum())
 
 
 def draw_pulls(problem: Problem, scales: IntArray, times: int, seed: int, r: int) -> Pulls:

@@ -1,4 +1,4 @@
-"""The books of a run: what every round brought, what it cost, and what arms are worth by the estimates."""
+"""The books of a run: its rounds, their costs, and the utility of arms by their estimates."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Standing:
         """Enter a round in the books; returns whether it brought anything.
 
         Args:
-            observations: What came back.
+            observations: The observations of the round.
             active: Arms that were alive when the round began [C, P, N].
         """
         pulls = observations.pulls

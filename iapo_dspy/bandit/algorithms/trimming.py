@@ -1,4 +1,4 @@
-"""Which arms survive (Algorithm 1, lines 18 to 22), for all contexts at once."""
+"""Trimming of arms (Algorithm 1, lines 18 to 22), for all contexts at once."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What arms cost and take: affine costs, charges, and upper bounds."""
+"""Costs of arms: affine costs, charges for resources, and upper bounds."""

@@ -1,4 +1,4 @@
-"""What an arm costs: a part per query whatever its scale, and a part per completion."""
+"""Cost of an arm: a part per query whatever its scale, and a part per completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AffineCosts"]
 class AffineCosts:
     """Affine costs of every arm: cost(p, n) = fixed(p) + n * per_completion(p).
 
-    The fixed part is what a query costs once however many completions are drawn (`Observations.overhead`), such as the
+    The fixed part is paid once per query, however many completions are drawn (`Observations.overhead`), such as the
     prompt tokens of a request that brings all n. Both parts are means over everything that was observed of a prompt, so
     that all of its arms are priced by the same evidence, completions outside whole blocks included.
 

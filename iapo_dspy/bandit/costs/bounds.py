@@ -1,4 +1,4 @@
-"""Upper bounds of what one call takes, fitted to the pulls of a run.
+"""Upper bounds of the resources that one call takes, fitted to the pulls of a run.
 
 **Amounts** (tokens, dollars) of a completion vary between queries and within a query. Relative to its prompt's mean,
 the mean of a pull of m completions has the variance f_p (B + W / m): B and W are fitted to the pulls of all prompts,
@@ -33,13 +33,13 @@ _SLOPE, _SLOPE_VARIANCE = 0.25, 0.0625  # prior of b: between "n does not matter
 def upper_amounts(
     prompt: IntArray, size: IntArray, used: FloatArray, once: FloatArray, n_prompts: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return upper bounds of what a request and what a completion takes of a resource that adds up.
+    """Return upper bounds of how much a request and a completion take of a resource that adds up.
 
     Args:
         prompt: Prompt of each pull [B].
         size: Its completions [B].
-        used: What they took together [B].
-        once: What the pull took once [B].
+        used: Amount that each pull took in all [B].
+        once: Amount of it that the pull took once [B].
         n_prompts: P.
 
     Returns:
@@ -108,7 +108,7 @@ def upper_seconds(prompt: IntArray, size: IntArray, seconds: FloatArray, n_promp
     total = float((scale_rest**2).sum())
 
     def fit(values: FloatArray) -> tuple[FloatArray, float, float, FloatArray, float]:
-        """Return the means, the slope, its precision, what is left of the values, and its pooled variance."""
+        """Return the means, the slope, its precision, the residuals, and their pooled variance."""
         mean, rest = _centred(prompt, values, count)
         product = float((scale_rest * rest).sum())
         pooled = float(((rest - (product / total if total > 0 else 0.0) * scale_rest) ** 2).sum()) / freedom
@@ -146,7 +146,7 @@ def _typical(rest: FloatArray) -> float:
 
 
 def _least(standardised: FloatArray) -> float:
-    """Return what a new value stays below in 96 of 100 cases, whatever the law; 0 with too few to say so."""
+    """Return a bound that a new value keeps in 96 of 100 cases under any law; 0 where the values are too few."""
     rank = math.ceil(_COVERED * (len(standardised) + 1))
     return float(np.sort(standardised)[rank - 1]) if rank <= len(standardised) else 0.0
 
@@ -154,7 +154,7 @@ def _least(standardised: FloatArray) -> float:
 def affine_seconds(
     prompt: IntArray, size: IntArray, seconds: FloatArray, n_prompts: int
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the mean seconds of a request and what each of its completions adds [P] each; NaN without evidence.
+    """Return the mean seconds of a request and of each completion beside it [P] each; NaN without evidence.
 
     All prompts share the growth relative to their means, by least squares, >= 0.
 

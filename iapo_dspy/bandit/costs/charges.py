@@ -1,10 +1,10 @@
-"""What arms take of every resource, and what contexts make of it: prices, and caps that must not be exceeded.
+"""Resources that arms take, priced by contexts, and capped where a context sets a limit.
 
 **Prices.** A context subtracts cost_weight * scale * cost(p, n) from the reward, and rate_r * use_r(p, n) for every
 resource r that it prices by itself. Costs and uses are affine in what is drawn (a part per request, a part per
 completion), so a price is too: price(c, p) = per_wave * waves + per_completion * completions.
 
-**Caps.** An arm keeps a cap where an upper bound of what one call takes lies within it (`limits`). Every wave of a call
+**Caps.** An arm keeps a cap where an upper bound of what one call takes lies within it (`bounds`). Every wave of a call
 takes its seconds anew; tokens and dollars add up whatever the waves.
 """
 
@@ -25,7 +25,7 @@ _TOKENS, _PROMPT, _SECONDS = (RESOURCES.index(r) for r in ("tokens", "prompt_tok
 
 
 class Charges:
-    """What the arms of one run take, and what its contexts make of it.
+    """Resources that the arms of one run take, with the prices and caps of its contexts.
 
     Args:
         contexts: Their cost weights, rates and caps.
@@ -66,7 +66,7 @@ class Charges:
 
     @property
     def measured(self) -> bool:
-        """Whether it is known what calls take of the resources."""
+        """Whether the resources of calls were measured."""
         return bool(self._pulls)
 
     def parts(self) -> tuple[FloatArray, FloatArray]:
@@ -85,14 +85,14 @@ class Charges:
         return fixed, each
 
     def use(self) -> FloatArray:
-        """Return what a call of every arm takes on average [R, P, N]; NaN where it is not known."""
+        """Return the mean use of a call of every arm [R, P, N]; NaN where it is not known."""
         fixed, each = self.parts()
         return np.asarray(fixed[:, :, None] + each[:, :, None] * np.arange(1, self._max_n + 1))
 
     def upper(self) -> FloatArray:
-        """Return what a call of every arm takes at most, as far as an estimate can say [R, P, N]; NaN: not known.
+        """Return an upper bound of the use of a call of every arm [R, P, N]; NaN: not known.
 
-        All N are drawn by one request; `upper_parts` tells what more requests take.
+        All N are drawn by one request; `upper_parts` has the amount of a further request.
         """
         if self._upper is None:
             request, completion = self.upper_parts()
@@ -105,7 +105,7 @@ class Charges:
         return self._upper
 
     def upper_parts(self) -> tuple[FloatArray, FloatArray]:
-        """Return what a request and a completion take at most [R, P] each; NaN where not known, and of seconds."""
+        """Return upper bounds of a request and of a completion [R, P] each; NaN where not known, and of seconds."""
         shape = len(RESOURCES), self._n_prompts
         request, completion = np.full(shape, np.nan), np.full(shape, np.nan)
         if not self._pulls:
@@ -130,13 +130,13 @@ class Charges:
             fixed, each = self.parts()
             for r in np.flatnonzero(self._contexts.rates.any(axis=0)).tolist():
                 rate = self._contexts.rates[:, r, None]
-                # Where nobody prices it, a resource that is not known does not matter.
+                # A resource that is not known does not matter where it has no price.
                 per_wave = per_wave + np.where(rate > 0, rate * fixed[r], 0.0)
                 per_completion = per_completion + np.where(rate > 0, rate * each[r], 0.0)
         return per_wave, per_completion
 
     def surcharge(self) -> FloatArray:
-        """Return the utility that rates take of every arm, beside the cost [C, P, N]."""
+        """Return the utility that rates take from every arm, beside the cost [C, P, N]."""
         rates = self._contexts.rates
         if not rates.any():
             return np.zeros((len(rates), self._n_prompts, self._max_n))
@@ -145,9 +145,9 @@ class Charges:
         return np.asarray(np.sum(priced, axis=0))
 
     def most_waves(self) -> IntArray:
-        """Return in how many waves an arm may be drawn at most without breaking a cap [C, P, N]; 0: it breaks one.
+        """Return the largest number of waves in which an arm breaks no cap [C, P, N]; 0: it always breaks one.
 
-        With caps, prompts that have never answered count as breaking them: failures are cheap, and no answers.
+        With caps, prompts that have never answered count as breaking them: a cheap failure is not an answer.
         """
         caps = self._contexts.caps
         most = np.full((len(caps), self._n_prompts, self._max_n), self._max_n, dtype=np.int64)
@@ -160,7 +160,7 @@ class Charges:
             with np.errstate(invalid="ignore", divide="ignore"):
                 if r == _SECONDS:  # every wave takes its time
                     waves = cap / upper[r]
-                else:  # every wave after the first takes what a request takes once more
+                else:  # every wave after the first takes the part of a request once more
                     once = request[r, :, None]
                     more = np.where(once > 0, (cap - upper[r]) / once, np.inf)
                     waves = np.where(upper[r] <= cap, 1.0 + np.maximum(more, 0.0), 0.0)

@@ -1,4 +1,4 @@
-"""What a raw unit of cost is worth in utility."""
+"""The utility of a raw unit of cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AVERAGE_CALL = 0.01  # utility that the average call for a single completion is
 class CostScale:
     """The utility of one raw cost unit: given, or learnt from the first observations that cover every prompt.
 
-    It is learnt such that the average call for a single completion costs 0.01: the mean over prompts of each prompt's
+    The average call for a single completion costs 0.01 by this scale: the mean over prompts of each prompt's
     mean overhead per pull plus its mean cost per completion.
 
     Args:
@@ -35,7 +35,7 @@ class CostScale:
         if self._fixed is not None:
             return
         pulls, n_prompts = observations.pulls, len(self._cost)
-        # What failed before it cost anything, such as a refused request, says nothing of a completion's price.
+        # A completion that failed before it cost anything, such as a refused request, does not show the price.
         pull = np.repeat(np.arange(len(pulls)), pulls.size)
         free = (observations.cost == 0) & (observations.overhead[pull] == 0)
         counts = ~(observations.failed & free)
@@ -51,7 +51,7 @@ class CostScale:
 
     @property
     def value(self) -> float:
-        """The scale; before it is frozen, what the prompts pulled so far say. 0 where nothing costs anything."""
+        """The scale; before it is frozen, by the prompts pulled so far. 0 where all is free."""
         if self._fixed is not None:
             return self._fixed
         pulled = self._completions > 0

@@ -4,11 +4,11 @@ At scale 1 the reward of prompt p on query x is modelled as mu + a_p + b_x. From
 way: u_px(n) - u_px(n - 1) = mu_n + a_pn + b_xn, where u is the unbiased subset estimate of a cell. Growth within a
 cell is known far better than its level, and what is known of it carries over to prompts that were not drawn so often.
 Above the largest scale that was drawn at all a prompt goes on growing, by half as much with every doubling as with the
-one before: what gains from more completions is worth a look at larger scales.
+one before: prompts that gain from more completions are worth a look at larger scales.
 
 Effects are random, a ~ N(0, s_a^2), b ~ N(0, s_b^2), noise ~ N(0, s^2), the variances fitted by expectation
 maximisation: a two-way mixed model (Henderson 1953; Searle, Casella and McCulloch, *Variance Components*, ch. 8). A
-fit is linear in the data, so what it would say without one cell follows in closed form from the cell's leverage h:
+fit is linear in the data, so the fit without one cell follows in closed form from the cell's leverage h:
 g = (f - h u) / (1 - h).
 """
 
@@ -65,7 +65,7 @@ class AdditivePredictor:
                 self._variances[at] = fit.variances
                 level, others = level + fit.effects, others + fit.effects
                 others[:, prompt, query] += fit.left_out - fit.effects[:, prompt, query]
-                level[:, prompt, query] = value  # what was seen of a cell is the best that is known of it
+                level[:, prompt, query] = value  # a cell's own draws are the best estimate of it
                 growth[:, :, at] = fit.effects.mean(axis=2) if at else 0.0
                 last = at + 1
                 given_all[..., at], given_others[..., at] = level, others
@@ -87,7 +87,7 @@ class TwoWay:
 
     Attributes:
         effects: mu + a_p + b_x [W, P, V].
-        left_out: What the model says of each cell without that cell [W, G].
+        left_out: Fit of each cell without that cell [W, G].
         variances: Of the noise, of prompts and of queries.
     """
 

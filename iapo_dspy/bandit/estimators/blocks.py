@@ -95,7 +95,7 @@ class BlockEstimator:
         score = np.where(real[:, :, None], observations.score[index], np.nan)
         reward = self._problem.aggregator.blocks(label, score, self._problem.contexts.weights, layout)  # [C, B, G]
         blocks = size // scales  # [N, G]
-        if not real.all():  # a block with padding in it is no block
+        if not real.all():  # a block with padding in it does not count
             reward = np.where(layout.end[:, None] <= size, reward, 0.0)
 
         prompt, begin = _runs(observations.pulls.prompt[pulls])

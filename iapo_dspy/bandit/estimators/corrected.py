@@ -13,7 +13,7 @@ shrunk by empirical Bayes: by tau^2 / (tau^2 + v), tau^2 the variance of the mod
 beyond the noise. tau has a floor, so that the unbiased estimate takes over as v goes to 0: the result is consistent
 whatever the prior.
 
-Residuals are carried from scale to scale: what scale n - 1 says is where scale n starts from, and scales above the
+Residuals are carried from scale to scale: scale n starts from the residual of scale n - 1, and scales above the
 number drawn inherit the residual of the largest scale with evidence, with a bias whose size grows with every
 doubling.
 """
@@ -73,7 +73,7 @@ class CorrectedEstimator:
         return self.evidence().estimates()
 
     def evidence(self) -> Evidence:
-        """Return what is known by now; the model is fitted to everything that was observed.
+        """Implement `ComparingEstimator.evidence`; the model is fitted to everything that was observed.
 
         Raises:
             ValueError: Nothing was observed yet.

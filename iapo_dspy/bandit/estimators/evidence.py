@@ -1,4 +1,4 @@
-"""What is known of every arm, query by query."""
+"""Evidence of every arm, query by query."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Evidence"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
-    """What is known of every arm, query by query, so that arms can be compared on the same queries.
+    """Evidence of every arm, query by query, so that arms can be compared on the same queries.
 
     Attributes:
         values: Corrected task rewards [W, P, V, N]; their mean over V is the estimate.
@@ -27,7 +27,7 @@ class Evidence:
             doubling by as much as the model's bias was seen to grow from scale to scale.
         queries: Queries with evidence of the scale [P, N].
         row: Which of the W rows each context uses [C].
-        factor: What the row's values are multiplied by in each context [C].
+        factor: Multiplier of the row's values in each context [C].
         cost: Raw cost of an arm [P, N]; NaN for prompts without evidence.
         model: The model behind the values; None where calls are not to stop by it.
         modelled: Whether `values` come from a model of how cells vary. Plain effects of prompts and queries say nothing

@@ -1,4 +1,27 @@
-"""The port between algorithms and estimators."""
+"""The port of estimators: estimates of every arm from all draws so far.
+
+`Estimator` gives values only, which is enough to trim arms. `ComparingEstimator` also gives the standard error of the
+difference between two arms on the queries that they share, which the default algorithm ranks prompts by. Both keep
+state: `update` takes in one batch, and is never given a batch twice. An arm without evidence has NaN, and a failed
+completion counts as the aggregator counts it. An estimator raises nothing for a batch that is empty or failed
+altogether.
+
+Example:
+    >>> import numpy as np
+    >>> class Coin:
+    ...     '''Say that every arm is worth one half, whatever was drawn.'''
+    ...     def __init__(self, problem):
+    ...         self.shape = problem.shape
+    ...     def update(self, observations):
+    ...         pass
+    ...     def estimates(self):
+    ...         return Estimates(
+    ...             reward=np.full(self.shape, 0.5), cost=np.ones(self.shape[1:]), count=np.ones(self.shape[1:], int)
+    ...         )
+    >>> from iapo_dspy.bandit.algorithms.psst import PSST
+    >>> PSST(estimator=Coin).estimator.__name__
+    'Coin'
+"""
 
 from __future__ import annotations
 
@@ -14,7 +37,7 @@ __all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator"]
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:
-    """What a set of observations says about every arm.
+    """Estimates of every arm from a set of observations.
 
     Attributes:
         reward: Mean task reward [C, P, N], NaN where there is no evidence.
@@ -50,12 +73,12 @@ class Estimator(Protocol):
         """Take in one more batch; earlier batches are not looked at again."""
 
     def estimates(self) -> Estimates:
-        """Return what is known by now."""
+        """Return the estimates by now."""
 
 
 @runtime_checkable
 class ArmEvidence(Protocol):
-    """What is known of every arm, such that arms can be compared on the queries that they share."""
+    """Evidence of every arm, by which arms are compared on the queries that they share."""
 
     @property
     def n_visited(self) -> int:
@@ -97,4 +120,4 @@ class ComparingEstimator(Protocol):
         """Take in one more batch."""
 
     def evidence(self) -> ArmEvidence:
-        """Return what is known by now; asked for only after the first update."""
+        """Return the evidence by now; asked for only after the first update."""

@@ -1,1 +1,1 @@
-"""Models of the outcomes of a query: what they are worth at every scale, and how they are learnt from draws."""
+"""Models of the outcomes of a query: their worth at every scale, and how they are learnt from draws."""

@@ -82,7 +82,7 @@ class BestOfPredictor:
     def _cut(self, row: int, value: FloatArray, floor: float) -> None:
         """Choose where a row's scores are cut: once where they are many, anew while they are few and new ones turn up.
 
-        A first batch in which nobody had any success has one value, and says nothing of what success is worth.
+        A first batch without any success has one value, and does not show the worth of success.
         """
         known = value[~np.isnan(value)]
         if len(known) < len(value):

@@ -26,11 +26,11 @@ def majority_vote_rewards(
     """Return the expected score of a majority vote at every scale.
 
     Args:
-        probs: Probability of each answer [G, A]; what a row lacks to 1 casts no vote.
+        probs: Probability of each answer [G, A]; the rest of a row up to 1 does not vote.
         credit: Score of each answer [G, A]; 1 for the right one and 0 elsewhere under an exact-match metric.
         max_n: Largest scale, 1 .. 600.
         ties: See `Ties`; "half" needs at most one answer with a score other than 0 in each row.
-        floor: Score where nobody voted.
+        floor: Score without a vote.
 
     Returns:
         Expected score [G, N].
@@ -72,7 +72,7 @@ def best_of_n_rewards(values: FloatArray, probs: FloatArray, max_n: int, *, floo
 
     Args:
         values: Weighted score of each outcome [G, M].
-        probs: Probability of each outcome [G, M]; what a row lacks to 1 fails.
+        probs: Probability of each outcome [G, M]; the rest of a row up to 1 fails.
         max_n: Largest scale, >= 1.
         floor: Value where every draw failed.
 

@@ -1,4 +1,4 @@
-"""The port of models that predict what a cell's completions are worth at every scale, also above the number drawn.
+"""The port of models that predict the reward of every cell at every scale, also above the number drawn.
 
 `Predictor.predict` is called after every round with everything that was drawn by then; a predictor may start from what
 it learnt in the call before. Its predictions need not be unbiased: `CorrectedEstimator` corrects them by unbiased

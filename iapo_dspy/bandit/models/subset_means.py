@@ -69,7 +69,7 @@ def vote_subsets(
         credit: Score of each answer [G, A].
         max_n: Largest scale.
         ties: See `Ties`; "half" needs at most one answer with votes and a score other than 0 in each cell.
-        floor: Score of a subset in which nobody voted.
+        floor: Score of a subset without a vote.
 
     Returns:
         Means [G, N]; NaN above a cell's number of completions.

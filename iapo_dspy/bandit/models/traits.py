@@ -1,16 +1,16 @@
-"""A latent-trait model of success probabilities: what one cell's draws say about all others.
+"""A latent-trait model of success probabilities: one cell's draws inform the estimates of all others.
 
 For a yes-or-no event of a completion (right or wrong; score above a threshold) with probability theta in the cell of
 prompt p and query x,
 
     logit theta_px = b_p + a_p d_x + s_p e_px,     d_x from a distribution learnt on a grid, e_px ~ N(0, 1).
 
-d_x is the query's difficulty, shared by all prompts; b_p, a_p and s_p say how good a prompt is, how much it depends
-on what is hard for others too, and how much it has a mind of its own. a_p = 0 with a large s_p is a prompt that
-shares nothing; a large a_p makes the U-shaped cells of real language models. Difficulty and logit live on grids, so
-every posterior is a sum; the parameters are fitted by expectation maximisation (an item-response model with an
-interaction term, Bock and Aitkin 1981), each M-step a weighted linear regression of the logit on the difficulty,
-shrunk to the mean of all prompts.
+d_x is the query's difficulty, shared by all prompts; b_p, a_p and s_p say how good a prompt is, how much it depends on
+difficulty that prompts share, and how much it differs from them. a_p = 0 with a large s_p is a prompt that shares
+nothing; a large a_p makes the U-shaped cells of real language models. Difficulty and logit live on grids, so every
+posterior is a sum; the parameters are fitted by expectation maximisation (an item-response model with an interaction
+term, Bock and Aitkin 1981), each M-step a weighted linear regression of the logit on the difficulty, shrunk to the mean
+of all prompts.
 
 Cells with equal counts under one prompt have equal likelihoods, so likelihoods are computed per distinct (count, draws)
 and not per cell: the work grows with the number of cells only where it must.
@@ -40,7 +40,7 @@ _FIRST_STEPS, _STEPS = 15, 6
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What the model says after a fit; B events.
+    """The model after a fit; B events.
 
     Attributes:
         law: P(theta-grid point | prompt, difficulty) [B, P, D, T].

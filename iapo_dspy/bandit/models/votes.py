@@ -36,7 +36,7 @@ class VotePredictor:
     Args:
         n_prompts: P.
         max_n: N.
-        floor: Score where nobody voted.
+        floor: Score of a call without a vote.
         ties: See `Ties`.
     """
 
@@ -71,7 +71,7 @@ class VotePredictor:
         low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
         worth = credit[np.arange(cells.n_visited), best] if n_answers else np.full(cells.n_visited, high)
         if np.isin(scores, (low, high)).all():
-            # Right or wrong: where nobody was right yet, the right answer is one that nobody has given.
+            # Right or wrong: where no completion was right yet, the right answer is one that was not given.
             high = high if high > low else max(high, 1.0)
             unknown = worth < high - 1e-9 * max(abs(high), abs(low))  # a mean of equal scores is off by rounding
             best = np.where(unknown, n_answers, best)
@@ -87,11 +87,11 @@ class VotePredictor:
 
     @staticmethod
     def _top_share(cells: Cells, votes: Ballots, best: IntArray) -> FloatArray:
-        """Return the share that the strongest wrong answer has of what the best one leaves over [P, V].
+        """Return the share of the strongest wrong answer among all but the best one [P, V].
 
-        How often two wrong completions agree is a matter of the query (some mistakes suggest themselves) and of the
-        prompt (some prompts always make the same one). The two factors are measured apart: over all completions of a
-        query, and over completions of one cell, prompt by prompt; each is shrunk to what is typical.
+        How often two wrong completions agree depends on the query (some mistakes are likely) and on the prompt (some
+        prompts always make the same one). The two factors are measured apart: over all completions of a
+        query, and over completions of one cell, prompt by prompt; each is shrunk to the typical one.
         """
         answers = np.arange(votes.seen.shape[1])
         wrong = votes.seen * (answers != best[:, None])
@@ -116,7 +116,7 @@ class VoteModel:
     Attributes:
         cells: Everything that was drawn.
         traits: The fitted model of right answers, one event.
-        top_share: Share that the strongest wrong answer has of what the best one leaves over [P, V].
+        top_share: Share of the strongest wrong answer among all but the best one [P, V].
         worth: Worth of the best answer of each query [V].
         rest: Mean worth of a completion without it [V].
     """

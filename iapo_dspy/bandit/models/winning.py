@@ -1,4 +1,4 @@
-"""Who wins a vote, where the answers' counts are independent given their total.
+"""The winner of a vote, where the answers' counts are independent given their total.
 
 Let answer g have m votes. It is among the winners where every other answer s has n_s <= m, and with t - 1 others at
 exactly m it is credited 1/t = integral of u^(t-1) over u in [0, 1]. So

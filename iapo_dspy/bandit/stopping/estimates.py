@@ -1,6 +1,6 @@
-"""What an arm gains, draws and waits for under each stopping rule, estimated from the draws of training.
+"""Gain, completions and waves of an arm under each stopping rule, estimated from the draws of training.
 
-For an option o = (n, stop) let f_x be what the model of the predictions says on query x given all draws, g_x the same
+For an option o = (n, stop) let f_x be the expectation of the model on query x given all draws, g_x the same
 given all but the cell's own, and u_x the mean over random orders of the cell's own draws, where it has at least n of
 them: unbiased, whatever the model. Three things are estimated in this way, the *gain* (reward at the stop minus that of
 all n completions; mostly below 0), the completions and the waves:
@@ -10,8 +10,8 @@ all n completions; mostly below 0), the completions and the waves:
 
 with trust = tau^2 / (tau^2 + variance of delta) as in `corrected`: deltas that are more than noise are believed, and a
 floor of tau makes the unbiased part take over as draws grow. Losses are rare events, which a few queries can miss
-altogether, so the variance has a part that falls with the number of queries only. A prompt with few such queries takes
-the model's word.
+altogether, so the variance has a part that falls with the number of queries only. For a prompt with few such queries
+the model decides.
 
 The gain is small because a stopped call and the call of all n completions are compared on the same completions, so it
 is known far better than either reward; it is added to the arm's own corrected estimate.
@@ -57,14 +57,14 @@ class StopEstimates:
 
 
 Model = Callable[[IntArray], FloatArray]
-"""Positions of visited queries [V'] -> what the model says of gain, completions and waves [2, 3, Q, V', M]: given all
+"""Positions of visited queries [V'] -> expected gain, completions and waves [2, 3, Q, V', M]: given all
 draws, and given all but the cell's own."""
 
 
 def corrected_stops(
     says: Model, observed: FloatArray, cells: Cells, prompts: IntArray, stops: tuple[Stop, ...], spread: float
 ) -> StopEstimates:
-    """Correct what the model says by what was observed.
+    """Correct the model by observation.
 
     Args:
         says: The model.
@@ -108,7 +108,7 @@ def corrected_stops(
 
 
 def _beyond(delta: FloatArray, noise: FloatArray, known: NDArray[np.bool_], floor: FloatArray) -> FloatArray:
-    """Return tau^2 [3, 1, M]: what residuals have beyond the noise, over the prompts, plus the floor's.
+    """Return tau^2 [3, 1, M]: the variance of residuals beyond the noise, over the prompts, plus the floor's.
 
     There are few prompts, so residuals count as more than noise only where they clearly are.
     """

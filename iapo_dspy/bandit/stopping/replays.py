@@ -1,9 +1,9 @@
 """Stopped calls replayed on sequences of completions, many sequences and rules at a time.
 
-What a deployed call does after each wave (`stopping.reached`, `Settles.settled`) is done here to rows of completions:
-drawn from a known law to value an arm, or permuted draws of a cell, which are an unbiased look at what stopping would
-have done there. A vote that is tied goes to the answer that was drawn first, as in a deployed call, so that a call that
-ends because the rest cannot change it ends with the very answer of all N.
+The rules of a deployed call (`rules.reached`, `Settles.settled`) are applied here to rows of completions: rows drawn
+from a known law to value an arm, or permuted draws of a cell, which show without bias how stopping would have gone. A
+vote that is tied goes to the answer that was drawn first, as in a deployed call, so that a call that ends because the
+rest cannot change it ends with the very answer of all N.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class VoteTally:
     """Running votes of many sequences.
 
     Args:
-        label: Answers in the order of drawing [S, n], 0 .. A - 1; -1 is no vote.
+        label: Answers in the order of drawing [S, n], 0 .. A - 1; -1 is not a vote.
         n_answers: A.
     """
 
@@ -62,7 +62,7 @@ class VoteTally:
         self._known: dict[int, tuple[IntArray, IntArray, IntArray, IntArray]] = {}
 
     def at(self, k: int) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """Return after k completions: leader [S] (-1: nobody voted), its votes, the runner-up's, and all ranks [S, A].
+        """Return after k completions: leader [S] (-1: there is none), its votes, the runner-up's, and all ranks [S, A].
 
         An answer's rank grows with its votes, and among equals with how early it was drawn.
         """
@@ -95,7 +95,7 @@ def vote_ends(tally: VoteTally, credit: FloatArray, stops: Sequence[Stop], floor
         tally: The votes of S sequences, at least as long as every rule's N.
         credit: Score of each answer [S, A].
         stops: The rules; a call also stops where its vote is settled.
-        floor: Score where nobody voted.
+        floor: Score of a call without a vote.
     """
     size = len(credit)
     rows = np.arange(size)
@@ -200,7 +200,7 @@ def replayed(cells: Cells, stops: tuple[Stop, ...], replay: Replay) -> FloatArra
 def _answers(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
     """Number each row's answers from 0 [S, n] and return each one's mean score in the row [S, A]."""
     ascending = np.sort(label, axis=1)
-    new = np.diff(ascending, axis=1, prepend=-1) > 0  # -1, no vote, is no answer
+    new = np.diff(ascending, axis=1, prepend=-1) > 0  # -1 is not an answer
     rank = np.where(ascending >= 0, np.cumsum(new, axis=1) - 1, -1)
     dense = np.empty_like(label)
     np.put_along_axis(dense, np.argsort(label, axis=1, kind="stable"), rank, axis=1)

@@ -42,7 +42,7 @@ _EVERY_SCALE = 8  # up to here rules are tuned for every scale, above for four b
 
 @lru_cache(maxsize=4096)
 def beta_confidence(a: int, b: int) -> float:
-    """Return P(Beta(a + 1, b + 1) > 1/2): how sure it is that an answer with a votes is ahead of one with b votes."""
+    """Return P(Beta(a + 1, b + 1) > 1/2): the confidence that an answer with a votes is ahead of one with b."""
     trials = a + b + 1
     return float(sum(math.comb(trials, i) for i in range(a + 1)) / 2**trials)
 
@@ -108,7 +108,7 @@ def threshold_stops(n: int, thresholds: Sequence[float]) -> tuple[Stop, ...]:
 
 
 def reached(stop: Stop, votes: Sequence[float], best: float | None) -> str | None:
-    """Say which rule ends a call after a wave; None where none does.
+    """Return the name of the rule that ends a call after a wave; None where none does.
 
     Args:
         stop: The rules.

@@ -1,6 +1,6 @@
-"""What stopping a vote early costs and saves, by the model behind the predictions: tables over its parameters.
+"""Costs and savings of votes that stop early, by the model behind the predictions: tables over its parameters.
 
-A completion is right (probability theta), gives the strongest wrong answer (share r of what is left), the second
+A completion is right (probability theta), gives the strongest wrong answer (share r of the rest), the second
 strongest (share r (1 - r)), or something else, which no other completion gives. Votes for the four are multinomial, and
 whatever their law is, given their counts after k completions every order is equally likely. So
 
@@ -78,7 +78,7 @@ def vote_tables(max_n: int, theta: tuple[float, ...], shares: tuple[float, ...])
 def _unanimous(law: FloatArray, first: IntArray, size: IntArray) -> FloatArray:
     """Return P(a vote of N is settled after half of it) [L, M]: all of the first wave agree, nearly.
 
-    Where N is odd the first wave has one vote to spare, which may have gone to nobody.
+    Where N is odd the first wave has one vote to spare, which may be for a rare answer.
     """
     settled = np.zeros((len(law), len(first)))
     for kind in range(_KINDS - 1):
@@ -92,7 +92,7 @@ def stopped_votes(law: FloatArray, stops: tuple[Stop, ...]) -> VoteTables:
     """Return what stopped votes of one N do.
 
     Args:
-        law: Probabilities of the right answer, two wrong ones, and of answers that nobody else gives [L, 4].
+        law: Probabilities of the right answer, two wrong ones, and of answers that are given once [L, 4].
         stops: The options [M]; all have the same last wave N.
     """
     n = stops[0].waves[-1]

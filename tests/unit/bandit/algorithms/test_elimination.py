@@ -5,7 +5,7 @@ import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.algorithms.allocation import allocate, largest_scales
+from iapo_dspy.bandit.algorithms.psst import allocate, largest_scales
 from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.algorithms.trimming import best_arms, keep_best, trim
 from iapo_dspy.bandit.costs.scale import CostScale

@@ -17,8 +17,13 @@ from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.additive import AdditivePredictor, two_way
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
-from iapo_dspy.bandit.estimators.sampled import SUBSETS, sampled_subsets, subset_positions
-from iapo_dspy.bandit.estimators.subsets import SubsetEstimator, cell_subsets
+from iapo_dspy.bandit.estimators.subsets import (
+    SUBSETS,
+    SubsetEstimator,
+    cell_subsets,
+    sampled_subsets,
+    subset_positions,
+)
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import Recording
