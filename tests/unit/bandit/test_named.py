@@ -27,7 +27,7 @@ def test_every_name_is_the_short_name_of_its_algorithm() -> None:
 
 @pytest.mark.parametrize("given", ["magic", "psst+k0", "psst+k", None, Auto, 3])
 def test_anything_else_is_refused_with_the_names(given) -> None:
-    with pytest.raises(ConfigurationError, match="give one of auto, .*psst.*uniform"):
+    with pytest.raises(ConfigurationError, match=r"give one of auto, .*psst.*uniform"):
         named(given)
 
 
@@ -48,7 +48,7 @@ def test_an_algorithm_without_a_short_name_is_known_by_its_repr_and_solves_nothi
     data = saved_algorithm(Auto(rounds=4))
     loaded = read_algorithm(data)
     assert loaded == Unknown(data["algorithm"]) and saved_algorithm(loaded) == data
-    with pytest.raises(ConfigurationError, match="rounds=4.*Compile again"):
+    with pytest.raises(ConfigurationError, match=r"rounds=4.*Compile again"):
         loaded.solve(problem_of(MajorityVoteAggregator(), n_prompts=2), ())
 
 
