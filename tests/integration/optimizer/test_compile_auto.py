@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from iapo_dspy import IAPO, BudgetTooSmall, CompiledProgram, ConfigurationError, MajorityVote, Preference
+from iapo_dspy.bandit.algorithms.auto import Auto
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
 
@@ -137,3 +138,20 @@ def test_psst_has_no_intervals() -> None:
         result = optimizer(algorithm="psst", budget=200).compile(student(), trainset=questions(20)).detailed_results
     assert result.standard_error is None and result.deceptive is None and result.policy[0].choice is None
     assert np.isnan(result.curve(0)[1]).all()
+
+
+def test_an_algorithm_may_be_an_object(tmp_path: Path) -> None:
+    """One of no short name is saved by its name only: compiled preferences are served, others say what to do."""
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        own = optimizer(algorithm=Auto(rounds=3), budget=200)
+        assert "rounds=3" in own.get_params()["algorithm"]
+        program = own.compile(student(), trainset=questions(20))
+        assert program.solve(Preference(cost=0.05)).n >= 1
+        program.save(tmp_path / "p.json")
+        loaded = CompiledProgram(student())
+        loaded.load(tmp_path / "p.json")
+        assert loaded.solve("quality") == program.solve("quality")
+        with pytest.raises(ConfigurationError, match="Compile again"):
+            loaded.solve(Preference(cost=0.07))
+        uniform = optimizer(algorithm="uniform", budget=200).compile(student(), trainset=questions(20))
+        assert uniform.solve("quality").prompt == uniform.solve(Preference(cost=0.001)).prompt
