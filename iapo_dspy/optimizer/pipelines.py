@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -14,7 +14,7 @@ from iapo_dspy.environments.live.environment import LivePrompt
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.prompts.prompt import Prompt, clone, input_fields
-from iapo_dspy.sampling.rollouts.pipeline import inner_call
+from iapo_dspy.sampling.rollouts.pipeline import InnerModule
 from iapo_dspy.scoring.strategies import Strategy
 
 __all__ = ["LivePrompts", "Pipeline", "attach", "inner_inputs"]
@@ -183,43 +183,6 @@ def _replace(program: dspy.Module, old: Any, new: Any) -> None:
 
 def _watched(program: dspy.Module) -> dspy.Module:
     """Return the program as a module that tells when it is called; its predictors are shared."""
-    twin = _revive(type(program), program.__getstate__())
-    twin.callbacks = list(program.callbacks)
-    return twin
-
-
-@functools.cache
-def _watched_class(cls: Any) -> Any:
-    def named(self: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(inner_inputs(self), args, strict=False)), **kwargs}
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with inner_call(named(self, args, kwargs)) as note:
-            prediction = cls.__call__(self, *args, **kwargs)
-            note(prediction)
-            return prediction
-
-    async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with inner_call(named(self, args, kwargs)) as note:
-            prediction = await cls.acall(self, *args, **kwargs)
-            note(prediction)
-            return prediction
-
-    namespace = {
-        "__call__": call,
-        "acall": acall,
-        "_iapo_stands_for": getattr(cls, "_iapo_stands_for", cls),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "__reduce_ex__": lambda self, protocol: (_revive, (cls, self.__getstate__())),
-    }
-    return type(cls)(cls.__name__, (cls,), namespace)
-
-
-def _revive(cls: Any, state: Mapping[str, Any]) -> Any:
-    """Make a watched module of a class; so are its copies, although the class made above has no importable name."""
-    watched = _watched_class(cls)
-    twin = watched.__new__(watched)
-    twin.__setstate__(dict(state))
+    twin: dspy.Module = copy.copy(program)
+    twin.callbacks = [*program.callbacks, InnerModule(inner_inputs(program))]
     return twin

@@ -1,35 +1,39 @@
-"""Which part of a pipeline's rollout is its inner module: before it, inside of it, after it.
+"""Pipelines around an inner module: what each rollout asks before, inside of and after that module.
 
-A rollout of a pipeline draws one completion of the module inside of it. What happens before that module is called is
-the same for all completions of a deployed call, so it must be the same for those that are to be compared; what happens
-before and after is paid once per call. The module itself says when it is entered and left (`inner_call`), and an LM
-call finds out where it comes from by `phase`.
+A rollout of a pipeline draws one completion of the inner module. What a pipeline asks before that module is the same
+for all completions of a deployed call, so it must be the same for the completions that are compared. What it asks before
+and after is paid once per call. The inner module carries a DSPy callback, `InnerModule`, which tells the rollout's
+`Watch` when the module is called.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
-from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.records import CallRecord
 from iapo_dspy.sampling.lm.params import canonical, generation_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.rollout import InnerCall
 
-__all__ = ["Phase", "Upstream", "Upstreams", "Watch", "current_watch", "inner_call"]
+__all__ = ["WATCH", "InnerModule", "Phase", "Upstream", "Upstreams", "Watch", "call_of", "current_watch"]
 
 Phase = Literal["before", "inside", "after"]
 
-current_watch: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("iapo_dspy_watch", default=None)
-_inside: contextvars.ContextVar[bool] = contextvars.ContextVar("iapo_dspy_inside", default=False)
+WATCH = "iapo_watch"
+"""The DSPy setting that holds the watch of a rollout: the threads of `dspy.Parallel` take settings over."""
+
+
+def current_watch() -> Watch | None:
+    """Return the watch of the rollout that this thread or task works for; None outside of pipelines."""
+    watch: Watch | None = dspy.settings.get(WATCH)
+    return watch
 
 
 class Watch:
@@ -38,56 +42,61 @@ class Watch:
     def __init__(self) -> None:
         self.calls = 0
         self.call: InnerCall | None = None
+        self._call_id: str | None = None
+        self._module: Any = None
+
+    def enter(self, call_id: str, module: Any, inputs: Mapping[str, Any]) -> None:
+        """Note a call of the inner module with these inputs."""
+        self.calls += 1
+        if self.calls == 1:
+            self._call_id, self._module, self.call = call_id, module, InnerCall(inputs=inputs)
+
+    def leave(self, call_id: str, prediction: Any) -> None:
+        """Note what a call returned; None for a call that raised."""
+        if self.call is not None and call_id == self._call_id:
+            self.call = InnerCall(inputs=self.call.inputs, prediction=prediction)
 
     @property
     def phase(self) -> Phase:
         """Where the caller's code stands."""
-        if _inside.get():
-            return "inside"
-        return "after" if self.calls else "before"
+        if not self.calls:
+            return "before"
+        return "inside" if any(m is self._module for m in dspy.settings.caller_modules or ()) else "after"
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the way in which a rollout that has ended called the inner module; None if nothing is."""
+        """What is wrong with the number of calls of the inner module in a rollout that has ended; None if it is one."""
         if self.calls == 1:
             return None
         times = f"{self.calls} times" if self.calls else "not at all"
         return (
             f"the pipeline called its inner module {times} in one run; it must call it exactly once, as a module "
-            "(self.inner(...), not its forward)"
+            "(self.inner(...), not its forward and not a copy of it)"
         )
 
 
-@contextlib.contextmanager
-def inner_call(inputs: Mapping[str, Any]) -> Iterator[Callable[[Any], None]]:
-    """Mark a call of the inner module.
+class InnerModule(BaseCallback):  # type: ignore[misc]  # dspy ships no types
+    """The callback of an inner module. Outside of a rollout that is watched, it does nothing.
+
+    DSPy swallows what a callback raises. So a second call of the module is refused where it asks an LM (`SamplingLM`).
 
     Args:
-        inputs: What it is called with.
-
-    Yields:
-        A function that takes what it returned. Outside of a rollout that is watched, nothing is noted.
-
-    Raises:
-        ConfigurationError: It was called before in this rollout.
+        names: The names of the module's inputs, in the order of positional arguments.
     """
-    watch = current_watch.get()
-    if watch is None:
-        yield lambda prediction: None
-        return
-    watch.calls += 1
-    if watch.calls > 1:
-        raise ConfigurationError(f"{watch.problem}.")
-    watch.call = InnerCall(inputs=dict(inputs))
 
-    def note(prediction: Any) -> None:
-        watch.call = InnerCall(inputs=dict(inputs), prediction=prediction)
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
 
-    token = _inside.set(True)
-    try:
-        yield note
-    finally:
-        _inside.reset(token)
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note the call."""
+        if (watch := current_watch()) is not None:
+            given = {**dict(zip(self._names, inputs["args"], strict=False)), **inputs["kwargs"]}
+            watch.enter(call_id, instance, given)
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Note what it returned."""
+        if (watch := current_watch()) is not None:
+            watch.leave(call_id, outputs)
 
 
 Key = tuple[str, int]

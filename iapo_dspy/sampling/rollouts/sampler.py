@@ -28,7 +28,7 @@ from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer
 from iapo_dspy.sampling.requests.history import Recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
-from iapo_dspy.sampling.rollouts.pipeline import Upstream, current_watch
+from iapo_dspy.sampling.rollouts.pipeline import WATCH, Upstream
 from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
 from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
@@ -149,7 +149,7 @@ class Sampler:
             record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
             most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
                 off there; a call for which nothing is left fails.
-            upstream: Given for a pipeline around an inner module (`inner_call`), of which a rollout is one completion:
+            upstream: Given for a pipeline around an inner module (`InnerModule`), of which a rollout is one completion:
                 the answers to what is asked before that, which all rollouts of a query share.
 
         Returns:
@@ -342,9 +342,8 @@ class Sampler:
         self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any], record: bool
     ) -> Rollout:
         def work() -> tuple[Any, list[Any]]:
-            current_watch.set(seat.watch)
             trace: list[Any] = []
-            with dspy.context(**settings, trace=trace, **{SEAT: seat}):
+            with dspy.context(**settings, trace=trace, **{SEAT: seat, WATCH: seat.watch}):
                 return _call(prepared.program, inputs), trace
 
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import dspy
 from dspy.utils.callback import with_callbacks
 
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import request_params
 from iapo_dspy.sampling.lm.proxy import StandInLM
 from iapo_dspy.sampling.rollouts.group import Seat
@@ -87,8 +88,10 @@ class SamplingLM(StandInLM):
             raise TypeError("While sampling, an LM takes a prompt or messages, not an lm15 Request.")
         seat = current_seat()
         content = list(messages) if messages else [{"role": "user", "content": prompt}]
-        watch = current_watch.get()
-        if seat is not None and watch is not None and watch.phase != "inside":
+        watch = current_watch()
+        if watch is not None and watch.calls > 1:
+            raise ConfigurationError(f"{watch.problem}.")
+        if watch is not None and watch.phase != "inside":
             # These steps are not the optimizer's: they are asked as they will be when nobody samples.
             params = request_params(self, kwargs)
             if kwargs.get("temperature", self.kwargs.get("temperature")) is None:
