@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 
 import dspy
 
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 
@@ -166,8 +167,7 @@ def ways(base: str, model: str = "openai/m") -> dict[str, tuple[int, Callable[[i
             await asyncio.gather(*(one(i) for i in range(requests)))
 
         # On the loop that ours run on: LiteLLM keeps a client and a logging worker per loop, and all are to share them.
-        sampler = Sampler(lm=lm)
-        return lambda requests: sampler.run(all_of(requests))
+        return lambda requests: run_on_loop(all_of(requests))
 
     def ours(program: dspy.Module, n: int) -> Callable[[int], None]:
         sampler = Sampler(lm=lm, max_concurrency=IN_FLIGHT)
@@ -179,7 +179,7 @@ def ways(base: str, model: str = "openai/m") -> dict[str, tuple[int, Callable[[i
 
             await asyncio.gather(*(one(i) for i in range(requests)))
 
-        return lambda requests: sampler.run(all_of(requests))
+        return lambda requests: run_on_loop(all_of(requests))
 
     return {
         "evaluate": (1, evaluate),
@@ -264,9 +264,9 @@ def replicas(rounds: int, model: str, requests: int = 128, slots: int = 4) -> No
             drawn = (sampler.sample(program, {"question": f"question {i}"}, 8, key=i) for i in range(count))
             assert all(r.ok for rollouts in await asyncio.gather(*drawn) for r in rollouts)
 
-        sampler.run(all_of(4 * slots))  # connections
+        run_on_loop(all_of(4 * slots))  # connections
         start = time.perf_counter()
-        sampler.run(all_of(requests))
+        run_on_loop(all_of(requests))
         return requests * 8 / (time.perf_counter() - start)
 
     with running_server(slots, REPLICA_LATENCY) as first, running_server(slots, REPLICA_LATENCY) as second:

@@ -12,6 +12,7 @@ from iapo_dspy.demo.tasks import addition_task
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import Run, WholePath, true_tokens
 from tests.support.counting import Counting
+from tests.support.sampling import draw
 
 pytestmark = pytest.mark.server
 KIND = "llama-cpp"
@@ -35,7 +36,7 @@ class TestWholePath(WholePath):
 def test_the_server_counts_one_choice_of_n(server: Any) -> None:
     """Why usage is checked. Where this fails, llama.cpp has mended it."""
     with Counting(server.base) as proxy:
-        Sampler(lm=server.lm(proxy.base)).sample_sync(STUDENT(), QUESTION, 8, key=0)
+        draw(Sampler(lm=server.lm(proxy.base)), STUDENT(), QUESTION, 8, key=0)
     (exchange,) = proxy.exchanges
     assert exchange.completion_tokens * 8 == pytest.approx(true_tokens((exchange,)), rel=0.5)
 
@@ -47,7 +48,7 @@ def test_n_beyond_the_slots_is_asked_for_in_parts(server: Any, tmp_path: Path) -
     with few, Counting(few.base) as proxy:
         sampler = Sampler(lm=few.lm(proxy.base))
         for m in (4, 32, 32):
-            rollouts = sampler.sample_sync(STUDENT(), QUESTION, m, key=m)
+            rollouts = draw(sampler, STUDENT(), QUESTION, m, key=m)
             assert sum(r.prediction is not None for r in rollouts) >= m - 1
     assert proxy.exchanges[1].status == 400 and proxy.exchanges[1].body["n"] == 32
     assert all(e.status == 200 and 4 <= e.body["n"] <= 8 for e in proxy.exchanges[-4:])

@@ -13,6 +13,7 @@ from iapo_dspy.demo.tasks import addition_task
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import MAX_N, Run, WholePath
 from tests.support.counting import Counting
+from tests.support.sampling import draw
 
 pytestmark = pytest.mark.server
 KIND = "vllm"
@@ -63,14 +64,14 @@ def test_several_completions_at_temperature_0_are_asked_for_one_by_one(server: A
     """vLLM answers n > 1 at temperature 0 by a 400."""
     with Counting(server.base) as proxy:
         sampler = Sampler(lm=server.lm(proxy.base).copy(temperature=0.0))
-        rollouts = sampler.sample_sync(TASK.student(), QUESTION, 3, key=0)
+        rollouts = draw(sampler, TASK.student(), QUESTION, 3, key=0)
     assert [e.status for e in proxy.exchanges] == [200] * 3
     assert len({r.prediction.answer for r in rollouts if r.prediction is not None}) == 1
 
 
 def test_a_prompt_that_is_too_long_fails_with_the_servers_words(server: Any) -> None:
     with Counting(server.base) as proxy:
-        rollouts = Sampler(lm=server.lm(proxy.base)).sample_sync(TASK.student(), {"question": "~" * 600}, 4, key=0)
+        rollouts = draw(Sampler(lm=server.lm(proxy.base)), TASK.student(), {"question": "~" * 600}, 4, key=0)
     assert len(proxy.exchanges) == 1  # no n would help
     assert all(r.error and "maximum context length is 512 tokens" in str(r.failure) for r in rollouts)
 

@@ -33,7 +33,7 @@ from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, Pul
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, secrets_of
 from iapo_dspy.sampling.rollouts.prepare import quiet_adapter
-from iapo_dspy.sampling.rollouts.single_predictor import Plan, plan, predictor_of
+from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.sampling.spending.pricing import Price, Prices
 from iapo_dspy.types import Decoding
@@ -73,7 +73,7 @@ class Ask:
     decoding: Decoding | None = None
 
 
-def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | None = None) -> Plan:
+def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | None = None) -> PredictorCall:
     """Return the rendered request of a program, and refuse one that batch jobs cannot ask, before anything is sent.
 
     Raises:
@@ -105,7 +105,7 @@ class _Want:
     """An ask while it is being answered."""
 
     ask: Ask
-    ready: Plan
+    ready: PredictorCall
     missing: list[int]
     jobs_left: int
     drawn: Drawn = field(default_factory=list)

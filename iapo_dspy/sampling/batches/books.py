@@ -15,7 +15,7 @@ from iapo_dspy.sampling.ledger.field_values import encode_prediction
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, Record
 from iapo_dspy.sampling.requests.port import Choice
-from iapo_dspy.sampling.rollouts.single_predictor import Plan
+from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.sampling.spending.usage import Usage
@@ -40,7 +40,7 @@ class Entry:
     """
 
     line: BatchLine
-    ready: Plan
+    ready: PredictorCall
     price: Price | None
     content: bytes = b""
 

@@ -14,7 +14,7 @@ from iapo_dspy.sampling.ledger.records import PullKey
 from iapo_dspy.sampling.lm.params import import_litellm, max_output_tokens
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice
-from iapo_dspy.sampling.rollouts.single_predictor import Plan
+from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall
 from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
 from iapo_dspy.sampling.spending.usage import Usage
 
@@ -95,7 +95,7 @@ def make_line(
     query: int,
     indices: Sequence[int],
     *,
-    ready: Plan,
+    ready: PredictorCall,
     price: Price | None,
     bounded: bool,
     alone: bool = False,
@@ -213,7 +213,7 @@ def _result(line: Mapping[str, Any]) -> LineResult:
 
 
 def read_choices(
-    ready: Plan, line: BatchLine, body: Mapping[str, Any], price: Price | None
+    ready: PredictorCall, line: BatchLine, body: Mapping[str, Any], price: Price | None
 ) -> tuple[list[Choice], Usage]:
     """Read one answer.
 

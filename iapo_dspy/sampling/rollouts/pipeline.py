@@ -1,8 +1,8 @@
 """Pipelines around an inner module: what each rollout asks before, inside of and after that module.
 
 A rollout of a pipeline draws one completion of the inner module. What a pipeline asks before that module is the same
-for all completions of a deployed call, so it must be the same for the completions that are compared. What it asks before
-and after is paid once per call. The inner module carries a DSPy callback, `InnerModule`, which tells the rollout's
+for all completions of a deployed call, so it must be the same for the completions that are compared. What it asks
+before and after is paid once per call. The inner module has a DSPy callback, `InnerModule`, which tells the rollout's
 `Watch` when the module is called.
 """
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
-import logging
 import time
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 import pydantic
@@ -19,29 +19,26 @@ from dspy.utils.exceptions import AdapterParseError
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRefused, one_line
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
-from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.concurrency.threads import ThreadGate
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings, request_embeddings
-from iapo_dspy.sampling.lm.params import deployment_of, limit_output, request_params
+from iapo_dspy.sampling.lm.params import deployment_of, limit_output
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.requests.history import Recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
 from iapo_dspy.sampling.rollouts.pipeline import WATCH, Upstream
-from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
-from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
+from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, prepare, quiet_adapter, state_of
+from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
-from iapo_dspy.sampling.rollouts.single_predictor import Plan, plan, predictor_of
+from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
 from iapo_dspy.sampling.spending.budget import Meter
-from iapo_dspy.sampling.spending.pricing import Prices, check_budget
+from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding
 
-__all__ = ["InnerCall", "Rollout", "Sampler", "check_timeout"]
+__all__ = ["Sampler", "check_timeout"]
 
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
 _DSPY_DEFAULT = 8  # DSPy's own num_threads, which means threads, where nobody configured any
@@ -109,21 +106,6 @@ class Sampler:
         self._stand_ins: IdentityCache[dspy.BaseLM] = IdentityCache()
         self._prepared: IdentityCache[Prepared] = IdentityCache()
 
-    def check(self, program: Any, *, decoding: Decoding | None = None, lm: dspy.BaseLM | None = None) -> None:
-        """Refuse what cannot work, before anything is sent.
-
-        Raises:
-            ConfigurationError: No LM, or a budget of tokens or dollars that cannot be held with these settings.
-        """
-        predictors = predictors_of(program)
-        budget = self.meter.budget
-        for predictor in predictors:
-            used = self._lm_for(predictor, lm)
-            if budget is not None and self.meter.bounds_requests:
-                params = request_params(used, predictor.config, decoding)
-                tokens, usd = budget.tokens is not None, budget.usd is not None
-                check_budget(used, params, tokens=tokens, usd=usd, prices=self._prices)
-
     async def sample(
         self,
         program: Any,
@@ -137,34 +119,67 @@ class Sampler:
         most_tokens: int | None = None,
         upstream: Upstream | None = None,
     ) -> list[Rollout]:
-        """Draw m rollouts, at once. Awaitable on any event loop.
+        """Draw m rollouts, at once. To be awaited on the sampling loop.
+
+        A program that is a single predictor is one request and m parses. Any other program runs m times, in threads.
 
         Args:
             program: Any DSPy module, or another callable that returns a `dspy.Prediction`.
             inputs: Its keyword arguments.
-            m: How many, >= 1.
-            key: What is drawn for, such as (round, position): equal keys give equal seeds, where the LM has a seed.
+            m: Number of rollouts, >= 1.
+            key: Names the draw, such as (round, position): equal keys give equal seeds, where the LM has a seed.
             decoding: Applies to every LM call of the rollouts, over the predictors' own settings.
             lm: For predictors without an LM of their own.
             record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
             most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
                 off there; a call for which nothing is left fails.
             upstream: Given for a pipeline around an inner module (`InnerModule`), of which a rollout is one completion:
-                the answers to what is asked before that, which all rollouts of a query share.
+                the answers to the calls before that module, which all rollouts of a query share.
 
         Returns:
             m rollouts; failures are among them, never dropped.
 
         Raises:
-            LMRefused: No request could succeed: a wrong key, an unknown model (`retry.is_fatal`).
+            LMRefused: No request could succeed: a wrong key, an unknown model (`refusals.is_fatal`).
             ConfigurationError: No LM is configured, or the budget cannot be held.
         """
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
+        self._bind()
+        # A draw inside of a rollout has a place already; a second one it might wait for forever.
+        place = self._pulls if current_seat() is None else contextlib.nullcontext()
         try:
-            return await await_on_loop(
-                self._sample(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
-            )
+            async with place:
+                try:
+                    call = self._single(program, inputs, decoding, lm, record) if upstream is None else None
+                except ConfigurationError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
+                    return [Rollout(failure=self._line(error), error=True)] * m
+                if call is None:
+                    group = Group(
+                        m,
+                        key=key,
+                        completer=self._completer,
+                        decoding=decoding,
+                        recorder=Recorder if record else None,
+                        patience=self._patience,
+                        longest=self._rollout_timeout,
+                        most_tokens=most_tokens,
+                        upstream=upstream,
+                    )
+                    return await self._run(group, program, inputs, lm or self.lm or dspy.settings.lm)
+                request = CompletionRequest(
+                    model=call.lm.model,
+                    messages=call.messages,
+                    n=m,
+                    params=limit_output(call.params, call.lm.model, most_tokens),
+                    key=key,
+                    record=Recorder(call.lm) if record else None,
+                )
+                choices = await self._completer(call.lm).complete(request)
+                with _heard(record):
+                    return [self._read(call, choice, record) for choice in choices]
         except IAPOError:
             raise
         except Exception as error:
@@ -173,25 +188,7 @@ class Sampler:
             refusal = LMRefused(f"The provider refuses every request: {self._line(error)}")
         raise refusal  # outside the handler: the provider's own message may show keys
 
-    def sample_sync(
-        self,
-        program: Any,
-        inputs: Mapping[str, Any],
-        m: int,
-        *,
-        key: Any,
-        decoding: Decoding | None = None,
-        lm: dspy.BaseLM | None = None,
-        record: bool = False,
-    ) -> list[Rollout]:
-        """Like `sample`, for code that does not await. Works inside a running event loop too."""
-        return self.run(self.sample(program, inputs, m, key=key, decoding=decoding, lm=lm, record=record))
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine, such as many `sample` calls gathered, on the sampling loop; Ctrl-C cancels all of it."""
-        return run_on_loop(coroutine)
-
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
         """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
 
         To be awaited on the sampling loop.
@@ -206,37 +203,6 @@ class Sampler:
         self._bind()
         return await request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
 
-    async def _sample(
-        self,
-        program: Any,
-        inputs: Mapping[str, Any],
-        m: int,
-        key: Any,
-        decoding: Decoding | None,
-        lm: dspy.BaseLM | None,
-        record: bool,
-        most_tokens: int | None,
-        upstream: Upstream | None = None,
-    ) -> list[Rollout]:
-        self._bind()
-        # Who draws inside a rollout already holds a place; waiting for another one could wait for itself.
-        nested = current_seat() is not None
-        async with contextlib.nullcontext() if nested else self._pulls:
-            predictor = predictor_of(program) if upstream is None else None
-            used = None if predictor is None else self._lm_for(predictor, lm)
-            if predictor is not None and used is not None and not (record and _callbacks(program, predictor, used)):
-                try:
-                    with _settings(record):
-                        adapter = quiet_adapter(dspy.settings.adapter, self._stand_in)
-                        ready = plan(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
-                except ConfigurationError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
-                    return [Rollout(failure=self._line(error), error=True)] * m
-                if ready is not None:
-                    return await self._predict(ready, m, key, record, most_tokens)
-            return await self._run(program, inputs, m, key, decoding, lm, record, most_tokens, upstream)
-
     def _bind(self) -> None:
         """Make what belongs to one event loop; a forked child has another loop than its parent."""
         loop = asyncio.get_running_loop()
@@ -249,28 +215,33 @@ class Sampler:
             self._completers: IdentityCache[Completer] = IdentityCache()
             self._judges: IdentityCache[Completer] = IdentityCache()
 
-    async def _predict(self, ready: Plan, m: int, key: Any, record: bool, most_tokens: int | None) -> list[Rollout]:
-        """The fast path: one request, m parses."""
-        request = CompletionRequest(
-            model=ready.lm.model,
-            messages=ready.messages,
-            n=m,
-            params=limit_output(ready.params, ready.lm.model, most_tokens),
-            key=key,
-            record=Recorder(ready.lm) if record else None,
-        )
-        choices = await self._completer(ready.lm).complete(request)
-        with _settings(record):
-            return [self._read(ready, choice, record) for choice in choices]
+    def _single(
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        decoding: Decoding | None,
+        lm: dspy.BaseLM | None,
+        record: bool,
+    ) -> PredictorCall | None:
+        """Return the one call that the program makes; None where it has to run in a thread."""
+        predictor = predictor_of(program)
+        if predictor is None:
+            return None
+        used = self._lm_for(predictor, lm)
+        if record and (dspy.settings.callbacks or program.callbacks or predictor.callbacks or used.callbacks):
+            return None
+        with _heard(record):
+            adapter = quiet_adapter(dspy.settings.adapter, self._stand_in)
+            return predictor_call(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
 
-    def _read(self, ready: Plan, choice: Choice, record: bool) -> Rollout:
+    def _read(self, call: PredictorCall, choice: Choice, record: bool) -> Rollout:
         prediction: dspy.Prediction | None = None
         failure, error = None, False
         if choice.error is not None:
             failure, error = self._line(choice.error), True
         else:
             try:
-                prediction = ready.parse(choice.output)
+                prediction = call.parse(choice.output)
             except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
                 cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
                 failure = self._line(caught) + cut
@@ -282,39 +253,19 @@ class Sampler:
             text=choice.text,
             usage=choice.usage,
             seed=choice.seed,
-            trace=((ready.predictor, ready.inputs, prediction),) if record and prediction is not None else (),
+            trace=((call.predictor, call.inputs, prediction),) if record and prediction is not None else (),
         )
 
     async def _run(
-        self,
-        program: Any,
-        inputs: Mapping[str, Any],
-        m: int,
-        key: Any,
-        decoding: Decoding | None,
-        lm: dspy.BaseLM | None,
-        record: bool,
-        most_tokens: int | None,
-        upstream: Upstream | None = None,
+        self, group: Group, program: Any, inputs: Mapping[str, Any], lm: dspy.BaseLM | None
     ) -> list[Rollout]:
-        """The general path: m threads, merged requests."""
+        """Run the program in threads, one for each seat of the group."""
+        if lm is not None and not isinstance(lm, dspy.BaseLM):
+            raise ConfigurationError(f"lm={lm!r}: give a dspy.LM.")
         prepared = self._prepare(program)
-        base = lm or self.lm or dspy.settings.lm
-        if base is not None and not isinstance(base, dspy.BaseLM):
-            raise ConfigurationError(f"lm={base!r}: give a dspy.LM.")
-        group = Group(
-            m,
-            key=key,
-            completer=self._completer,
-            decoding=decoding,
-            recorder=Recorder if record else None,
-            patience=self._patience,
-            longest=self._rollout_timeout,
-            most_tokens=most_tokens,
-            upstream=upstream,
-        )
+        record, m = group.records, len(group.seats)
         settings: dict[str, Any] = {
-            "lm": None if base is None else self._stand_in(base),
+            "lm": None if lm is None else self._stand_in(lm),
             "adapter": quiet_adapter(dspy.settings.adapter, self._stand_in),
             # What is recorded is recorded once per request; rollouts that share it must not do so again.
             "disable_history": True,
@@ -329,7 +280,7 @@ class Sampler:
         async with contextlib.nullcontext() if current_seat() is not None else self._threads(m):
             try:
                 rollouts = await asyncio.gather(
-                    *(self._seated(seat, prepared, inputs, settings, record) for seat in group.seats)
+                    *(self._seated(seat, prepared, inputs, settings) for seat in group.seats)
                 )
             except BaseException:
                 group.abort(Aborted())
@@ -339,19 +290,16 @@ class Sampler:
         return rollouts
 
     async def _seated(
-        self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any], record: bool
+        self, seat: Seat, prepared: Prepared, inputs: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> Rollout:
-        def work() -> tuple[Any, list[Any]]:
-            trace: list[Any] = []
-            with dspy.context(**settings, trace=trace, **{SEAT: seat, WATCH: seat.watch}):
-                return _call(prepared.program, inputs), trace
-
+        settings = {**settings, SEAT: seat, WATCH: seat.watch}
+        run = functools.partial(_run_program, prepared.program, inputs, settings)
         start = time.perf_counter()
         prediction: dspy.Prediction | None = None
         trace: list[Any] = []
         failure, error = None, False
         try:
-            prediction, trace = await seat.group.start(seat, work)
+            prediction, trace = await seat.group.start(seat, run)
             if not isinstance(prediction, dspy.Prediction):
                 failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
                 prediction = None
@@ -372,7 +320,7 @@ class Sampler:
             text=seat.text,
             usage=replace(seat.usage, latency_s=time.perf_counter() - start + seat.saved_s),
             seed=seat.seed,
-            trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if record else (),
+            trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if seat.group.records else (),
             inner=watch.call if watch is not None and watch.calls == 1 else None,
         )
 
@@ -423,21 +371,23 @@ def check_timeout(value: Any) -> None:
         raise ConfigurationError(f"rollout_timeout={value!r}: give seconds > 0, or None for no limit.")
 
 
-def _call(program: Any, inputs: Mapping[str, Any]) -> Any:
+def _run_program(
+    program: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[Any, list[tuple[Any, Any, Any]]]:
+    """Return what a program returned, and its trace."""
+    trace: list[tuple[Any, Any, Any]] = []
     only_async = isinstance(program, BaseModule) and not hasattr(type(program), "forward")
-    result = program.acall(**inputs) if only_async else program(**inputs)
-    if inspect.isawaitable(result):
+    with dspy.context(**settings, trace=trace):
+        result = program.acall(**inputs) if only_async else program(**inputs)
+        if inspect.isawaitable(result):
 
-        async def wait() -> Any:
-            return await result
+            async def wait() -> Any:
+                return await result
 
-        return asyncio.run(wait())
-    return result
-
-
-def _callbacks(program: Any, predictor: dspy.Predict, lm: dspy.BaseLM) -> bool:
-    return bool(dspy.settings.callbacks or program.callbacks or predictor.callbacks or lm.callbacks)
+            result = asyncio.run(wait())
+    return result, trace
 
 
-def _settings(record: bool) -> Any:
+def _heard(record: bool) -> Any:
+    """Settings under which a predictor's call is formatted and read: its callbacks hear of it only when recording."""
     return dspy.context(send_stream=None) if record else dspy.context(send_stream=None, callbacks=[])

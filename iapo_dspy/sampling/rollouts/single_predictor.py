@@ -12,11 +12,11 @@ from dspy.adapters.base import Adapter
 from iapo_dspy.sampling.lm.params import request_params
 from iapo_dspy.types import Decoding
 
-__all__ = ["Plan", "plan", "predictor_of"]
+__all__ = ["PredictorCall", "predictor_call", "predictor_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PredictorCall:
     """One call of one predictor, ready to be sent, and what is needed to read its completions."""
 
     predictor: dspy.Predict
@@ -58,9 +58,9 @@ def _kind(module: Any) -> type:
     return kind
 
 
-def plan(
+def predictor_call(
     predictor: dspy.Predict, inputs: Mapping[str, Any], *, lm: dspy.BaseLM, adapter: Any, decoding: Decoding | None
-) -> Plan | None:
+) -> PredictorCall | None:
     """Do what `Predict.forward` and the adapter do before they call the LM.
 
     Returns:
@@ -87,7 +87,7 @@ def plan(
     messages = adapter.format(rendered, demos, values)
     if config.get("parallel_tool_calls") is not None:
         config.setdefault("tool_choice", "auto")
-    return Plan(
+    return PredictorCall(
         predictor=predictor,
         lm=lm,
         adapter=adapter,

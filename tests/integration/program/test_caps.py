@@ -22,6 +22,7 @@ from iapo_dspy import (
     MajorityVote,
     Preference,
 )
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.worlds import TwoSteps, exact, questions
@@ -198,7 +199,7 @@ def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, ow
     """Two calls of 11 words each fit into 40, whether they are limited to halves or one waits for the other."""
     with Loopback(world, obeys=True, latency=0.02) as server, dspy.context(lm=server.lm(max_tokens=own)):
         sampler = Sampler()
-        rollouts = sampler.run(
+        rollouts = run_on_loop(
             sampler.sample(AtATime(threads), {"question": "3 + 4"}, 3, key="x", record=True, most_tokens=40)
         )
         assert [r.failure for r in rollouts] == [None] * 3
@@ -207,7 +208,7 @@ def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, ow
         assert max(limits) <= (own or 40)
         # Too little for both: a rollout never takes more.
         before = server.completion_tokens
-        rollouts = sampler.run(
+        rollouts = run_on_loop(
             sampler.sample(AtATime(threads), {"question": "3 + 4"}, 3, key="y", record=True, most_tokens=8)
         )
         assert all(r.usage.completion_tokens <= 8 for r in rollouts) and server.completion_tokens - before <= 24
@@ -225,7 +226,7 @@ def test_a_rollout_without_tokens_left_fails_and_says_why() -> None:
 
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm()):
         sampler = Sampler()
-        rollouts = sampler.run(sampler.sample(Three(), {"question": "3 + 4"}, 2, key="x", most_tokens=2 * ANSWER))
+        rollouts = run_on_loop(sampler.sample(Three(), {"question": "3 + 4"}, 2, key="x", most_tokens=2 * ANSWER))
         assert [r.usage.completion_tokens for r in rollouts] == [2 * ANSWER] * 2
         assert all("22 output tokens that a completion may take are used up" in str(r.failure) for r in rollouts)
 

@@ -10,6 +10,7 @@ import pytest
 from iapo_dspy.sampling.lm.openai_client import OpenAIClients
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.sampling import draw
 
 QUESTION = {"question": "q"}
 SETTINGS: dict[str, Any] = {
@@ -33,7 +34,7 @@ def test_requests_and_answers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> N
             if not light:
                 plain(monkeypatch)
             lm = server.lm(input_cost_per_token=1e-6, output_cost_per_token=2e-6, **SETTINGS)
-            drawn = Sampler(lm=lm).sample_sync(dspy.Predict("question -> answer"), QUESTION, 3, key=0, record=True)
+            drawn = draw(Sampler(lm=lm), dspy.Predict("question -> answer"), QUESTION, 3, key=0, record=True)
             (entry,) = lm.history
             seen.append(([(r.text, r.failure, r.usage.prompt_tokens, r.usage.usd) for r in drawn], entry["usage"]))
         assert seen[0] == seen[1]
@@ -54,7 +55,7 @@ def test_errors_are_the_same(fault: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         with Loopback(faults=Faults(first=[fault], retry_after="0.1")) as server:
             sampler = Sampler(lm=server.lm(num_retries=0))
             try:
-                (rollout,) = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 1, key=0)
+                (rollout,) = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 1, key=0)
                 said.append((rollout.failure or "").split(":")[0])
             except Exception as error:  # noqa: BLE001 - a 404 is fatal
                 said.append(type(error).__name__)

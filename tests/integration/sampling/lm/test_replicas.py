@@ -12,6 +12,7 @@ import dspy
 import pytest
 
 from iapo_dspy import IAPO, Budget, ConfigurationError, MajorityVote, Preference, ReplicatedLM
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
 
@@ -30,7 +31,7 @@ def draw(lm: dspy.LM, count: int, concurrency: int = 16) -> tuple[list[Any], Sam
         drawn = await asyncio.gather(*(sampler.sample(program, {"question": f"q{i}"}, 2, key=i) for i in range(count)))
         return [r for rollouts in drawn for r in rollouts]
 
-    return sampler.run(pulls()), sampler
+    return run_on_loop(pulls()), sampler
 
 
 def test_two_replicas_work_side_by_side_and_share_evenly() -> None:

@@ -14,6 +14,7 @@ from iapo_dspy.sampling.lm.openai_client import _LOST_MAX_RETRIES
 from iapo_dspy.sampling.lm.params import import_litellm
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.sampling import draw
 
 QUESTION = {"question": "q"}
 
@@ -34,7 +35,7 @@ def asked(model: str, fault: Any, **settings: Any) -> tuple[int, int]:
     """Return the requests that the server saw and those that were counted, for one attempt."""
     with Loopback(faults=Faults(first=[fault] * 9)) as server:
         sampler = Sampler(lm=server.lm(model, num_retries=0, **settings), timeout=5)
-        drawn = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 1, key=0)
+        drawn = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 1, key=0)
         assert not drawn[0].ok
         return server.requests, sampler.meter.spent.requests
 
@@ -58,7 +59,7 @@ def test_provider_named_apart_from_the_model() -> None:
 def test_they_answer_too() -> None:
     with Loopback(lambda body, i: chat(answer="yes")) as server:
         sampler = Sampler(lm=server.lm("sambanova/m"))
-        drawn = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 2, key=0)
+        drawn = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 2, key=0)
     assert [r.prediction.answer for r in drawn if r.prediction] == ["yes"] * 2
     assert server.headers[0]["authorization"] == "Bearer sk-loopback-secret"
 
@@ -74,7 +75,7 @@ def test_no_other_provider_of_this_litellm_retries_silently() -> None:
             before = server.requests
             lm = server.lm(f"{provider}/m", num_retries=0, drop_params=True)
             try:
-                Sampler(lm=lm, timeout=5).sample_sync(dspy.Predict("question -> answer"), QUESTION, 1, key=0)
+                draw(Sampler(lm=lm, timeout=5), dspy.Predict("question -> answer"), QUESTION, 1, key=0)
             except Exception:  # noqa: BLE001 - a provider that wants more than an address and a key
                 continue
             reached += server.requests > before

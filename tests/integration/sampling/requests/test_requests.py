@@ -13,6 +13,7 @@ from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Budget, Meter
 from iapo_dspy.types import Decoding
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.sampling import draw
 
 QUESTION = {"question": "What is 2 + 2?"}
 
@@ -44,7 +45,7 @@ def test_one_request_per_pull(make: Any, model: str) -> None:
     with Loopback(reasoned) as server:
         meter = Meter()
         sampler = Sampler(lm=server.lm(model), meter=meter)
-        rollouts = sampler.sample_sync(make(), QUESTION, 8, key=(0, 0))
+        rollouts = draw(sampler, make(), QUESTION, 8, key=(0, 0))
     assert server.requests == 1
     assert server.bodies[0]["n"] == 8
     assert sorted(answers(rollouts)) == sorted(f"a{i}" for i in range(8))
@@ -58,8 +59,8 @@ def test_one_request_per_pull(make: Any, model: str) -> None:
 def test_general_and_fast_path_send_the_same_request() -> None:
     with Loopback(reasoned) as server:
         sampler = Sampler(lm=server.lm())
-        sampler.sample_sync(dspy.ChainOfThought("question -> answer"), QUESTION, 3, key=0)
-        sampler.sample_sync(Around(), QUESTION, 3, key=0)
+        draw(sampler, dspy.ChainOfThought("question -> answer"), QUESTION, 3, key=0)
+        draw(sampler, Around(), QUESTION, 3, key=0)
     assert server.bodies[0] == server.bodies[1]
 
 
@@ -68,7 +69,7 @@ def test_temperature_is_what_was_set(given: float | None, sent: float) -> None:
     """DSPy itself would silently make an unset or low temperature 0.7 as soon as n > 1."""
     with Loopback(reasoned) as server:
         program = dspy.Predict("question -> answer", n=4)
-        Sampler(lm=server.lm(temperature=given)).sample_sync(program, QUESTION, 4, key=0)
+        draw(Sampler(lm=server.lm(temperature=given)), program, QUESTION, 4, key=0)
     assert server.bodies[0]["temperature"] == sent
     assert server.requests == 1
 
@@ -77,7 +78,7 @@ def test_decoding_wins_over_predictor_and_lm() -> None:
     with Loopback(reasoned) as server:
         program = dspy.Predict("question -> answer", temperature=0.5, top_p=0.5)
         decoding = Decoding(temperature=1.3, max_tokens=77)
-        Sampler(lm=server.lm(max_tokens=9)).sample_sync(program, QUESTION, 2, key=0, decoding=decoding)
+        draw(Sampler(lm=server.lm(max_tokens=9)), program, QUESTION, 2, key=0, decoding=decoding)
     body = server.bodies[0]
     assert (body["temperature"], body["top_p"], body["max_tokens"]) == (1.3, 0.5, 77)
 
@@ -85,10 +86,10 @@ def test_decoding_wins_over_predictor_and_lm() -> None:
 def test_server_that_ignores_n_is_topped_up_and_remembered() -> None:
     with Loopback(reasoned, faults=Faults(ignore_n=True)) as server:
         sampler = Sampler(lm=server.lm())
-        first = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 8, key=0)
+        first = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 8, key=0)
         assert len(answers(first)) == 8
         assert server.requests == 8  # two that asked for several, then one by one
-        second = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 5, key=1)
+        second = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 5, key=1)
         assert len(answers(second)) == 5
         assert server.requests == 13
     assert all("n" not in body for body in server.bodies[2:])
@@ -96,7 +97,7 @@ def test_server_that_ignores_n_is_topped_up_and_remembered() -> None:
 
 def test_missing_choices_are_asked_for_again() -> None:
     with Loopback(reasoned, faults=Faults(first=["fewer"])) as server:
-        rollouts = Sampler(lm=server.lm()).sample_sync(dspy.Predict("question -> answer"), QUESTION, 6, key=0)
+        rollouts = draw(Sampler(lm=server.lm()), dspy.Predict("question -> answer"), QUESTION, 6, key=0)
     assert len(set(answers(rollouts))) == 6
     assert [body.get("n", 1) for body in server.bodies] == [6, 1]
 
@@ -106,7 +107,7 @@ def test_server_that_refuses_n(faults: Faults) -> None:
     with Loopback(reasoned, faults=faults) as server:
         temperature = 0.0 if faults.greedy_n_is_400 else 1.0
         sampler = Sampler(lm=server.lm(temperature=temperature))
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 4, key=0)
     assert len(answers(rollouts)) == 4
     assert server.statuses[200] == 4
 
@@ -116,7 +117,7 @@ def test_server_that_takes_so_many_at_a_time_is_asked_for_half_until_it_takes_th
     with Loopback(reasoned, faults=Faults(most_n=8), latency=0.1) as server:
         sampler = Sampler(lm=server.lm())
         for m in (4, 32, 17):
-            rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, m, key=m)
+            rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, m, key=m)
             assert len(set(answers(rollouts))) == m
     assert server.completions == 4 + 32 + 17
     assert server.statuses[400] == 3  # 32, then the halves of what is left; each time a single one that works
@@ -128,9 +129,9 @@ def test_server_that_takes_so_many_at_a_time_is_asked_for_half_until_it_takes_th
 def test_bad_request_that_is_no_matter_of_n_is_not_asked_again_and_again() -> None:
     with Loopback(reasoned, faults=Faults(first=[400, 400])) as server:
         sampler = Sampler(lm=server.lm())
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 8, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 8, key=0)
         assert server.requests == 2 and all(r.error for r in rollouts)
-        sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 8, key=1)
+        draw(sampler, dspy.Predict("question -> answer"), QUESTION, 8, key=1)
     assert [body.get("n", 1) for body in server.bodies] == [8, 1, 8]
 
 
@@ -138,7 +139,7 @@ def test_provider_without_n_gets_concurrent_requests(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.supports_n", lambda *_: False)
     with Loopback(reasoned, latency=0.2) as server:
         sampler = Sampler(lm=server.lm(), max_concurrency=3)
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 9, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 9, key=0)
     assert len(answers(rollouts)) == 9
     assert server.requests == 9
     assert server.max_in_flight == 3
@@ -147,7 +148,7 @@ def test_provider_without_n_gets_concurrent_requests(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("program", [dspy.Predict("question -> answer"), Around()], ids=["fast", "general"])
 def test_unparseable_completion_fails_alone_and_costs_nothing_more(program: Any) -> None:
     with Loopback(reasoned, faults=Faults(first=["garbage"])) as server:
-        rollouts = Sampler(lm=server.lm()).sample_sync(program, QUESTION, 5, key=0)
+        rollouts = draw(Sampler(lm=server.lm()), program, QUESTION, 5, key=0)
     assert server.requests == 1
     failed = [r for r in rollouts if not r.ok]
     assert len(failed) == 1
@@ -159,7 +160,7 @@ def test_unparseable_completion_fails_alone_and_costs_nothing_more(program: Any)
 
 def test_unset_field_of_a_type_fails_alone() -> None:
     with Loopback(lambda body, i: chat(count="many" if i == 1 else str(i))) as server:
-        rollouts = Sampler(lm=server.lm()).sample_sync(dspy.Predict("question -> count: int"), QUESTION, 3, key=0)
+        rollouts = draw(Sampler(lm=server.lm()), dspy.Predict("question -> count: int"), QUESTION, 3, key=0)
     assert [r.prediction.count if r.prediction else None for r in rollouts] == [0, None, 2]
 
 
@@ -168,7 +169,7 @@ def test_retry_after_is_honoured_and_every_attempt_counted(model: str) -> None:
     with Loopback(reasoned, faults=Faults(first=[429, 429], retry_after="0.4")) as server:
         meter = Meter()
         sampler = Sampler(lm=server.lm(model, num_retries=3), meter=meter)
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 4, key=0)
     assert len(answers(rollouts)) == 4
     assert server.requests == 3 == meter.spent.requests
     assert all(later - earlier >= 0.4 for earlier, later in zip(server.times, server.times[1:], strict=False))
@@ -180,7 +181,7 @@ def test_transient_failures_are_retried(fault: Any, model: str, monkeypatch: pyt
     monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
     with Loopback(reasoned, faults=Faults(first=[fault])) as server:
         sampler = Sampler(lm=server.lm(model, num_retries=1))
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 2, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 2, key=0)
     assert len(answers(rollouts)) == 2
     assert server.requests == 2
 
@@ -191,7 +192,7 @@ def test_no_silent_retries_and_failures_are_data(monkeypatch: pytest.MonkeyPatch
         sampler = Sampler(lm=server.lm(num_retries=2))
         for program in (dspy.Predict("question -> answer"), Around()):
             before = server.requests
-            rollouts = sampler.sample_sync(program, QUESTION, 3, key=0)
+            rollouts = draw(sampler, program, QUESTION, 3, key=0)
             assert server.requests - before == 3
             assert [r.error for r in rollouts] == [True] * 3
             assert all("InternalServerError" in (r.failure or "") for r in rollouts)
@@ -201,7 +202,7 @@ def test_hanging_server_times_out() -> None:
     with Loopback(reasoned, faults=Faults(first=["hang"], hang=20)) as server:
         sampler = Sampler(lm=server.lm(num_retries=1), timeout=0.5)
         start = time.monotonic()
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 2, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 2, key=0)
     assert len(answers(rollouts)) == 2
     assert time.monotonic() - start < 6
 
@@ -211,13 +212,13 @@ def test_wrong_key_raises_at_once(program: Any) -> None:
     with Loopback(reasoned, api_key="sk-the-right-one") as server:
         sampler = Sampler(lm=server.lm(num_retries=5))
         with pytest.raises(LMRefused, match=r"AuthenticationError.*API key"):
-            sampler.sample_sync(program, QUESTION, 4, key=0)
+            draw(sampler, program, QUESTION, 4, key=0)
     assert server.requests == 1
 
 
 def test_unknown_provider_raises() -> None:
     with pytest.raises(Exception, match="LLM Provider NOT provided"):
-        Sampler(lm=dspy.LM("nonsense/model")).sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+        draw(Sampler(lm=dspy.LM("nonsense/model")), dspy.Predict("question -> answer"), QUESTION, 4, key=0)
 
 
 def test_usage_that_cannot_be_right_is_recounted() -> None:
@@ -225,7 +226,7 @@ def test_usage_that_cannot_be_right_is_recounted() -> None:
     for faults in (Faults(no_usage=True), Faults(ignore_n=False, miscount=True)):
         with Loopback(lambda body, i: chat(answer="x" if i else long), faults=faults) as server:
             meter = Meter()
-            Sampler(lm=server.lm(), meter=meter).sample_sync(dspy.Predict("question -> answer"), QUESTION, 30, key=0)
+            draw(Sampler(lm=server.lm(), meter=meter), dspy.Predict("question -> answer"), QUESTION, 30, key=0)
         assert meter.spent.completion_tokens > 100
         assert meter.spent.prompt_tokens > 50
 
@@ -241,7 +242,7 @@ def test_server_that_counts_the_first_choice_only_is_found_out() -> None:
         with Loopback(steps, faults=faults) as server:
             sampler = Sampler(lm=server.lm(input_cost_per_token=1e-6, output_cost_per_token=1e-6))
             for key in range(3):
-                drawn = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 16, key=key)
+                drawn = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 16, key=key)
             spent[faults.count_first] = (server.completion_tokens, sampler.meter.spent)
     truth, right = spent[False]
     assert right.completion_tokens == truth
@@ -261,7 +262,7 @@ def test_dollars_come_from_the_user_or_the_table() -> None:
         ):
             meter = Meter()
             before = server.prompt_tokens, server.completion_tokens
-            rollouts = Sampler(lm=lm, meter=meter).sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+            rollouts = draw(Sampler(lm=lm, meter=meter), dspy.Predict("question -> answer"), QUESTION, 4, key=0)
             prompt, completion = server.prompt_tokens - before[0], server.completion_tokens - before[1]
             if prices is None:
                 assert {r.usage.usd for r in rollouts} == {None}
@@ -277,7 +278,7 @@ def test_seeds_repeat_between_runs_and_differ_between_draws() -> None:
         with Loopback(reasoned, faults=Faults(first=["fewer", "fewer"])) as server:
             sampler = Sampler(lm=server.lm(seed=seed) if seed is not None else server.lm())
             for position in range(3):
-                sampler.sample_sync(program, QUESTION, 4, key=(0, position))
+                draw(sampler, program, QUESTION, 4, key=(0, position))
             return [body.get("seed") for body in server.bodies]
 
     for program in (dspy.Predict("question -> answer"), Around()):
@@ -291,7 +292,7 @@ def test_seeds_repeat_between_runs_and_differ_between_draws() -> None:
 def test_cache_is_never_used() -> None:
     with Loopback(reasoned) as server:
         sampler = Sampler(lm=server.lm(cache=True))
-        drawn = [sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 2, key=0) for _ in range(3)]
+        drawn = [draw(sampler, dspy.Predict("question -> answer"), QUESTION, 2, key=0) for _ in range(3)]
     assert server.requests == 3
     assert len({a for rollouts in drawn for a in answers(rollouts)}) == 6
 
@@ -302,7 +303,5 @@ def test_token_budget_without_max_tokens_is_refused_before_any_call() -> None:
         for budget, lm in ((Budget(9, tokens=10**6), server.lm()), (Budget(9, usd=1.0), server.lm(max_tokens=10))):
             sampler = Sampler(lm=lm, meter=Meter(budget))
             with pytest.raises(ConfigurationError, match=r"max_tokens|input_cost_per_token"):
-                sampler.check(program)
-            with pytest.raises(ConfigurationError, match=r"max_tokens|input_cost_per_token"):
-                sampler.sample_sync(program, QUESTION, 2, key=0)
+                draw(sampler, program, QUESTION, 2, key=0)
     assert server.requests == 0

@@ -15,6 +15,7 @@ import pytest
 from iapo_dspy import IAPO, ConfigurationError, MajorityVote, Preference
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Loopback, chat
+from tests.support.sampling import draw
 
 ROOT = Path(__file__).parents[4]
 QUESTION = {"question": "q"}
@@ -55,7 +56,7 @@ def test_hanging_rollouts_fail_alone_and_pay_nothing_afterwards() -> None:
     program = HangsOnOdd()
     with Loopback(reply) as server:
         sampler = Sampler(lm=server.lm(), rollout_timeout=0.7, patience=0.05)
-        rollouts = sampler.sample_sync(program, QUESTION, 4, key=0)
+        rollouts = draw(sampler, program, QUESTION, 4, key=0)
         assert [r.ok for r in rollouts] == [True, False, True, False]
         for rollout in (rollouts[1], rollouts[3]):
             assert rollout.error and rollout.failure is not None
@@ -69,7 +70,7 @@ def test_hanging_rollouts_fail_alone_and_pay_nothing_afterwards() -> None:
         assert [type(e).__name__ for e in program.ended] == ["Aborted", "Aborted"]
         assert server.requests == asked
         program.released.clear()
-        assert all(r.ok for r in sampler.sample_sync(program, QUESTION, 1, key=1))  # the sampler works on
+        assert all(r.ok for r in draw(sampler, program, QUESTION, 1, key=1))  # the sampler works on
 
 
 def test_waiting_for_an_lm_does_not_count() -> None:
@@ -84,7 +85,7 @@ def test_waiting_for_an_lm_does_not_count() -> None:
 
     with Loopback(reply, latency=1.2) as server:
         sampler = Sampler(lm=server.lm(), max_concurrency=1, rollout_timeout=0.8)
-        rollouts = sampler.sample_sync(Twice(), QUESTION, 2, key=0)
+        rollouts = draw(sampler, Twice(), QUESTION, 2, key=0)
     assert all(r.ok for r in rollouts), rollouts
 
 

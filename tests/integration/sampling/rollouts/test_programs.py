@@ -15,9 +15,11 @@ import pytest
 from dspy.utils import DummyLM
 from dspy.utils.usage_tracker import track_usage
 
+from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.threads import WORKERS
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.sampling import draw
 
 QUESTION = {"question": "q"}
 
@@ -38,7 +40,7 @@ class TwoSteps(dspy.Module):
 
 def test_first_step_is_merged_and_second_steps_run_together() -> None:
     with Loopback(answer, latency=0.1) as server:
-        rollouts = Sampler(lm=server.lm(), patience=60).sample_sync(TwoSteps(), QUESTION, 6, key=0)
+        rollouts = draw(Sampler(lm=server.lm(), patience=60), TwoSteps(), QUESTION, 6, key=0)
     assert [r.ok for r in rollouts] == [True] * 6
     assert [body.get("n", 1) for body in server.bodies] == [6] + [1] * 6
     assert server.max_in_flight == 6
@@ -48,7 +50,7 @@ def test_first_step_is_merged_and_second_steps_run_together() -> None:
 
 def test_equal_second_steps_are_merged_too() -> None:
     with Loopback(lambda body, i: chat(draft="same", answer=str(i))) as server:
-        rollouts = Sampler(lm=server.lm(seed=3)).sample_sync(TwoSteps(), QUESTION, 5, key=0)
+        rollouts = draw(Sampler(lm=server.lm(seed=3)), TwoSteps(), QUESTION, 5, key=0)
     assert [body["n"] for body in server.bodies] == [5, 5]
     assert len({r.prediction.answer for r in rollouts if r.prediction}) == 5
 
@@ -71,7 +73,7 @@ def test_with_a_seed_the_requests_do_not_depend_on_timing() -> None:
             return answer({}, body["seed"])
 
         with Loopback(slow) as server:
-            rollouts = Sampler(lm=server.lm(seed=1)).sample_sync(Three(), QUESTION, 4, key=0)
+            rollouts = draw(Sampler(lm=server.lm(seed=1)), Three(), QUESTION, 4, key=0)
             assert all(r.ok for r in rollouts)
             return sorted((body.get("n", 1), body["seed"]) for body in server.bodies)
 
@@ -89,7 +91,7 @@ def test_rollout_that_raises_does_not_hold_up_the_others() -> None:
             return self.second(question=question, draft="x")
 
     with Loopback(answer) as server:
-        rollouts = Sampler(lm=server.lm(), patience=60).sample_sync(Fussy(), QUESTION, 5, key=0)
+        rollouts = draw(Sampler(lm=server.lm(), patience=60), Fussy(), QUESTION, 5, key=0)
     assert [body.get("n", 1) for body in server.bodies] == [5, 3]
     assert sorted(r.failure or "" for r in rollouts) == ["", "", "", "ValueError: no d0", "ValueError: no d1"]
     assert [r.error for r in rollouts if not r.ok] == [True, True]
@@ -112,7 +114,7 @@ def test_program_with_threads_of_its_own() -> None:
                 return dspy.Prediction(answer="".join(c.result().answer for c in calls))
 
     with Loopback(answer) as server:
-        rollouts = Sampler(lm=server.lm()).sample_sync(Threaded(), QUESTION, 4, key=0)
+        rollouts = draw(Sampler(lm=server.lm()), Threaded(), QUESTION, 4, key=0)
     assert [r.ok for r in rollouts] == [True] * 4
     assert server.completions == 8
 
@@ -131,7 +133,7 @@ def test_program_with_threads_that_lose_the_context() -> None:
     with Loopback(answer) as server:
         lm = server.lm()
         sampler = Sampler(patience=0.2)
-        rollouts = sampler.sample_sync(Bare(lm), QUESTION, 3, key=0)
+        rollouts = draw(sampler, Bare(lm), QUESTION, 3, key=0)
         assert [r.ok for r in rollouts] == [True] * 3
         assert sampler.meter.spent.requests == 3 == server.requests
 
@@ -148,7 +150,7 @@ def test_program_that_holds_a_lock_while_it_calls() -> None:
                 return self.solve(question=question)
 
     with Loopback(answer) as server:
-        rollouts = Sampler(lm=server.lm(), patience=0.1).sample_sync(Locked(), QUESTION, 3, key=0)
+        rollouts = draw(Sampler(lm=server.lm(), patience=0.1), Locked(), QUESTION, 3, key=0)
     assert [r.ok for r in rollouts] == [True] * 3
 
 
@@ -164,7 +166,7 @@ class OnlyAsync(dspy.Module):
 
 def test_program_that_is_only_async() -> None:
     with Loopback(answer) as server:
-        rollouts = Sampler(lm=server.lm()).sample_sync(OnlyAsync(), QUESTION, 4, key=0)
+        rollouts = draw(Sampler(lm=server.lm()), OnlyAsync(), QUESTION, 4, key=0)
     assert [r.ok for r in rollouts] == [True] * 4
     assert server.completions == 8
 
@@ -173,8 +175,8 @@ def test_plain_function_and_wrong_result() -> None:
     solve = dspy.Predict("question -> answer")
     with Loopback(answer) as server:
         sampler = Sampler(lm=server.lm())
-        good = sampler.sample_sync(lambda question: solve(question=question), QUESTION, 3, key=0)
-        bad = sampler.sample_sync(lambda question: "text", QUESTION, 2, key=0)
+        good = draw(sampler, lambda question: solve(question=question), QUESTION, 3, key=0)
+        bad = draw(sampler, lambda question: "text", QUESTION, 2, key=0)
     assert [r.ok for r in good] == [True] * 3
     assert server.requests == 1
     assert [r.failure for r in bad] == ["TypeError: the program returned str, no Prediction"] * 2
@@ -198,10 +200,10 @@ def test_bound_lms_are_replaced_in_a_copy_only(wrap: bool) -> None:
         program.second.lm = other.lm()
         lms = [p.lm for p in program.predictors()]
         sampler = Sampler(lm=server.lm())
-        rollouts = sampler.sample_sync(program, QUESTION, 4, key=0, record=True)
-        again = sampler.sample_sync(program, QUESTION, 4, key=1)
+        rollouts = draw(sampler, program, QUESTION, 4, key=0, record=True)
+        again = draw(sampler, program, QUESTION, 4, key=1)
         program.second.signature = program.second.signature.with_instructions("Changed.")
-        sampler.sample_sync(program, QUESTION, 1, key=2)
+        draw(sampler, program, QUESTION, 1, key=2)
         assert "Changed." in str(other.bodies[-1]["messages"])
     assert [r.ok for r in [*rollouts, *again]] == [True] * 8
     assert server.bodies[0]["n"] == 4
@@ -220,10 +222,10 @@ def test_react_and_best_of_n_run() -> None:
     best = dspy.BestOfN(dspy.Predict("question -> answer"), N=2, reward_fn=lambda a, p: 0.0, threshold=1.0)
     with Loopback(reply) as server:
         sampler = Sampler(lm=server.lm())
-        rollouts = sampler.sample_sync(react, QUESTION, 4, key=0)
+        rollouts = draw(sampler, react, QUESTION, 4, key=0)
         assert [r.ok for r in rollouts] == [True] * 4
         assert [body.get("n", 1) for body in server.bodies] == [4, 4]
-        rollouts = sampler.sample_sync(best, QUESTION, 3, key=0)
+        rollouts = draw(sampler, best, QUESTION, 3, key=0)
         assert [r.ok for r in rollouts] == [True] * 3
         assert server.completions == 8 + 6
 
@@ -237,13 +239,13 @@ def test_sampler_inside_a_rollout() -> None:
             self.inner = TwoSteps()
 
         def forward(self, question: str) -> dspy.Prediction:
-            drawn = Sampler().sample_sync(self.inner, {"question": question}, 2, key="inner", record=True)
-            plain = Sampler().sample_sync(dspy.Predict("question -> answer"), {"question": question}, 2, key=1)
+            drawn = draw(Sampler(), self.inner, {"question": question}, 2, key="inner", record=True)
+            plain = draw(Sampler(), dspy.Predict("question -> answer"), {"question": question}, 2, key=1)
             return dspy.Prediction(answer=str([r.ok for r in [*drawn, *plain]]))
 
     with Loopback(answer) as server:
         sampler = Sampler(lm=server.lm())
-        rollouts = sampler.sample_sync(Nested(), QUESTION, 3, key=0)
+        rollouts = draw(sampler, Nested(), QUESTION, 3, key=0)
     assert {r.prediction.answer for r in rollouts if r.prediction} == {"[True, True, True, True]"}
     assert server.completions == 3 * (4 + 2)
     assert sampler.meter.spent.requests == server.requests
@@ -259,12 +261,12 @@ def test_one_sampler_for_the_outer_and_the_inner_program() -> None:
             self.inner = inner
 
         def forward(self, question: str) -> dspy.Prediction:
-            drawn = shared.sample_sync(self.inner, {"question": question}, 10, key="inner")
+            drawn = draw(shared, self.inner, {"question": question}, 10, key="inner")
             return dspy.Prediction(answer=str(sum(r.ok for r in drawn)))
 
     for inner in (dspy.Predict("question -> answer"), TwoSteps()):
         with Loopback(lambda body, i: chat(draft="same", answer="a")) as server, dspy.context(lm=server.lm()):
-            rollouts = shared.sample_sync(Nested(inner), QUESTION, 10, key=0)
+            rollouts = draw(shared, Nested(inner), QUESTION, 10, key=0)
             assert {r.prediction.answer for r in rollouts if r.prediction} == {"10"}
             assert [body["n"] for body in server.bodies] == [100] * len(inner.predictors())
             assert server.max_in_flight == 1
@@ -277,7 +279,7 @@ def test_many_pulls_at_once_with_fewer_threads_than_rollouts() -> None:
 
     with Loopback(answer) as server:
         sampler = Sampler(lm=server.lm(), max_concurrency=8, patience=60)
-        drawn = sampler.run(pulls(sampler))
+        drawn = run_on_loop(pulls(sampler))
     assert [len(rollouts) for rollouts in drawn] == [40] * 5
     assert all(r.ok for rollouts in drawn for r in rollouts)
     assert server.requests == 5 * 41
@@ -287,8 +289,10 @@ def test_many_pulls_at_once_with_fewer_threads_than_rollouts() -> None:
 async def test_inside_a_running_loop() -> None:
     with Loopback(answer) as server:
         sampler = Sampler(lm=server.lm())
-        here = sampler.sample_sync(TwoSteps(), QUESTION, 3, key=0)
-        awaited = await asyncio.gather(*(sampler.sample(TwoSteps(), QUESTION, 3, key=i) for i in range(3)))
+        here = draw(sampler, TwoSteps(), QUESTION, 3, key=0)
+        awaited = await asyncio.gather(
+            *(await_on_loop(sampler.sample(TwoSteps(), QUESTION, 3, key=i)) for i in range(3))
+        )
     assert all(r.ok for rollouts in [here, *awaited] for r in rollouts)
 
 
@@ -297,7 +301,7 @@ async def test_cancelling_the_wait_cancels_the_work() -> None:
         for program in (TwoSteps(), dspy.Predict("question -> answer")):
             sampler = Sampler(lm=server.lm())
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(sampler.sample(program, QUESTION, 3, key=0), 0.5)
+                await asyncio.wait_for(await_on_loop(sampler.sample(program, QUESTION, 3, key=0)), 0.5)
             await asyncio.sleep(0.3)
             assert WORKERS.busy == 0
             assert sampler.meter.spent.requests == 1
@@ -310,7 +314,7 @@ def test_settings_of_the_caller_reach_the_rollouts() -> None:
     for program in (dspy.Predict("question -> answer"), TwoSteps()):
         lm = "openai/gpt-4o-mini"
         with Loopback(reply) as server, dspy.context(lm=server.lm(lm), adapter=dspy.JSONAdapter()):
-            rollouts = Sampler().sample_sync(program, QUESTION, 3, key=0)
+            rollouts = draw(Sampler(), program, QUESTION, 3, key=0)
             assert all(r.ok for r in rollouts)
             assert server.bodies[0]["response_format"]["type"] == "json_schema"
 
@@ -319,7 +323,7 @@ def test_two_step_adapter_asks_its_own_lm_within_the_meter() -> None:
     with Loopback(answer) as server, Loopback(answer) as extraction:
         sampler = Sampler()
         with dspy.context(lm=server.lm(), adapter=dspy.TwoStepAdapter(extraction.lm())):
-            rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 3, key=0)
+            rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 3, key=0)
     assert [r.failure for r in rollouts] == [None] * 3
     assert server.requests == 1
     assert sampler.meter.spent.requests == server.requests + extraction.requests
@@ -334,7 +338,7 @@ def test_recorded_like_an_lm_call_of_dspy(program: Any) -> None:
             program(**QUESTION)
         calls = server.requests
         with dspy.context(lm=lm, track_usage=True), track_usage() as tracker:
-            rollouts = Sampler().sample_sync(program, QUESTION, 4, key=0, record=True)
+            rollouts = draw(Sampler(), program, QUESTION, 4, key=0, record=True)
         requests = server.requests - calls
     assert len(lm.history) == requests
     assert reference.history[0].keys() - lm.history[0].keys() <= {"cost_details"}
@@ -364,21 +368,21 @@ def test_nothing_is_recorded_while_compiling(program: Any) -> None:
         lm = server.lm()
         before = copy.copy(vars(lm)), dict(lm.kwargs), len(dspy.clients.base_lm.GLOBAL_HISTORY)
         with dspy.context(lm=lm, callbacks=[Spy()], trace=[]), track_usage() as tracker:
-            rollouts = Sampler().sample_sync(program, QUESTION, 3, key=0)
+            rollouts = draw(Sampler(), program, QUESTION, 3, key=0)
             assert dspy.settings.trace == []
             assert not seen
             assert (vars(lm), lm.kwargs, len(dspy.clients.base_lm.GLOBAL_HISTORY)) == before
             assert not tracker.usage_data
             assert all(r.trace == () for r in rollouts)
-            Sampler().sample_sync(program, QUESTION, 3, key=0, record=True)
+            draw(Sampler(), program, QUESTION, 3, key=0, record=True)
             assert {"lm", "module"} == set(seen)
 
 
 def test_dummy_lm() -> None:
     lm = DummyLM([{"answer": str(i), "draft": "x"} for i in range(20)])
-    rollouts = Sampler(lm=lm).sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+    rollouts = draw(Sampler(lm=lm), dspy.Predict("question -> answer"), QUESTION, 4, key=0)
     assert sorted(r.prediction.answer for r in rollouts if r.prediction) == ["0", "1", "2", "3"]
-    rollouts = Sampler(lm=lm).sample_sync(TwoSteps(), QUESTION, 4, key=0, record=True)
+    rollouts = draw(Sampler(lm=lm), TwoSteps(), QUESTION, 4, key=0, record=True)
     assert all(r.ok for r in rollouts)
     assert len(lm.history) == 8
 
@@ -400,7 +404,7 @@ def test_lm_subclass_with_forward_of_its_own() -> None:
 
     lm = Mine(model="mine")
     sampler = Sampler(lm=lm)
-    rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), QUESTION, 4, key=0)
+    rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 4, key=0)
     assert all(r.ok for r in rollouts)
     assert Mine.calls == 4
     assert sampler.meter.spent.completion_tokens == 8
@@ -416,5 +420,5 @@ def test_partial_failure_inside_a_program_is_the_programs_to_handle(monkeypatch:
                 return dspy.Prediction(answer="fallback")
 
     with Loopback(answer, faults=Faults(first=[400])) as server:
-        rollouts = Sampler(lm=server.lm(num_retries=0)).sample_sync(Careful(), QUESTION, 1, key=0)
+        rollouts = draw(Sampler(lm=server.lm(num_retries=0)), Careful(), QUESTION, 1, key=0)
     assert rollouts[0].prediction is not None and rollouts[0].prediction.answer == "fallback"

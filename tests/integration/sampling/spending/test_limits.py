@@ -14,9 +14,11 @@ import dspy
 import pytest
 
 from iapo_dspy.errors import BudgetExceeded
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Budget, Meter
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.sampling import draw
 
 ROOT = Path(__file__).parents[4]
 PROMPT_PRICE, COMPLETION_PRICE = 1e-6, 4e-6
@@ -66,7 +68,7 @@ def test_64_workers_never_exceed_any_limit(budget: Budget, faults: Faults, monke
         lm = server.lm(max_tokens=30, input_cost_per_token=PROMPT_PRICE, output_cost_per_token=COMPLETION_PRICE)
         meter = Meter(budget)
         sampler = Sampler(lm=lm, meter=meter)
-        drawn = sampler.run(run_until_exhausted(sampler, meter))
+        drawn = run_on_loop(run_until_exhausted(sampler, meter))
     spent = meter.spent
     assert len(drawn) == spent.completions <= budget.completions
     assert server.prompt_tokens + server.completion_tokens <= spent.tokens
@@ -87,7 +89,7 @@ def test_wall_clock_budget_stops_new_requests() -> None:
         meter = Meter(Budget(10**6, seconds=0.5))
         sampler = Sampler(lm=server.lm(), meter=meter, max_concurrency=4)
         start = time.monotonic()
-        sampler.run(run_until_exhausted(sampler, meter, workers=8))
+        run_on_loop(run_until_exhausted(sampler, meter, workers=8))
         assert time.monotonic() - start < 3
 
 
@@ -104,7 +106,7 @@ def test_budget_that_ends_inside_a_program_marks_the_rollouts_it_cut_off() -> No
     with Loopback(lambda body, i: chat(draft=f"d{i}", answer="a")) as server:
         meter = Meter(Budget(100, tokens=1_500))
         sampler = Sampler(lm=server.lm(max_tokens=100), meter=meter)
-        rollouts = sampler.sample_sync(TwoSteps(), {"question": "q"}, 6, key=0)
+        rollouts = draw(sampler, TwoSteps(), {"question": "q"}, 6, key=0)
         assert any(r.unpaid for r in rollouts)
         assert all(r.unpaid == (not r.ok) for r in rollouts)
         assert meter.spent.tokens <= 1_500
@@ -112,6 +114,7 @@ def test_budget_that_ends_inside_a_program_marks_the_rollouts_it_cut_off() -> No
 
 CHILD = """
 import sys, dspy
+from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 
 class Module(dspy.Module):
@@ -131,12 +134,13 @@ lm = dspy.LM("openai/fake", api_base=sys.argv[1], api_key="k", cache=False)
 sampler = Sampler(lm=lm)
 print("ready", flush=True)
 try:
-    sampler.sample_sync(program, {"question": "q"}, 4, key=0)
+    run_on_loop(sampler.sample(program, {"question": "q"}, 4, key=0))
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     if sys.argv[3] == "raise":
         raise
-    print(sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 2, key=1)[0].ok, flush=True)
+    again = sampler.sample(dspy.Predict("question -> answer"), {"question": "q"}, 2, key=1)
+    print(run_on_loop(again)[0].ok, flush=True)
 """
 
 
@@ -175,7 +179,7 @@ def test_an_lm_that_reports_no_usage_does_not_escape_a_token_budget() -> None:
     meter = Meter(Budget(100, tokens=6_000))
     lm = DummyLM([{"answer": "word " * 30}] * 500)
     sampler = Sampler(lm=lm, meter=meter)
-    rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 60, key=0)
+    rollouts = draw(sampler, dspy.Predict("question -> answer"), {"question": "q"}, 60, key=0)
     assert any(r.ok for r in rollouts) and any(r.unpaid for r in rollouts)
     assert 3_000 < meter.spent.tokens <= 6_000
 
@@ -193,7 +197,7 @@ def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: py
     faults = Faults(most_in_flight=6)
     with Loopback(latency=0.03, faults=faults) as server:
         sampler = Sampler(lm=server.lm(num_retries=3), max_concurrency=32, seed=7)
-        drawn = sampler.run(many(sampler, 200))
+        drawn = run_on_loop(many(sampler, 200))
         assert all(r.ok for r in drawn)
         refused = server.statuses[429]
         # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all.
@@ -202,7 +206,7 @@ def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: py
         assert [1 <= gate.width <= 12 for gate in sampler._gates.values()] == [True]
         faults.most_in_flight = None
         server.max_in_flight = 0
-        assert all(r.ok for r in sampler.run(many(sampler, 800)))
+        assert all(r.ok for r in run_on_loop(many(sampler, 800)))
         assert [gate.width for gate in sampler._gates.values()] == [32]
         assert 8 < server.max_in_flight <= 32
 
@@ -212,7 +216,7 @@ def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
     with Loopback(faults=Faults(first=[429], retry_after="0.6")) as server:
         sampler = Sampler(lm=server.lm(model, num_retries=1))
         # The other providers' formats are not spoken here: it is the second request that counts.
-        sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "q"}, 1, key=0)
+        draw(sampler, dspy.Predict("question -> answer"), {"question": "q"}, 1, key=0)
     assert server.times[1] - server.times[0] >= 0.6
 
 
@@ -233,10 +237,10 @@ def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.Monkey
     ):
         sampler = Sampler(max_concurrency=8)
         first, second = strict.lm(num_retries=5), free.lm()
-        assert all(r.ok for r in sampler.run(pulls(sampler, first, "a")))
+        assert all(r.ok for r in run_on_loop(pulls(sampler, first, "a")))
         assert strict.statuses[429] > 0
         before = strict.max_in_flight
-        assert all(r.ok for r in sampler.run(pulls(sampler, second, "b")))
+        assert all(r.ok for r in run_on_loop(pulls(sampler, second, "b")))
         assert before <= 8
         assert free.max_in_flight == 8  # at once, not after growing back
 
@@ -244,5 +248,5 @@ def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.Monkey
             twin = first.copy(temperature=0.3)  # the same deployment
             await asyncio.gather(pulls(sampler, twin, "c"), pulls(sampler, second, "d"))
 
-        sampler.run(both())
+        run_on_loop(both())
         assert max(strict.max_in_flight, free.max_in_flight) <= 8

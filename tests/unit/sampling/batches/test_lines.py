@@ -25,14 +25,18 @@ from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches
 from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.sampling.rollouts.single_predictor import Plan, plan
+from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call
 from iapo_dspy.sampling.spending.pricing import Price, batch_price, price_of
 from iapo_dspy.types import Decoding
 from tests.support.loopback import Loopback, chat
 
 
-def ready(predictor: dspy.Predict, lm: dspy.BaseLM, adapter: Any = None, decoding: Decoding | None = None) -> Plan:
-    made = plan(predictor, {"question": "1 + 1"}, lm=lm, adapter=adapter or dspy.ChatAdapter(), decoding=decoding)
+def ready(
+    predictor: dspy.Predict, lm: dspy.BaseLM, adapter: Any = None, decoding: Decoding | None = None
+) -> PredictorCall:
+    made = predictor_call(
+        predictor, {"question": "1 + 1"}, lm=lm, adapter=adapter or dspy.ChatAdapter(), decoding=decoding
+    )
     assert made is not None
     return made
 

@@ -31,6 +31,7 @@ from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.pricing import price_of, prompt_bound
 from iapo_dspy.sampling.spending.usage_check import check_usage
 from iapo_dspy.types import Decoding
+from tests.support.sampling import draw
 
 ROOT = Path(__file__).parents[4]
 
@@ -247,13 +248,11 @@ def test_bad_arguments_are_refused() -> None:
     program = dspy.Predict("question -> answer")
     for m in (0, -1, 1.5, True):
         with pytest.raises(ConfigurationError, match="m="):
-            Sampler(lm=DummyLM([])).sample_sync(program, {}, m, key=0)  # type: ignore[arg-type]
+            draw(Sampler(lm=DummyLM([])), program, {}, m, key=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="max_concurrency"):
         Sampler(max_concurrency=0)
     with dspy.context(lm=None), pytest.raises(ConfigurationError, match=r"dspy\.configure"):
-        Sampler().sample_sync(program, {"question": "q"}, 1, key=0)
-    with dspy.context(lm=None), pytest.raises(ConfigurationError, match=r"dspy\.configure"):
-        Sampler().check(program)
+        draw(Sampler(), program, {"question": "q"}, 1, key=0)
 
 
 def test_another_completer_can_be_plugged_in(caplog: pytest.LogCaptureFixture) -> None:
@@ -268,6 +267,6 @@ def test_another_completer_can_be_plugged_in(caplog: pytest.LogCaptureFixture) -
     assert isinstance(fixed, Completer)
     sampler = Sampler(lm=dspy.LM("openai/x"), completer=lambda lm: fixed)
     with caplog.at_level(logging.INFO):
-        rollouts = sampler.sample_sync(dspy.Predict("question -> answer"), {"question": "private"}, 3, key=0)
+        rollouts = draw(sampler, dspy.Predict("question -> answer"), {"question": "private"}, 3, key=0)
     assert [r.prediction.answer for r in rollouts if r.prediction] == ["private"] * 3
     assert "private" not in caplog.text
