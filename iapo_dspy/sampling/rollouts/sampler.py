@@ -188,7 +188,7 @@ class Sampler:
             refusal = LMRefused(f"The provider refuses every request: {self._line(error)}")
         raise refusal  # outside the handler: the provider's own message may show keys
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Reply:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
         """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
 
         To be awaited on the sampling loop.
