@@ -1,15 +1,15 @@
-"""Rounds of a live run as batch jobs: which completions a job is asked for."""
+"""Rounds of a live run as batch jobs: the completions that a job is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import dspy
 
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler
 from iapo_dspy.sampling.batches.books import Drawn
-from iapo_dspy.sampling.batches.lines import BatchLine
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey, Record
@@ -17,10 +17,29 @@ from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding, Pull
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Start"]
 
-Start = tuple[PullKey, Pull, Mapping[int, CompletionRecord], Reservation | None]
-"""A pull that the budget pays for, what is stored of it, and the reservation for the rest."""
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A pull that the budget pays for.
+
+    Attributes:
+        key: The round and the pull's position in it.
+        pull: The pull.
+        stored: What an earlier process has drawn of it, by index.
+        reservation: Pays for the rest; None where nothing is missing.
+    """
+
+    key: PullKey
+    pull: Pull
+    stored: Mapping[int, CompletionRecord]
+    reservation: Reservation | None
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices of the completions that are to be drawn."""
+        return [i for i in range(self.pull.size) if i not in self.stored]
 
 
 class _Prompt(Protocol):
@@ -64,26 +83,24 @@ class Batches:
         self._examples = examples
         self._new = batch is not None
         self._left_behind = bool(ledger.batches)
-        self._sampler: BatchSampler | None = None
-        if self._new or self._left_behind:
-            self._sampler = BatchSampler(
-                batch or BatchAPI(), meter=meter, ledger=ledger, journal=journal, notify=notify, prices=prices
-            )
+        self._sampler = BatchSampler(
+            batch or BatchAPI(), meter=meter, ledger=ledger, journal=journal, notify=notify, prices=prices
+        )
 
     @property
     def running(self) -> tuple[str, ...]:
         """The provider's ids of the jobs that are waited for."""
-        return () if self._sampler is None else self._sampler.running
+        return self._sampler.running
 
     @property
     def held(self) -> Spent:
         """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`."""
-        return Spent() if self._sampler is None else self._sampler.held
+        return self._sampler.held
 
     async def resume(self) -> None:
         """Finish what an earlier process left behind; afterwards its completions are stored like any others."""
-        if self._sampler is not None and self._left_behind:
-            await self._sampler.resume(self._ask_of)
+        if self._left_behind:
+            await self._sampler.resume(lambda line: self._ask(line.pull, line.prompt, line.query, line.indices))
             self._left_behind = False
 
     async def draw(self, starts: Iterable[Start]) -> dict[PullKey, Drawn]:
@@ -92,31 +109,18 @@ class Batches:
         Returns:
             By pull, what was drawn; it is in the ledger.
         """
-        asked = [start for start in starts if start[3] is not None]
-        if self._sampler is None or not self._new or not asked:
+        asked = [s for s in starts if s.reservation is not None] if self._new else []
+        if not asked:
             return {}
-        try:
-            return await self._sampler.draw(
-                [self._ask(key, pull, [i for i in range(pull.size) if i not in known]) for key, pull, known, _ in asked]
-            )
-        except BaseException:
-            for *_, reservation in asked:
-                if reservation is not None:
-                    reservation.release()
-            raise
+        return await self._sampler.draw([self._ask(s.key, s.pull.prompt, s.pull.query, s.missing) for s in asked])
 
-    def _ask_of(self, line: BatchLine) -> Ask:
-        pull = Pull(prompt=line.prompt, query=line.query, size=len(line.indices))
-        return self._ask(line.pull, pull, line.indices)
-
-    def _ask(self, key: PullKey, pull: Pull, missing: Sequence[int]) -> Ask:
-        prompt = self._prompts[pull.prompt]
+    def _ask(self, key: PullKey, prompt: int, query: int, missing: Sequence[int]) -> Ask:
         return Ask(
             key=key,
-            prompt=pull.prompt,
-            query=pull.query,
+            prompt=prompt,
+            query=query,
             missing=tuple(missing),
-            program=prompt.program,
-            inputs=dict(self._examples[pull.query].inputs().items()),
-            decoding=prompt.decoding,
+            program=self._prompts[prompt].program,
+            inputs=dict(self._examples[query].inputs().items()),
+            decoding=self._prompts[prompt].decoding,
         )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.errors import TooManyErrors
+from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.scores import Scored
 
-__all__ = ["FailureReport", "Failures", "Progress"]
+__all__ = ["FailureReport", "Progress", "Tracker"]
+
+NOTHING_WORKS = 32  # failed completions without a single success after which a run stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,48 +62,105 @@ class FailureReport:
         return f"{self.total} of {self.completions} completions failed and count as spent, without a vote: {causes}"
 
 
-@dataclass
-class Failures:
-    """Counts failures while a run goes on."""
+class Tracker:
+    """Counts completions and failures while a run goes on, tells how far it is, and ends a run in which nothing works.
 
-    drawn: list[int]
-    failed: list[int]
-    tried: int = 0  # prompts with completions
-    completions: int = 0
-    total: int = 0
-    errors: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
+    Args:
+        n_prompts: P.
+        meter: Knows the budget and the spending.
+        max_errors: Completions that may fail with an error; None ends a run only where nothing works.
+        kept: What became of the completions, for the message of a run that is ended.
+        progress: Called after every pull.
+    """
+
+    def __init__(
+        self,
+        n_prompts: int,
+        *,
+        meter: Meter,
+        max_errors: int | None,
+        kept: str,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._meter = meter
+        self._max_errors = max_errors
+        self._kept = kept
+        self._progress = progress
+        self._drawn = [0] * n_prompts
+        self._failed = [0] * n_prompts
+        self._tried = 0  # prompts with completions
+        self._errors = 0
+        self._causes: Counter[str] = Counter()
+        self._completions = 0
+        self._total = 0
 
     def add(self, prompt: int, scored: Sequence[Scored]) -> None:
-        """Count the completions of one pull."""
-        self.tried += bool(scored) and not self.drawn[prompt]
-        self.drawn[prompt] += len(scored)
-        self.completions += len(scored)
+        """Count the completions of one pull.
+
+        Raises:
+            TooManyErrors: More completions than `max_errors` failed with an error, or nothing works at all.
+        """
+        self._tried += bool(scored) and not self._drawn[prompt]
+        self._drawn[prompt] += len(scored)
+        self._completions += len(scored)
         for s in scored:
             if s.failure is not None:
-                self.failed[prompt] += 1
-                self.total += 1
-                self.errors += s.error
-                self.causes[s.failure[:200]] += 1
+                self._fail(prompt, s.failure, s.error)
+        if self._max_errors is not None and self._errors > self._max_errors:
+            limit = f"max_errors={self._max_errors}"
+            raise TooManyErrors(f"More than {limit} completions failed with errors: {self._totals()}. {self._kept}")
+        several = self._tried >= min(3, len(self._drawn))
+        if several and self._errors == self._completions >= NOTHING_WORKS:
+            raise self._nothing_works()
+        self.tell()
 
     def spoil(self, prompt: int, cause: str) -> None:
         """Count a failure of a completion that was counted as fine: an error came up when answers were compared."""
-        self.failed[prompt] += 1
-        self.total += 1
-        self.errors += 1
-        self.causes[cause[:200]] += 1
+        self._fail(prompt, cause, True)
+
+    def _fail(self, prompt: int, cause: str, error: bool) -> None:
+        self._failed[prompt] += 1
+        self._total += 1
+        self._errors += error
+        self._causes[cause[:200]] += 1
+
+    def check(self) -> None:
+        """Look at the end of a batch of pulls whether anything has worked.
+
+        Raises:
+            TooManyErrors: All completions failed so far.
+        """
+        if self._completions and self._total == self._completions:
+            raise self._nothing_works()
+
+    def _nothing_works(self) -> TooManyErrors:
+        return TooManyErrors(f"Nothing has worked so far: {self._totals()}. {self._kept}")
+
+    def tell(self, waiting: str = "") -> None:
+        """Say how far the run is."""
+        if self._progress is not None:
+            budget = self._meter.budget
+            self._progress(
+                Progress(
+                    completions=self._completions,
+                    budget=None if budget is None else budget.completions,
+                    failed=self._total,
+                    spent=self._meter.spent,
+                    waiting=waiting,
+                )
+            )
 
     def report(self) -> FailureReport:
         """Return what was counted so far."""
-        share = [f / d if d else float("nan") for f, d in zip(self.failed, self.drawn, strict=True)]
-        return replace(self.totals(), share=tuple(share))
+        share = [f / d if d else float("nan") for f, d in zip(self._failed, self._drawn, strict=True)]
+        return replace(self._totals(), share=tuple(share))
 
-    def totals(self) -> FailureReport:
+    def _totals(self) -> FailureReport:
         """Return the report without the shares, which are many where the prompts are combinations."""
         return FailureReport(
-            completions=self.completions,
-            total=self.total,
-            errors=self.errors,
+            completions=self._completions,
+            total=self._total,
+            errors=self._errors,
             share=(),
-            causes=tuple(self.causes.most_common(10)),
+            causes=tuple(self._causes.most_common(10)),
         )

@@ -1,75 +1,127 @@
-"""Completions as rollouts and as records of the ledger."""
+"""Completions as the ledger keeps them, and those that an earlier process of a run has left there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from iapo_dspy.sampling.ledger.field_values import decode_fields, decode_prediction, encode_prediction, jsonable
+from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
-from iapo_dspy.types import Pull, Pulls
+from iapo_dspy.types import Pull
 
-__all__ = ["in_turns", "is_lost", "record_of", "signature_of", "stored_inner", "stored_prediction"]
-
-
-def record_of(key: PullKey, index: int, pull: Pull, rollout: Rollout) -> CompletionRecord:
-    """Return a rollout as the ledger keeps it."""
-    return CompletionRecord(
-        round=key[0],
-        position=key[1],
-        index=index,
-        prompt=pull.prompt,
-        query=pull.query,
-        text=rollout.text,
-        fields=encode_prediction(rollout.prediction) if rollout.prediction is not None else None,
-        failure=rollout.failure,
-        error=rollout.error,
-        usage=rollout.usage,
-        seed=rollout.seed,
-        inner=_encode_inner(rollout.inner) if rollout.inner is not None else None,
-    )
+__all__ = ["Completion", "StoredCompletions"]
 
 
-def _encode_inner(call: InnerCall) -> dict[str, Any]:
-    said = call.prediction
-    return {"inputs": jsonable(dict(call.inputs)), "fields": encode_prediction(said) if said is not None else None}
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One completion that is on disk and can be scored.
+
+    Attributes:
+        record: As the ledger keeps it.
+        prediction: The program's output; None for a failure.
+        inner: The call of the inner module, of a pipeline around one.
+    """
+
+    record: CompletionRecord
+    prediction: dspy.Prediction | None
+    inner: InnerCall | None = None
+
+    @classmethod
+    def of_rollout(cls, rollout: Rollout, key: PullKey, index: int, pull: Pull) -> Completion:
+        """Make the record of a rollout that was drawn as number `index` of its pull."""
+        call = rollout.inner
+        record = CompletionRecord(
+            round=key[0],
+            position=key[1],
+            index=index,
+            prompt=pull.prompt,
+            query=pull.query,
+            text=rollout.text,
+            fields=_encoded(rollout.prediction),
+            failure=rollout.failure,
+            error=rollout.error,
+            usage=rollout.usage,
+            seed=rollout.seed,
+            inner=None
+            if call is None
+            else {"inputs": jsonable(dict(call.inputs)), "fields": _encoded(call.prediction)},
+        )
+        return cls(record=record, prediction=rollout.prediction, inner=call)
+
+    @classmethod
+    def of_record(cls, record: CompletionRecord, program: Any, inner: Any = None) -> Completion:
+        """Read a record that was written for this program, and for the inner module if it is a pipeline."""
+        call = None
+        if record.inner is not None:
+            asked = _signature(inner)
+            call = InnerCall(
+                inputs=decode_fields(record.inner["inputs"], getattr(asked, "input_fields", None)),
+                prediction=_decoded(record.inner["fields"], asked),
+            )
+        return cls(record=record, prediction=_decoded(record.fields, _signature(program)), inner=call)
 
 
-def stored_inner(record: CompletionRecord, signature: Any) -> InnerCall | None:
-    """Return what the inner module of a pipeline was asked and said in a stored completion; None for other programs."""
-    if record.inner is None:
-        return None
-    fields: Mapping[str, Any] | None = record.inner["fields"]
-    return InnerCall(
-        inputs=decode_fields(record.inner["inputs"], getattr(signature, "input_fields", None)),
-        prediction=decode_prediction(fields, signature) if fields is not None else None,
-    )
+class StoredCompletions:
+    """The completions that an earlier process of the run has paid for.
+
+    Args:
+        ledger: The run's ledger.
+    """
+
+    def __init__(self, ledger: LedgerPort) -> None:
+        self._ledger = ledger
+        self._diverged = False
+        self._used: set[tuple[PullKey, int]] = set()
+        self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
+
+    def take(self, key: PullKey, pull: Pull) -> dict[int, CompletionRecord]:
+        """Return what is stored for a pull, by position in the pull.
+
+        A completion that was lost to an error is drawn again, unless the run had come to its end: then it is part of
+        what the run found.
+
+        After a change of the metric, the algorithm asks for other pulls. From the first of those on, a stored
+        completion serves any pull of its prompt and its query.
+        """
+        finished = self._ledger.spent.finished
+        found = [r for r in self._ledger.completions(key) if r.index < pull.size]
+        self._diverged |= any((r.prompt, r.query) != (pull.prompt, pull.query) for r in found)
+        if self._diverged:
+            pool = self._pool().get((pull.prompt, pull.query), [])
+            found, pool[:] = pool[: pull.size], pool[pull.size :]
+            return dict(enumerate(found))
+        self._used.update((r.pull, r.index) for r in found)
+        return {r.index: r for r in found if finished or not _is_lost(r)}
+
+    def _pool(self) -> dict[tuple[int, int], list[CompletionRecord]]:
+        """Return the stored completions that no pull has used, by prompt and query."""
+        if self._unused is None:
+            self._unused = {}
+            for r in self._ledger.stored:
+                if (r.pull, r.index) not in self._used and not _is_lost(r):
+                    self._unused.setdefault((r.prompt, r.query), []).append(r)
+        return self._unused
 
 
-def stored_prediction(record: CompletionRecord, signature: Any) -> dspy.Prediction | None:
-    """Return what a stored completion predicted; None for a failure."""
-    return decode_prediction(record.fields, signature) if record.fields is not None else None
+def _is_lost(record: CompletionRecord) -> bool:
+    """Whether an error kept this completion from being made."""
+    return record.error and record.text is None
 
 
-def signature_of(program: Any) -> Any:
+def _signature(program: Any) -> Any:
     """Return the signature of a program's last predictor; None where it has none."""
     predictors = program.predictors() if hasattr(program, "predictors") else []
     return predictors[-1].signature if predictors else None
 
 
-def is_lost(record: CompletionRecord) -> bool:
-    """Whether an error kept this completion from being made."""
-    return record.error and record.text is None
+def _encoded(prediction: dspy.Prediction | None) -> dict[str, Any] | None:
+    return encode_prediction(prediction) if prediction is not None else None
 
 
-def in_turns(pulls: Pulls) -> list[int]:
-    """Positions ordered such that prompts take turns: a budget that ends early must not starve the last of them."""
-    seen: dict[int, int] = {}
-    turns = []
-    for position, prompt in enumerate(pulls.prompt.tolist()):
-        seen[prompt] = seen.get(prompt, 0) + 1
-        turns.append((seen[prompt], prompt, position))
-    return [position for *_, position in sorted(turns)]
+def _decoded(fields: Mapping[str, Any] | None, signature: Any) -> dspy.Prediction | None:
+    return decode_prediction(fields, signature) if fields is not None else None

@@ -1,0 +1,119 @@
+"""The scores of a live run: every completion is scored once in the life of the run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import logging
+from collections.abc import Callable, Sequence
+
+import dspy
+
+from iapo_dspy.environments.live.stored import Completion
+from iapo_dspy.sampling.judges.metered import Metering
+from iapo_dspy.sampling.ledger.ledger import LedgerPort
+from iapo_dspy.sampling.ledger.records import ScoreRecord
+from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.scoring.inside_pipeline import score_inside
+from iapo_dspy.scoring.scores import Metric, Scored
+from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Scorer"]
+
+
+class Scorer:
+    """Scores completions in threads, as many at a time as requests may be in flight: a metric may wait for a judge.
+
+    Args:
+        strategy: Scores a completion.
+        metric: For strategies that need labels.
+        sampler: Sends what judges ask.
+        ledger: Keeps the scores.
+    """
+
+    def __init__(self, strategy: Strategy, metric: Metric | None, sampler: Sampler, ledger: LedgerPort) -> None:
+        self.strategy = strategy
+        self._metric = metric
+        self._ledger = ledger
+        self._digest = strategy.digest(metric)
+        self._metering = Metering(sampler)
+        self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
+        self._warned = False
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def score(self, example: dspy.Example, completions: Sequence[Completion]) -> list[Scored | None]:
+        """Score completions of one example; None for those whose judge the budget does not pay for."""
+        self._compare_inputs([c.record.inner["inputs"] for c in completions if c.record.inner is not None])
+        loop = asyncio.get_running_loop()
+        contexts = [contextvars.copy_context() for _ in completions]
+        return await asyncio.gather(
+            *(
+                loop.run_in_executor(self._threads, context.run, self._score, example, completion)
+                for context, completion in zip(contexts, completions, strict=True)
+            )
+        )
+
+    def place(self, raw: Sequence[Sequence[float]]) -> Callable[[tuple[float, ...]], tuple[float, ...]]:
+        """Return the function from raw scores to final ones. The first batch that has any scores sets the scales."""
+        if not isinstance(self.strategy, Calibrates):
+            return tuple
+        if not self.strategy.calibrated and raw:
+            self.strategy = self.strategy.calibrate(raw)
+        assert isinstance(self.strategy, Calibrates)
+        return self.strategy.place
+
+    def _score(self, example: dspy.Example, completion: Completion) -> Scored | None:
+        record, inner = completion.record, completion.inner
+        said = inner.prediction if inner is not None else completion.prediction  # what a vote is read from
+        if completion.prediction is None and said is None:
+            return Scored(failure=record.failure or "no prediction", error=record.error)
+        name = f"{record.round}/{record.position}/{record.index}"
+        known = self._ledger.score(name)
+        if known is not None and known.scorer == self._digest and not known.error:
+            scores = tuple(known.scores) if known.scores is not None else None
+            voted = scores is not None and known.answer is not None
+            value = self.strategy.value(said) if voted and isinstance(self.strategy, Equates) else None
+            return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
+        with self._metering.case() as case:
+            if inner is not None and inner.prediction is not None:
+                scored = score_inside(
+                    self.strategy,
+                    example,
+                    inputs=inner.inputs,
+                    said=inner.prediction,
+                    outcome=completion.prediction,
+                    metric=self._metric,
+                    failure=record.failure,
+                    error=record.error,
+                )
+            else:
+                scored = self.strategy.score(example, completion.prediction, self._metric)
+        if not case.conclude():
+            return None
+        self._ledger.append(
+            ScoreRecord(
+                key=name,
+                answer=scored.answer,
+                scores=scored.scores,
+                failure=scored.failure,
+                error=scored.error,
+                scorer=self._digest,
+            )
+        )
+        return scored
+
+    def _compare_inputs(self, inputs: Sequence[object]) -> None:
+        """Warn once of a pipeline that does something random before its inner module."""
+        if not self._warned and any(other != inputs[0] for other in inputs[1:]):
+            self._warned = True
+            logger.warning(
+                "The inner module was called with different inputs on one and the same example: before it, the "
+                "pipeline does something other than asking LMs that is different every time. A deployed call draws all "
+                "completions on one input. So estimates for N > 1 are too high where inputs decide the answer."
+            )
