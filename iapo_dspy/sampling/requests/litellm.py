@@ -197,7 +197,7 @@ class LiteLLMCompleter:
             slot.succeeded()
         return self._read(request, params, response, n, seed, latency, reservation)
 
-    async def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Any:
+    def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Coroutine[Any, Any, Any]:
         sent = {
             k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
         }
@@ -218,7 +218,7 @@ class LiteLLMCompleter:
             **sent,
         )
         limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
-        return await within(call, limit)
+        return within(call, limit)
 
     def _read(
         self,
