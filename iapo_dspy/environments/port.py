@@ -1,4 +1,35 @@
-"""The one port between algorithms and the world: pulls in, observations out."""
+"""The port between algorithms and the world: pulls go in, observations come out.
+
+An algorithm is a generator that yields pulls and receives observations. It never asks where the completions come from:
+a language model (`live`), a recording (`recorded`), or an environment of yours. An environment needs the three members
+of `Environment`:
+
+    >>> import numpy as np
+    >>> from iapo_dspy.types import Observations, Pulls
+    >>> class Coin:
+    ...     '''One prompt that is right on every second query.'''
+    ...     n_prompts, n_queries = 1, 10
+    ...     def pull(self, pulls):
+    ...         query = np.repeat(pulls.query, pulls.size)
+    ...         right = (query % 2 == 0).astype(float)
+    ...         nothing = np.zeros(len(query))
+    ...         return Observations(
+    ...             pulls=pulls, label=query, score=right[:, None], cost=nothing, overhead=np.zeros(len(pulls))
+    ...         )
+    >>> isinstance(Coin(), Environment)
+    True
+    >>> def mean_score(size):
+    ...     queries = np.arange(10)
+    ...     seen = yield Pulls(np.zeros(10, dtype=int), queries, np.full(10, size))
+    ...     return float(seen.score.mean())
+    >>> drive(mean_score(size=3), Coin())
+    0.5
+
+Errors. A completion that fails is not an exception: it is an entry with the label -1 and NaN scores, and it is counted
+and paid like any other. An environment that cannot pay for all pulls makes those that it can pay for, and says so in
+`Observations.exhausted`. It raises only where no further pull can succeed: a wrong key, a setting that cannot work, a
+run in which nothing works. `drive` passes such an error on, after it has closed the algorithm.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +45,7 @@ OutcomeT = TypeVar("OutcomeT")
 
 @runtime_checkable
 class Environment(Protocol):
-    """Where completions come from: a live LM, a recording or a synthetic law."""
+    """A source of completions: a live LM, a recording or a synthetic law."""
 
     @property
     def n_prompts(self) -> int:
@@ -27,14 +58,24 @@ class Environment(Protocol):
     def pull(self, pulls: Pulls) -> Observations:
         """Make these pulls, all at once.
 
+        Args:
+            pulls: Prompts below P, queries below X, and the number of completions of each pull, >= 1.
+
         Returns:
-            One entry per completion, in the order of the pulls. An environment that cannot pay for all of them
-            makes what it can, says so in `Observations.exhausted`, and returns the pulls it made.
+            One entry per completion, in the order of the pulls, and the pulls that were made. These are fewer than
+            asked for only where `exhausted` is set.
+
+        Raises:
+            IAPOError: No further pull can succeed.
         """
 
 
 def drive(algorithm: Generator[Pulls, Observations, OutcomeT], environment: Environment) -> OutcomeT:
-    """Run an algorithm to its end: answer each batch of pulls that it yields from the environment."""
+    """Run an algorithm to its end: answer each batch of pulls that it yields from the environment.
+
+    Raises:
+        Exception: What the algorithm or the environment raised.
+    """
     try:
         pulls = next(algorithm)
         while True:

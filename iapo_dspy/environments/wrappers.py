@@ -1,4 +1,4 @@
-"""Environments around environments: what can go wrong between an algorithm and the world, at will."""
+"""Wrappers of environments: the trouble that there may be between an algorithm and the world, at will."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import IntArray, Observations, Pulls
+from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Delay", "Drift", "Failures", "Noise", "Some"]
 
@@ -23,8 +23,8 @@ class _Wrapper:
     def _stream(self, seed: int, kind: int) -> np.random.Generator:
         """Return a random stream of this wrapper's own.
 
-        Without its kind and depth it would be the stream that the environment below draws with when both have one
-        seed, and trouble would strike just the completions that came out a certain way.
+        Without its kind and depth it would be the stream of the environment below where both have the same seed. Then
+        trouble would strike just the completions that came out a certain way.
         """
         return np.random.default_rng([seed, self.depth, kind])
 
@@ -40,7 +40,7 @@ class _Wrapper:
 
 
 class Noise(_Wrapper):
-    """Adds Gaussian noise to every score: a judge or reward model that is not sure.
+    """Adds Gaussian noise to every score: a judge or reward model that is uncertain.
 
     Args:
         inner: The environment.
@@ -62,7 +62,7 @@ class Noise(_Wrapper):
 
 
 class Failures(_Wrapper):
-    """Lets completions fail: they cost what they cost, and neither vote nor score.
+    """Lets completions fail: they cost as much as others, and have neither a vote nor a score.
 
     Args:
         inner: The environment.
@@ -92,7 +92,7 @@ class Delay(_Wrapper):
         inner: The environment.
         seconds: Wait per batch of pulls, >= 0.
         per_completion: Further wait per completion in seconds, >= 0.
-        sleep: What waits; a test may count instead.
+        sleep: Waits; a test may count instead.
     """
 
     def __init__(
@@ -145,37 +145,30 @@ class Drift(_Wrapper):
         self._drawn += pulls.completions
         changed = self._rng.random(len(pulls)) < before / self._over
         parts = [
-            (mask, environment.pull(pulls.take(np.flatnonzero(mask))))
+            environment.pull(pulls.take(np.flatnonzero(mask)))
             for mask, environment in ((~changed, self._inner), (changed, self._later))
             if mask.any()
         ]
-        if len(parts) == 1:
-            return parts[0][1]
-        if any(seen.pulls.completions < pulls.take(np.flatnonzero(mask)).completions for mask, seen in parts):
-            # Which pulls are missing is known to neither part alone: hand back what each of them made.
-            order = np.arange(sum(seen.pulls.completions for _, seen in parts))
-            pull_order = np.arange(sum(len(seen.pulls) for _, seen in parts))
-            made = Pulls(
-                *(np.concatenate([getattr(s.pulls, f) for _, s in parts]) for f in ("prompt", "query", "size"))
-            )
-        else:
-            owner = np.repeat(changed, pulls.size)
-            order = np.argsort(np.concatenate([np.flatnonzero(~owner), np.flatnonzero(owner)]), kind="stable")
-            pull_order = np.argsort(np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)]), kind="stable")
-            made = pulls
-        taken = {
-            name: np.concatenate([getattr(seen, name) for _, seen in parts])[pull_order]
-            for name in ("used", "once")
-            if all(getattr(seen, name) is not None for _, seen in parts)
-        }
+        made = Pulls(*(np.concatenate([getattr(s.pulls, f) for s in parts]) for f in ("prompt", "query", "size")))
+        # Where pulls are missing, neither part says which: then those of one part come after those of the other.
+        whole = made.completions == pulls.completions
+        found = np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)]) if whole else np.arange(len(made))
+        order = np.argsort(found)
+        completions = np.argsort(np.repeat(found, made.size), kind="stable")
+
+        def joined(name: str, index: IntArray) -> FloatArray:
+            return np.concatenate([getattr(s, name) for s in parts])[index]
+
+        measured = all(s.used is not None for s in parts)
         return Observations(
-            pulls=made,
-            label=np.concatenate([seen.label for _, seen in parts])[order],
-            score=np.concatenate([seen.score for _, seen in parts])[order],
-            cost=np.concatenate([seen.cost for _, seen in parts])[order],
-            overhead=np.concatenate([seen.overhead for _, seen in parts])[pull_order],
-            **taken,
-            exhausted=any(seen.exhausted for _, seen in parts),
+            pulls=made.take(order),
+            label=joined("label", completions).astype(np.int64),
+            score=joined("score", completions),
+            cost=joined("cost", completions),
+            overhead=joined("overhead", order),
+            used=joined("used", order) if measured else None,
+            once=joined("once", order) if measured else None,
+            exhausted=any(s.exhausted for s in parts),
         )
 
 
@@ -184,7 +177,7 @@ class Some(_Wrapper):
 
     Args:
         inner: The environment.
-        prompts: Which of its prompts, in this order [P].
+        prompts: Indices of its prompts, in this order [P].
     """
 
     def __init__(self, inner: Environment, *, prompts: IntArray) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
+from iapo_dspy.environments.recorded.empirical import Cell, Kind, empirical_recording
+from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import ConfigurationError, LedgerError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.sampling.ledger.export import _about, _Scored, _scored
@@ -23,7 +24,7 @@ __all__ = ["recording_of"]
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, Literal["vote", "best-of"]] = {"majority_vote": "vote", "best_of_n": "best-of"}
+_KINDS: dict[str, Kind] = {"majority_vote": "vote", "best_of_n": "best-of"}
 _SHOWN = 5  # missing cells that a message names
 _Cells = dict[tuple[int, int], list["_Scored"]]
 
@@ -96,16 +97,34 @@ def recording_of(
     objectives = [str(name) for name in about["objectives"]]
     contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
     overhead, cost = _costs(table, Cost.from_dict(settings.get("cost") or {}))
-    if cost_scale is None:
-        call = float((overhead + cost).mean())
-        cost_scale = 0.01 / call if call > 0 else 0.0
-    overhead, cost = overhead * cost_scale, cost * cost_scale
+    place: Callable[[Any], Sequence[float]] = _first
+    columns = 1
+    if kind == "best-of":
+        first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
+        place = Scales.of_saved(settings["strategy"]).learn([scores for scores in first if scores is not None]).place
+        columns = len(objectives)
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
-    if kind == "vote":
-        return _voting(table, cost, overhead, contexts)
-    first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
-    scales = Scales.of_saved(settings["strategy"]).learn([scores for scores in first if scores is not None])
-    return _best_of(table, cost, overhead, contexts, scales)
+    names: list[dict[str, int]] = [{} for _ in queries]  # the answers of each query
+    drawn = [[_drawn(cell, names[x], place, columns) for x, cell in enumerate(row)] for row in table]
+    return empirical_recording(kind, drawn, cost=cost, overhead=overhead, contexts=contexts, cost_scale=cost_scale)
+
+
+def _first(scores: Sequence[float]) -> Sequence[float]:
+    return scores[:1]
+
+
+def _drawn(
+    cell: Sequence[_Scored], names: dict[str, int], place: Callable[[Any], Sequence[float]], columns: int
+) -> Cell:
+    """Return the completions of one cell; `names` learns answers that are new."""
+    label, score = np.full(len(cell), -1), np.full((len(cell), columns), np.nan)
+    for i, s in enumerate(cell):
+        if s.failed or s.score is None or s.score.scores is None:
+            continue
+        score[i] = place(s.score.scores)
+        if s.score.answer is not None:
+            label[i] = names.setdefault(s.score.answer, len(names))
+    return label, score
 
 
 def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
@@ -126,59 +145,3 @@ def _prompts(prompts: Sequence[int] | None, n_prompts: int) -> list[int]:
     if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
         raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")
     return kept
-
-
-def _voting(
-    table: Sequence[Sequence[Sequence[_Scored]]], cost: FloatArray, overhead: FloatArray, contexts: Contexts
-) -> VotingRecording:
-    """Shares of each answer, and the mean score of each answer on a query over all prompts."""
-    n_queries = len(table[0])
-    names: list[dict[str, int]] = [{} for _ in range(n_queries)]
-    votes: dict[tuple[int, int, int], int] = {}
-    credits: dict[tuple[int, int], list[float]] = {}
-    for p, row in enumerate(table):
-        for x, cell in enumerate(row):
-            for s in cell:
-                if s.failed or s.score is None or s.score.answer is None or s.score.scores is None:
-                    continue  # no vote: missing probability
-                a = names[x].setdefault(s.score.answer, len(names[x]))
-                votes[p, x, a] = votes.get((p, x, a), 0) + 1
-                credits.setdefault((x, a), []).append(float(s.score.scores[0]))
-    n_answers = max(1, *(len(n) for n in names))
-    probs = np.zeros((len(table), n_queries, n_answers))
-    credit = np.zeros((n_queries, n_answers))
-    for (p, x, a), count in votes.items():
-        probs[p, x, a] = count / len(table[p][x])
-    for (x, a), scores in credits.items():
-        credit[x, a] = float(np.mean(scores))
-    right = credit == 1.0
-    exact = bool(((credit == 0.0) | right).all() and (right.sum(axis=1) <= 1).all())
-    return VotingRecording(
-        probs=probs,
-        answers=np.where(right.any(axis=1), right.argmax(axis=1), -1),
-        cost=cost,
-        overhead=overhead,
-        cost_weights=contexts.cost,
-        credit=None if exact else credit,
-    )
-
-
-def _best_of(
-    table: Sequence[Sequence[Sequence[_Scored]]],
-    cost: FloatArray,
-    overhead: FloatArray,
-    contexts: Contexts,
-    scales: Scales,
-) -> BestOfRecording:
-    """Every completion of a cell is an outcome with the same probability; cells with fewer are padded with none."""
-    most = max(len(cell) for row in table for cell in row)
-    shape = (len(table), len(table[0]), most)
-    outcomes, probs = np.zeros((*shape, contexts.n_objectives)), np.zeros(shape)
-    for p, row in enumerate(table):
-        for x, cell in enumerate(row):
-            for i, s in enumerate(cell):
-                if not s.failed and s.score is not None and s.score.scores is not None:
-                    outcomes[p, x, i] = scales.place(s.score.scores)
-                    probs[p, x, i] = 1.0 / len(cell)
-    weights = np.column_stack([contexts.weights, contexts.cost])
-    return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
 from iapo_dspy.environments.port import Environment
-from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
+from iapo_dspy.environments.recorded.empirical import Cell, Kind, empirical_recording
+from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
-from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
+from iapo_dspy.types import Contexts, Observations, Pulls
 
 __all__ = ["record"]
 
@@ -19,7 +19,7 @@ def record(
     environment: Environment,
     contexts: Contexts,
     *,
-    kind: Literal["vote", "best-of"],
+    kind: Kind,
     samples: int,
     cost_scale: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -65,53 +65,17 @@ def record(
         if progress:
             progress(drawn, total)
 
-    cost = np.array([observations.cost.mean() for observations in seen])
-    overhead = np.array([observations.overhead.mean() for observations in seen])
-    if cost_scale is None:
-        call = float((overhead + cost).mean())
-        cost_scale = 0.01 / call if call > 0 else 0.0
-    label = np.stack([o.label.reshape(n_queries, samples) for o in seen])
-    score = np.stack([o.score.reshape(n_queries, samples, -1) for o in seen])
-    failed = np.stack([o.failed.reshape(n_queries, samples) for o in seen])
-    if kind == "best-of":
-        return BestOfRecording(
-            outcomes=np.where(failed[..., None], 0.0, score),
-            probs=np.where(failed, 0.0, 1.0 / samples),
-            cost=cost * cost_scale,
-            overhead=overhead * cost_scale,
-            weights=np.column_stack([contexts.weights, contexts.cost]),
-        )
-    probs, credit = _classes(np.where(failed, -1, label), score[..., 0])
-    right = credit == 1.0
-    exact = bool(((credit == 0.0) | right).all() and (right.sum(axis=1) <= 1).all())
-    return VotingRecording(
-        probs=probs,
-        answers=np.where(right.any(axis=1), right.argmax(axis=1), -1),
-        cost=cost * cost_scale,
-        overhead=overhead * cost_scale,
-        cost_weights=contexts.cost,
-        credit=None if exact else credit,
+    return empirical_recording(
+        kind,
+        [_cells(observations, samples) for observations in seen],
+        cost=np.array([observations.cost.mean() for observations in seen]),
+        overhead=np.array([observations.overhead.mean() for observations in seen]),
+        contexts=contexts,
+        cost_scale=cost_scale,
     )
 
 
-def _classes(label: IntArray, score: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Count the answers of each query over all prompts.
-
-    Args:
-        label: Labels [P, X, S], -1 where there is no vote.
-        score: Scores [P, X, S].
-
-    Returns:
-        Share of each class [P, X, A] and mean score of each class [X, A].
-    """
-    n_prompts, n_queries, samples = label.shape
-    names = [np.unique(label[:, x][label[:, x] >= 0]) for x in range(n_queries)]
-    n_answers = max(1, *(len(n) for n in names)) if names else 1
-    probs = np.zeros((n_prompts, n_queries, n_answers))
-    credit = np.zeros((n_queries, n_answers))
-    for x, answers in enumerate(names):
-        for a, answer in enumerate(answers):
-            votes = label[:, x] == answer
-            probs[:, x, a] = votes.sum(axis=1) / samples
-            credit[x, a] = score[:, x][votes].mean()
-    return probs, credit
+def _cells(observations: Observations, samples: int) -> list[Cell]:
+    """Return the completions of one prompt by query [X]; failures have no vote."""
+    label = np.where(observations.failed, -1, observations.label).reshape(-1, samples)
+    return list(zip(label, observations.score.reshape(*label.shape, -1), strict=True))
