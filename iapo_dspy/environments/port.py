@@ -74,7 +74,7 @@ def drive(algorithm: Generator[Pulls, Observations, OutcomeT], environment: Envi
     """Run an algorithm to its end: answer each batch of pulls that it yields from the environment.
 
     Raises:
-        Exception: What the algorithm or the environment raised.
+        Exception: The algorithm or the environment raised it.
     """
     try:
         pulls = next(algorithm)

@@ -1,12 +1,12 @@
-"""A module inside of a pipeline: where it is, how it is sampled there, and the pipeline with the compiled one in it."""
+"""Modules inside of pipelines: where one is, how it is sampled there, and the pipeline with the compiled one in it."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import dspy
 
@@ -84,7 +84,7 @@ class Pipeline:
 
 
 def attach(pipeline: dspy.Module, inner: str, strategy: Strategy | None = None, **settings: Any) -> dspy.Module:
-    """Return a copy of a fresh pipeline that is ready to load what `IAPO.compile(..., inner=...)` returned.
+    """Return a copy of a fresh pipeline that is ready to load the result of `IAPO.compile(..., inner=...)`.
 
         pipeline = attach(Pipeline(), "generate")
         pipeline.load("pipeline.json")
@@ -107,7 +107,7 @@ class LivePrompts(Sequence[LivePrompt]):
 
     Args:
         prompts: The prompt set.
-        pipeline: What is around each of them, if anything.
+        pipeline: The program around each of them, if there is one.
     """
 
     def __init__(self, prompts: Sequence[Prompt], pipeline: Pipeline | None = None) -> None:
@@ -119,12 +119,8 @@ class LivePrompts(Sequence[LivePrompt]):
         """Return P."""
         return len(self._prompts)
 
-    @overload
-    def __getitem__(self, index: int) -> LivePrompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[LivePrompt]: ...
-    def __getitem__(self, index: int | slice) -> LivePrompt | Sequence[LivePrompt]:
-        """Return a prompt by its number."""
+    def __getitem__(self, index: Any) -> Any:
+        """Return a prompt by its number, or several by a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if index not in self._made:
@@ -136,15 +132,11 @@ class LivePrompts(Sequence[LivePrompt]):
             )
         return self._made[index]
 
-    def __iter__(self) -> Iterator[LivePrompt]:
-        """Make all of them."""
-        return (self[i] for i in range(len(self)))
-
 
 def inner_inputs(inner: dspy.Module) -> list[str]:
     """Return the names of a module's inputs: a predictor's fields, or the parameters of its `forward`.
 
-    A `forward(**inputs)` does not say; it is taken to have whatever its predictors take.
+    A `forward(**inputs)` does not say; it is taken to have the inputs of its predictors.
     """
     fields = input_fields(inner)
     if fields is not None:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
-from iapo_dspy.environments.live.batch_rounds import Batches, Start
 from iapo_dspy.environments.live.observing import Observer, Pulled
 from iapo_dspy.environments.live.progress import FailureReport, Progress, Tracker
 from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.errors import BudgetExceeded
+from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler
 from iapo_dspy.sampling.batches.books import Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
+from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.pipeline import Upstreams
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.sampling.spending.budget import Meter, Spent
+from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Decoding, FloatArray, Observations, Pulls
+from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,20 @@ class LivePrompt:
     inner: Any = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """A pull that the budget pays for."""
+
+    key: PullKey
+    pull: Pull
+    stored: Mapping[int, CompletionRecord]  # of an earlier process, by index
+    reservation: Reservation | None  # pays for the rest
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.pull.size) if i not in self.stored)
+
+
 class LiveEnvironment:
     """Answers pulls from a language model.
 
@@ -62,7 +77,7 @@ class LiveEnvironment:
         ledger: Where completions are kept before they are used.
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
         progress: Called after every pull.
-        cost: What completions cost.
+        cost: Turns usage into costs.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
     """
 
@@ -83,9 +98,9 @@ class LiveEnvironment:
     ) -> None:
         cost = cost or Cost()
         kept = (
-            "Nothing kept what was paid for; set log_dir to keep it."
+            "The completions were not kept; set log_dir to keep them."
             if isinstance(ledger, NullLedger)
-            else "What was paid for is in the ledger; mend the cause and compile again to go on."
+            else "All completions that were paid for are in the ledger; mend the cause and compile again to go on."
         )
         self._prompts = prompts
         self._examples = tuple(examples)
@@ -100,10 +115,9 @@ class LiveEnvironment:
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, len(prompts), len(self._examples))
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
-        self._batches = Batches(
-            batch,
-            prompts=prompts,
-            examples=self._examples,
+        self._by_batch = batch is not None
+        self._batches = BatchSampler(
+            batch or BatchAPI(),  # jobs that an earlier process left behind are paid for: they are finished in any case
             meter=meter,
             ledger=ledger,
             journal=self._journal.entry,
@@ -123,7 +137,7 @@ class LiveEnvironment:
 
     @property
     def strategy(self) -> Strategy:
-        """The strategy with what it has learnt of its scales from the first batch of pulls."""
+        """The strategy, with the scales that the first batch of pulls has set."""
         return self._scorer.strategy
 
     @property
@@ -166,14 +180,20 @@ class LiveEnvironment:
 
     async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
         """Make every pull that the budget pays for; None stands for the others."""
-        await self._batches.resume()
+        if self._round == 0:
+            await self._batches.resume(lambda line: self._ask(line.pull, line.prompt, line.query, line.indices))
         starts = self._starts(pulls)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
         places = asyncio.Semaphore(2 * self._sampler.max_concurrency)
         tasks: dict[int, asyncio.Task[Pulled]] = {}
         try:
-            drawn = await self._batches.draw(starts.values())  # nothing, unless the run uses batch jobs
+            drawn: dict[PullKey, Drawn] = {}
+            if self._by_batch:
+                asked = [s for s in starts.values() if s.reservation is not None]
+                drawn = await self._batches.draw(
+                    [self._ask(s.key, s.pull.prompt, s.pull.query, s.missing) for s in asked]
+                )
             for position, start in starts.items():
                 tasks[position] = asyncio.ensure_future(self._pull_one(start, drawn.get(start.key), places))
             await asyncio.gather(*tasks.values())
@@ -191,9 +211,9 @@ class LiveEnvironment:
             self._ledger.flush()
         return [tasks[i].result() if i in tasks else None for i in range(len(pulls))]
 
-    def _starts(self, pulls: Pulls) -> dict[int, Start]:
+    def _starts(self, pulls: Pulls) -> dict[int, _Start]:
         """Reserve the completions of each pull, by position, until the budget is used up."""
-        starts: dict[int, Start] = {}
+        starts: dict[int, _Start] = {}
         listed, refused = list(pulls), False
         for position in _in_turns(pulls):
             pull, key = listed[position], (self._round, position)
@@ -206,11 +226,23 @@ class LiveEnvironment:
                     logger.info("The budget is used up: %s", exc)
                     refused = True
             if reservation is not None or not missing:
-                starts[position] = Start(key=key, pull=pull, stored=stored, reservation=reservation)
+                starts[position] = _Start(key=key, pull=pull, stored=stored, reservation=reservation)
         return starts
 
-    async def _pull_one(self, start: Start, drawn: Drawn | None, places: asyncio.Semaphore) -> Pulled:
-        """Draw what is missing of a pull, put it on disk, and score the whole pull."""
+    def _ask(self, key: PullKey, prompt: int, query: int, missing: Sequence[int]) -> Ask:
+        """Return the completions that a batch job is asked for."""
+        return Ask(
+            key=key,
+            prompt=prompt,
+            query=query,
+            missing=tuple(missing),
+            program=self._prompts[prompt].program,
+            inputs=dict(self._examples[query].inputs().items()),
+            decoding=self._prompts[prompt].decoding,
+        )
+
+    async def _pull_one(self, start: _Start, drawn: Drawn | None, places: asyncio.Semaphore) -> Pulled:
+        """Draw the missing completions of a pull, put them on disk, and score the whole pull."""
         key, pull, reservation, missing = start.key, start.pull, start.reservation, start.missing
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
         async with places:
@@ -219,7 +251,7 @@ class LiveEnvironment:
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
                 reservation.settle(completions=len(drawn))
                 known.update((record.index, Completion(record=record, prediction=said)) for record, said in drawn)
-            elif reservation is not None and self._unjudged:  # what is drawn now could not be judged either
+            elif reservation is not None and self._unjudged:  # further completions could not be judged either
                 reservation.release()
             elif reservation is not None:
                 rollouts = await self._sampler.sample(

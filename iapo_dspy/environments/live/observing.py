@@ -26,8 +26,8 @@ class Pulled:
 
     Attributes:
         scored: Their scores.
-        cost: What each of them costs.
-        overhead: What the pull costs, whatever its size.
+        cost: The cost of each.
+        overhead: The cost of the pull that does not depend on its size.
         used: Resources of a completion [R].
         once: Resources of the pull, whatever its size [R].
     """
@@ -45,7 +45,7 @@ class Observer:
     Args:
         scorer: Knows the strategy and its scales.
         tracker: Counts answers that cannot be compared as failures.
-        cost: What completions cost.
+        cost: Turns usage into costs.
         n_prompts: P.
         n_queries: X.
     """

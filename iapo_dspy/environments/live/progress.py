@@ -1,4 +1,4 @@
-"""How far a run is, and what failed in it."""
+"""The progress of a run, and its failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
         budget: Completions at most; None without a limit.
         failed: Failed ones among them.
         spent: Everything spent so far.
-        waiting: What is waited for, in a few words: the state of a batch job. Empty for ordinary requests.
+        waiting: The state of a batch job that the run waits for, in a few words. Empty for ordinary requests.
     """
 
     completions: int
@@ -69,7 +69,7 @@ class Tracker:
         n_prompts: P.
         meter: Knows the budget and the spending.
         max_errors: Completions that may fail with an error; None ends a run only where nothing works.
-        kept: What became of the completions, for the message of a run that is ended.
+        kept: Says where the completions are, for the message of a run that is ended.
         progress: Called after every pull.
     """
 
@@ -151,7 +151,7 @@ class Tracker:
             )
 
     def report(self) -> FailureReport:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         share = [f / d if d else float("nan") for f, d in zip(self._failed, self._drawn, strict=True)]
         return replace(self._totals(), share=tuple(share))
 

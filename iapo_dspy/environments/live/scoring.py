@@ -30,7 +30,7 @@ class Scorer:
     Args:
         strategy: Scores a completion.
         metric: For strategies that need labels.
-        sampler: Sends what judges ask.
+        sampler: Sends the requests of judges.
         ledger: Keeps the scores.
     """
 
@@ -70,7 +70,7 @@ class Scorer:
 
     def _score(self, example: dspy.Example, completion: Completion) -> Scored | None:
         record, inner = completion.record, completion.inner
-        said = inner.prediction if inner is not None else completion.prediction  # what a vote is read from
+        said = inner.prediction if inner is not None else completion.prediction  # a vote is read from it
         if completion.prediction is None and said is None:
             return Scored(failure=record.failure or "no prediction", error=record.error)
         name = f"{record.round}/{record.position}/{record.index}"

@@ -1,4 +1,4 @@
-"""The journal of a live run: the ledger's record of what was spent and of what is still reserved."""
+"""The journal of a live run: the ledger's records of its spending and its reservations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """Writes what a run has spent into its ledger.
+    """Writes the spending of a run into its ledger.
 
     Args:
         meter: Counts, and asks for an entry before each reservation that a crash must not hide.

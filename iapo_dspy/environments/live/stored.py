@@ -80,10 +80,10 @@ class StoredCompletions:
         self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
 
     def take(self, key: PullKey, pull: Pull) -> dict[int, CompletionRecord]:
-        """Return what is stored for a pull, by position in the pull.
+        """Return the stored completions of a pull, by position in the pull.
 
         A completion that was lost to an error is drawn again, unless the run had come to its end: then it is part of
-        what the run found.
+        the run's results.
 
         After a change of the metric, the algorithm asks for other pulls. From the first of those on, a stored
         completion serves any pull of its prompt and its query.

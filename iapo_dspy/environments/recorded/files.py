@@ -38,7 +38,7 @@ _TABLES = ("probs", "outcomes")
 _NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
     f"{kind}: {', '.join(f'{n} (optional)' if n in _OPTIONAL else n for n in names)}" for kind, names in _FIELDS.items()
 )
-# What zipfile, zlib, numpy, json and pyarrow raise on files that are cut, damaged or something else.
+# Errors of zipfile, zlib, numpy, json and pyarrow on files that are cut, damaged or something else.
 _BROKEN = (
     *(ValueError, OSError, EOFError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError),
     *(MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error),
@@ -70,7 +70,7 @@ def load(path: str | Path) -> Recording:
     """Read a recording that `save` wrote, or an `.npz` with the same arrays.
 
     Raises:
-        ConfigurationError: The file is missing, is no recording, or is of a later version.
+        ConfigurationError: The file is missing, is not a recording, or is of a later version.
         ImportError: `.parquet` without pyarrow.
     """
     path = Path(path)
@@ -84,7 +84,7 @@ def load(path: str | Path) -> Recording:
     except _BROKEN as error:
         if isinstance(error, ConfigurationError) and path.name in str(error):
             raise
-        raise ConfigurationError(f"{path.name} is no recording: {one_line(error)}. {_NEEDED}") from error
+        raise ConfigurationError(f"{path.name} is not a recording: {one_line(error)}. {_NEEDED}") from error
 
 
 def _kind_of(recording: Recording) -> str:
@@ -136,10 +136,10 @@ def _load_parquet(path: Path) -> dict[str, NDArray[Any]]:
     try:
         table = parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigurationError(f"{path.name} is no recording: {error}") from error
+        raise ConfigurationError(f"{path.name} is not a recording: {error}") from error
     metadata = (table.schema.metadata or {}).get(_KEY)
     if metadata is None:
-        raise ConfigurationError(f"{path.name} is no recording: its schema lacks the key {_KEY.decode()}.")
+        raise ConfigurationError(f"{path.name} is not a recording: its schema lacks the key {_KEY.decode()}.")
     about = json.loads(metadata)
     data: dict[str, NDArray[Any]] = {name: np.array(values) for name, values in about["arrays"].items()}
     data["kind"], data["version"] = np.array(about["kind"]), np.array(about["version"])

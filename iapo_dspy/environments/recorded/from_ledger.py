@@ -53,7 +53,7 @@ def recording_of(
         A recording with the run's preferences as contexts; `environments.files.save` writes it.
 
     Raises:
-        LedgerError: There is no ledger, it cannot be read, or it lacks what a recording needs.
+        LedgerError: There is no ledger, it cannot be read, or it lacks parts that a recording needs.
         ConfigurationError: Cells without completions, or a prompt that the run does not have.
     """
     header, records = read_ledger(log_dir)

@@ -1,9 +1,9 @@
 """Reader for the pickled environments that the authors of the paper publish.
 
-A pickle can run any code when it is loaded, and numpy's own unpickling trusts what it is given enough to crash. So no
-name of a pickle leads to foreign code here: arrays and environments become inert stubs that only keep what they were
-given, numpy's random state is dropped, no module is imported, and any other name is refused. Once all is read, the
-stubs of arrays are checked, and arrays are made of their bytes.
+A pickle can run any code when it is loaded, and numpy's own unpickling can be made to crash. So no name of a pickle
+leads to foreign code here: arrays and environments become inert stubs that only keep their arguments and their state,
+numpy's random state is dropped, no module is imported, and any other name is refused. Once all is read, the stubs of
+arrays are checked, and arrays are made of their bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Scalar(_Stub):
 
 
 class _Skipped(_Stub):
-    """What numpy's random generators were made of."""
+    """Stands in for the parts of numpy's random generators."""
 
     def __init__(self, *_: Any) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Record(_Stub):
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is not dict or any(type(key) is not str or key.startswith("__") for key in state):
-            raise pickle.UnpicklingError("the state of an environment is no dictionary of plain attributes")
+            raise pickle.UnpicklingError("the state of an environment is not a dictionary of plain attributes")
         self.state = state
 
 
@@ -117,7 +117,7 @@ _CORE = {f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("
 
 
 # The pure Python unpickler: its memo is a dictionary, so that an index in the file allocates nothing.
-# typeshed leaves out what its subclasses may use, hence `_Base` is `Any` to the type checker.
+# typeshed leaves out methods that subclasses may use, hence `_Base` is `Any` to the type checker.
 _Base: Any = pickle._Unpickler
 
 
@@ -199,7 +199,7 @@ def read_published(path: str | Path) -> Recording:
         A `VotingRecording` (`CategoricalMVEnv`) or a `BestOfRecording` (`CategoricalBoNEnv`).
 
     Raises:
-        ConfigurationError: The file is no pickle, names anything that is not allowed, or lacks an array.
+        ConfigurationError: The file is not a pickle, has a name that is not allowed, or lacks an array.
     """
     path = Path(path)
     if not path.is_file():
@@ -213,7 +213,7 @@ def read_published(path: str | Path) -> Recording:
     try:
         return _recording(found)
     except (AttributeError, TypeError, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise ConfigurationError(f"{path.name} is no published environment: {one_line(error)}") from error
+        raise ConfigurationError(f"{path.name} is not a published environment: {one_line(error)}") from error
 
 
 def _recording(found: Any) -> Recording:
@@ -233,7 +233,7 @@ def _recording(found: Any) -> Recording:
     if isinstance(found, _BestOf):
         contexts = data["_contexts"]
         if type(contexts) not in (list, tuple) or len(contexts) > _MOST_CONTEXTS:
-            raise TypeError(f"_contexts is no list of at most {_MOST_CONTEXTS} contexts")
+            raise TypeError(f"_contexts is not a list of at most {_MOST_CONTEXTS} contexts")
         weights = np.array([_weights(context) for context in contexts])
         weights[:, -1] = np.abs(weights[:, -1])  # there the cost's weight is <= 0 and added, here >= 0 and subtracted
         return BestOfRecording(
@@ -254,7 +254,7 @@ def _weights(context: Any) -> list[float]:
     if isinstance(weights, (_Array, _Buffer)):
         weights = _array(weights).reshape(-1).tolist()
     if type(weights) not in (list, tuple) or len(weights) > _MOST_WEIGHTS:
-        raise TypeError(f"the weights of a context are no list of at most {_MOST_WEIGHTS} numbers")
+        raise TypeError(f"the weights of a context are not a list of at most {_MOST_WEIGHTS} numbers")
     return [_number(weight) for weight in weights]
 
 
@@ -282,7 +282,7 @@ def _array(value: Any) -> NDArray[Any]:
 def _made(shape: Any, dtype: Any, content: Any, *, fortran: bool) -> NDArray[Any]:
     kind = _kind(dtype)
     if type(shape) is not tuple or len(shape) > 8 or any(type(axis) is not int or axis < 0 for axis in shape):
-        raise TypeError("the shape of an array is no tuple of whole numbers >= 0")
+        raise TypeError("the shape of an array is not a tuple of whole numbers >= 0")
     if type(content) not in (bytes, bytearray) or math.prod(shape) * kind.itemsize != len(content):
         raise TypeError(f"the content of an array is not that of {kind.str} with its shape")
     made: NDArray[Any] = np.frombuffer(content, dtype=kind).reshape(shape, order="F" if fortran else "C")

@@ -27,7 +27,7 @@ def record(
     """Draw S completions of every prompt on every query and keep their empirical law.
 
     Args:
-        environment: What to record.
+        environment: The environment to record.
         contexts: The contexts to store with the recording; "vote" stores their cost weights.
         kind: The strategy that the recording is for. "vote" keeps answer classes and the mean score of each class on a
             query; "best-of" keeps every completion's scores. Failed completions become missing probability.

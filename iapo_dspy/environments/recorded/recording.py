@@ -31,7 +31,7 @@ from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 __all__ = ["BestOfRecording", "ExactValues", "RecordedEnvironment", "Recording", "VotingRecording"]
 
 _ROUNDING = 1e-5  # recordings may be stored as float32
-_EXACT = 1e-12  # what sums of float64 may be off, and what is therefore left alone
+_EXACT = 1e-12  # sums of float64 may be off by this much, which is left alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ExactValues:
 
 
 class Recording(ABC):
-    """What both kinds of recording offer."""
+    """The methods that both kinds of recording share."""
 
     probs: FloatArray
     cost: FloatArray

@@ -1,4 +1,4 @@
-"""What arms that stop early are really worth in a recorded environment.
+"""The true values of arms that stop early, in a recorded environment.
 
 Best-of-N is valued in closed form. A stopped vote of many answers is not; it is replayed on seeded sequences of
 completions, the same ones for every rule, and compared with the vote of all N on the same sequence. Only the difference
@@ -24,7 +24,7 @@ __all__ = ["SEQUENCES", "Calls", "StoppedValues", "best_of_stopped"]
 SEQUENCES = 400
 _KEPT = 8  # prompts whose sequences are kept
 _LENGTH = 32  # sequences are a multiple of this long
-_STREAM = 7  # what the seed is for
+_STREAM = 7  # keeps these random numbers apart from others of the same seed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,7 +35,7 @@ class Calls:
         gain: Reward at the stop minus that of all N completions [C].
         completions: Completions [C].
         waves: Waves [C].
-        saved: Utility of what is not drawn, less that of further waves [C].
+        saved: Utility of the completions that are not drawn, less that of further waves [C].
     """
 
     gain: FloatArray
@@ -61,7 +61,7 @@ class StoppedValues:
     _known: dict[tuple[int, Arm], FloatArray] = field(default_factory=dict, repr=False)
 
     def calls(self, policy: Policy, queries: IntArray | None = None) -> Calls:
-        """Return what calls of a policy do, on average over these queries or over all."""
+        """Return the expected calls of a policy, on average over these queries or over all."""
         recording, contexts = self.recording, self.recording.contexts
         parts = np.empty((3, len(policy)))
         for context, arm in enumerate(policy.arms):
@@ -142,7 +142,7 @@ def best_of_stopped(values: FloatArray, probs: FloatArray, stop: Stop) -> FloatA
 
     Args:
         values: Weighted score of each outcome [G, M].
-        probs: Probability of each outcome [G, M]; what a row lacks to 1 fails.
+        probs: Probability of each outcome [G, M]; the rest to 1 is the probability of a failure.
         stop: The rule; without a threshold all is drawn.
     """
     order = np.argsort(values, axis=1)

@@ -25,7 +25,7 @@ proportional to exp(-(v - m_pk - d_xk)^2 / (2 s_p^2)), d_xk ~ N(0, 0.5^2), the o
 
 A completion costs .020 to .040; 27 contexts: weights (w, 1 - w) for w = .1, .2, .., .9 and cost weights 0, 0.2, 1.
 
-**Unstructured** (two answers, right or wrong). What a prompt does on one query says nothing about another prompt on
+**Unstructured** (two answers, right or wrong). The results of a prompt on one query say nothing about another prompt on
 that query, or about itself on other queries beyond its law: all cells are independent draws from the prompt's own
 U-shaped Beta(s mu, s (1 - mu)), both parameters below 1. Shared queries and models of queries have nothing to find.
 

@@ -1,9 +1,9 @@
 """Identical requests of the rollouts of one pull become one request with n = their number.
 
 The rollouts of a pull run in threads of their own. Their LM calls arrive at a `Group`, which counts: as soon as every
-unfinished rollout waits for an LM, what has arrived is grouped by equality and sent, one request per group. No clock is
-involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety net: a
-rollout that waits for something another one holds (a lock, a slow tool) would otherwise hold up all of them.
+unfinished rollout waits for an LM, equal calls are put together and sent, one request for each set of equal calls. No
+clock is involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety
+net: a rollout may wait for something that another one holds, such as a lock, and would hold up all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import itertools
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -33,11 +32,6 @@ from iapo_dspy.types import Decoding
 
 __all__ = ["Aborted", "Group", "Seat"]
 
-logger = logging.getLogger(__name__)
-
-"""The DSPy setting that holds the rollout: threads of `dspy.Parallel` are given settings, and no context variables."""
-
-
 T = TypeVar("T")
 
 
@@ -51,15 +45,15 @@ class TokensUsedUp(Exception):
 
 @dataclass(eq=False)
 class Seat:
-    """One rollout of a group, and what its LM calls took so far."""
+    """One rollout of a group, and the usage of its LM calls so far."""
 
     group: Group
     index: int
     watch: Watch | None = None
     pending: int = 0
     usage: Usage = field(default_factory=Usage)
-    saved_s: float = 0.0  # that it would have waited for answers which others had asked for before
-    before: Counter[str] = field(default_factory=Counter)  # what it asked before its inner module
+    saved_s: float = 0.0  # waits that were spared, because others had asked the same before
+    before: Counter[str] = field(default_factory=Counter)  # its calls before the inner module
     text: str | None = None
     seed: int | None = None
     unpaid: bool = False
@@ -72,9 +66,9 @@ class Seat:
     def take(self, choice: Choice, merged: int) -> None:
         """Book one choice of a request that was merged from the calls of so many rollouts.
 
-        What all rollouts ask together costs a query once; what each asks alone costs it once per completion; what some
-        of them happen to ask together lies between. A rollout without others shares its first call: its inputs are what
-        others would ask with too.
+        The prompt of a call that all rollouts make together costs a query once. The prompt of a call that each makes
+        alone costs it once per completion. Calls that only some of them make together lie between. A rollout without
+        others shares its first call: others would make it with the same inputs.
         """
         size = len(self.group.seats)
         share = (merged - 1) / (size - 1) if size > 1 else float(not self.calls)
@@ -89,7 +83,7 @@ class Seat:
     def take_around(self, choice: Choice, merged: int) -> None:
         """Book one choice of a request that so many rollouts made before or after the inner module.
 
-        A deployed call asks it once, alone, and so pays the whole prompt; of m rollouts each has an m-th of it.
+        A deployed program makes this request once and pays the whole prompt. Of m rollouts each has an m-th of it.
         """
         size, took = len(self.group.seats), choice.usage
         prompt = (took.prompt_tokens + (merged - 1) * took.shared_tokens) / size
@@ -125,14 +119,14 @@ class Group:
 
     Args:
         size: Rollouts.
-        key: What the pull is drawn for.
+        key: Names the pull; equal keys give equal seeds.
         completer: Finds the completer of an LM.
         decoding: Applies to every LM call of the pull.
         recorder: Makes the recorder of an LM; None where nothing is recorded.
         patience: Seconds without any news after which waiting requests are sent, all present or not.
         longest: Seconds that a program may work without asking an LM; None does not limit it.
         most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
-        upstream: Given for pipelines around an inner module: the answers to what is asked before that. The decoding
+        upstream: Given for pipelines around an inner module: the answers to the calls before that module. The decoding
             then applies inside of the inner module only.
     """
 
@@ -163,7 +157,7 @@ class Group:
         self._watch: asyncio.TimerHandle | None = None
         self._loop = background_loop()
         self._mailbox = Mailbox.of(self._loop)
-        # Requests are made in the context of who pulls, not of the rollout whose call happened to be the last.
+        # Requests are made in the context of the pull, not of the rollout whose call happened to be the last.
         self._context = contextvars.copy_context()
         self._active = set(self.seats)
         self._thinking = size  # active seats without a call that waits for its answer
@@ -188,8 +182,8 @@ class Group:
     def start(self, seat: Seat, function: Callable[[], T]) -> asyncio.Future[T]:
         """Run a rollout's program in a thread; its time runs from now on, except while it waits for an LM.
 
-        A thread cannot be ended. One whose program takes too long is left to itself: its rollout has failed, it gets no
-        answer any more, and as a daemon it keeps nobody from ending.
+        A thread cannot be ended. One whose program takes too long is left to itself: its rollout has failed, and it
+        gets no answer any more. As a daemon it does not keep the interpreter from ending.
 
         Raises:
             TimeoutError: When awaited: the program took longer than it may.
@@ -256,7 +250,7 @@ class Group:
         self._consider()
 
     def _consider(self) -> None:
-        """Send when nobody else can arrive before an answer does."""
+        """Send when no other call can arrive before an answer does."""
         self._news = self._loop.time()
         if self._ready():
             # One turn of the loop later, because a rollout may hand in several calls at a time.
@@ -278,10 +272,10 @@ class Group:
         return bool(self._waiting) and not self._thinking and not self._holds()
 
     def _holds(self) -> bool:
-        """Whether what has arrived must wait for what is in flight.
+        """Whether the calls that have arrived must wait for those in flight.
 
-        Who is in flight need not be waited for, and without a seed is not: rollouts that differ have nothing to merge.
-        With a seed, which requests are merged must not depend on which answer came first, or a run would not repeat.
+        Without a seed it does not wait: rollouts that differ have nothing to merge. With a seed, the requests that are
+        merged must not depend on which answer came first, or a run would not repeat.
         """
         in_flight = len(self._open) > len(self._waiting)
         return in_flight and any(ticket.lm.kwargs.get("seed") is not None for ticket in self._waiting)
@@ -323,8 +317,6 @@ class Group:
         start = self._loop.time()
         try:
             choice = await upstream.answer(call_of(ticket.lm, ticket.messages, ticket.params), repeat, draw)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # noqa: BLE001 - as in `_ask`
             if is_fatal(error):
                 self.abort(error)
@@ -336,10 +328,10 @@ class Group:
         self._consider()
 
     def _limited(self, waiting: Sequence[_Ticket], most: int) -> list[_Ticket]:
-        """Limit calls to what their rollouts have left, and return those that can be sent.
+        """Limit calls to the remaining tokens of their rollouts, and return those that can be sent.
 
-        Calls that a rollout makes at a time share what it has left, and none takes more than its own limit. Where calls
-        in flight may leave less than that, a call waits for what they really take; where nothing is left, it fails.
+        Calls that a rollout makes at a time share its remaining tokens, and none takes more than its own limit. A call
+        waits where calls in flight may leave it less than that, and fails where nothing is left.
         """
         sent: list[_Ticket] = []
         for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
@@ -377,8 +369,6 @@ class Group:
         )
         try:
             choices = await self._completer(ticket.lm).complete(request)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # noqa: BLE001 - it goes to the rollouts; a fatal one also ends the pull
             if is_fatal(error):
                 self.abort(error)

@@ -1,8 +1,8 @@
-"""Pipelines around an inner module: what each rollout asks before, inside of and after that module.
+"""Pipelines around an inner module: their LM calls before, inside of and after that module.
 
-A rollout of a pipeline draws one completion of the inner module. What a pipeline asks before that module is the same
-for all completions of a deployed call, so it must be the same for the completions that are compared. What it asks
-before and after is paid once per call. The inner module has a DSPy callback, `InnerModule`, which tells the rollout's
+A rollout of a pipeline draws one completion of the inner module. The steps before that module are the same for all
+completions of a deployed call, so they must be the same for the completions that are compared. The steps before and
+after it are paid once per call. The inner module has a DSPy callback, `InnerModule`, which tells the rollout's
 `Watch` when the module is called.
 """
 
@@ -52,7 +52,7 @@ class Watch:
             self._call_id, self._module, self.call = call_id, module, InnerCall(inputs=inputs)
 
     def leave(self, call_id: str, prediction: Any) -> None:
-        """Note what a call returned; None for a call that raised."""
+        """Note the prediction of a call; None for a call that raised."""
         if self.call is not None and call_id == self._call_id:
             self.call = InnerCall(inputs=self.call.inputs, prediction=prediction)
 
@@ -65,7 +65,7 @@ class Watch:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the number of calls of the inner module in a rollout that has ended; None if it is one."""
+        """The error of a rollout that has ended without exactly one call of the inner module; None if there was one."""
         if self.calls == 1:
             return None
         times = f"{self.calls} times" if self.calls else "not at all"
@@ -94,7 +94,7 @@ class InnerModule(BaseCallback):  # type: ignore[misc]  # dspy ships no types
             watch.enter(call_id, instance, given)
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Note what it returned."""
+        """Note its prediction."""
         if (watch := current_watch()) is not None:
             watch.leave(call_id, outputs)
 
@@ -107,7 +107,7 @@ class Upstream:
 
     Args:
         query: Index of the query.
-        known: What earlier processes of the run were answered.
+        known: The answers that earlier processes of the run got.
         keep: Told of every answer before it is used.
     """
 
@@ -154,7 +154,7 @@ class Upstream:
         return choice
 
     def cancel(self) -> None:
-        """Give up what is still asked for."""
+        """Cancel the requests that are in flight."""
         for task in list(self._open.values()):
             task.cancel()
 
@@ -163,7 +163,7 @@ class Upstreams:
     """The answers of all queries of a run.
 
     Args:
-        known: What earlier processes of the run were answered.
+        known: The answers that earlier processes of the run got.
         keep: Told of every answer before it is used.
     """
 
@@ -181,7 +181,7 @@ class Upstreams:
         return self._made[query]
 
     def cancel(self) -> None:
-        """Give up what is still asked for."""
+        """Cancel the requests that are in flight."""
         for upstream in self._made.values():
             upstream.cancel()
 

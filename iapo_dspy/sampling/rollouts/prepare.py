@@ -1,4 +1,4 @@
-"""Makes a program run on stand-ins for its LMs, without touching the program."""
+"""Programs that run on stand-ins for their LMs; the program itself is never touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Prepared:
     Attributes:
         program: The program itself where no predictor has an LM of its own, else a copy on stand-ins.
         originals: id of a predictor of the copy -> the program's own predictor.
-        state: What the copy was made from; while it is the same, the copy can be used again.
+        state: The state of the program that was copied; while it is the same, the copy can be used again.
         kept: Objects whose ids `state` and `originals` name, kept alive.
     """
 
@@ -37,7 +37,7 @@ class Prepared:
 
 
 def state_of(program: Any) -> tuple[Any, ...]:
-    """Return what distinguishes two states of a program, cheaply: by identity, not by value."""
+    """Return a value that differs for two states of a program. It is cheap: identities are compared, not contents."""
     return tuple(
         (id(p.signature), id(p.demos), len(p.demos), id(p.lm), repr(sorted(p.config.items(), key=lambda kv: kv[0])))
         for p in predictors_of(program)
@@ -95,7 +95,7 @@ def format_once(adapter: Any) -> Any:
     """Return an adapter that writes the messages of equal calls once: the rollouts of a pull begin with the same one.
 
     Only DSPy's own adapters, which write the same messages for the same call, and only calls whose inputs are plain
-    values; whoever listens to the adapter (callbacks) is told of every call, so such an adapter stays as it is.
+    values. Callbacks of an adapter are told of every call, so an adapter that has any stays as it is.
     """
     if not type(adapter).__module__.startswith("dspy.") or adapter.callbacks:
         return adapter
@@ -106,7 +106,7 @@ def format_once(adapter: Any) -> Any:
         plain = all(type(value) in _PLAIN for value in inputs.values())
         if not plain:
             return list(write(signature, demos, inputs))
-        kept = tuple(demos)  # beside what was written, so that no other object gets one of these ids
+        kept = tuple(demos)  # kept beside the messages, so that no other object gets one of these ids
         key = (id(signature), tuple(map(id, kept)), tuple((k, type(v), v) for k, v in inputs.items()))
         entry = known.get(key)
         if entry is None:

@@ -1,4 +1,4 @@
-"""What one run of a program brought."""
+"""Rollouts: the results of single runs of a program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["InnerCall", "Rollout"]
 
 @dataclass(frozen=True, kw_only=True)
 class InnerCall:
-    """What the inner module of a pipeline was asked in one rollout, and what it said.
+    """The call of a pipeline's inner module in one rollout.
 
     Attributes:
         inputs: Its inputs by name.
@@ -28,20 +28,20 @@ class InnerCall:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """One completion: what the program returned, or why it did not.
+    """One completion: the program's output, or the reason why there is none.
 
-    A rollout of a pipeline around an inner module is one completion of that module. What it takes is counted as a
-    deployed call pays for it: what is asked before and after the inner module is paid once per call, whatever the
-    number m of completions, so each of m rollouts has an m-th of what it asked there, all of it shared.
+    A rollout of a pipeline around an inner module is one completion of that module. Its usage is counted as a deployed
+    call pays for it: the steps before and after the inner module are paid once per call, whatever the number m of
+    completions. So each of m rollouts has an m-th of the usage of these steps, all of it shared.
 
     Attributes:
         prediction: The program's output; None for a failure.
-        failure: Type and message of what went wrong, one line without keys; None for a success.
+        failure: Type and message of the error, one line without keys; None for a success.
         error: True where transport, provider or the program itself raised; False where text could not be read.
         unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
             counted against it.
         text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.
-        usage: Its share of what the rollouts took; its shared parts are what all of them together paid once.
+        usage: Its share of the usage of all rollouts; the shared parts were paid once for all of them.
         seed: The seed sent with its (first) request, None if none was sent.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
             filled when recording.

@@ -41,7 +41,7 @@ __all__ = ["Sampler", "check_timeout"]
 
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
-_DSPY_DEFAULT = 8  # DSPy's own num_threads, which means threads, where nobody configured any
+_DSPY_DEFAULT = 8  # DSPy's default of num_threads, which is meant for threads
 
 
 class Sampler:
@@ -52,15 +52,15 @@ class Sampler:
 
     Args:
         lm: Used for predictors without an LM of their own; None takes `dspy.settings.lm` at the time of the call.
-        meter: Counts requests, tokens and dollars and holds them within a budget. Completions are reserved by who
-            pulls. None counts without limits.
+        meter: Counts requests, tokens and dollars and holds them within a budget. The caller reserves completions.
+            None counts without limits.
         max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
             configured to something else than DSPy's default of 8, else 64.
         num_retries: Attempts after the first one; None takes the LM's.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
         patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
-            have not come to theirs; see `merging`.
+            have not come to theirs; see `group`.
         rollout_timeout: Seconds that a program of the general path may work without asking an LM, > 0, after which
             its rollout counts as failed and its thread is left to itself; None does not limit it. Waiting for an LM
             does not count.
@@ -189,7 +189,7 @@ class Sampler:
         raise refusal  # outside the handler: the provider's own message may show keys
 
     async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
-        """Send a request that is no rollout, such as a judge's: bounded with all others, counted as the judges' share.
+        """Send a request outside of rollouts, such as a judge's: bounded with all others, counted as the judges' share.
 
         To be awaited on the sampling loop.
         """
@@ -204,7 +204,7 @@ class Sampler:
         return await request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
 
     def _bind(self) -> None:
-        """Make what belongs to one event loop; a forked child has another loop than its parent."""
+        """Make the parts that belong to one event loop; a forked child has another loop than its parent."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
@@ -267,7 +267,7 @@ class Sampler:
         settings: dict[str, Any] = {
             "lm": None if lm is None else self._stand_in(lm),
             "adapter": quiet_adapter(dspy.settings.adapter, self._stand_in),
-            # What is recorded is recorded once per request; rollouts that share it must not do so again.
+            # A request is recorded once; the rollouts that share it must not record it again.
             "disable_history": True,
             "usage_tracker": None,
             "track_usage": False,
@@ -353,7 +353,7 @@ class Sampler:
             self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs), *getattr(lm, "secrets", ())})
             if self._make is not None:
                 return self._make(lm)
-            if isinstance(lm, SamplingLM):  # inside a rollout: what it asks for waits at the outer gate
+            if isinstance(lm, SamplingLM):  # inside a rollout: its requests wait at the outer gate
                 return CallableCompleter(lm, gate=Gate(_UNBOUNDED), meter=self.meter)
             gate = self._gates.setdefault(deployment_of(lm), Gate(self.max_concurrency, within=self._gate))
             return completer_for(lm, gate=gate, meter=self.meter, **self._settings)
@@ -374,7 +374,7 @@ def check_timeout(value: Any) -> None:
 def _run_program(
     program: Any, inputs: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Any, list[tuple[Any, Any, Any]]]:
-    """Return what a program returned, and its trace."""
+    """Return the output of a program and its trace."""
     trace: list[tuple[Any, Any, Any]] = []
     only_async = isinstance(program, BaseModule) and not hasattr(type(program), "forward")
     with dspy.context(**settings, trace=trace):

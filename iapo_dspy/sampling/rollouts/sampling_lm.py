@@ -19,6 +19,7 @@ __all__ = ["SEAT", "SamplingLM", "current_seat"]
 
 
 SEAT = "iapo_seat"
+"""The DSPy setting that holds the seat of a rollout: the threads of `dspy.Parallel` take settings over."""
 
 
 def current_seat() -> Seat | None:
@@ -28,13 +29,11 @@ def current_seat() -> Seat | None:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
 _with_callbacks = cast(Callable[[F], F], with_callbacks)
 
 
 class SamplingLM(StandInLM):
-    """Stands in for an LM while rollouts run: what is asked of it goes to the group of the rollout that asks.
+    """Stands in for an LM while rollouts run: its calls go to the group of the rollout that makes them.
 
     Args:
         lm: The LM it stands in for.
@@ -92,11 +91,11 @@ class SamplingLM(StandInLM):
         if watch is not None and watch.calls > 1:
             raise ConfigurationError(f"{watch.problem}.")
         if watch is not None and watch.phase != "inside":
-            # These steps are not the optimizer's: they are asked as they will be when nobody samples.
+            # These steps are not optimized: they are asked as they will be after deployment.
             params = request_params(self, kwargs)
             if kwargs.get("temperature", self.kwargs.get("temperature")) is None:
                 params.pop("temperature", None)
         else:
             params = request_params(self, kwargs, seat.group.decoding if seat is not None else None)
-        # Only a call that a program makes by itself still asks for n; predictors have had theirs taken away.
+        # Only a direct call of an LM still asks for n: predictors have lost theirs in `prepare`.
         return seat, content, params, int(kwargs.get("n") or 1)

@@ -17,7 +17,7 @@ __all__ = ["PredictorCall", "predictor_call", "predictor_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCall:
-    """One call of one predictor, ready to be sent, and what is needed to read its completions."""
+    """One call of one predictor, ready to be sent, with all that is needed to read its completions."""
 
     predictor: dspy.Predict
     lm: dspy.BaseLM
@@ -33,7 +33,7 @@ class PredictorCall:
         """Read one completion on its own.
 
         Raises:
-            Exception: Whatever the adapter raises for what it cannot read.
+            Exception: The adapter cannot read it.
         """
         (value,) = self.adapter._call_postprocess(
             self.rendered_signature, self.signature, [output], self.lm, self.config
@@ -42,9 +42,9 @@ class PredictorCall:
 
 
 def predictor_of(program: Any) -> dspy.Predict | None:
-    """Return the predictor of a program that is nothing else, None for every other program.
+    """Return the predictor of a program that consists of it alone; None for every other program.
 
-    A subclass may do anything in `forward`, so only the exact types count, and classes that say they stand for one.
+    A subclass may do anything in `forward`. So only the exact types count, and classes that say they stand for one.
     """
     if _kind(program) is dspy.Predict:
         return program
@@ -61,7 +61,7 @@ def _kind(module: Any) -> type:
 def predictor_call(
     predictor: dspy.Predict, inputs: Mapping[str, Any], *, lm: dspy.BaseLM, adapter: Any, decoding: Decoding | None
 ) -> PredictorCall | None:
-    """Do what `Predict.forward` and the adapter do before they call the LM.
+    """Take the steps of `Predict.forward` and of the adapter before the LM call.
 
     Returns:
         None where an adapter does more than format, ask and parse: such a program takes the general path.

@@ -169,7 +169,7 @@ def test_unusable_files_are_refused(tmp_path):
         save(voting(), tmp_path / "x.csv")
     for name in ("text.npz", "text.parquet"):
         (tmp_path / name).write_text("no archive")
-        with pytest.raises(ConfigurationError, match="is no recording"):
+        with pytest.raises(ConfigurationError, match="is not a recording"):
             load(tmp_path / name)
     np.savez(tmp_path / "later.npz", kind="vote", version=2)
     with pytest.raises(ConfigurationError, match="version 2"):
@@ -178,7 +178,7 @@ def test_unusable_files_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="lacks the arrays"):
         load(tmp_path / "half.npz")
     np.savez(tmp_path / "objects.npz", probs=np.array([{}], dtype=object))
-    with pytest.raises(ConfigurationError, match="is no recording"):
+    with pytest.raises(ConfigurationError, match="is not a recording"):
         load(tmp_path / "objects.npz")
 
 
