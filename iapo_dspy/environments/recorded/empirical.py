@@ -81,7 +81,7 @@ def _outcomes(cells: Sequence[Sequence[Cell]], n_objectives: int) -> tuple[Float
     outcomes, probs = np.zeros((*shape, n_objectives)), np.zeros(shape)
     for p, row in enumerate(cells):
         for x, (_, score) in enumerate(row):
-            drawn = ~np.isnan(score).any(axis=1)
+            drawn = np.asarray(~np.isnan(score).any(axis=1))
             outcomes[p, x, : len(score)] = np.where(drawn[:, None], score, 0.0)
             probs[p, x, : len(score)] = drawn / len(score)
     return outcomes, probs

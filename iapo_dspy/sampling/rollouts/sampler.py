@@ -56,7 +56,6 @@ class Sampler:
             None counts without limits.
         max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
             configured to something else than DSPy's default of 8, else 64.
-        num_retries: Attempts after the first one; None takes the LM's.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
         patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
@@ -74,7 +73,6 @@ class Sampler:
         lm: dspy.BaseLM | None = None,
         meter: Meter | None = None,
         max_concurrency: int | None = None,
-        num_retries: int | None = None,
         timeout: float | None = None,
         seed: int = 0,
         patience: float = 1.0,
@@ -93,12 +91,7 @@ class Sampler:
         self.max_concurrency = max_concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
-        self._settings: dict[str, Any] = {
-            "num_retries": num_retries,
-            "timeout": timeout,
-            "seed": seed,
-            "prices": prices,
-        }
+        self._settings: dict[str, Any] = {"timeout": timeout, "seed": seed, "prices": prices}
         self._patience = patience
         self._rollout_timeout = rollout_timeout
         self._make = completer
@@ -114,7 +107,6 @@ class Sampler:
         *,
         key: Any,
         decoding: Decoding | None = None,
-        lm: dspy.BaseLM | None = None,
         record: bool = False,
         most_tokens: int | None = None,
         upstream: Upstream | None = None,
@@ -129,7 +121,6 @@ class Sampler:
             m: Number of rollouts, >= 1.
             key: Names the draw, such as (round, position): equal keys give equal seeds, where the LM has a seed.
             decoding: Applies to every LM call of the rollouts, over the predictors' own settings.
-            lm: For predictors without an LM of their own.
             record: Write DSPy's history, usage tracker, callbacks and traces, as a deployed program should.
             most_tokens: Output tokens that each rollout may take, all its LM calls together, >= 1. A completion is cut
                 off there; a call for which nothing is left fails.
@@ -151,7 +142,7 @@ class Sampler:
         try:
             async with place:
                 try:
-                    call = self._single(program, inputs, decoding, lm, record) if upstream is None else None
+                    call = self._single(program, inputs, decoding, record) if upstream is None else None
                 except ConfigurationError:
                     raise
                 except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
@@ -168,7 +159,7 @@ class Sampler:
                         most_tokens=most_tokens,
                         upstream=upstream,
                     )
-                    return await self._run(group, program, inputs, lm or self.lm or dspy.settings.lm)
+                    return await self._run(group, program, inputs)
                 request = CompletionRequest(
                     model=call.lm.model,
                     messages=call.messages,
@@ -216,18 +207,17 @@ class Sampler:
             self._judges: IdentityCache[Completer] = IdentityCache()
 
     def _single(
-        self,
-        program: Any,
-        inputs: Mapping[str, Any],
-        decoding: Decoding | None,
-        lm: dspy.BaseLM | None,
-        record: bool,
+        self, program: Any, inputs: Mapping[str, Any], decoding: Decoding | None, record: bool
     ) -> PredictorCall | None:
         """Return the one call that the program makes; None where it has to run in a thread."""
         predictor = predictor_of(program)
         if predictor is None:
             return None
-        used = self._lm_for(predictor, lm)
+        used = predictor.lm or self.lm or dspy.settings.lm
+        if not isinstance(used, dspy.BaseLM):
+            raise ConfigurationError(
+                f"lm={used!r}: give a dspy.LM, or configure one: dspy.configure(lm=dspy.LM('openai/gpt-4o-mini'))."
+            )
         if record and (dspy.settings.callbacks or program.callbacks or predictor.callbacks or used.callbacks):
             return None
         with _heard(record):
@@ -236,10 +226,8 @@ class Sampler:
 
     def _read(self, call: PredictorCall, choice: Choice, record: bool) -> Rollout:
         prediction: dspy.Prediction | None = None
-        failure, error = None, False
-        if choice.error is not None:
-            failure, error = self._line(choice.error), True
-        else:
+        failure = None if choice.error is None else self._line(choice.error)
+        if choice.error is None:
             try:
                 prediction = call.parse(choice.output)
             except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
@@ -248,7 +236,7 @@ class Sampler:
         return Rollout(
             prediction=prediction,
             failure=failure,
-            error=error,
+            error=choice.error is not None,
             unpaid=isinstance(choice.error, BudgetExceeded),
             text=choice.text,
             usage=choice.usage,
@@ -256,10 +244,9 @@ class Sampler:
             trace=((call.predictor, call.inputs, prediction),) if record and prediction is not None else (),
         )
 
-    async def _run(
-        self, group: Group, program: Any, inputs: Mapping[str, Any], lm: dspy.BaseLM | None
-    ) -> list[Rollout]:
+    async def _run(self, group: Group, program: Any, inputs: Mapping[str, Any]) -> list[Rollout]:
         """Run the program in threads, one for each seat of the group."""
+        lm = self.lm or dspy.settings.lm
         if lm is not None and not isinstance(lm, dspy.BaseLM):
             raise ConfigurationError(f"lm={lm!r}: give a dspy.LM.")
         prepared = self._prepare(program)
@@ -339,14 +326,6 @@ class Sampler:
         if choice.error is not None:
             raise choice.error
         return choice.output
-
-    def _lm_for(self, predictor: dspy.Predict, lm: dspy.BaseLM | None) -> dspy.BaseLM:
-        used = predictor.lm or lm or self.lm or dspy.settings.lm
-        if not isinstance(used, dspy.BaseLM):
-            raise ConfigurationError(
-                f"lm={used!r}: give a dspy.LM, or configure one: dspy.configure(lm=dspy.LM('openai/gpt-4o-mini'))."
-            )
-        return used
 
     def _completer(self, lm: dspy.BaseLM) -> Completer:
         def make() -> Completer:

@@ -222,10 +222,11 @@ def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
 
 def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
-    program = dspy.Predict("question -> answer")
 
     async def pulls(sampler: Sampler, lm: dspy.LM, key: str) -> list[Any]:
-        drawn = [sampler.sample(program, {"question": f"{key}{i}"}, 1, key=i, lm=lm) for i in range(16)]
+        program = dspy.Predict("question -> answer")
+        program.lm = lm
+        drawn = [sampler.sample(program, {"question": f"{key}{i}"}, 1, key=i) for i in range(16)]
         return [r for rollouts in await asyncio.gather(*drawn) for r in rollouts]
 
     def reply(body: dict[str, Any], i: int) -> str:

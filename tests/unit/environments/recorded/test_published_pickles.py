@@ -134,7 +134,7 @@ def test_known_names_in_other_modules_are_no_way_in(tmp_path, monkeypatch):
     payload = b"\x80\x04\x8c\x10a_missing_module\x8c\x10CategoricalMVEnv\x93)\x81."
     path = tmp_path / "named.pkl"
     path.write_bytes(payload)
-    with pytest.raises(ConfigurationError, match="no published environment"):
+    with pytest.raises(ConfigurationError, match="not a published environment"):
         read_published(path)
     assert "a_missing_module" not in sys.modules
 
