@@ -91,7 +91,7 @@ def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | 
     check_lm(lm)
     with dspy.context(send_stream=None, callbacks=[]):
         adapter = quiet_adapter(dspy.settings.adapter, lambda own: own)
-        ready = plan(predictor, inputs, lm=lm, adapter=adapter, decoding=decoding)
+        ready = predictor_call(predictor, inputs, lm=lm, adapter=adapter, decoding=decoding)
     if ready is None:
         raise ConfigurationError(
             f"batch=... cannot use the adapter {type(dspy.settings.adapter).__name__} for this signature: it does more "
