@@ -44,7 +44,7 @@ def test_first_step_is_merged_and_second_steps_run_together() -> None:
     assert [r.ok for r in rollouts] == [True] * 6
     assert [body.get("n", 1) for body in server.bodies] == [6] + [1] * 6
     assert server.max_in_flight == 6
-    assert sum(r.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
+    assert sum(r.usage.prompt_tokens for r in rollouts) == pytest.approx(server.prompt_tokens)
     assert sum(r.usage.completion_tokens for r in rollouts) == pytest.approx(server.completion_tokens)
 
 
