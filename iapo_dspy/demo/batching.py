@@ -9,8 +9,9 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from functools import cache
 from typing import Any, Final
+
+from cachetools import cached
 
 from iapo_dspy.demo.blas import one_blas_thread
 from iapo_dspy.demo.engine import Engine
@@ -52,19 +53,18 @@ def parse_request(
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) for text in stops):
         raise InvalidRequestError(f"stop must be a text or a list of texts, got {stop!r}")
-    longest = _integer(options, "max_completion_tokens", None)
-    given = _integer(options, "seed", None)
+    longest, given, n = (_whole(options, name) for name in ("max_completion_tokens", "seed", "n"))
     try:
         prompt = tuple(tokenizer.encode_chat(messages))
     except (ValueError, AttributeError) as error:
         raise InvalidRequestError(str(error)) from error
     return GenerationRequest(
         prompt=prompt,
-        n=_integer(options, "n", 1) or 0,
-        temperature=_number(options, "temperature", 1.0),
-        top_p=_number(options, "top_p", 1.0),
-        top_k=0 if options.get("top_k") == -1 else _integer(options, "top_k", 0) or 0,
-        max_tokens=_integer(options, "max_tokens", None) if longest is None else longest,
+        n=1 if n is None else n,
+        temperature=_number(options, "temperature"),
+        top_p=_number(options, "top_p"),
+        top_k=0 if options.get("top_k") == -1 else _whole(options, "top_k") or 0,
+        max_tokens=_whole(options, "max_tokens") if longest is None else longest,
         stop=stops,
         seed=seed if given is None else given,
     )
@@ -161,18 +161,23 @@ class Batcher:
 
     def _work(self, engine: Engine) -> bool:
         """Serves what has arrived and what arrives meanwhile; returns whether the engine is still sound."""
-        pending: set[Future[Generation]] = set()
+        pending: list[Future[Generation]] = []
         busy = True
         while busy:
             arrived = self._take(self._slots - engine.active - engine.waiting)
+            if arrived:
+                pending = [future for future in pending if not future.done()]
+                arrived = [(r, future) for r, future in arrived if future.set_running_or_notify_cancel()]
+                pending += [future for _, future in arrived]
             try:
                 for request, future in arrived:
-                    if future.set_running_or_notify_cancel():
-                        pending.add(future)
-                        self._submit(engine, request, future, pending)
+                    try:
+                        engine.submit(request, future.set_result)
+                    except InvalidRequestError as error:
+                        future.set_exception(error)
                 busy = engine.step()
             except Exception as error:  # noqa: BLE001 (whatever went wrong, nobody may wait for ever)
-                for future in pending:
+                for future in (f for f in pending if not f.done()):
                     future.set_exception(error)
                 return False
         return True
@@ -188,44 +193,22 @@ class Batcher:
                 self._changed.notify()
         return taken
 
-    @staticmethod
-    def _submit(
-        engine: Engine, request: GenerationRequest, future: Future[Generation], pending: set[Future[Generation]]
-    ) -> None:
-        def done(result: Generation) -> None:
-            pending.discard(future)
-            future.set_result(result)
 
-        try:
-            engine.submit(request, done)
-        except InvalidRequestError as error:
-            pending.discard(future)
-            future.set_exception(error)
-
-
+@cached({}, key=lambda name=MODEL_NAME: name, lock=threading.Lock())
 def shared_batcher(name: str = MODEL_NAME) -> Batcher:
     """The process's batcher for a shipped model; loaded when first used."""
-    return _shared(name)
-
-
-@cache
-def _shared(name: str) -> Batcher:
     return Batcher(load_shipped(name))
 
 
-def _integer(options: Mapping[str, Any], name: str, default: int | None) -> int | None:
+def _whole(options: Mapping[str, Any], name: str) -> int | None:
     value = options.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | None):
         raise InvalidRequestError(f"{name} must be a whole number, got {value!r}")
     return value
 
 
-def _number(options: Mapping[str, Any], name: str, default: float) -> float:
+def _number(options: Mapping[str, Any], name: str) -> float:
     value = options.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise InvalidRequestError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    return 1.0 if value is None else float(value)

@@ -5,16 +5,27 @@ Axes used below: B sequences in the batch, V vocabulary.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
 
-from iapo_dspy.demo.blas import one_blas_thread
-from iapo_dspy.demo.generation import Choice, ContextLengthError, Generation, GenerationRequest
+from iapo_dspy.demo.generation import ContextLengthError, Generation, GenerationRequest, SampledText
 from iapo_dspy.demo.model import CACHE_ROUND, MANY_ROWS, FloatArray, IntArray, Prefix, TinyLM, round_up
+
+# One sequence of the batch: positions cached, tokens drawn, the most tokens, the last token; how it is decoded.
+_SEQUENCE = np.dtype(
+    [
+        *((name, np.int64) for name in ("cached", "made", "limit", "last")),
+        ("temperature", np.float64),
+        ("top_p", np.float64),
+        ("top_k", np.int64),
+        ("stops", np.bool_),
+    ]
+)
 
 
 @dataclass(kw_only=True)
@@ -23,7 +34,7 @@ class _Job:
     done: Callable[[Generation], None]
     limit: int
     started: int = 0
-    choices: dict[int, Choice] = field(default_factory=dict)
+    choices: dict[int, SampledText] = field(default_factory=dict)
 
 
 class Engine:
@@ -46,19 +57,11 @@ class Engine:
         self._waiting: deque[_Job] = deque()
         self._waiting_choices = 0
         self._owners: list[tuple[_Job, int]] = []  # one (job, index of the choice) for each active slot
-        self._prefixes: OrderedDict[tuple[int, ...], Prefix] = OrderedDict()
-        self._most_prefixes = prefixes
+        self._prefixes: LRUCache[tuple[int, ...], Prefix] = LRUCache(prefixes)
         shape = (len(model._layers), slots, model.kv_heads, 2 * CACHE_ROUND, model.head_size)
         self._keys: FloatArray = np.zeros(shape, dtype=np.float32)
         self._values: FloatArray = np.zeros(shape, dtype=np.float32)
-        self._cached = np.zeros(slots, dtype=np.int64)
-        self._made = np.zeros(slots, dtype=np.int64)
-        self._limit = np.zeros(slots, dtype=np.int64)
-        self._last = np.zeros(slots, dtype=np.int64)
-        self._temperature = np.ones(slots, dtype=np.float64)
-        self._top_p = np.ones(slots, dtype=np.float64)
-        self._top_k = np.zeros(slots, dtype=np.int64)
-        self._stops = np.zeros(slots, dtype=np.bool_)
+        self._sequences = np.zeros(slots, dtype=_SEQUENCE)
         self._tokens = np.zeros((slots, model.context), dtype=np.int64)
         self._uniforms = np.zeros((slots, model.context), dtype=np.float64)
 
@@ -104,16 +107,17 @@ class Engine:
         if self._owners:
             # Whole groups of sixteen rows: BLAS then works on every row the same way, whatever the batch is.
             count = round_up(self.active, MANY_ROWS)
-            self._cached[self.active : count] = 0
-            span = round_up(int(self._cached[:count].max()) + 1)
+            cached = self._sequences["cached"]
+            cached[self.active : count] = 0
+            span = round_up(int(cached[:count].max()) + 1)
             self._grow(span)
             logits = self.model.decode(
-                self._last[:count],
-                self._cached[:count],
+                self._sequences["last"][:count],
+                cached[:count],
                 self._keys[:, :count, :, :span],
                 self._values[:, :count, :, :span],
             )
-            self._cached[: self.active] += 1
+            cached[: self.active] += 1
             self._take(0, self.active, logits[: self.active])
         return bool(self._owners or self._waiting)
 
@@ -143,13 +147,8 @@ class Engine:
             self._grow(round_up(length))
             self._keys[:, here, :, :length] = prefix.keys[:, None]
             self._values[:, here, :, :length] = prefix.values[:, None]
-            self._cached[here] = length
-            self._made[here] = 0
-            self._limit[here] = job.limit
-            self._temperature[here] = request.temperature
-            self._top_p[here] = request.top_p
-            self._top_k[here] = request.top_k
-            self._stops[here] = bool(request.stop)
+            decoding = (request.temperature, request.top_p, request.top_k, bool(request.stop))
+            self._sequences[here] = (length, 0, job.limit, 0, *decoding)
             for slot in range(at, at + count):
                 index = job.started + slot - at
                 if request.temperature > 0:
@@ -169,71 +168,59 @@ class Engine:
             if known is None:
                 missing.append(prompt)
             else:
-                self._prefixes.move_to_end(prompt)
                 out[prompt] = known
         missing.sort(key=len)
         for start in range(0, len(missing), 32):
             some = missing[start : start + 32]
             for prompt, prefix in zip(some, self.model.prefill(some), strict=True):
                 out[prompt] = self._prefixes[prompt] = prefix
-        while len(self._prefixes) > self._most_prefixes:
-            self._prefixes.popitem(last=False)
         return out
 
     def _take(self, first: int, end: int, logits: FloatArray) -> None:
         """Draws a token for the slots first..end and retires the sequences that end with it."""
         here = slice(first, end)
         slots = np.arange(first, end)
-        made = self._made[here]
+        sequences = self._sequences[here]
         drawn = draw(
             logits,
-            self._uniforms[slots, made],
-            temperature=self._temperature[here],
-            top_p=self._top_p[here],
-            top_k=self._top_k[here],
+            self._uniforms[slots, sequences["made"]],
+            temperature=sequences["temperature"],
+            top_p=sequences["top_p"],
+            top_k=sequences["top_k"],
         )
-        self._tokens[slots, made] = self._last[here] = drawn
-        self._made[here] += 1
-        ended = (drawn == self.model.tokenizer.end_id) | (self._made[here] >= self._limit[here]) | self._stops[here]
+        self._tokens[slots, sequences["made"]] = sequences["last"] = drawn
+        sequences["made"] += 1
+        ended = drawn == self.model.tokenizer.end_id
+        ended |= (sequences["made"] >= sequences["limit"]) | sequences["stops"]
         for slot in (np.flatnonzero(ended)[::-1] + first).tolist():
             choice = self._ended(slot)
             if choice is not None:
                 self._retire(slot, choice)
 
-    def _ended(self, slot: int) -> Choice | None:
-        tokens = tuple(self._tokens[slot, : self._made[slot]].tolist())
+    def _ended(self, slot: int) -> SampledText | None:
+        tokens = tuple(self._tokens[slot, : self._sequences["made"][slot]].tolist())
         text = self.model.tokenizer.decode(tokens)
         at = min((i for stop in self._owners[slot][0].request.stop if (i := text.find(stop)) >= 0), default=-1)
         if at >= 0:
-            return Choice(text=text[:at], tokens=tokens, finish_reason="stop")
+            return SampledText(text=text[:at], tokens=tokens, finish_reason="stop")
         if tokens[-1] == self.model.tokenizer.end_id:
-            return Choice(text=text, tokens=tokens, finish_reason="stop")
-        if len(tokens) >= self._limit[slot]:
-            return Choice(text=text, tokens=tokens, finish_reason="length")
+            return SampledText(text=text, tokens=tokens, finish_reason="stop")
+        if len(tokens) >= self._sequences["limit"][slot]:
+            return SampledText(text=text, tokens=tokens, finish_reason="length")
         return None
 
-    def _retire(self, slot: int, choice: Choice) -> None:
+    def _retire(self, slot: int, choice: SampledText) -> None:
         """Reports a choice and moves the last sequence into its slot."""
         job, index = self._owners[slot]
         last = len(self._owners) - 1
         if slot != last:
-            length, made = int(self._cached[last]), int(self._made[last])
+            length, made = int(self._sequences["cached"][last]), int(self._sequences["made"][last])
             self._owners[slot] = self._owners[last]
             self._keys[:, slot, :, :length] = self._keys[:, last, :, :length]
             self._values[:, slot, :, :length] = self._values[:, last, :, :length]
             self._tokens[slot, :made] = self._tokens[last, :made]
             self._uniforms[slot] = self._uniforms[last]
-            for column in (
-                self._cached,
-                self._made,
-                self._limit,
-                self._last,
-                self._temperature,
-                self._top_p,
-                self._top_k,
-                self._stops,
-            ):
-                column[slot] = column[last]
+            self._sequences[slot] = self._sequences[last]
         self._owners.pop()
         job.choices[index] = choice
         if len(job.choices) == job.request.n:
@@ -282,7 +269,7 @@ def draw(
 
 
 def _keep(chances: FloatArray, top_p: npt.NDArray[np.float64], top_k: IntArray) -> FloatArray:
-    """Sets to 0 what top_k and then top_p leave out; (B, V) in and out."""
+    """Sets to 0 the chances of tokens that top_k and then top_p leave out; (B, V) in and out."""
     order = np.argsort(-chances, axis=1, kind="stable")
     ranked = np.take_along_axis(chances, order, axis=1).astype(np.float64)
     rank = np.arange(chances.shape[1])
@@ -292,26 +279,3 @@ def _keep(chances: FloatArray, top_p: npt.NDArray[np.float64], top_k: IntArray) 
     out = np.zeros_like(chances)
     np.put_along_axis(out, order, ranked.astype(np.float32), axis=1)
     return out
-
-
-def generate(model: TinyLM, requests: Sequence[GenerationRequest]) -> list[Generation]:
-    """Serves requests together and waits for all of them.
-
-    Args:
-        model: The model.
-        requests: What to generate.
-
-    Returns:
-        One `Generation` for each request, in order.
-
-    Raises:
-        ContextLengthError: A prompt is too long; nothing was generated.
-    """
-    engine = Engine(model)
-    done: dict[int, Generation] = {}
-    for i, request in enumerate(requests):
-        engine.submit(request, lambda result, i=i: done.__setitem__(i, result))  # type: ignore[misc]
-    with one_blas_thread():
-        while engine.step():
-            pass
-    return [done[i] for i in range(len(requests))]

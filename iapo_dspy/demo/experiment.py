@@ -1,4 +1,4 @@
-"""The demo's experiment: compile on two tasks, then compare with what one would do otherwise, on held-out questions.
+"""The demo's experiment: compile on two tasks, then compare with simple baselines on held-out questions.
 
 The LM that ships is a fixture of a million parameters. It exercises the whole path on a real sampler and is no evidence
 about large language models.
@@ -36,7 +36,7 @@ class Row:
         name: The preference, or the baseline.
         preference: The preference by whose weights the utility is counted.
         cost: Its cost weight.
-        instruction: What was asked of the LM.
+        instruction: Instruction of the prompt.
         n: Completions per question.
         reward: Mean accuracy, or mean weighted objective, in [0, 1].
         tokens: Mean output tokens per question.
@@ -83,32 +83,19 @@ class TaskReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON data."""
         return {
-            "preferences": [
-                {
-                    "name": r.name,
-                    "cost": r.cost,
-                    "instruction": r.instruction,
-                    "n": r.n,
-                    self.reward_name: r.reward,
-                    "tokens_per_question": r.tokens,
-                    "utility": r.utility,
-                }
-                for r in self.rows
-            ],
-            "baselines": [
-                {
-                    "name": b.name,
-                    "preference": b.preference,
-                    "instruction": b.instruction,
-                    "n": b.n,
-                    self.reward_name: b.reward,
-                    "tokens_per_question": b.tokens,
-                    "utility": b.utility,
-                }
-                for b in self.baselines
-            ],
+            "preferences": [{"name": r.name, "cost": r.cost, **self._measured(r)} for r in self.rows],
+            "baselines": [{"name": b.name, "preference": b.preference, **self._measured(b)} for b in self.baselines],
             "acr": self.acr,
             "spent": {"completions": self.completions, "tokens": self.tokens, "seconds": self.seconds},
+        }
+
+    def _measured(self, row: Row) -> dict[str, Any]:
+        return {
+            "instruction": row.instruction,
+            "n": row.n,
+            self.reward_name: row.reward,
+            "tokens_per_question": row.tokens,
+            "utility": row.utility,
         }
 
 
@@ -118,7 +105,7 @@ class Experiment:
 
     Attributes:
         task: The task.
-        preferences: What the program is compiled for.
+        preferences: Preferences that the program is compiled for.
         max_n: Largest N.
         budget: Completions of the compilation. The search for the best single-shot prompt may draw an eighth of it,
             for it looks at N = 1 alone; the tuning of that prompt's N a quarter.
@@ -146,7 +133,7 @@ class Experiment:
         """Compile, find the baselines, and evaluate all of them with the configured LM.
 
         Args:
-            say: Told what is being done.
+            say: Told of each step.
         """
         train = self.task.train(self.train, self.seed)
         say(f"{self.task.name}: compiling on {self.train} questions with {self.budget:,} completions")

@@ -1,4 +1,4 @@
-"""What the demo model is asked for and what it gives back."""
+"""Requests to the demo model and its completions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class SampledText:
     """One completion.
 
     Attributes:
@@ -77,12 +77,12 @@ class Generation:
     """The completions of one request.
 
     Attributes:
-        choices: One `Choice` for each of the n completions, in order.
+        choices: One `SampledText` for each of the n completions, in order.
         prompt_tokens: The length of the prompt, counted once.
         completion_tokens: All generated tokens, end tokens included.
     """
 
-    choices: tuple[Choice, ...]
+    choices: tuple[SampledText, ...]
     prompt_tokens: int
 
     @property

@@ -50,7 +50,7 @@ class _Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """What is kept of a prompt: keys and values (layers, J, T, D), and the logits (V,) of its last position."""
+    """The state kept of a prompt: keys and values (layers, J, T, D), and the logits (V,) of its last position."""
 
     keys: FloatArray  # (layers, J, T, D)
     values: FloatArray  # (layers, J, T, D)
@@ -128,14 +128,6 @@ class TinyLM:
         """
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(config, read_safetensors(folder / "model.safetensors"), Tokenizer.load(folder / "tokenizer.json"))
-
-    @property
-    def parameters(self) -> int:
-        """The number of layers' and embeddings' weights, without the folded norms."""
-        per_layer = sum(
-            w.size for layer in self._layers for w in (layer.qkv, layer.qkv_bias, layer.out, layer.gate_up, layer.down)
-        )
-        return per_layer + self.embeddings.size
 
     def _block(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -204,18 +205,7 @@ def addition_task() -> DemoTask:
     Returns:
         The task; its student is ``question -> answer``.
     """
-    signature = "question -> answer"
-    styles = _by_instruction(ADDITION_STYLES, signature)
-    return DemoTask(
-        name="addition",
-        signature=signature,
-        answer_field="answer",
-        instructions=tuple(styles),
-        styles=styles,
-        train=lambda n, seed: _addition_examples(n, seed, heldout=False),
-        heldout=lambda n, seed: _addition_examples(n, seed, heldout=True),
-        metric=exact_match,
-    )
+    return _task("addition", "question -> answer", ADDITION_STYLES, _addition_examples, exact_match)
 
 
 # --- splitting -------------------------------------------------------------------------------------------------------
@@ -304,25 +294,31 @@ def splitting_task() -> DemoTask:
     Returns:
         The task; its student is ``target -> answer`` and its objectives are ``correctness`` and ``brevity``.
     """
-    signature = "target -> answer"
-    styles = _by_instruction(SPLITTING_STYLES, signature)
+    objectives = {"correctness": correctness, "brevity": brevity}
+    return _task("splitting", "target -> answer", SPLITTING_STYLES, _splitting_examples, adds_up, objectives)
+
+
+def _task(
+    name: str,
+    signature: str,
+    texts: Mapping[str, tuple[str, ...]],
+    examples: Callable[..., list[dspy.Example]],
+    metric: Metric,
+    objectives: Mapping[str, Objective] = MappingProxyType({}),
+) -> DemoTask:
+    styles = {default_instruction(signature): "default"}
+    styles |= {text: style for style, some in texts.items() for text in some}
     return DemoTask(
-        name="splitting",
+        name=name,
         signature=signature,
         answer_field="answer",
         instructions=tuple(styles),
-        styles=styles,
-        train=lambda n, seed: _splitting_examples(n, seed, heldout=False),
-        heldout=lambda n, seed: _splitting_examples(n, seed, heldout=True),
-        metric=adds_up,
-        objectives=MappingProxyType({"correctness": correctness, "brevity": brevity}),
+        styles=MappingProxyType(styles),
+        train=partial(examples, heldout=False),
+        heldout=partial(examples, heldout=True),
+        metric=metric,
+        objectives=MappingProxyType(dict(objectives)),
     )
-
-
-def _by_instruction(styles: Mapping[str, tuple[str, ...]], signature: str) -> Mapping[str, str]:
-    flat = {default_instruction(signature): "default"}
-    flat.update({text: style for style, texts in styles.items() for text in texts})
-    return MappingProxyType(flat)
 
 
 def _check_count(n: int, most: int) -> None:

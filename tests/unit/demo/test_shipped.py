@@ -11,12 +11,12 @@ import pytest
 
 from iapo_dspy.demo import provider, tasks
 from iapo_dspy.demo.batching import shared_batcher
-from iapo_dspy.demo.engine import generate
 from iapo_dspy.demo.generation import GenerationRequest
 from iapo_dspy.demo.model import WEIGHTS, TinyLM, read_safetensors
 from iapo_dspy.demo.server import DemoServer
 from iapo_dspy.demo.shipped import BITS, GROUP, MODEL_NAME, SMALL_MODEL_NAME, load_shipped, quantized
 from tests.support.demo_chat import render_chat
+from tests.support.demo_model import generate
 
 STEPS = "Work column by column, carrying, before you answer."
 

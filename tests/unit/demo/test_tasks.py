@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 import iapo_dspy.demo as demo
 from iapo_dspy.demo import tasks
 from iapo_dspy.demo.batching import shared_batcher
-from iapo_dspy.demo.engine import generate
-from iapo_dspy.demo.generation import Choice, GenerationRequest
+from iapo_dspy.demo.generation import GenerationRequest, SampledText
 from tests.support.demo_chat import render_chat
+from tests.support.demo_model import generate
 
 ADDITION, SPLITTING = tasks.addition_task(), tasks.splitting_task()
 
 
-def completions(task: tasks.DemoTask, style: str, values: list[str], n: int) -> list[list[Choice]]:
+def completions(task: tasks.DemoTask, style: str, values: list[str], n: int) -> list[list[SampledText]]:
     """n completions for each value under the first instruction of a style."""
     instruction = next(text for text, name in task.styles.items() if name == style)
     model = shared_batcher().model
@@ -30,16 +30,16 @@ def completions(task: tasks.DemoTask, style: str, values: list[str], n: int) -> 
     return [list(g.choices) for g in generate(model, requests)]
 
 
-def answer(choice: Choice) -> str:
+def answer(choice: SampledText) -> str:
     return choice.text.partition("[[ ## answer ## ]]\n")[2].partition("\n\n[[ ## completed ## ]]")[0]
 
 
-def tokens(choices: list[list[Choice]]) -> float:
+def tokens(choices: list[list[SampledText]]) -> float:
     lengths = [len(c.tokens) for row in choices for c in row]
     return sum(lengths) / len(lengths)
 
 
-def voted_accuracy(examples: list[Any], choices: list[list[Choice]], n: int) -> float:
+def voted_accuracy(examples: list[Any], choices: list[list[SampledText]], n: int) -> float:
     """Mean accuracy of a majority vote over blocks of n; ties count a share."""
     total, blocks = 0.0, 0
     for example, row in zip(examples, choices, strict=True):
@@ -52,7 +52,7 @@ def voted_accuracy(examples: list[Any], choices: list[list[Choice]], n: int) -> 
 
 
 @pytest.fixture(scope="module")
-def added() -> tuple[list[Any], dict[str, list[list[Choice]]]]:
+def added() -> tuple[list[Any], dict[str, list[list[SampledText]]]]:
     examples = ADDITION.heldout(80, 11)
     values = [e.question for e in examples]
     sizes = {"direct": 16, "steps": 16, "check": 4, "careful": 2, "rough": 4}
@@ -60,7 +60,7 @@ def added() -> tuple[list[Any], dict[str, list[list[Choice]]]]:
 
 
 def test_the_best_prompt_for_one_sample_is_the_wrong_one_to_scale(
-    added: tuple[list[Any], dict[str, list[list[Choice]]]],
+    added: tuple[list[Any], dict[str, list[list[SampledText]]]],
 ) -> None:
     examples, by_style = added
     direct, steps = by_style["direct"], by_style["steps"]
@@ -70,7 +70,7 @@ def test_the_best_prompt_for_one_sample_is_the_wrong_one_to_scale(
     assert voted_accuracy(examples, direct, 16) < voted_accuracy(examples, direct, 1) + 0.1
 
 
-def test_the_decoys_cost_more_or_never_get_right(added: tuple[list[Any], dict[str, list[list[Choice]]]]) -> None:
+def test_the_decoys_cost_more_or_never_get_right(added: tuple[list[Any], dict[str, list[list[SampledText]]]]) -> None:
     examples, by_style = added
     assert tokens(by_style["check"]) > 1.5 * tokens(by_style["steps"])
     assert abs(voted_accuracy(examples, by_style["check"], 1) - voted_accuracy(examples, by_style["steps"], 1)) < 0.1
