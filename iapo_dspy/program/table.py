@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
 import numpy as np
+from cachetools import FIFOCache
 from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
@@ -111,7 +111,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.arms: list[dspy.Module] = []  # the programs of the compiled arms, in the order of `in_use`
         self.in_use: tuple[int, ...] = ()
         self._others: dict[int, dspy.Module] = {}
-        self._solved: OrderedDict[Preference, Chosen] = OrderedDict()
+        self._solved: FIFOCache[Preference, Chosen] = FIFOCache(MOST_SOLVED)
         self._lock = threading.Lock()
         if data is not None:
             self._adopt(data)
@@ -128,7 +128,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         memo[id(self.arms)] = twin.arms
         twin.in_use = self.in_use
         twin._others = {}
-        twin._solved = copy.copy(self._solved)
+        twin._solved = FIFOCache(MOST_SOLVED)
         twin._lock = threading.Lock()
         return twin
 
@@ -258,8 +258,6 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             found = self._check(preference, arm if arm is not None else self._solve(preference))
             with self._lock:
                 self._solved[preference] = found
-                if len(self._solved) > MOST_SOLVED:
-                    self._solved.popitem(last=False)
         return found
 
     def _solve(self, preference: Preference) -> Arm:

@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import threading
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Future
 from typing import Any, TypeVar
+
+from iapo_dspy.sampling.concurrency.once import Once
 
 __all__ = ["once", "sharing"]
 
 T = TypeVar("T")
-_SHARED: contextvars.ContextVar[_Shared | None] = contextvars.ContextVar("iapo_shared", default=None)
-
-
-class _Shared:
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._results: dict[Hashable, Future[Any]] = {}
-
-    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        with self._lock:
-            future = self._results.get(key)
-            mine = future is None
-            if future is None:
-                future = self._results[key] = Future()
-        if mine:
-            try:
-                future.set_result(compute())
-            except BaseException as error:
-                future.set_exception(error)
-                raise
-        result: T = future.result()
-        return result
+_SHARED: contextvars.ContextVar[Once[Hashable, Any] | None] = contextvars.ContextVar("iapo_shared", default=None)
 
 
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
     """Let everything within, also in threads that copy the context, share what `once` computes."""
-    token = _SHARED.set(_Shared())
+    token = _SHARED.set(Once(keep_errors=True))
     try:
         yield
     finally:
@@ -54,4 +33,5 @@ def once(key: Hashable, compute: Callable[[], T]) -> T:
         compute: Must not call `once` with the same key.
     """
     shared = _SHARED.get()
-    return compute() if shared is None else shared.once(key, compute)
+    result: T = compute() if shared is None else shared(key, compute)
+    return result

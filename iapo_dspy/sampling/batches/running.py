@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import dspy
+from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
 from iapo_dspy.sampling.batches.jobs import Jobs, JobStatus
 from iapo_dspy.sampling.batches.lines import LineResult, read_results
+from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord
-from iapo_dspy.sampling.lm.refusals import backoff, is_fatal, is_retryable, retry_after
+from iapo_dspy.sampling.lm.refusals import is_fatal
 from iapo_dspy.sampling.spending.pricing import Price, Prices, batch_price
 
 __all__ = ["BatchAPI", "JobRunner"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _ATTEMPTS = 8  # of a request that is not a poll; with the waits in between, some minutes
 _WITHOUT_FILES = 10  # looks at a completed job that has no file yet
 
@@ -126,26 +129,29 @@ class JobRunner:
             BatchJobFailed: The provider does not take the job.
         """
         try:
-            file_id = await self._again("upload of a batch file", lambda: jobs.upload(content, f"{record.tag}.jsonl"))
+            file_id: str = await self._again("upload of a batch file", jobs.upload, content, f"{record.tag}.jsonl")
         except (LMRefused, BatchJobFailed):
             self.write(replace(record, state="closed", lines=(), status="not uploaded"))
             raise
-        problem = ""
-        for attempt in range(_ATTEMPTS):
+
+        async def attempt() -> BatchRecord:
             try:
                 return self._submitted(record, await jobs.submit(file_id, record.tag))
-            except Exception as error:  # noqa: BLE001 - sorted into refusals, and those after which nobody knows
-                status = getattr(error, "status_code", None)
-                refused = isinstance(status, int) and 400 <= status < 500 and status != 408
-                retryable, asked = is_retryable(error), retry_after(error)
-                fatal, problem = is_fatal(error), self._line(error)
-            if not refused:  # the answer was lost: the job may be there all the same
-                found = await self.search(jobs, record)
-                if found is not None:
-                    return found
-            if not retryable:
-                break
-            await asyncio.sleep(backoff(attempt, asked, self._rng))
+            except Exception as error:  # noqa: BLE001 - raised below, outside the handler: it may show keys
+                failure = error
+            # Where the answer was lost, the job may be there all the same.
+            found = None if _is_refusal(failure) else await self.search(jobs, record)
+            if found is None:
+                raise failure
+            return found
+
+        try:
+            submitted: BatchRecord = await self._retrying(_ATTEMPTS - 1)(attempt)
+            return submitted
+        except (LMRefused, BatchJobFailed):
+            raise
+        except Exception as error:  # noqa: BLE001 - sorted into refusals, and those after which nobody knows
+            refused, fatal, problem = _is_refusal(error), is_fatal(error), self._line(error)
         if refused:
             self.write(replace(record, state="closed", lines=(), status="not submitted"))
         if fatal:
@@ -157,7 +163,7 @@ class JobRunner:
         deadline = time.monotonic() + self._settings.settle_seconds
         while True:
             last = time.monotonic() >= deadline  # the last look begins after the time that a list may lag behind
-            job = await self._again("search for a batch job", lambda: jobs.find(record.tag, record.at))
+            job: str | None = await self._again("search for a batch job", jobs.find, record.tag, record.at)
             if job is not None:
                 return self._submitted(record, job)
             if last:
@@ -182,7 +188,7 @@ class JobRunner:
         deadline = time.monotonic() + 3600 * self._settings.timeout_hours
         delay, without_files = min(1.0, self._settings.poll_seconds), 0
         while True:
-            status = await self._again(f"look at batch job {job}", lambda: jobs.look(job), deadline=deadline)
+            status: JobStatus = await self._again(f"look at batch job {job}", jobs.look, job, deadline=deadline)
             empty = status.status == "completed" and not (status.output_file or status.error_file)
             without_files += empty
             if status.over and (not empty or without_files > _WITHOUT_FILES):
@@ -206,7 +212,7 @@ class JobRunner:
             if not file_id:
                 continue
             for _ in range(2):  # a file that was cut off on its way is whole the next time
-                content = await self._fetch(jobs, status.id, file_id)
+                content: bytes = await self._again(f"fetch of the files of batch job {status.id}", jobs.fetch, file_id)
                 outcomes, whole = read_results(content)
                 if whole:
                     break
@@ -214,26 +220,24 @@ class JobRunner:
             found.update(outcomes)
         return found
 
-    async def _fetch(self, jobs: Jobs, job: str, file_id: str) -> bytes:
-        return await self._again(f"fetch of the files of batch job {job}", lambda: jobs.fetch(file_id))
+    async def _again(
+        self, what: str, call: Callable[..., Awaitable[Any]], *args: Any, deadline: float | None = None
+    ) -> Any:
+        """Make a request that costs nothing until it succeeds or there is no point."""
 
-    async def _again(self, what: str, call: Callable[[], Awaitable[T]], *, deadline: float | None = None) -> T:
-        """Do what costs nothing until it succeeds or there is no point."""
-        attempt = 0
-        while True:
-            try:
-                return await call()
-            except Exception as error:  # noqa: BLE001 - the provider's message may show keys: raised anew below
-                fatal, problem = is_fatal(error), self._line(error)
-                unknown = getattr(error, "status_code", None) == 404
-                over = attempt >= _ATTEMPTS if deadline is None else time.monotonic() >= deadline
-                if is_retryable(error) and not over:
-                    delay = backoff(min(attempt, 8), retry_after(error), self._rng)
-                    logger.info("The %s failed (%s); next in %.1f s.", what, problem, delay)
-                else:
-                    break
-            attempt += 1
-            await asyncio.sleep(delay)
+        def allowed(_: BaseException) -> int:
+            if deadline is None:
+                return _ATTEMPTS
+            return 0 if time.monotonic() >= deadline else sys.maxsize
+
+        def tell(error: BaseException, delay: float) -> None:
+            logger.info("The %s failed (%s); next in %.1f s.", what, self._line(error), delay)
+
+        try:
+            return await self._retrying(allowed, tell)(call, *args)
+        except Exception as error:  # noqa: BLE001 - the provider's message may show keys: raised anew below
+            fatal, problem = is_fatal(error), self._line(error)
+            unknown = getattr(error, "status_code", None) == 404
         if unknown and deadline is not None:
             raise BatchJobFailed(
                 f"The provider does not know the job ({what}: {problem}). If it runs elsewhere, restore api_base and "
@@ -245,5 +249,18 @@ class JobRunner:
             raise LMRefused(f"The provider refuses the {what}: {problem}. {hint}Jobs that run go on; run again later.")
         raise BatchJobFailed(f"The {what} failed: {problem}. Jobs that run go on; run the same again to go on.")
 
-    def _line(self, error: Exception) -> str:
+    def _retrying(
+        self,
+        retries: int | Callable[[BaseException], int],
+        before_sleep: Callable[[BaseException, float], None] | None = None,
+    ) -> AsyncRetrying:
+        return retrying(AsyncRetrying, retries=retries, rng=self._rng, longest=math.inf, before_sleep=before_sleep)
+
+    def _line(self, error: BaseException) -> str:
         return one_line(error, self._secrets())
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a provider has surely not made a job."""
+    status = getattr(error, "status_code", None)
+    return isinstance(status, int) and 400 <= status < 500 and status != 408

@@ -1,4 +1,4 @@
-"""How many requests may be in flight: as many as the provider bears, never more than the user allows."""
+"""Bound the requests in flight: as many as the provider bears, and never more than the user allows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Slot:
         if within is not None:
             try:
                 await within._enter()
-                while gate._wait() > 0:  # who is asked to pause meanwhile must not keep others from their places
+                while gate._wait() > 0:  # while it pauses, it must not keep others from this place
                     within._leave()
                     await gate._pause_over()
                     await within._enter()
@@ -60,17 +60,17 @@ class Slot:
 class Gate:
     """Bounds the requests in flight, and adapts the bound as TCP does its window.
 
-    A 429 halves the width, but not below `least`, and at most once per round trip: requests that were in flight
-    together are told off for the same crowd, so only one that was sent after the last halving says anything new. For
-    the same reason only the answers to such requests are good news; each adds 1 / width, which is one more place per
-    round trip, up to the limit. A provider that asks for patience pauses all requests.
+    A 429 halves the width, but not below `least`, and at most once per round trip. Requests that were in flight
+    together are refused for the same reason, so only a request that was sent after the last halving brings news. For
+    the same reason only answers to such requests widen the gate: each adds 1 / width, which is one more place per round
+    trip, up to the limit. A provider that asks for patience pauses all requests.
 
     Args:
         limit: Requests in flight at most, >= 1; where the width starts.
         least: The width never falls below it.
         within: A gate that bounds this one and others together. A provider that throttles one of them says nothing
             about the others.
-        clock: Seconds that only grow; for tests.
+        clock: Seconds that never go back; for tests.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Gate:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._queue.append(turn)
             try:
-                await turn  # whoever lets it in has counted it already
+                await turn  # the caller that admits it has counted it already
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
                     self._leave()

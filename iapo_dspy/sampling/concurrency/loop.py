@@ -91,7 +91,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class Mailbox:
-    """Calls from threads to a loop that wakes it once for all that have come meanwhile.
+    """Passes calls from threads to a loop, and wakes the loop once for all that have come meanwhile.
 
     `call_soon_threadsafe` writes to a pipe each time; the rollouts of a pull come in crowds.
     """
@@ -117,7 +117,7 @@ class Mailbox:
             RuntimeError: The loop is closed.
         """
         self._calls.append((call, args))
-        # Appended before it is asked: whoever empties the box says so first and looks afterwards.
+        # Append first, then look at the flag: `_open` clears the flag first, then looks into the box.
         if not self._called:
             self._called = True
             loop = self._loop()
@@ -134,11 +134,11 @@ class Mailbox:
         loop = self._loop()
         while self._calls and loop is not None:
             call, args = self._calls.popleft()
-            loop.call_soon(call, *args)  # on its own, so that one that raises does not keep the others from theirs
+            loop.call_soon(call, *args)  # one by one: a call that raises must not stop the others
 
 
 async def within(coroutine: Coroutine[Any, Any, T], seconds: float | None) -> T:
-    """Await a coroutine for so long at most; unlike `asyncio.wait_for`, without a task of its own where Python can."""
+    """Await a coroutine for some seconds at most; without a task of its own, where Python has `asyncio.timeout`."""
     if sys.version_info >= (3, 11):
         async with asyncio.timeout(seconds):
             return await coroutine

@@ -24,7 +24,7 @@ _IDLE = 10.0  # seconds after which a thread without work ends
 class Workers:
     """Runs every function at once: in a thread that has nothing to do, or else in a new one.
 
-    There is no upper bound, because functions may wait for each other; who submits bounds them (`ThreadGate`). All
+    There is no upper bound, because functions may wait for each other; callers bound them by a `ThreadGate`. All
     threads are daemons: an LM that never answers must not keep the interpreter from ending.
 
     Args:
@@ -45,7 +45,7 @@ class Workers:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._busy = 0
-        self._free = 0  # threads that wait for work which nobody has promised them yet
+        self._free = 0  # waiting threads that no work is on its way to
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def submit(self, function: Callable[[], None]) -> None:
@@ -63,7 +63,7 @@ class Workers:
     def _serve(self) -> None:
         while (function := self._next()) is not None:
             function()
-            del function  # what it holds must not live until the next work arrives
+            del function  # its objects must not live until the next work arrives
             with self._lock:
                 self._busy -= 1
                 self._free += 1
@@ -77,7 +77,7 @@ class Workers:
                     if self._free > 0:
                         self._free -= 1
                         return None
-                # All waiting threads are promised work that is about to arrive: this one takes its share.
+                # Work is on its way to every waiting thread: this one waits on.
 
 
 WORKERS = Workers()

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import random
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 import numpy as np
+from tenacity import AsyncRetrying
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError
+from iapo_dspy.errors import ConfigurationError, IAPOError
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.loop import run_on_loop, within
+from iapo_dspy.sampling.concurrency.once import Once
+from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.lm.params import import_litellm
 from iapo_dspy.sampling.lm.proxy import METERING
-from iapo_dspy.sampling.lm.refusals import backoff, is_refused, is_retryable, retry_after
+from iapo_dspy.sampling.lm.refusals import is_refused
 from iapo_dspy.sampling.spending.budget import Budget, Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of_model
 from iapo_dspy.sampling.spending.usage import Usage
@@ -31,7 +31,6 @@ __all__ = ["Embedder", "EmbeddingRequest", "Embeddings", "request_embeddings"]
 
 _TIMEOUT = 60.0  # seconds per attempt, where the user sets none
 _RETRIES = 3
-_LONGEST_WAIT = 60.0  # seconds; who is told to wait longer is out of quota
 _REMEMBERED = 4096  # texts
 _OWN = frozenset({"timeout", "num_retries", "max_retries", "input_cost_per_token", "output_cost_per_token"})
 
@@ -48,8 +47,8 @@ class EmbeddingRequest:
 
     Attributes:
         model: LiteLLM's model string.
-        texts: What to embed.
-        settings: What `litellm.embedding` takes beside; `num_retries` and `timeout` (seconds) are this package's own.
+        texts: Texts to embed.
+        settings: Other arguments of `litellm.embedding`; `num_retries` and `timeout` (seconds) are this package's own.
     """
 
     model: str
@@ -82,7 +81,7 @@ class EmbeddingRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """What an embedding request brought.
+    """The result of an embedding request.
 
     Attributes:
         vectors: One for each text [n, d].
@@ -105,19 +104,14 @@ async def request_embeddings(
     """
     if meter.limits is not None:
         request.check_budget(meter.limits, prices)
-    retries, rng, attempt = int(request.settings.get("num_retries", _RETRIES)), random.Random(0), 0
-    while True:
-        try:
-            async with contextlib.nullcontext() if gate is None else gate():
-                return await _attempt(request, meter, prices)
-        except BudgetExceeded:
-            raise
-        except Exception as error:
-            asked = retry_after(error)
-            if attempt >= retries or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
-                raise
-        await asyncio.sleep(backoff(attempt, asked, rng))
-        attempt += 1
+
+    async def attempt() -> Embeddings:
+        async with contextlib.nullcontext() if gate is None else gate():
+            return await _attempt(request, meter, prices)
+
+    retries = int(request.settings.get("num_retries", _RETRIES))
+    embeddings: Embeddings = await retrying(AsyncRetrying, retries=retries, rng=random.Random(0))(attempt)
+    return embeddings
 
 
 async def _attempt(request: EmbeddingRequest, meter: RequestMeter, prices: Prices | None) -> Embeddings:
@@ -153,7 +147,7 @@ def _vectors(response: Any, n: int) -> FloatArray:
         rows = sorted(rows, key=lambda row: row["index"])
     vectors = np.array([row["embedding"] for row in rows], dtype=float)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise BrokenEmbeddingsError("The embeddings that came back are no finite numbers.")
+        raise BrokenEmbeddingsError("The embeddings that came back are not finite numbers.")
     return vectors
 
 
@@ -176,48 +170,22 @@ class Embedder:
     def __init__(self, model: str, settings: Mapping[str, Any]) -> None:
         self.model = model
         self._settings = dict(settings)
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, concurrent.futures.Future[FloatArray]] = OrderedDict()
+        self._known: Once[str, FloatArray] = Once(_REMEMBERED)
 
     def __call__(self, texts: Sequence[str]) -> list[FloatArray]:
         """Return one vector [d] for each text; texts that are new are embedded by one request.
 
         Raises:
-            Exception: What kept a text from being embedded; it is not remembered.
+            Exception: The request of a text failed. A failure is not remembered.
         """
-        wanted: dict[str, concurrent.futures.Future[FloatArray]] = {}
-        mine: list[str] = []
-        with self._lock:
-            for text in dict.fromkeys(texts):
-                if text not in self._known:
-                    self._known[text] = concurrent.futures.Future()
-                    mine.append(text)
-                self._known.move_to_end(text)
-                wanted[text] = self._known[text]
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        if mine:  # before waiting for anybody else, who may wait for these
-            self._embed(mine, wanted)
-        return [self._result(wanted[text]) for text in texts]
+        return [self._result(vector) for vector in self._known.all(texts, self._embed)]
 
-    def _embed(self, texts: Sequence[str], futures: Mapping[str, concurrent.futures.Future[FloatArray]]) -> None:
-        try:
-            vectors = self._ask(EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self._settings))
-        except BaseException as error:
-            with self._lock:
-                for text in texts:
-                    self._known.pop(text, None)
-            for text in texts:
-                futures[text].set_exception(error)
-            raise
-        for text, vector in zip(texts, vectors, strict=True):
-            futures[text].set_result(vector)
-
-    def _ask(self, request: EmbeddingRequest) -> FloatArray:
+    def _embed(self, texts: list[str]) -> list[FloatArray]:
+        request = EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self._settings)
         scope = dspy.settings.get(METERING)
         if scope is not None:
             found: Embeddings = run_on_loop(scope.embed(request))
-            return found.vectors
+            return list(found.vectors)
         reply = run_on_loop(request_embeddings(request, meter=Meter()))
         tracker = dspy.settings.usage_tracker
         if isinstance(tracker, JudgeUsage):
@@ -226,10 +194,10 @@ class Embedder:
             read = int(reply.usage.prompt_tokens)
             usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
             tracker.add_usage(request.model, usage)
-        return reply.vectors
+        return list(reply.vectors)
 
     @staticmethod
-    def _result(future: concurrent.futures.Future[FloatArray]) -> FloatArray:
+    def _result(future: Future[FloatArray]) -> FloatArray:
         try:
             return future.result()
         except Exception as error:

@@ -1,9 +1,9 @@
-"""What the judges of a deployed call take: LMs and embedding models that objectives ask while it selects."""
+"""Usage of the judges of a deployed call: LMs and embedding models that objectives ask while it selects."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dspy
@@ -13,7 +13,7 @@ from dspy.utils.usage_tracker import UsageTracker
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of, price_of_model
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["JudgeUsage"]
+__all__ = ["JudgeUsage", "LMWatcher"]
 
 
 class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
@@ -32,18 +32,22 @@ class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
     def __init__(self, outer: UsageTracker | None, prices: Prices | None) -> None:
         super().__init__()
         self.prices = prices
-        self.watcher = _Watcher(self)
+        self.watcher = LMWatcher(self._price_of)
         self._outer = outer
         self._lock = threading.Lock()
         self._price: dict[str, Price | None] = {}
         self.usage = Usage(usd=0.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> JudgeUsage:
-        """Stay one: `dspy.Parallel` copies trackers for its threads, and what they count would be lost."""
+        """Return itself: `dspy.Parallel` copies trackers for its threads, and the counts of copies would be lost."""
         return self
 
+    def _price_of(self, lm: Any) -> None:
+        if isinstance(lm, dspy.BaseLM):
+            self.know(str(lm.model), price_of(lm, self.prices))
+
     def know(self, model: str, price: Price | None) -> None:
-        """Say what a model costs."""
+        """Set the price of a model, unless it is set."""
         with self._lock:
             self._price.setdefault(model, price)
 
@@ -66,11 +70,12 @@ def _count(entry: Mapping[str, Any], *names: str) -> int:
     return next((int(entry[n]) for n in names if isinstance(entry.get(n), (int, float))), 0)
 
 
-class _Watcher(BaseCallback):  # type: ignore[misc]  # dspy ships no types
-    def __init__(self, usage: JudgeUsage) -> None:
-        self._usage = usage
+class LMWatcher(BaseCallback):  # type: ignore[misc]  # dspy ships no types
+    """A DSPy callback that shows every LM to a function before it is called."""
+
+    def __init__(self, see: Callable[[Any], None]) -> None:
+        self._see = see
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Called by DSPy before every call of an LM."""
-        if isinstance(instance, dspy.BaseLM):
-            self._usage.know(str(instance.model), price_of(instance, self._usage.prices))
+        self._see(instance)

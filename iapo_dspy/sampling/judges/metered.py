@@ -8,21 +8,20 @@ DSPy hands on to the threads that it starts.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dspy
-from dspy.utils.callback import BaseCallback
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused, one_line
+from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
+from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
+from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.lm.params import NOT_SENT, canonical
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
@@ -35,21 +34,22 @@ __all__ = ["Beside", "Case", "MeteredLM", "Metering", "metered", "noted", "refus
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _REMEMBERED = 4096  # answers of judges kept for identical questions
 
 
 class Asker(Protocol):
-    """What sends the requests; a `Sampler`."""
+    """The port that sends the requests of judges; a `Sampler` is one."""
 
     async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
-        """Send a request that is no rollout."""
+        """Send a request that is not a rollout."""
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""
 
 
 class _Scope(Protocol):
-    """What a metered LM finds in DSPy's settings while somebody meters."""
+    """The port that a metered LM finds in DSPy's settings while a run meters."""
 
     async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
         """Return n outputs as DSPy adapters expect them."""
@@ -58,7 +58,7 @@ class _Scope(Protocol):
         """Embed texts."""
 
     def note(self, error: Exception) -> None:
-        """Take up an error of something else that was asked."""
+        """Note an error of another model that was asked."""
 
 
 def metered(lm: dspy.BaseLM) -> MeteredLM:
@@ -67,10 +67,10 @@ def metered(lm: dspy.BaseLM) -> MeteredLM:
         judge = dspy.Predict("question, answer -> good: bool")
         judge.set_lm(metered(dspy.LM("openai/gpt-4o", max_tokens=200)))
 
-    Outside a run it is the LM that it wraps. What is called through `dspy.settings.lm` needs no wrapper.
+    Outside a run it acts as the LM that it wraps. Calls through `dspy.settings.lm` need no wrapper.
 
     Raises:
-        ConfigurationError: It is no `dspy.BaseLM`.
+        ConfigurationError: It is not a `dspy.BaseLM`.
     """
     if isinstance(lm, MeteredLM):
         return lm
@@ -131,11 +131,12 @@ class MeteredLM(StandInLM):
 
 @dataclass
 class Case:
-    """One thing that is scored, and what kept its LM calls from being answered.
+    """One completion that is scored, and the errors that kept its LM calls from being answered.
 
     Attributes:
-        refused: A call did not fit into the budget. What the metric returned then is not to be used, whatever it is:
-            it may have caught the error.
+        metering: Sends the calls.
+        refused: A call did not fit into the budget. The score must not be used then, for the metric may have caught
+            the error.
         fatal: A call failed in a way that no other call could escape.
     """
 
@@ -144,23 +145,22 @@ class Case:
     fatal: Exception | None = None
 
     async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
-        """Answer one LM call of what scores."""
-        try:
-            return await self.metering.ask(lm, messages, params, n)
-        except Exception as error:
-            self.note(error)
-            raise
+        """Answer one LM call of the metric."""
+        return await self._noting(self.metering.ask(lm, messages, params, n))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts for what scores."""
+        """Embed texts for the metric."""
+        return await self._noting(self.metering.embed(request))
+
+    async def _noting(self, call: Awaitable[T]) -> T:
         try:
-            return await self.metering.embed(request)
+            return await call
         except Exception as error:
             self.note(error)
             raise
 
     def note(self, error: Exception) -> None:
-        """Take up what kept a call from being answered."""
+        """Remember an error that kept a call from being answered."""
         if isinstance(error, BudgetExceeded):
             self.refused = error
         elif self.fatal is None and (is_fatal(error) or isinstance(error, LMRefused)):
@@ -185,7 +185,7 @@ class Metering:
     """Meters the LM calls that one run makes beside its task's.
 
     Identical calls of one run are answered once where the LM's `cache` is on, as DSPy's own cache does it. DSPy's cache
-    is neither read nor written, so that nothing is counted that was not paid, and nothing paid that was not counted.
+    is neither read nor written, so that exactly the calls that are paid are counted.
 
     Args:
         asker: Sends the requests and counts them.
@@ -193,30 +193,33 @@ class Metering:
 
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
-        self._lock = threading.Lock()
-        self._answers: OrderedDict[str, asyncio.Future[list[Any]]] = OrderedDict()
+        self._answers: AsyncOnce[str, list[Any]] = AsyncOnce(_REMEMBERED)
         self._kept: dict[int, dspy.BaseLM] = {}  # ids name LMs in keys, so that the LMs must live as long
-        self._stand_ins: dict[int, MeteredLM] = {}
-        self._watcher = _Watcher()
+        self._stand_ins: IdentityCache[MeteredLM] = IdentityCache()
+        self._watcher = LMWatcher(self._warn_once)
+        self._warned = False
         self.secrets: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def case(self) -> Iterator[Case]:
-        """Meter what is called within; whoever enters must ask `Case.conclude` afterwards."""
+        """Meter the calls made within; the caller must ask `Case.conclude` afterwards."""
         case = Case(self)
         settings: dict[str, Any] = {METERING: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
         lm = dspy.settings.lm
         if isinstance(lm, dspy.BaseLM):
-            settings["lm"] = self._stand_in(lm)
+            settings["lm"] = self._stand_ins.get(lm, lambda: metered(lm))
         with dspy.context(**settings):
             yield case
 
-    def _stand_in(self, lm: dspy.BaseLM) -> MeteredLM:
-        with self._lock:
-            found = self._stand_ins.get(id(lm))
-            if found is None:
-                found = self._stand_ins[id(lm)] = metered(lm)
-            return found
+    def _warn_once(self, lm: Any) -> None:
+        """Say that an LM is called which nobody meters; calls of metered LMs do not get as far as DSPy's callbacks."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "The metric calls the LM %r that it holds itself, which the budget does not count. Wrap it: "
+                "iapo_dspy.metered(lm).",
+                getattr(lm, "model", lm),
+            )
 
     async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
         """Return n outputs, on the sampling loop.
@@ -231,13 +234,7 @@ class Metering:
             return await self._send(lm, messages, sent, n)
         key = canonical([id(lm), messages, sent, n, params.get("rollout_id")])
         self._kept[id(lm)] = lm
-        known = self._answers.get(key)
-        if known is None:
-            known = self._answers[key] = asyncio.ensure_future(self._send(lm, messages, sent, n))
-            known.add_done_callback(lambda done: self._forget(key, done))
-            while len(self._answers) > _REMEMBERED:
-                self._answers.popitem(last=False)
-        return list(await asyncio.shield(known))
+        return list(await self._answers(key, lambda: self._send(lm, messages, sent, n)))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
@@ -248,11 +245,6 @@ class Metering:
         """
         self.secrets = tuple({*self.secrets, *secrets_of(request.settings)})
         return await self._asker.embed(request)
-
-    def _forget(self, key: str, done: asyncio.Future[list[Any]]) -> None:
-        """Keep no failure: the next one who asks may be luckier."""
-        if done.cancelled() or done.exception() is not None:
-            self._answers.pop(key, None)
 
     async def _send(
         self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
@@ -277,7 +269,7 @@ class Beside(Protocol):
 
 
 def tried(model: Beside) -> None:
-    """Tell whoever tries an objective before a run that a model has scored one completion, which is enough."""
+    """Tell the check that tries objectives before a run that a model has scored one completion, which is enough."""
     refuse = getattr(dspy.settings.get(METERING), "refuse", None)
     if refuse is not None:
         refuse(model)
@@ -285,7 +277,7 @@ def tried(model: Beside) -> None:
 
 @contextlib.contextmanager
 def noted() -> Iterator[None]:
-    """Tell the run that scores, if there is one, of errors within that no other completion could escape."""
+    """Report errors raised within to the run that scores, if there is one."""
     try:
         yield
     except Exception as error:
@@ -297,7 +289,7 @@ def noted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing(error: Exception) -> Iterator[list[dspy.BaseLM | Beside]]:
-    """Let every metered call raise `error` instead of being made; yields a list that takes up what was called."""
+    """Let every metered call raise `error` instead of being made; yields the list of the models that are called."""
     called: list[dspy.BaseLM | Beside] = []
 
     class Refusal:
@@ -316,19 +308,3 @@ def refusing(error: Exception) -> Iterator[list[dspy.BaseLM | Beside]]:
 
     with dspy.context(**{METERING: Refusal()}):
         yield called
-
-
-class _Watcher(BaseCallback):  # type: ignore[misc]  # dspy ships no types
-    """Says once that a metric calls an LM which nobody meters."""
-
-    def __init__(self) -> None:
-        self._said = False
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Called by DSPy before an LM call of its own; metered ones never get there."""
-        if not self._said:
-            self._said = True
-            logger.warning(
-                "The metric calls the LM %r that it holds itself, which the budget does not count. Wrap it: "
-                "iapo_dspy.metered(lm).", getattr(instance, "model", instance),
-            )  # fmt: skip

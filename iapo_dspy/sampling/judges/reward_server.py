@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import threading
-import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from tenacity import Retrying
 
 from iapo_dspy.errors import ConfigurationError, LMRefused, ScoreError, one_line
-from iapo_dspy.sampling.lm.refusals import backoff, retry_after
+from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.lm.refusals import LATER
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.pricing import Prices
 
 __all__ = ["RewardServer"]
 
-logger = logging.getLogger(__name__)
-
 _REFUSED = frozenset({401, 403, 404})  # a wrong key, address or model: every other request fails the same way
-_LATER = frozenset({408, 409, 429})
-_LONGEST_WAIT = 60.0  # seconds; who is told to wait longer waits in vain
 
 
 class RewardServer:
     """Posts JSON to a server that scores, with retries. Thread-safe; connections are kept.
 
-    It is a server of the user's own, so that what it reads is in no budget.
+    The server is the user's own, so no budget counts its tokens.
 
     Args:
         api_base: Its address, with or without `/v1`.
@@ -40,7 +36,7 @@ class RewardServer:
         headers: Sent with every request.
 
     Raises:
-        ConfigurationError: An address that is no HTTP address, or another unusable argument.
+        ConfigurationError: An address that is not HTTP, or another unusable argument.
     """
 
     billed = False
@@ -70,11 +66,11 @@ class RewardServer:
         self._process = os.getpid()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RewardServer:
-        """Stay one: it has nothing that a copy could change."""
+        """Return itself: nothing of it ever changes."""
         return self
 
     def check_budget(self, budget: Budget, prices: Prices | None) -> None:
-        """Nothing of it is in a budget."""
+        """Accept every budget: none counts this server."""
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON that the server answers.
@@ -83,21 +79,11 @@ class RewardServer:
             LMRefused: The server refuses every such request: a wrong key, address or model.
             ScoreError: It refuses this one, or does not answer after all retries.
         """
-        attempt, rng = 0, random.Random(0)
-        while True:
-            try:
-                return self._attempt(path, body)
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
-                status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
-                asked = retry_after(error)
-                again = status is None or status in _LATER or status >= 500
-                if not again or attempt >= self._retries or (asked or 0.0) > _LONGEST_WAIT:
-                    failure = self._failure(path, error, status)
-                    break
-            wait = backoff(attempt, asked, rng)
-            logger.debug("Attempt %d at %s failed; next in %.2f s.", attempt + 1, path, wait)
-            time.sleep(wait)
-            attempt += 1
+        attempts = retrying(Retrying, retries=self._retries, rng=random.Random(0), again=_may_pass)
+        try:
+            return attempts(self._attempt, path, body)
+        except (httpx.TransportError, httpx.HTTPStatusError) as error:
+            failure = self._failure(path, error)
         raise failure  # outside the handler: the request has the key
 
     def _attempt(self, path: str, body: Mapping[str, Any]) -> Any:
@@ -117,7 +103,8 @@ class RewardServer:
                 weakref.finalize(self, self._client.close)
             return self._client
 
-    def _failure(self, path: str, error: Exception, status: int | None) -> Exception:
+    def _failure(self, path: str, error: Exception) -> Exception:
+        status = _status(error)
         said = one_line(error, [self._key] if self._key else [])
         if isinstance(error, httpx.HTTPStatusError):
             said = f"{status}: {_message(error.response)}"
@@ -129,8 +116,17 @@ class RewardServer:
         return ScoreError(message)
 
 
+def _status(error: BaseException) -> int | None:
+    return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    status = _status(error)
+    return isinstance(error, httpx.TransportError) or (status is not None and (status in LATER or status >= 500))
+
+
 def _message(response: httpx.Response) -> str:
-    """What a server says of an error: vLLM and OpenAI put it under error.message, others elsewhere."""
+    """Return a server's own words on an error: vLLM and OpenAI put them under error.message, others elsewhere."""
     try:
         data = response.json()
     except ValueError:

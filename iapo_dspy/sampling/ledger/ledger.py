@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import filelock
+
 from iapo_dspy.errors import LedgerError, LedgerMismatch
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.lock import acquire
@@ -147,7 +149,7 @@ class Ledger(LedgerPort):
     because the code that appends them has them already. So memory does not grow with the run.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], lock: IO[bytes]):
+    def __init__(self, path: Path, file: IO[bytes], lock: filelock.BaseFileLock):
         super().__init__()
         self.path = path
         self._file = file
@@ -201,7 +203,7 @@ class Ledger(LedgerPort):
                 undo.pop_all()
                 return ledger
         except BaseException:
-            lock.close()
+            lock.release()
             raise
 
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
@@ -223,7 +225,7 @@ class Ledger(LedgerPort):
                 return
             self._sync()
             self._file.close()
-            self._lock_file.close()
+            self._lock_file.release()
 
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         last = len(records) - 1

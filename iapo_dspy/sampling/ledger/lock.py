@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import IO
+
+import filelock
 
 from iapo_dspy.errors import LedgerLocked
 
 __all__ = ["acquire"]
 
+_PID_AT = 1 if os.name == "nt" else 0  # Windows locks the first byte, which nobody else can read then
 
-def acquire(path: Path) -> IO[bytes]:
-    """Take the lock file; closing it lets go.
+
+def acquire(path: Path) -> filelock.BaseFileLock:
+    """Take the lock file and note in it which process has it; `release()` lets go.
 
     Raises:
         LedgerLocked: Another process has it; the message says which.
     """
-    file = path.open("a+b")
+    holder = _holder(path)  # read first: some versions of filelock empty the file when they fail to take it
+    lock = filelock.FileLock(path, timeout=0, thread_local=False)
     try:
-        _lock_file(file)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read(32).decode(errors="replace").strip()
-        file.close()
+        lock.acquire()
+    except filelock.Timeout as error:
         raise LedgerLocked(
             f"{path.parent} is in use by {f'process {holder}' if holder else 'another process'}. "
             "Wait for it to end, or choose another log_dir."
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n".encode())
-    file.flush()
-    return file
+    with path.open("r+b", buffering=0) as file:
+        file.truncate(_PID_AT)
+        file.seek(_PID_AT)
+        file.write(f"{os.getpid()}\n".encode())
+    return lock
 
 
-if os.name == "nt":  # pragma: no cover - not run on the machines that test this
-
-    def _lock_file(file: IO[bytes]) -> None:
-        import msvcrt
-
-        # A byte far behind the content, so that the holder's number stays readable.
-        file.seek(2**30)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-
-else:
-
-    def _lock_file(file: IO[bytes]) -> None:
-        import fcntl
-
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _holder(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb", buffering=0) as file:
+        file.seek(_PID_AT)
+        return file.read(32).decode(errors="replace").strip()

@@ -1,1 +1,1 @@
-"""Language models: their parameters, their replicas, and the way in which they refuse."""
+"""Language models: parameters of requests, replicas, stand-ins and the errors of providers."""

@@ -1,4 +1,4 @@
-"""What is sent with a request: the LM's settings, the predictor's, the decoding configuration and the seed."""
+"""Parameters of a request: the LM's settings, the predictor's, the decoding configuration and the seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -19,6 +19,7 @@ from iapo_dspy.sampling.lm.proxy import StandInLM
 from iapo_dspy.types import Decoding
 
 __all__ = [
+    "DROPS_MAX_RETRIES",
     "NOT_SENT",
     "canonical",
     "check_decoding",
@@ -32,6 +33,7 @@ __all__ = [
     "max_output_tokens",
     "request_params",
     "supports_n",
+    "without_retries",
 ]
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,28 @@ logger = logging.getLogger(__name__)
 # Settings of DSPy itself, and those that this package decides on: none of them goes to a provider as it is.
 NOT_SENT = frozenset(
     {"n", "num_generations", "cache", "rollout_id", "num_retries", "max_retries", "prompt_cache", "seed", "stream"}
+)
+# For these, LiteLLM drops `max_retries` as a parameter that the provider does not support, and OpenAI's client retries
+# twice, as it does by default. `tests/integration/sampling/lm/test_silent_retries.py` asks every provider that can be
+# asked on loopback.
+DROPS_MAX_RETRIES = frozenset(
+    {
+        "ai21",
+        "ai21_chat",
+        "baseten",
+        "clf_ai_gateway",
+        "codestral",
+        "deepinfra",
+        "featherless_ai",
+        "hyperbolic",
+        "inception",
+        "morph",
+        "nscale",
+        "nvidia_nim",
+        "sambanova",
+        "v0",
+        "zai",
+    }
 )
 _REASONING = re.compile(r"^(o[1345](-(mini|nano|pro))?(-\d{4}-\d{2}-\d{2})?|gpt-5(\.\d+)*(?!-chat)(-.*)?)$")
 
@@ -54,6 +78,19 @@ def import_litellm() -> Any:
     return litellm
 
 
+def without_retries(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that keep LiteLLM from sending a request again by itself, where nobody would see it.
+
+    Args:
+        model: LiteLLM's model string.
+        params: The parameters of the request or of the LM.
+    """
+    settings: dict[str, Any] = {"max_retries": 0}
+    if (params.get("custom_llm_provider") or model.split("/", 1)[0]) in DROPS_MAX_RETRIES:
+        settings["allowed_openai_params"] = [*(params.get("allowed_openai_params") or ()), "max_retries"]
+    return settings
+
+
 def is_reasoning_model(model: str) -> bool:
     """Whether this is one of OpenAI's reasoning models, which accept no temperature but 1."""
     return _REASONING.match(model.rsplit("/", 1)[-1].lower()) is not None
@@ -62,7 +99,7 @@ def is_reasoning_model(model: str) -> bool:
 def request_params(
     lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None
 ) -> dict[str, Any]:
-    """Merge what a request is sent with; later sources win: LM, predictor, decoding.
+    """Merge the parameters of a request; later sources win: LM, predictor, decoding.
 
     `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0: DSPy would turn it
     into 0.7 as soon as n > 1, and a provider's own default is not the same everywhere. OpenAI's reasoning models,
@@ -72,7 +109,7 @@ def request_params(
     merged = {**lm.kwargs, **(config or {})}
     params = {k: v for k, v in merged.items() if k not in NOT_SENT and v is not None}
     chosen = decoding.as_kwargs() if decoding is not None else {}
-    if "max_tokens" in chosen and ("max_completion_tokens" in params or is_reasoning_model(lm.model)):
+    if "max_tokens" in chosen and _counts_reasoning(lm.model, params):
         params.pop("max_tokens", None)
         chosen["max_completion_tokens"] = chosen.pop("max_tokens")
     params.update(chosen)
@@ -88,15 +125,15 @@ _NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|time
 
 
 def generation_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides an LM's answers; not where it is served, and no secret."""
+    """Return the parameters that decide an LM's answers, without addresses, secrets and time limits."""
     return {k: v for k, v in params.items() if v is not None and not _NOT_GENERATION.search(k)}
 
 
 def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:
-    """Refuse a decoding that LiteLLM would refuse at every call. LMs of other kinds than `dspy.LM` are not judged.
+    """Refuse a decoding that LiteLLM would refuse at every call. Only a `dspy.LM` is checked.
 
     Raises:
-        ConfigurationError: LiteLLM knows the model, and that it does not take one of the settings.
+        ConfigurationError: LiteLLM says that the model does not take one of the settings.
     """
     if decoding is None or not isinstance(lm, dspy.LM) or lm.model_type != "chat":
         return
@@ -114,7 +151,7 @@ def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, dec
 
 
 def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
-    """Whether LiteLLM sends a reasoning effort only if told to, and cannot know better."""
+    """Whether LiteLLM must be told to send a reasoning effort, because it does not know the model."""
     while isinstance(lm, StandInLM):
         lm = lm._lm
     if not isinstance(lm, dspy.LM):
@@ -125,34 +162,41 @@ def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _known(model: str, provider: str | None) -> bool:
+    return _said(model, lambda: import_litellm().get_model_info(model, custom_llm_provider=provider)) is not None
+
+
+def _said(model: str, ask: Callable[[], Any]) -> Any:
+    """Return what LiteLLM says of a model; None where it does not know the model or its provider."""
     try:
-        import_litellm().get_model_info(model, custom_llm_provider=provider)
-    except Exception as error:  # noqa: BLE001 - an unknown model raises one of several kinds
+        return ask()
+    except Exception as error:  # noqa: BLE001 - LiteLLM raises one of several kinds
         logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
-        return False
-    return True
+        return None
 
 
 @functools.lru_cache(maxsize=1024)
 def _refusal(model: str, provider: str | None, settings: tuple[tuple[str, Any], ...]) -> str | None:
-    """Ask LiteLLM what it asks itself at a call; None where it would send these settings, or has no idea."""
+    """Return LiteLLM's reason not to send these settings; None where it would send them, or cannot tell."""
     litellm = import_litellm()
-    try:
+
+    def ask() -> str | None:
         name, found, *_ = litellm.get_llm_provider(model=model, custom_llm_provider=provider)
-        litellm.utils.get_optional_params(model=name, custom_llm_provider=found, **dict(settings))
-    except litellm.UnsupportedParamsError as error:
-        return str(error).removeprefix("litellm.UnsupportedParamsError: ").split(" To drop")[0].rstrip(". ") + "."
-    except Exception as error:  # noqa: BLE001 - it may not know the model or the provider; the call will tell
-        logger.debug("LiteLLM does not say what %s takes (%s).", model, type(error).__name__)
-    return None
+        try:
+            litellm.utils.get_optional_params(model=name, custom_llm_provider=found, **dict(settings))
+        except litellm.UnsupportedParamsError as error:
+            return str(error).removeprefix("litellm.UnsupportedParamsError: ").split(" To drop")[0].rstrip(". ") + "."
+        return None
+
+    reason: str | None = _said(model, ask)
+    return reason
 
 
 def deployment_of(lm: dspy.BaseLM) -> Hashable:
-    """Return what providers limit by: model, address and key; LMs that differ in other settings share it.
+    """Return model, address and key, by which providers limit requests; LMs that differ in other settings share it.
 
-    It may hold a key: it is to be compared, never shown.
+    Compare it, but never show it: it may hold a key.
     """
-    if not isinstance(lm, dspy.LM):  # nobody knows whom it asks
+    if not isinstance(lm, dspy.LM):  # its provider is not known
         return id(lm)
     address = [lm.kwargs.get(name) for name in ("api_base", "base_url", "api_key", "custom_llm_provider")]
     return canonical([lm.model, lm.model_type, *address, getattr(lm, "replicas", None)])
@@ -173,13 +217,16 @@ def effective_temperature(
     return None if value is None else float(value)
 
 
+def _counts_reasoning(model: str, params: Mapping[str, Any]) -> bool:
+    """Whether the limit of a completion is called `max_completion_tokens`."""
+    return "max_completion_tokens" in params or is_reasoning_model(model)
+
+
 def limit_output(params: Mapping[str, Any], model: str, most: int | None) -> dict[str, Any]:
     """Return request parameters with completions of at most `most` tokens; None leaves them as they are."""
     limited = dict(params)
     if most is not None:
-        name = (
-            "max_completion_tokens" if "max_completion_tokens" in params or is_reasoning_model(model) else "max_tokens"
-        )
+        name = "max_completion_tokens" if _counts_reasoning(model, params) else "max_tokens"
         own = max_output_tokens(params)
         limited[name] = most if own is None else min(own, most)
     return limited
@@ -197,11 +244,8 @@ def max_output_tokens(params: Mapping[str, Any]) -> int | None:
 @functools.lru_cache(maxsize=256)
 def supports_n(model: str, provider: str | None = None) -> bool:
     """Ask LiteLLM whether one request can return several completions. Unknown models get the benefit of the doubt."""
-    try:
-        known = import_litellm().get_supported_openai_params(model=model, custom_llm_provider=provider)
-    except Exception as error:  # noqa: BLE001 - LiteLLM raises many kinds here; what comes back is checked anyway
-        logger.debug("LiteLLM does not know %s (%s).", model, type(error).__name__)
-        known = None
+    ask = import_litellm().get_supported_openai_params
+    known = _said(model, lambda: ask(model=model, custom_llm_provider=provider))
     return known is None or "n" in known
 
 

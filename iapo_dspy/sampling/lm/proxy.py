@@ -1,4 +1,4 @@
-"""What every LM that stands in for another one shares."""
+"""The base of LMs that stand in for another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import dspy
 __all__ = ["METERING", "StandInLM"]
 
 METERING = "iapo_metering"
-"""The setting of DSPy under which LM calls find who meters them; see `metered`."""
+"""The DSPy setting under which an LM call finds the run that meters it; see `metered`."""
 
 
 class StandInLM(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types

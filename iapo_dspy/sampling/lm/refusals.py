@@ -1,19 +1,18 @@
-"""Which errors go away by waiting, which never will, and how long to wait."""
+"""Errors of providers: which ones pass by waiting, which never will, and which ones were billed."""
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
-import random
 import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 
 __all__ = [
-    "backoff",
+    "LATER",
     "is_fatal",
     "is_refused",
     "is_retryable",
@@ -39,7 +38,7 @@ _FATAL = frozenset(
         "LMUnsupportedModelError",
     }
 )
-# What LiteLLM reports as bad requests although every other request would fail the same way.
+# LiteLLM reports these as bad requests, although every other request would fail the same way.
 _FATAL_BAD_REQUESTS = (
     "LLM Provider NOT provided",
     "Invalid model name passed in model=",  # its proxy, for a model that it does not serve
@@ -48,7 +47,8 @@ _FATAL_BAD_REQUESTS = (
 _TRANSIENT = frozenset(
     {"Timeout", "APITimeoutError", "APIConnectionError", "LMTimeoutError", "LMTransportError", "LMRateLimitError"}
 )
-_LATER = frozenset({408, 409, 429})
+LATER = frozenset({408, 409, 429})
+"""HTTP statuses below 500 that may pass by waiting."""
 # The answer was on its way: it was made, so it may be billed, whatever status LiteLLM gives the error.
 _BROKEN = frozenset(
     {
@@ -92,7 +92,7 @@ def is_fatal(error: BaseException) -> bool:
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
-    if is_fatal(error):
+    if is_fatal(error) or isinstance(error, BudgetExceeded):
         return False
     if isinstance(error, (asyncio.TimeoutError, TimeoutError, ConnectionError)) or _names(error) & _TRANSIENT:
         return True
@@ -101,11 +101,11 @@ def is_retryable(error: BaseException) -> bool:
     if _is_broken(error):
         return True
     status = _status(error)
-    return status is not None and (status in _LATER or status >= 500)
+    return status is not None and (status in LATER or status >= 500)
 
 
 def raise_fatal(errors: Sequence[BaseException]) -> None:
-    """Raise the first error that is no matter of one request."""
+    """Raise the first error that does not concern one request alone."""
     for error in errors:
         if not isinstance(error, Exception) or is_fatal(error):
             raise error
@@ -117,14 +117,14 @@ def is_unsent(error: BaseException) -> bool:
 
 
 def may_refuse_n(error: BaseException) -> bool:
-    """Whether n > 1 may be what a provider did not like about a request."""
+    """Whether a provider may have refused a request because of n > 1."""
     other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
     refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError"}
     return bool(_names(error) & refusals) and not _names(error) & other
 
 
 def is_throttled(error: BaseException) -> bool:
-    """Whether the provider says that too much is asked of it at a time."""
+    """Whether the provider says that it gets too many requests at a time."""
     return _status(error) == 429 or "LMRateLimitError" in _names(error)
 
 
@@ -189,19 +189,6 @@ def _seconds(value: str) -> float | None:
         return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
     except (TypeError, ValueError):
         return None
-
-
-def backoff(
-    attempt: int, asked: float | None, rng: random.Random, *, base: float = 0.5, longest: float = 60.0
-) -> float:
-    """Return the seconds to wait after attempt 0, 1, ...: what the provider asked for, else doubling with jitter.
-
-    Jitter is added on top of what was asked for, never taken off, so that a crowd of requests does not come back at
-    the same moment and no request comes back early.
-    """
-    if asked is not None:
-        return asked + rng.uniform(0.0, min(0.25, 0.1 + 0.1 * asked))
-    return min(longest, base * 2.0**attempt) * rng.uniform(0.5, 1.0)
 
 
 def secrets_of(settings: Mapping[str, Any]) -> tuple[str, ...]:

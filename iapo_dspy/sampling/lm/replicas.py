@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +13,10 @@ import dspy
 from dspy.utils.callback import with_callbacks
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.sampling.lm.openai_client import retries_silently
-from iapo_dspy.sampling.lm.params import import_litellm
-from iapo_dspy.sampling.lm.refusals import is_retryable
+from iapo_dspy.sampling.lm.params import import_litellm, without_retries
+from iapo_dspy.sampling.lm.refusals import is_retryable, secrets_of
 
 __all__ = ["ReplicatedLM"]
-
-logger = logging.getLogger(__name__)
 
 _ROUTINGS = ("least-busy", "weighted")
 _KNOWN = frozenset({"api_base", "api_key", "model", "weight"})
@@ -35,7 +31,7 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
     never cached.
 
     Args:
-        model: LiteLLM model string, for replicas that name none of their own.
+        model: LiteLLM model string, for replicas without a model of their own.
         replicas: For each server its address, or a mapping with `api_base` and optionally `api_key`, `model`, `weight`
             (> 0, its share of the requests; weighted routing only).
         routing: "least-busy" sends each request to the replica with the fewest in flight; "weighted" draws by weight.
@@ -66,26 +62,18 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
             raise ConfigurationError("Give each replica its own api_base: replicas=['http://gpu1:8000/v1', ...].")
         if isinstance(replicas, str) or not replicas:
             raise ConfigurationError(f"replicas={replicas!r}: give a list with the address of each server.")
-        # What is never cached must not look as if it were; only LiteLLM's chat route has a Router.
+        # Answers are never cached, so the LM must not look cached. Only LiteLLM's chat route has a Router.
         super().__init__(model, **{**settings, "cache": False, "engine": "litellm", "model_type": "chat"})
         self.replicas = tuple(_replica(r) for r in replicas)
         self.routing = routing
         self.cooldown = cooldown
         self._api_key = api_key
         self._start()
-        models = {str(r.get("model", model)) for r in self.replicas}
-        if silent := sorted(m for m in models if retries_silently(m, settings.get("custom_llm_provider"))):
-            logger.warning(
-                "LiteLLM retries requests to %s by itself, and its Router cannot be kept from it: attempts that fail "
-                "there are not all counted. A dspy.LM for a single server does not have that problem.",
-                ", ".join(silent),
-            )
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """The keys of all replicas, to be kept out of messages."""
-        keys = [self._api_key, *(r.get("api_key") for r in self.replicas)]
-        return tuple(k for k in keys if isinstance(k, str) and len(k) >= 6)
+        return secrets_of({"api_key": self._api_key, **{str(i): r for i, r in enumerate(self.replicas)}})
 
     async def acompletion(self, **request: Any) -> Any:
         """Send one request to the replica that the Router chooses; `litellm.acompletion` with the model filled in."""
@@ -114,7 +102,7 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
         return {**state, "replicas": replicas, "routing": self.routing, "cooldown": self.cooldown}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to a process."""
+        """Leave out locks and connections, which belong to one process."""
         state: dict[str, Any] = super().__getstate__()
         return {k: v for k, v in state.items() if k not in ("_lock", "_router")}
 
@@ -139,10 +127,11 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _chosen(self) -> Iterator[str]:
-        """Yield the name under which the Router knows who gets a request, for as long as it is in flight.
+        """Yield the Router's name of the replica that gets a request, for as long as the request is in flight.
 
         The Router's own "least-busy" counts by callbacks that are global to the process, registered for one Router
-        only, and run after the fact; a second Router sends everything to one replica. So who is busy is counted here.
+        only, and run after the fact; a second Router sends everything to one replica. So requests in flight are counted
+        here.
         """
         if self.routing == "weighted":
             yield self.model
@@ -176,7 +165,8 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
     def _make_router(self) -> Any:
         deployments = []
         for i, replica in enumerate(self.replicas):
-            settings = {"model": self.model, "api_key": self._api_key, **replica, "max_retries": 0}
+            settings = {"model": self.model, "api_key": self._api_key, **replica}
+            settings |= without_retries(settings["model"], self.kwargs)
             settings = {k: v for k, v in settings.items() if v is not None}
             deployments.append({"model_name": self._name(i), "litellm_params": settings})
         litellm = import_litellm()

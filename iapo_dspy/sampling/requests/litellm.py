@@ -13,16 +13,15 @@ from dataclasses import replace
 from typing import Any, cast
 
 import dspy
+from tenacity import AsyncRetrying
 
-from iapo_dspy.errors import BudgetExceeded, IAPOError
+from iapo_dspy.errors import IAPOError
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.loop import within
-from iapo_dspy.sampling.lm.openai_client import OpenAIClients
-from iapo_dspy.sampling.lm.params import import_litellm, supports_n
+from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.lm.params import import_litellm, supports_n, without_retries
 from iapo_dspy.sampling.lm.refusals import (
-    backoff,
     is_refused,
-    is_retryable,
     is_throttled,
     is_unsent,
     may_refuse_n,
@@ -82,7 +81,6 @@ class LiteLLMCompleter:
     ) -> None:
         self._lm = lm
         self._ask = send
-        self._clients = OpenAIClients(lm.model)
         self._gate = gate
         self._meter: RequestMeter = meter or Meter()
         self._retries = lm.num_retries if num_retries is None else num_retries
@@ -151,24 +149,18 @@ class LiteLLMCompleter:
         params, seed = dict(request.params), seed_of(self._lm, request.key, request.messages, index)
         if seed is not None:
             params["seed"] = seed
-        attempt = 0
-        while True:
-            try:
-                return await self._attempt(request, params, n, seed)
-            except BudgetExceeded:
-                raise
-            except Exception as error:
-                asked = retry_after(error)
-                if attempt >= self._allowed(error) or not is_retryable(error) or (asked or 0.0) > _LONGEST_WAIT:
-                    raise
-                delay = backoff(attempt, asked, self._rng)
-                logger.debug("Attempt %d failed (%s); next in %.2f s.", attempt + 1, type(error).__name__, delay)
-                if asked is not None:
-                    self._gate.pause(asked)
-            attempt += 1
-            await asyncio.sleep(delay)
+        attempts = retrying(
+            AsyncRetrying, retries=self._allowed, rng=self._rng, longest=_LONGEST_WAIT, before_sleep=self._before_sleep
+        )
+        choices: list[Choice] = await attempts(self._attempt, request, params, n, seed)
+        return choices
 
-    def _allowed(self, error: Exception) -> int:
+    def _before_sleep(self, error: BaseException, delay: float) -> None:
+        logger.debug("An attempt failed (%s); next in %.2f s.", type(error).__name__, delay)
+        if (asked := retry_after(error)) is not None:
+            self._gate.pause(asked)
+
+    def _allowed(self, error: BaseException) -> int:
         """Attempts after the first: a 429 says something about the crowd, which takes some halvings to thin out."""
         halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
         return self._retries + halvings
@@ -207,13 +199,11 @@ class LiteLLMCompleter:
         litellm = import_litellm()
         if litellm.cache is not None:  # asking for no cache costs time even where there is none
             sent["cache"] = {"no-cache": True, "no-store": True}
-        if self._ask is None:
-            sent |= self._clients.settings(params)
+        sent |= without_retries(request.model, params)
         call = (self._ask or litellm.acompletion)(
             model=request.model,
             messages=list(request.messages),
             num_retries=0,
-            max_retries=0,
             timeout=timeout,
             **sent,
         )

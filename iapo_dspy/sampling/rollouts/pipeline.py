@@ -8,7 +8,6 @@ after it are paid once per call. The inner module has a DSPy callback, `InnerMod
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.records import CallRecord
 from iapo_dspy.sampling.lm.params import canonical, generation_params
@@ -117,7 +117,7 @@ class Upstream:
         self.query = query
         self._keep = keep
         self._known: dict[Key, Choice] = {(r.call, r.repeat): _choice(r) for r in known}
-        self._open: dict[Key, asyncio.Task[Choice]] = {}
+        self._open: AsyncOnce[Key, Choice] = AsyncOnce()
 
     async def answer(self, call: str, repeat: int, draw: Callable[[], Coroutine[Any, Any, Choice]]) -> Choice:
         """Return the answer to a request, which is drawn when it is first asked for. A failure is not kept.
@@ -130,11 +130,7 @@ class Upstream:
         key = call, repeat
         if key in self._known:
             return self._known[key]
-        if key not in self._open:
-            task = self._open[key] = asyncio.ensure_future(self._draw(key, draw))
-            task.add_done_callback(lambda _: self._open.pop(key, None))
-        # A pull that is cancelled must not take the answer away from others that wait for it.
-        return await asyncio.shield(self._open[key])
+        return await self._open(key, lambda: self._draw(key, draw))
 
     async def _draw(self, key: Key, draw: Callable[[], Coroutine[Any, Any, Choice]]) -> Choice:
         choice = await draw()
@@ -155,8 +151,7 @@ class Upstream:
 
     def cancel(self) -> None:
         """Cancel the requests that are in flight."""
-        for task in list(self._open.values()):
-            task.cancel()
+        self._open.cancel()
 
 
 class Upstreams:

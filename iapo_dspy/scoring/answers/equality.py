@@ -8,12 +8,12 @@ import importlib
 import math
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache, cached
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, normalize_answer, plain_text
@@ -142,7 +142,7 @@ class MathEqual:
         if one == other:
             return True
         library = _math_verify()
-        first, second = (_FORMULAS.get(text, library) for text in (one, other))
+        first, second = (_formula(text, library) for text in (one, other))
         if not first or not second:
             return bool(normalize_answer(one) == normalize_answer(other))
 
@@ -177,42 +177,19 @@ def _math_verify() -> Any:
         raise ConfigurationError("math_equal needs Hugging Face's math-verify: pip install 'iapo_dspy[math]'.") from exc
 
 
-class _Formulas:
-    """Parsed formulas, the last few thousand of them: each is compared with many others."""
-
-    def __init__(self, most: int) -> None:
-        self._known: OrderedDict[str, Any] = OrderedDict()
-        self._most = most
-        self._lock = threading.Lock()
-
-    def get(self, text: str, library: Any) -> Any:
-        """Return what a text says, empty where it is no formula or one that is not to be worked on."""
-        with self._lock:
-            if text in self._known:
-                self._known.move_to_end(text)
-                return self._known[text]
-        found = self._parse(text, library)
-        with self._lock:
-            self._known[text] = found
-            if len(self._known) > self._most:
-                self._known.popitem(last=False)
-        return found
-
-    @staticmethod
-    def _parse(text: str, library: Any) -> Any:
-        if len(text) > _LONGEST_FORMULA or _TOWER.search(text):
-            return []
-        marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
-        # Between dollar signs words are products of letters, and "listen" is "silent".
-        bare = not marked and not _WORD.search(_COMMAND.sub(" ", text))
-        for candidate in (f"${text}$", text) if bare else (text,):
-            found = library.parse(candidate, parsing_timeout=None, raise_on_error=False)
-            if found:
-                return found
+@cached(LRUCache(4096), key=lambda text, library: text, lock=threading.Lock())
+def _formula(text: str, library: Any) -> Any:
+    """Parse a formula; empty where a text is not a formula, or is one that would take too long."""
+    if len(text) > _LONGEST_FORMULA or _TOWER.search(text):
         return []
-
-
-_FORMULAS = _Formulas(4096)
+    marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
+    # Between dollar signs words are products of letters, and "listen" is "silent".
+    bare = not marked and not _WORD.search(_COMMAND.sub(" ", text))
+    for candidate in (f"${text}$", text) if bare else (text,):
+        found = library.parse(candidate, parsing_timeout=None, raise_on_error=False)
+        if found:
+            return found
+    return []
 
 
 def equality_of(what: str, equal: Equality | None, tolerance: float | None) -> Equality | None:
@@ -258,7 +235,7 @@ class Pairs:
 
     def __init__(self, equal: Equality) -> None:
         self._equal = equal
-        self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._known: LRUCache[tuple[str, str], bool] = LRUCache(_MOST_PAIRS)
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -273,12 +250,9 @@ class Pairs:
         """
         pair = leader[0], other[0]
         with self._lock:
-            if pair in self._known:
-                self._known.move_to_end(pair)
-                return self._known[pair]
-        found = bool(self._equal(leader[1], other[1]))
-        with self._lock:
-            self._known[pair] = found
-            if len(self._known) > _MOST_PAIRS:
-                self._known.popitem(last=False)
-        return found
+            known = self._known.get(pair)
+        if known is None:
+            known = bool(self._equal(leader[1], other[1]))
+            with self._lock:
+                self._known[pair] = known
+        return known

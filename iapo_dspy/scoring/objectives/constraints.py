@@ -28,18 +28,18 @@ def regex_match(
     """Score 1 where a pattern is found in a field, else 0.
 
     Args:
-        field: Output field; what is no text is written as JSON.
+        field: Output field; a value that is not text is written as JSON.
         pattern: A regular expression; flags belong into it, "(?i)yes".
         whole: Whether the whole text must match instead of some part of it.
         name: Of the objective. Default: "regex_match".
 
     Raises:
-        ConfigurationError: It is no regular expression.
+        ConfigurationError: It is not a regular expression.
     """
     try:
         compiled = re.compile(pattern)
     except (re.error, TypeError) as exc:
-        raise ConfigurationError(f"regex_match({field!r}, {pattern!r}): no regular expression: {exc}.") from exc
+        raise ConfigurationError(f"regex_match({field!r}, {pattern!r}): not a regular expression: {exc}.") from exc
     scorer = RegexMatch(check_name(field, "regex_match"), compiled.pattern, compiled.flags, whole)
     return Objective(name or "regex_match", scorer)
 
@@ -66,7 +66,7 @@ def json_valid(
     """Score 1 where a field is JSON, and valid under a schema if there is one, else 0.
 
     A text must be JSON as a whole: no code fence, no NaN. A field that DSPy has parsed (a dictionary, a list, a
-    pydantic model) is taken as the JSON that it stands for.
+    pydantic model) is taken as its JSON.
 
     Args:
         field: Output field.
@@ -75,7 +75,7 @@ def json_valid(
         name: Of the objective. Default: "json_valid".
 
     Raises:
-        ConfigurationError: It is no valid schema.
+        ConfigurationError: It is not a valid schema.
     """
     found = (
         schema.model_json_schema() if isinstance(schema, type) and issubclass(schema, pydantic.BaseModel) else schema
@@ -103,7 +103,7 @@ class JsonValid:
         try:
             kind.check_schema(schema)
         except jsonschema.SchemaError as exc:
-            raise ConfigurationError(f"json_valid({self.field!r}): no valid JSON schema: {exc.message}.") from exc
+            raise ConfigurationError(f"json_valid({self.field!r}): not a valid JSON schema: {exc.message}.") from exc
         # A registry of its own: the default one fetches references over the network.
         object.__setattr__(self, "validator", kind(schema, registry=referencing.Registry()))
 
@@ -121,7 +121,7 @@ class JsonValid:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def length(
@@ -141,7 +141,7 @@ def length(
     given; then the smaller one counts.
 
     Args:
-        field: Output field; what is no text is written as JSON.
+        field: Output field; a value that is not text is written as JSON.
         target: The best length, >= 1.
         most: The longest that is not too long, >= 1.
         least: The shortest that is not too short, >= 1.

@@ -22,7 +22,7 @@ from iapo_dspy.scoring.once_per_call import once
 
 __all__ = ["judge", "read_verdict"]
 
-_HIDDEN = frozenset({"reasoning"})  # what a chain of thought adds: judged only where it is named
+_HIDDEN = frozenset({"reasoning"})  # added by a chain of thought; judged only where it is named
 _DECIDING = ("temperature", "top_p", "max_tokens", "reasoning_effort", "seed")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)?(?![\w.]*\d)")
 _OUT_OF = re.compile(r"([-+]?\d+(?:[.,]\d+)?)\s*(?:/|out\s+of)\s*([-+]?\d+(?:[.,]\d+)?)")
@@ -59,7 +59,7 @@ def judge(
         name: Of the objective.
 
     Raises:
-        ConfigurationError: No rubric, an LM that is none, or a scale that is none.
+        ConfigurationError: No rubric, or an `lm` or a scale that cannot be used.
     """
     if not isinstance(rubric, str) or not rubric.strip():
         raise ConfigurationError(f"judge({rubric!r}): give a rubric in words.")
@@ -106,7 +106,7 @@ def _scale(value: Any) -> tuple[tuple[str, float], ...] | tuple[float, float]:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a judge says of a completion."""
+    """The verdict of a judge on a completion."""
 
     rubric: str
     fields: tuple[str, ...] | None

@@ -1,10 +1,11 @@
-"""Calls of many threads as few batches, without a clock: whoever comes while a batch runs is in the next one."""
+"""Collect calls of many threads into few batches, without a clock: calls that come while a batch runs form the next."""
 
 from __future__ import annotations
 
 import collections
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 __all__ = ["MicroBatcher"]
@@ -13,21 +14,11 @@ I = TypeVar("I")  # noqa: E741  # item
 R = TypeVar("R")
 
 
-class _Entry(Generic[I, R]):
-    __slots__ = ("done", "error", "item", "result")
-
-    def __init__(self, item: I) -> None:
-        self.item = item
-        self.done = False
-        self.result: R | None = None
-        self.error: BaseException | None = None
-
-
 class MicroBatcher(Generic[I, R]):
     """Runs a function of batches for callers that have one item each. Thread-safe.
 
-    A call that finds nothing running runs at once, alone: nobody waits for company. Calls that come meanwhile wait and
-    are taken together, first come first served, by one of them. There is no thread and no timer of its own.
+    A call that finds nothing running runs at once and alone: it does not wait for company. Calls that come meanwhile
+    wait. One of them then takes as many as fit, first come first served. There is no thread and no timer.
 
     Args:
         run: Items -> results, in the same order; one batch at a time.
@@ -37,51 +28,42 @@ class MicroBatcher(Generic[I, R]):
     def __init__(self, run: Callable[[Sequence[I]], Sequence[R]], size: int) -> None:
         self._run = run
         self._size = size
-        self._changed = threading.Condition()
-        self._waiting: collections.deque[_Entry[I, R]] = collections.deque()
-        self._busy = False
+        self._running = threading.Lock()
+        self._waiting: collections.deque[tuple[I, Future[R]]] = collections.deque()
 
     def __call__(self, item: I) -> R:
         """Return the result of one item.
 
         Raises:
-            Exception: What the function raised for this item alone: a batch that fails is run again one by one, so
-                that an item that cannot be worked on takes no other with it.
+            Exception: The error of this item alone. A batch that fails is run again one by one, so that an item that
+                cannot be worked on does not take others with it.
         """
-        entry: _Entry[I, R] = _Entry(item)
-        with self._changed:
-            self._waiting.append(entry)
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: entry.done or not self._busy)
-                if entry.done:
-                    break
-                self._busy = True
-                batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
-            try:
-                self._work(batch)
-            finally:
-                with self._changed:
-                    for each in batch:
-                        each.done = True
-                    self._busy = False
-                    self._changed.notify_all()
-        if entry.error is not None:
-            raise entry.error
-        return entry.result  # type: ignore[return-value]  # it is done without an error
+        future: Future[R] = Future()
+        self._waiting.append((item, future))
+        while not future.done():
+            with self._running:
+                if not future.done():
+                    self._work([self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))])
+        return future.result()
 
-    def _work(self, batch: Sequence[_Entry[I, R]]) -> None:
+    def _work(self, batch: Sequence[tuple[I, Future[R]]]) -> None:
+        """Give every item of a batch its result or its error."""
         try:
-            results = self._run([each.item for each in batch])
-            for each, result in zip(batch, results, strict=True):
-                each.result = result
-        except Exception as error:  # noqa: BLE001  # handed to whom it belongs
+            self._settle(batch)
+        except BaseException as error:
+            for future in (f for _, f in batch if not f.done()):
+                future.set_exception(RuntimeError(f"The batch was stopped: {type(error).__name__}."))
+            raise
+
+    def _settle(self, batch: Sequence[tuple[I, Future[R]]]) -> None:
+        try:
+            settled = list(zip(batch, self._run([item for item, _ in batch]), strict=True))
+        except Exception as error:  # noqa: BLE001  # handed to the callers
             if len(batch) == 1:
-                batch[0].error = error
+                batch[0][1].set_exception(error)
                 return
             for each in batch:
-                self._work([each])
-        except BaseException as error:
-            for each in batch:
-                each.error = RuntimeError(f"The batch was stopped: {type(error).__name__}.")
-            raise
+                self._settle([each])
+        else:
+            for (_, future), result in settled:
+                future.set_result(result)

@@ -1,4 +1,4 @@
-"""What a reward model is shown: the question and the answer of a completion, in the form that it was trained on."""
+"""Texts for reward models: question and answer of a completion, in the form that the model was trained on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ and faithfulness of summaries."""
 
 
 def known(model: str) -> tuple[str | None, Known | None]:
-    """Return the short name and what is known of a model, by its short or its full name."""
+    """Return the short name and the entry of a known model, found by its short or its full name."""
     for name, entry in REWARD_MODELS.items():
         if model in (name, entry.model):
             return name, entry
@@ -105,7 +105,7 @@ def check_form(form: object) -> Form:
     """Return a form.
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is not a form.
     """
     if form in ("pair", "chat") or callable(form):
         return form

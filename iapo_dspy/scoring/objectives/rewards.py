@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field as attribute
@@ -14,6 +13,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.concurrency.once import Once
 from iapo_dspy.sampling.judges.metered import noted, tried
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.pricing import Prices
@@ -61,7 +61,7 @@ def reward_model(
             document: "helpful", "harmless", "summary", "faithful" (`REWARD_MODELS`).
         question: Input field that was answered. Default: the only one.
         answer: Output field that is scored. Default: the only one, `reasoning` aside.
-        form: What the model is shown; see `Form`. Default: "chat" where its tokenizer has a chat template, else "pair".
+        form: Text for the model; see `Form`. Default: "chat" where its tokenizer has a chat template, else "pair".
         label: Which logit is the score, by index or by name; needed where there are several.
         probability: Score by the label's probability (softmax, or the logistic function of a single logit), which
             lies in [0, 1], instead of by its logit.
@@ -111,7 +111,7 @@ def reward_model(
 
 @dataclass(frozen=True)
 class _Source:
-    """What makes one loaded model another than the next."""
+    """Identity of a loaded model: objectives with equal sources share it."""
 
     model: str
     revision: str | None
@@ -138,7 +138,7 @@ class Reward:
     billed = False
 
     def check_budget(self, budget: Budget, prices: Prices | None) -> None:
-        """Nothing of it is in a budget."""
+        """Accept every budget: none counts this model."""
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
         """Score one completion."""
@@ -149,7 +149,7 @@ class Reward:
         return score
 
     def _score(self, question: str, answer: str) -> float:
-        loaded = _load(self.source, self.loading, self.batch_size)
+        loaded = _LOADED(self.source, lambda: _Loaded(self.source, self.loading, self.batch_size))
         index = loaded.index_of(self.label)
         logits = loaded.score((loaded.text(self.form, question, answer), self.max_length))
         if not self.probability:
@@ -224,7 +224,7 @@ class _Loaded:
         return int(index)
 
     def text(self, form: Form | None, question: str, answer: str) -> _Text:
-        """Return what the model is shown of a completion."""
+        """Return the text that the model is shown of a completion."""
         if form is None:
             form = "chat" if getattr(self._tokenizer, "chat_template", None) else "pair"
         if form == "pair":
@@ -273,19 +273,4 @@ def _best_device(torch: Any) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-_lock = threading.Lock()
-_loading: dict[_Source, threading.Lock] = {}
-_loaded: dict[_Source, _Loaded] = {}
-
-
-def _load(source: _Source, loading: dict[str, Any], batch_size: int) -> _Loaded:
-    """Return a model, loaded by one thread while the others that need it wait."""
-    with _lock:
-        found = _loaded.get(source)
-        if found is not None:
-            return found
-        mine = _loading.setdefault(source, threading.Lock())
-    with mine:
-        if source not in _loaded:
-            _loaded[source] = _Loaded(source, loading, batch_size)
-        return _loaded[source]
+_LOADED: Once[_Source, _Loaded] = Once()

@@ -58,7 +58,7 @@ def served_reward_model(
         endpoint: "pooling" serves every kind of reward model; of one that scores every token, the last token's score
             counts. "classify" is for sequence classifiers only, "score" for cross-encoders, which read (question,
             answer) as two texts.
-        form: What the model is shown; see `Form`. A pair is joined where the endpoint takes one text. Default: "chat",
+        form: Text for the model; see `Form`. A pair is joined where the endpoint takes one text. Default: "chat",
             by the model's own chat template; with endpoint "score" it is "pair".
         label: Which number is the score, where the model gives several.
         activation: Whether the server applies the model's activation (softmax or logistic), which puts scores into
@@ -83,7 +83,7 @@ def served_reward_model(
     if form == "chat" and endpoint == "score":
         raise ConfigurationError("endpoint='score' reads two texts: leave form out, or give form='pair'.")
     if label is not None and (isinstance(label, bool) or not isinstance(label, int) or label < 0):
-        raise ConfigurationError(f"label={label!r}: give the index of a label, >= 0; a server says no names.")
+        raise ConfigurationError(f"label={label!r}: give the index of a label, >= 0; a server does not name labels.")
     short, entry = known(model)
     if entry is not None:
         model, form, label = entry.model, form or entry.form, entry.label if label is None else label

@@ -36,7 +36,7 @@ def similarity(
     Args:
         field: Output field.
         to: An input field, by its name; or a fixed text, where it is not a single word.
-        text: A fixed text, whatever it is, instead of `to`.
+        text: A fixed text, also a single word, instead of `to`.
         model: LiteLLM's model string, such as "openai/text-embedding-3-small".
         name: Of the objective. Default: "similarity".
         **settings: What `litellm.embedding` takes: `api_base`, `api_key`, `dimensions`, ...; `num_retries` (3),
@@ -84,5 +84,5 @@ class Similarity:
         one, two = self.embed([given, str(other)])
         size = float(np.linalg.norm(one) * np.linalg.norm(two))
         if size == 0.0:
-            raise ScoreError(f"{self.model} embedded a text as zeros, which are near to nothing.")
+            raise ScoreError(f"{self.model} embedded a text as zeros, which have no direction.")
         return float(np.clip((1.0 + float(one @ two) / size) / 2.0, 0.0, 1.0))

@@ -152,7 +152,7 @@ def test_outside_a_run_a_metered_lm_is_the_lm_itself() -> None:
 
 
 def test_retries_of_judges_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     with Split(world, faults=Faults(shares={500: 0.2})) as server:
         with dspy.context(lm=server.lm(seed=1, num_retries=8)):
             spent = optimizer().compile(student(), trainset=questions(5)).detailed_results.spent

@@ -64,7 +64,7 @@ def test_weights_are_shares() -> None:
 
 
 def test_every_attempt_is_seen_and_no_retry_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     faults = Faults(first=[500] * 100)
     with Loopback(faults=faults) as first, Loopback(faults=faults) as second:
         drawn, sampler = draw(over(first, second, num_retries=2, cooldown=0), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from typing import Any
 
@@ -10,8 +9,7 @@ import dspy
 import pytest
 
 from iapo_dspy import ReplicatedLM
-from iapo_dspy.sampling.lm.openai_client import _LOST_MAX_RETRIES
-from iapo_dspy.sampling.lm.params import import_litellm
+from iapo_dspy.sampling.lm.params import DROPS_MAX_RETRIES, import_litellm
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.sampling import draw
@@ -41,7 +39,7 @@ def asked(model: str, fault: Any, **settings: Any) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("fault", [500, 429, "drop"])
-@pytest.mark.parametrize("provider", sorted(_LOST_MAX_RETRIES))
+@pytest.mark.parametrize("provider", sorted(DROPS_MAX_RETRIES))
 def test_providers_whose_max_retries_litellm_loses_are_asked_once(provider: str, fault: Any) -> None:
     assert asked(f"{provider}/m", fault, drop_params=True) == (1, 1)  # some know no temperature
 
@@ -66,7 +64,7 @@ def test_they_answer_too() -> None:
 
 @pytest.mark.slow
 def test_no_other_provider_of_this_litellm_retries_silently() -> None:
-    """Every provider that can be sent to loopback; one that is new here belongs into `_LOST_MAX_RETRIES`."""
+    """Every provider that can be sent to loopback; one that is new here belongs into `DROPS_MAX_RETRIES`."""
     silent = {}
     reached = 0
     with Loopback(faults=Faults(first=[500] * 10_000)) as server:
@@ -85,10 +83,18 @@ def test_no_other_provider_of_this_litellm_retries_silently() -> None:
     assert reached > 30
 
 
-def test_replicas_of_such_a_provider_come_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        ReplicatedLM("sambanova/m", replicas=["http://127.0.0.1:9/v1"])
-        assert "sambanova/m" in caplog.text
-        caplog.clear()
-        ReplicatedLM("openai/m", replicas=["http://127.0.0.1:9/v1"])
-        assert not caplog.text
+def test_replicas_of_such_a_provider_are_asked_once() -> None:
+    with Loopback(faults=Faults(first=[500] * 9)) as server:
+        base = server.lm("openai/m").kwargs["api_base"]
+        for lm in (
+            ReplicatedLM("sambanova/m", replicas=[base], api_key="k", num_retries=0),
+            ReplicatedLM("openai/m", replicas=[{"api_base": base, "model": "zai/m"}], api_key="k", num_retries=0),
+        ):
+            sampler = Sampler(lm=lm, timeout=5)
+            before = server.requests
+            (rollout,) = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 1, key=0)
+            assert not rollout.ok
+            assert server.requests - before == sampler.meter.spent.requests == 1
+            with pytest.raises(Exception, match="injected"):
+                lm("q")
+            assert server.requests - before == 2

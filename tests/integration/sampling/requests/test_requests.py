@@ -178,7 +178,7 @@ def test_retry_after_is_honoured_and_every_attempt_counted(model: str) -> None:
 @pytest.mark.parametrize("model", ["openai/fake", "hosted_vllm/fake"])
 @pytest.mark.parametrize("fault", [500, 503, 408, "truncated"])
 def test_transient_failures_are_retried(fault: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     with Loopback(reasoned, faults=Faults(first=[fault])) as server:
         sampler = Sampler(lm=server.lm(model, num_retries=1))
         rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 2, key=0)
@@ -187,7 +187,7 @@ def test_transient_failures_are_retried(fault: Any, model: str, monkeypatch: pyt
 
 
 def test_no_silent_retries_and_failures_are_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     with Loopback(reasoned, faults=Faults(first=[500] * 50)) as server:
         sampler = Sampler(lm=server.lm(num_retries=2))
         for program in (dspy.Predict("question -> answer"), Around()):

@@ -63,7 +63,7 @@ def server_dollars(server: Loopback) -> float:
     ids=["clean", "faults"],
 )
 def test_64_workers_never_exceed_any_limit(budget: Budget, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     with Loopback(lambda body, i: chat(answer="word " * (i % 7)), latency=0.005, faults=faults) as server:
         lm = server.lm(max_tokens=30, input_cost_per_token=PROMPT_PRICE, output_cost_per_token=COMPLETION_PRICE)
         meter = Meter(budget)
@@ -192,7 +192,7 @@ async def many(sampler: Sampler, count: int) -> list[Any]:
 
 def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "iapo_dspy.sampling.requests.litellm.backoff", lambda attempt, asked, rng: rng.uniform(0.02, 0.06)
+        "iapo_dspy.sampling.concurrency.retrying.backoff", lambda attempt, asked, rng: rng.uniform(0.02, 0.06)
     )
     faults = Faults(most_in_flight=6)
     with Loopback(latency=0.03, faults=faults) as server:
@@ -221,7 +221,7 @@ def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
 
 
 def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.backoff", lambda *a, **k: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
 
     async def pulls(sampler: Sampler, lm: dspy.LM, key: str) -> list[Any]:
         program = dspy.Predict("question -> answer")

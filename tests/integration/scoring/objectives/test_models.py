@@ -283,7 +283,7 @@ def test_texts_that_cannot_be_compared_are_failures() -> None:
 
 
 def test_embeddings_are_asked_for_again_and_failures_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.judges.embeddings.backoff", lambda *a: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a: 0.01)
     with ModelServer(vector=vector, first=[500, 429, "drop"]) as server:
         assert of(similar(server, text="north"), answer="east") == 0.5
         assert server.requests["/v1/embeddings"] == 4
@@ -398,7 +398,7 @@ def test_scores_of_every_token_count_by_the_last_and_labels_are_named() -> None:
 
 
 def test_a_server_that_falters_is_asked_again_and_one_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iapo_dspy.sampling.judges.reward_server.backoff", lambda *a: 0.01)
+    monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a: 0.01)
     with ModelServer(first=[503, 429, "drop", "garbage", 500, None]) as server:
         assert of(objectives.served_reward_model("rm", server.base, num_retries=5), answer="3") > 0
         assert server.requests["/pooling"] == 6

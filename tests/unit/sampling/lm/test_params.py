@@ -16,6 +16,7 @@ from dspy.utils import DummyLM
 
 from iapo_dspy.errors import ConfigurationError, one_line
 from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.concurrency.retrying import backoff
 from iapo_dspy.sampling.concurrency.threads import ThreadGate, in_thread
 from iapo_dspy.sampling.lm.params import (
     canonical,
@@ -25,7 +26,7 @@ from iapo_dspy.sampling.lm.params import (
     request_params,
     supports_n,
 )
-from iapo_dspy.sampling.lm.refusals import backoff, is_fatal, is_refused, is_retryable, retry_after, secrets_of
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_refused, is_retryable, retry_after, secrets_of
 from iapo_dspy.sampling.requests.port import CompletionRequest
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.pricing import price_of, prompt_bound

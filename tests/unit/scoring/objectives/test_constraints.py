@@ -54,7 +54,7 @@ def test_patterns(pattern: str, whole: bool, text: Any, score: float) -> None:
 
 def test_a_pattern_that_is_none_raises_when_it_is_given() -> None:
     for bad in ("(", 3, None):
-        with pytest.raises(ConfigurationError, match="no regular expression"):
+        with pytest.raises(ConfigurationError, match="not a regular expression"):
             objectives.regex_match("answer", bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="is no field"):
         objectives.regex_match("the answer", "x")
@@ -99,7 +99,7 @@ def test_json(value: Any, schema: Any, score: float) -> None:
 
 
 def test_a_schema_that_is_none_raises_and_no_reference_is_fetched() -> None:
-    with pytest.raises(ConfigurationError, match="no valid JSON schema"):
+    with pytest.raises(ConfigurationError, match="not a valid JSON schema"):
         objectives.json_valid("answer", {"type": "sausage"})
     remote = objectives.json_valid("answer", {"$ref": "http://127.0.0.1:9/schema.json"})
     with pytest.raises(Exception, match=r"127\.0\.0\.1") as caught:  # it is unknown, and stays so

@@ -148,7 +148,7 @@ def test_a_model_is_loaded_once_and_threads_share_forward_passes(
     assert entered.wait(30)
     for t in threads[1:]:
         t.start()
-    (loaded,) = [m for s, m in rewards._loaded.items() if s.model == path]
+    (loaded,) = [f.result() for s, f in rewards._LOADED._results.items() if s.model == path]
     while len(loaded.score._waiting) < len(answers) - 1:
         pass
     go.set()
