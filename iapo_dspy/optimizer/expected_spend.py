@@ -19,7 +19,7 @@ from iapo_dspy.sampling.lm.bound import lms_of
 from iapo_dspy.sampling.lm.params import request_params, supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import count_tokens
-from iapo_dspy.scoring.strategies import Calibrates, MajorityVote, Pretends, columns_of
+from iapo_dspy.scoring.strategies import Calibrates, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["Expected", "expect", "is_direct", "messages_of"]
@@ -341,11 +341,6 @@ class _Guess:
         strategy = self._plan.strategy
         if isinstance(strategy, Pretends):
             return strategy.pretend(quality, self._rng)
-        if isinstance(strategy, MajorityVote) and len(columns_of(strategy)) == 1:
-            right = self._rng.random(len(p)) < quality
-            ((low, high),) = _bounds(self._plan)
-            label = np.where(right, 0, 1 + self._rng.integers(0, 4, len(p)))
-            return label, np.where(right, high, low)[:, None]
         low, high = _bounds(self._plan).T
         share = np.clip(quality[:, None] + self._rng.normal(0.0, 0.2, (len(p), len(low))), 0.0, 1.0)
         # Labels serve a strategy of the user's that votes; where it has more columns than bounds, these are in [0, 1].

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import dspy
 
 from iapo_dspy.errors import one_line
-from iapo_dspy.scoring.answers.equality import Pairs
+from iapo_dspy.scoring.answers.equality import KeyedAnswer, Pairs
 from iapo_dspy.scoring.scores import Scored
 
 __all__ = ["Classes", "Equates", "classes_of", "grouped"]
@@ -27,7 +27,7 @@ class Classes:
 
     def __init__(self, pairs: Pairs | None = None) -> None:
         self._pairs = pairs
-        self._leaders: list[tuple[str, Any]] = []
+        self._leaders: list[KeyedAnswer] = []
         self._label: dict[str, int] = {}
 
     def place(self, scored: Scored) -> int | None:
@@ -41,7 +41,7 @@ class Classes:
         known = self._label.get(scored.answer)
         if known is not None:
             return known
-        answer = scored.answer, scored.value
+        answer = KeyedAnswer(scored.answer, scored.value)
         label = len(self._leaders)
         if self._pairs is not None:
             label = next((i for i, leader in enumerate(self._leaders) if self._pairs(leader, answer)), label)
@@ -52,7 +52,7 @@ class Classes:
 
     def name(self, label: int) -> str:
         """Return the key of the answer that leads a class."""
-        return self._leaders[label][0]
+        return self._leaders[label].key
 
 
 @runtime_checkable

@@ -7,13 +7,12 @@ import fractions
 import importlib
 import math
 import re
-import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from cachetools import LRUCache, cached
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, normalize_answer, plain_text
@@ -22,6 +21,7 @@ from iapo_dspy.scoring.user_functions import misfit, name_of
 __all__ = [
     "Close",
     "Equality",
+    "KeyedAnswer",
     "MathEqual",
     "Pairs",
     "close",
@@ -141,17 +141,12 @@ class MathEqual:
         one, other = str(a).strip(), str(b).strip()
         if one == other:
             return True
-        library = _math_verify()
-        first, second = (_formula(text, library) for text in (one, other))
+        first, second = _formula(one), _formula(other)
         if not first or not second:
             return bool(normalize_answer(one) == normalize_answer(other))
-
-        def verified(gold: Any, target: Any) -> bool:
-            return bool(
-                library.verify(gold, target, float_rounding=self.digits, timeout_seconds=None, raise_on_error=False)
-            )
-
-        return verified(first, second) or verified(second, first)
+        settings = {"float_rounding": self.digits, "timeout_seconds": None, "raise_on_error": False}
+        verify = _math_verify().verify
+        return bool(verify(first, second, **settings) or verify(second, first, **settings))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `saved_equality` reads back."""
@@ -177,19 +172,18 @@ def _math_verify() -> Any:
         raise ConfigurationError("math_equal needs Hugging Face's math-verify: pip install 'iapo_dspy[math]'.") from exc
 
 
-@cached(LRUCache(4096), key=lambda text, library: text, lock=threading.Lock())
-def _formula(text: str, library: Any) -> Any:
-    """Parse a formula; empty where a text is not a formula, or is one that would take too long."""
+@lru_cache(maxsize=4096)  # each formula is compared with many others
+def _formula(text: str) -> Any:
+    """Return a text as `math-verify` reads it; empty for a text that is not a formula, or takes too long to work on."""
     if len(text) > _LONGEST_FORMULA or _TOWER.search(text):
         return []
     marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
     # Between dollar signs words are products of letters, and "listen" is "silent".
     bare = not marked and not _WORD.search(_COMMAND.sub(" ", text))
-    for candidate in (f"${text}$", text) if bare else (text,):
-        found = library.parse(candidate, parsing_timeout=None, raise_on_error=False)
-        if found:
-            return found
-    return []
+    parses = (
+        _math_verify().parse(t, parsing_timeout=None, raise_on_error=False) for t in [f"${text}$"] * bare + [text]
+    )
+    return next(filter(None, parses), [])
 
 
 def equality_of(what: str, equal: Equality | None, tolerance: float | None) -> Equality | None:
@@ -230,29 +224,33 @@ def saved_equality(data: Any) -> Equality | None:
     return MathEqual(digits=data["digits"])
 
 
+@dataclass(frozen=True)
+class KeyedAnswer:
+    """A normalised answer with its key; answers of one key are one."""
+
+    key: str
+    value: Any = field(default=None, compare=False)
+
+
 class Pairs:
-    """Remembers which pairs of keys are equal: a comparison may be slow, and the same answers come again and again."""
+    """Remembers which pairs of answers are equal: a comparison may be slow, and the same answers come again and again.
+
+    Args:
+        equal: Compares the values of two answers.
+    """
 
     def __init__(self, equal: Equality) -> None:
         self._equal = equal
-        self._known: LRUCache[tuple[str, str], bool] = LRUCache(_MOST_PAIRS)
-        self._lock = threading.Lock()
+        self._same = lru_cache(maxsize=_MOST_PAIRS)(lambda leader, other: bool(equal(leader.value, other.value)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy without what is remembered: a lock cannot be pickled."""
+        """Copy without what is remembered, which cannot be pickled."""
         return Pairs, (self._equal,)
 
-    def __call__(self, leader: tuple[str, Any], other: tuple[str, Any]) -> bool:
-        """Compare two answers, each a key and its value.
+    def __call__(self, leader: KeyedAnswer, other: KeyedAnswer) -> bool:
+        """Compare two answers.
 
         Raises:
             Exception: What the user's function raised.
         """
-        pair = leader[0], other[0]
-        with self._lock:
-            known = self._known.get(pair)
-        if known is None:
-            known = bool(self._equal(leader[1], other[1]))
-            with self._lock:
-                self._known[pair] = known
-        return known
+        return self._same(leader, other)

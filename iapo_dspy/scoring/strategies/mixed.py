@@ -11,15 +11,15 @@ import dspy
 import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.bandit.aggregators.tally import UNITS, TallyAggregator
+from iapo_dspy.bandit.aggregators.tally import TallyAggregator
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.classes import Classes
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.scores import Metric, Scored, function_digest
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
-from iapo_dspy.scoring.strategies.port import Selection
-from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally
-from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote, joined, pretended_votes
+from iapo_dspy.scoring.strategies.port import Calibrates, Selection
+from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally, pretended_votes
+from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote, joined
 from iapo_dspy.types import FloatArray, IntArray
 
 __all__ = ["Mixed"]
@@ -43,13 +43,13 @@ class Mixed:
 
     def __init__(
         self,
-        vote: MajorityVote | WeightedVote,
+        vote: MajorityVote,
         *,
         then: BestOfN | None = None,
         objectives: Iterable[Objective] | None = None,
         name: str = "metric",
     ) -> None:
-        if not isinstance(vote, (MajorityVote, WeightedVote)):
+        if not isinstance(vote, MajorityVote):
             raise ConfigurationError(f"Mixed(vote={vote!r}): give MajorityVote(...) or WeightedVote(...).")
         if (then is None) == (objectives is None):
             raise ConfigurationError("Mixed: give then=BestOfN([...]), or objectives=[...] for short; one of them.")
@@ -72,49 +72,49 @@ class Mixed:
     @property
     def columns(self) -> tuple[str, ...]:
         """The objectives, and the weight of the vote if it is weighted."""
-        return (*self.objectives, "vote weight") if self._weighted is not None else self.objectives
+        return (*self.objectives, *["vote weight"] * self._n_weights)
 
     @property
-    def _weighted(self) -> WeightedVote | None:
-        return self.vote if isinstance(self.vote, WeightedVote) else None
+    def _n_weights(self) -> int:
+        return len(self.vote.columns) - 1
 
     @property
     def calibrated(self) -> bool:
         """Whether nothing needs to be learnt any more of what raw scores are worth."""
-        return self.best.calibrated and (self._weighted is None or self._weighted.calibrated)
+        return self.best.calibrated and (not isinstance(self.vote, Calibrates) or self.vote.calibrated)
 
     def calibrate(self, scores: Iterable[Sequence[float]]) -> Mixed:
         """Return this strategy with its scales learnt from raw scores [S, K]."""
         rows, k = list(scores), len(self.best.objectives)
         twin = copy.copy(self)
         twin.best = self.best.calibrate([row[1 : 1 + k] for row in rows])
-        if self._weighted is not None:
-            twin.vote = self._weighted.calibrate([(row[0], row[-1]) for row in rows])
+        if isinstance(self.vote, WeightedVote):
+            twin.vote = self.vote.calibrate([(row[0], *row[1 + k :]) for row in rows])
         return twin
 
     def place(self, scores: Sequence[float]) -> tuple[float, ...]:
         """Return scores [K], raw ones on their scales; raises StateError before these are learnt."""
         k = len(self.best.objectives)
-        placed = (scores[0], *self.best.place(scores[1 : 1 + k]))
-        return placed if self._weighted is None else (*placed, self._weighted.place((scores[0], scores[-1]))[1])
+        own = (scores[0], *scores[1 + k :])
+        metric, *weights = self.vote.place(own) if isinstance(self.vote, Calibrates) else own
+        return (metric, *self.best.place(scores[1 : 1 + k]), *weights)
 
     def restore(self, calibration: Mapping[str, Any]) -> Mixed:
         """Return this strategy with the scales of a saved program; raises StateError where they are not its own."""
         twin = copy.copy(self)
         twin.best = self.best.restore(calibration.get("objectives", {}))
-        if self._weighted is not None:
-            twin.vote = self._weighted.restore(calibration.get("vote", {}))
+        if isinstance(self.vote, WeightedVote):
+            twin.vote = self.vote.restore(calibration.get("vote", {}))
         return twin
 
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
         style = tuple(range(1, len(self.objectives)))
         floors = (self.vote.bounds[0], *self.best.lowest)
-        if self._weighted is None:
+        if not isinstance(self.vote, WeightedVote):
             return TallyAggregator(floors=floors, style=style)
-        return TallyAggregator(
-            floors=(*floors, 0.0), style=style, weight=len(self.objectives), upper=self._weighted.upper
-        )
+        upper = self.vote.weight.bounds[1]
+        return TallyAggregator(floors=(*floors, 0.0), style=style, weight=len(self.objectives), upper=upper)
 
     def check(self, *, metric: Metric | None) -> None:
         """Raise ConfigurationError without a callable metric."""
@@ -142,7 +142,9 @@ class Mixed:
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
         """Score one completion with the metric and under every objective."""
         scored = self.vote.score(example, prediction, metric)
-        return scored if scored.scores is None else self._join(scored, self.best.score(example, prediction, None))
+        if scored.scores is None:
+            return scored
+        return joined(scored, self.best.score(example, prediction, None), self._n_weights)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
@@ -152,43 +154,27 @@ class Mixed:
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Return the answer that this prediction votes for, and its scores under every objective."""
         scored = self.vote.read(inputs, prediction)
-        return scored if scored.failure is not None else self._join(scored, self.best.read(inputs, prediction))
-
-    def _join(self, vote: Scored, free: Scored) -> Scored:
-        """Put the objectives before the weight of the vote, which is the last column."""
-        if self._weighted is None or vote.scores is None or free.scores is None:
-            return joined(vote, free)
-        return replace(vote, scores=(*vote.scores[:-1], *free.scores, vote.scores[-1]))
+        if scored.failure is not None:
+            return scored
+        return joined(scored, self.best.read(inputs, prediction), self._n_weights)
 
     def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
         """Choose the best completion of the answer that wins the vote."""
-        tally = self._tally(read)
+        tally = self.vote.tally(read)
         if not tally.votes:
             return None
-        agreeing = self._agreeing(read, tally)
-        best = self.best.choose(agreeing, weights[1:])
-        assert best is not None  # whoever has a vote has scores
-        votes = (
-            self._weighted.shown(tally)
-            if self._weighted is not None
-            else {tally.names[a]: tally.votes[a] for a in tally.ranked()}
-        )
-        return Selection(index=best.index, votes=votes, utilities=best.utilities, failures=tally.failures)
+        best = self.best.choose(self._agreeing(read, tally), weights[1:])
+        assert best is not None  # a completion that has a vote has scores
+        return Selection(index=best.index, votes=tally.shown(), utilities=best.utilities, failures=tally.failures)
 
     def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
         """Tell whether the vote is settled, and a completion that agrees is as good as one can be."""
         if remaining == 0:
             return True
-        tally = self._tally(read)
-        most = 1 if self._weighted is None else UNITS
-        if not tally.votes or not tally.settled(remaining, len(read), most):
+        tally = self.vote.tally(read)
+        if not tally.votes or not tally.settled(remaining):
             return False
         return self.best.settled(self._agreeing(read, tally), weights[1:], remaining)
-
-    def _tally(self, read: Sequence[Scored]) -> Tally:
-        if self._weighted is not None:
-            return self._weighted.tally(read)
-        return Tally.of(read, self.classes())
 
     def _agreeing(self, read: Sequence[Scored], tally: Tally) -> list[Scored]:
         """Return the completions with the scores of the objectives; without scores where they do not agree."""
@@ -204,8 +190,8 @@ class Mixed:
         low, high = np.array(self.best.lowest), np.array(self.best.highest)
         share = np.clip(quality[:, None] + rng.normal(0.0, 0.2, (len(quality), len(low))), 0.0, 1.0)
         columns = [worth[:, None], low + share * (high - low)]
-        if self._weighted is not None:
-            columns.append(np.full((len(label), 1), self._weighted.upper))
+        if isinstance(self.vote, WeightedVote):
+            columns.append(np.full((len(label), 1), self.vote.weight.bounds[1]))
         return label, np.concatenate(columns, axis=1)
 
     def digest(self, metric: Metric | None) -> str:

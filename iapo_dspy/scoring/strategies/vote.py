@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
+import numpy as np
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
@@ -18,9 +19,11 @@ from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, is_counta
 from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds, function_digest
 from iapo_dspy.scoring.strategies.port import Selection
 from iapo_dspy.scoring.user_functions import misfit, name_of
-from iapo_dspy.types import FloatArray
+from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["MajorityVote", "Tally", "check_metric"]
+__all__ = ["MajorityVote", "Tally", "check_metric", "pretended_votes"]
+
+_RIVALS = 4  # wrong answers that a made-up vote has
 
 
 class MajorityVote:
@@ -58,15 +61,16 @@ class MajorityVote:
         bounds: tuple[float, float] = (0.0, 1.0),
         strict: bool = True,
     ) -> None:
+        self._what = f"{type(self).__name__}({field!r})"
         if not isinstance(field, str) or not field.isidentifier():
-            raise ConfigurationError(f"MajorityVote({field!r}): give the name of the output field to vote on.")
+            raise ConfigurationError(f"{self._what}: give the name of the output field to vote on.")
         if normalize is not None and not callable(normalize):
-            raise ConfigurationError(f"MajorityVote: normalize must be callable, got {normalize!r}.")
+            raise ConfigurationError(f"{self._what}: normalize must be callable, got {normalize!r}.")
         self.field = field
-        self.equal = equality_of(f"MajorityVote({field!r})", equal, tolerance)
+        self.equal = equality_of(self._what, equal, tolerance)
         self._custom = normalize
         self.normalize: Normalize = normalize or getattr(self.equal, "normalize", None) or normalize_answer
-        self.bounds = check_bounds(bounds, "MajorityVote")
+        self.bounds = check_bounds(bounds, self._what)
         self.strict = strict
         self._pairs = Pairs(self.equal) if self.equal is not None else None
         self._annotation: Any = None
@@ -76,13 +80,18 @@ class MajorityVote:
         """The metric is the only objective."""
         return ("metric",)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The metric's score, and whatever a vote keeps beside it."""
+        return self.objectives
+
     def aggregator(self) -> Aggregator:
         """Return eq. 2 in vectorised form."""
         return MajorityVoteAggregator(floor=self.bounds[0])
 
     def check(self, *, metric: Metric | None) -> None:
         """Raise ConfigurationError without a callable metric."""
-        check_metric("MajorityVote", metric)
+        check_metric(type(self).__name__, metric)
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
         """Raise ConfigurationError if the student lacks the field, or its type cannot be counted."""
@@ -90,14 +99,14 @@ class MajorityVote:
             if not self.strict:
                 return
             raise ConfigurationError(
-                f"MajorityVote({self.field!r}): the student's output fields are {sorted(outputs)}. Name one of them; "
+                f"{self._what}: the student's output fields are {sorted(outputs)}. Name one of them; "
                 "for a module that builds its own Prediction, pass strict=False."
             )
         annotation = outputs[self.field]
         if self._custom is None and not is_countable_type(annotation):
             raise ConfigurationError(
-                f"MajorityVote({self.field!r}): nothing but their addresses tells values of type {annotation} apart, "
-                "so they cannot be counted. Pass normalize=, a function that returns a string, a number or a list."
+                f"{self._what}: nothing but their addresses tells values of type {annotation} apart, so they cannot be "
+                "counted. Pass normalize=, a function that returns a string, a number or a list."
             )
 
     def fitted(self, outputs: Mapping[str, Any]) -> MajorityVote:
@@ -125,24 +134,22 @@ class MajorityVote:
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
         """Score one completion with the metric."""
         try:
-            return self._score(example, prediction, metric)
+            read = self._answer(prediction)
+            return (
+                read if read.failure is not None else replace(read, scores=(self._worth(example, prediction, metric),))
+            )
         except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
             return Scored(failure=one_line(exc), error=True)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
         if metric is not None and self.field in prediction:
-            as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
+            self._worth(example, prediction, metric)
 
-    def _score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
+    def _worth(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> float:
         if metric is None:
-            raise ConfigurationError("MajorityVote needs a metric.")
-        read = self._answer(prediction)
-        if read.failure is not None:
-            return read
-        value = metric(example, prediction)
-        scores = (as_score(value, what=name_of(metric), bounds=self.bounds),)
-        return replace(read, scores=scores)
+            raise ConfigurationError(f"{self._what} needs a metric.")
+        return as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
 
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Return the answer that this prediction votes for."""
@@ -160,21 +167,28 @@ class MajorityVote:
             return Scored(failure=f"field {self.field!r} is empty")
         return Scored(answer=answer, value=value if self.equal is not None else None)
 
+    def tally(self, read: Sequence[Scored]) -> Tally:
+        """Count the votes of completions in order of drawing, as `read` returned them."""
+        return Tally.of(read, self.classes())
+
     def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
         """Choose the first completion of the answer with most votes."""
-        tally = Tally.of(read, self.classes())
+        tally = self.tally(read)
         if not tally.votes:
             return None
-        ranked = tally.ranked()
-        votes = {tally.names[label]: tally.votes[label] for label in ranked}
-        return Selection(index=tally.first[ranked[0]], votes=votes, failures=tally.failures)
+        return Selection(index=tally.first[tally.ranked()[0]], votes=tally.shown(), failures=tally.failures)
 
     def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
-        """Tell whether the leader wins whoever gets the remaining votes.
+        """Tell whether the leader wins even if every remaining vote has full weight and goes to one other answer.
 
-        An answer that is not there yet can get `remaining` votes, and loses a tie, for it comes later.
+        An answer that nobody has given yet can get `remaining` votes. It loses a tie because it comes later.
         """
-        return Tally.of(read, self.classes()).settled(remaining, len(read))
+        return self.tally(read).settled(remaining)
+
+    def pretend(self, quality: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
+        """Make up votes for the right answer or one of a few wrong ones."""
+        label, worth = pretended_votes(quality, self.bounds, rng)
+        return label, worth[:, None]
 
     def digest(self, metric: Metric | None) -> str:
         """Return a hash of the metric's and the normalisation's code."""
@@ -205,6 +219,15 @@ def check_metric(what: str, metric: Metric | None) -> None:
         )
 
 
+def pretended_votes(
+    quality: FloatArray, bounds: tuple[float, float], rng: np.random.Generator
+) -> tuple[IntArray, FloatArray]:
+    """Make up labels [S], 0 for the right answer, and scores [S]: the highest for right ones, the lowest for others."""
+    right = rng.random(len(quality)) < quality
+    label = np.where(right, 0, 1 + rng.integers(0, _RIVALS, len(quality)))
+    return label, np.where(right, bounds[1], bounds[0])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tally:
     """The votes of one call, answer class by answer class.
@@ -215,6 +238,8 @@ class Tally:
         first: Class -> position of its first vote.
         names: Class -> the answer that leads it.
         failures: Position -> why a completion has no vote.
+        most: Units of a vote of full weight.
+        worth: What `most` units are worth in the user's words.
     """
 
     labels: tuple[int | None, ...]
@@ -222,9 +247,19 @@ class Tally:
     first: Mapping[int, int]
     names: Mapping[int, str]
     failures: Mapping[int, str]
+    most: int = 1
+    worth: float = 1
 
     @classmethod
-    def of(cls, read: Sequence[Scored], classes: Classes, units: Sequence[int] | None = None) -> Tally:
+    def of(
+        cls,
+        read: Sequence[Scored],
+        classes: Classes,
+        units: Sequence[int] | None = None,
+        *,
+        most: int = 1,
+        worth: float = 1,
+    ) -> Tally:
         """Count the votes of completions in order of drawing; `units` are their weights, 1 each by default."""
         labels, failures = grouped(read, classes)
         votes: dict[int, int] = {}
@@ -234,18 +269,26 @@ class Tally:
                 votes[label] = votes.get(label, 0) + (1 if units is None else units[i])
                 first.setdefault(label, i)
         names = {label: classes.name(label) for label in votes}
-        return cls(labels=tuple(labels), votes=votes, first=first, names=names, failures=failures)
+        return cls(
+            labels=tuple(labels), votes=votes, first=first, names=names, failures=failures, most=most, worth=worth
+        )
 
     def ranked(self) -> list[int]:
         """Return the classes, most votes first; of equals, the one that was drawn first."""
         return sorted(self.votes, key=lambda label: (-self.votes[label], self.first[label]))
 
-    def settled(self, remaining: int, drawn: int, most: int = 1) -> bool:
-        """Tell whether the leader wins whoever gets the remaining votes, of at most `most` units each."""
+    def shown(self) -> dict[str, float]:
+        """Return answer -> votes, or the sum of their weights, most first."""
+        if self.most == 1:
+            return {self.names[label]: self.votes[label] for label in self.ranked()}
+        return {self.names[label]: self.votes[label] * self.worth / self.most for label in self.ranked()}
+
+    def settled(self, remaining: int) -> bool:
+        """Tell whether the leader wins whoever gets the remaining votes."""
         if remaining == 0:
             return True
         if not self.votes:
             return False
-        leader = self.ranked()[0]
-        rivals = [(self.votes[a] + remaining * most, -self.first[a]) for a in self.votes if a != leader]
-        return max([*rivals, (remaining * most, -drawn)]) < (self.votes[leader], -self.first[leader])
+        leader, gain = self.ranked()[0], remaining * self.most
+        rivals = [(self.votes[a] + gain, -self.first[a]) for a in self.votes if a != leader]
+        return max([*rivals, (gain, -len(self.labels))]) < (self.votes[leader], -self.first[leader])

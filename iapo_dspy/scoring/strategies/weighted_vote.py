@@ -13,22 +13,18 @@ import numpy as np
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.aggregators.tally import UNITS, TallyAggregator, vote_units
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.scoring.answers.classes import Classes
 from iapo_dspy.scoring.answers.equality import Equality
 from iapo_dspy.scoring.answers.normalize import Normalize
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.scores import Metric, Scored, function_digest
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
-from iapo_dspy.scoring.strategies.port import Selection
-from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally, check_metric
+from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally, pretended_votes
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["WeightedVote", "joined", "pretended_votes"]
-
-RIVALS = 4  # wrong answers that a made-up vote has
+__all__ = ["WeightedVote", "joined"]
 
 
-class WeightedVote:
+class WeightedVote(MajorityVote):
     """A vote in which each completion counts its label-free score; the answer with the largest sum wins.
 
     Weights are counted in millionths of the largest one, so that sums are exact. A tie goes to the answer that was
@@ -60,36 +56,14 @@ class WeightedVote:
         bounds: tuple[float, float] = (0.0, 1.0),
         strict: bool = True,
     ) -> None:
-        self._vote = MajorityVote(
-            field, normalize=normalize, equal=equal, tolerance=tolerance, bounds=bounds, strict=strict
-        )
+        super().__init__(field, normalize=normalize, equal=equal, tolerance=tolerance, bounds=bounds, strict=strict)
         objective = weight if isinstance(weight, Objective) else Objective("weight", weight)
         if objective.bounds[0] < 0:
             raise ConfigurationError(
-                f"WeightedVote({field!r}): the weight's bounds are {objective.bounds}; a vote cannot count less than 0."
+                f"{self._what}: the weight's bounds are {objective.bounds}; a vote cannot count less than 0."
             )
         self.weight = objective
         self._weigher = BestOfN([objective])
-
-    @property
-    def field(self) -> str:
-        """The field that is voted on."""
-        return self._vote.field
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value of the metric."""
-        return self._vote.bounds
-
-    @property
-    def upper(self) -> float:
-        """The largest weight."""
-        return self.weight.bounds[1]
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """The metric is the only objective."""
-        return ("metric",)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -120,66 +94,33 @@ class WeightedVote:
 
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
-        return TallyAggregator(floors=(self.bounds[0], 0.0), weight=1, upper=self.upper)
-
-    def check(self, *, metric: Metric | None) -> None:
-        """Raise ConfigurationError without a callable metric."""
-        check_metric("WeightedVote", metric)
+        return TallyAggregator(floors=(self.bounds[0], 0.0), weight=1, upper=self.weight.bounds[1])
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
         """Raise if the student lacks the field, its type cannot be counted, or the weight reads a label."""
-        self._vote.check_student(inputs, outputs)
+        super().check_student(inputs, outputs)
         self._weigher.check_student(inputs, outputs)
-
-    def fitted(self, outputs: Mapping[str, Any]) -> WeightedVote:
-        """Return this vote for a student whose field has this type."""
-        twin = copy.copy(self)
-        twin._vote = self._vote.fitted(outputs)
-        return twin
-
-    def classes(self) -> Classes:
-        """Return empty answer classes for one query or one call."""
-        return self._vote.classes()
-
-    def value(self, prediction: dspy.Prediction) -> Any:
-        """Return the normalised answer."""
-        return self._vote.value(prediction)
 
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
         """Score one completion with the metric, and weigh its vote."""
-        scored = self._vote.score(example, prediction, metric)
+        scored = super().score(example, prediction, metric)
         return scored if scored.scores is None else joined(scored, self._weigher.score(example, prediction, None))
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
-        self._vote.probe(example, prediction, metric)
+        super().probe(example, prediction, metric)
         self._weigher.probe(example, prediction, None)
 
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Return the answer that this prediction votes for, and the weight of its vote."""
-        scored = self._vote.read(inputs, prediction)
+        scored = super().read(inputs, prediction)
         return scored if scored.failure is not None else joined(scored, self._weigher.read(inputs, prediction))
-
-    def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
-        """Choose the first completion of the answer with the largest sum of weights."""
-        tally = self.tally(read)
-        if not tally.votes:
-            return None
-        ranked = tally.ranked()
-        return Selection(index=tally.first[ranked[0]], votes=self.shown(tally), failures=tally.failures)
-
-    def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
-        """Tell whether the leader wins though every remaining vote has full weight and goes to one other answer."""
-        return self.tally(read).settled(remaining, len(read), UNITS)
 
     def tally(self, read: Sequence[Scored]) -> Tally:
         """Count the votes of what `read` returned, in millionths of the largest weight."""
+        upper = self.weight.bounds[1]
         weights = np.array([0.0 if s.scores is None else self._weigher.place(s.scores[-1:])[0] for s in read])
-        return Tally.of(read, self.classes(), vote_units(weights, self.upper).tolist())
-
-    def shown(self, tally: Tally) -> dict[str, float]:
-        """Return each answer's sum of weights, largest first."""
-        return {tally.names[a]: tally.votes[a] * self.upper / UNITS for a in tally.ranked()}
+        return Tally.of(read, self.classes(), vote_units(weights, upper).tolist(), most=UNITS, worth=upper)
 
     def pretend(self, quality: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
         """Make up votes; wrong answers weigh a little less."""
@@ -190,26 +131,25 @@ class WeightedVote:
 
     def digest(self, metric: Metric | None) -> str:
         """Return a hash of the code of the metric, the normalisation and the weight."""
-        return function_digest(self._vote.digest(metric), self._weigher.digest(None))
+        return function_digest(super().digest(metric), self._weigher.digest(None))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
         saved = self._weigher.to_dict()
         learnt = {"calibration": saved["calibration"]} if "calibration" in saved else {}
-        return {**self._vote.to_dict(), "kind": "weighted_vote", "weight": saved["objectives"], **learnt}
+        return {**super().to_dict(), "kind": "weighted_vote", "weight": saved["objectives"], **learnt}
 
 
-def joined(vote: Scored, free: Scored) -> Scored:
-    """Return a vote with label-free scores behind its own; it fails where they do."""
+def joined(vote: Scored, free: Scored, behind: int = 0) -> Scored:
+    """Return a vote with label-free scores as well; it fails where they do.
+
+    Args:
+        vote: The vote with its own scores.
+        free: The label-free scores.
+        behind: How many of the vote's own scores stay behind the new ones.
+    """
     if free.failure is not None or free.scores is None:
         return free
-    return replace(vote, scores=(*(vote.scores or ()), *free.scores))
-
-
-def pretended_votes(
-    quality: FloatArray, bounds: tuple[float, float], rng: np.random.Generator
-) -> tuple[IntArray, FloatArray]:
-    """Make up labels [S], 0 for the right answer, and scores [S]: the highest for right ones, the lowest for others."""
-    right = rng.random(len(quality)) < quality
-    label = np.where(right, 0, 1 + rng.integers(0, RIVALS, len(quality)))
-    return label, np.where(right, bounds[1], bounds[0])
+    own = vote.scores or ()
+    at = len(own) - behind
+    return replace(vote, scores=(*own[:at], *free.scores, *own[at:]))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from iapo_dspy import ConfigurationError, MajorityVote, close, math_equal
 from iapo_dspy.scoring.answers.classes import Classes, grouped
-from iapo_dspy.scoring.answers.equality import Pairs, number_of
+from iapo_dspy.scoring.answers.equality import KeyedAnswer, Pairs, number_of
 from iapo_dspy.scoring.scores import Scored
 from tests.support.selecting import select
 
@@ -137,13 +137,14 @@ def test_an_equality_that_raises_fails_the_completion_and_not_the_call() -> None
 
 def test_pairs_can_be_copied_and_used_from_many_threads() -> None:
     pairs = Pairs(close(absolute=1))
-    assert pairs(("1", 1), ("2", 2))
-    assert copy.deepcopy(pairs)(("1", 1), ("2", 2)) and pickle.loads(pickle.dumps(pairs))(("1", 1), ("2", 2))
+    one, two = KeyedAnswer("1", 1), KeyedAnswer("2", 2)
+    assert pairs(one, two)
+    assert copy.deepcopy(pairs)(one, two) and pickle.loads(pickle.dumps(pairs))(one, two)
     wrong: list[int] = []
 
     def work(start: int) -> None:
         for i in range(start, start + 300):
-            if pairs((str(i % 50), i % 50), (str(i % 53), i % 53)) != (abs(i % 50 - i % 53) <= 1):
+            if pairs(KeyedAnswer(str(i % 50), i % 50), KeyedAnswer(str(i % 53), i % 53)) != (abs(i % 50 - i % 53) <= 1):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(7 * t,)) for t in range(8)]
