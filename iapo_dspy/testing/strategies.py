@@ -1,9 +1,13 @@
-"""What every strategy must keep to, for the tests of those who write one.
+"""Rules that every strategy keeps, for the tests of their authors.
 
-from iapo_dspy.testing.strategies import check_strategy
+```python
+from iapo_dspy.testing import check_strategy
 
 def test_my_strategy() -> None:
     check_strategy(MyStrategy("answer"), examples, predictions, metric)
+```
+
+`pytest_cases.StrategyCases` runs the same rules as one test each.
 """
 
 from __future__ import annotations
@@ -15,12 +19,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
-import cloudpickle  # what DSPy itself saves whole programs with
+import cloudpickle  # DSPy itself saves whole programs with it
 import dspy
 import numpy as np
 
@@ -30,10 +34,56 @@ from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies.port import Selection, Settles, Strategy, columns_of
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["check_strategy"]
+__all__ = ["STRATEGY_RULES", "StrategyTrial", "check_strategy"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 _LARGEST_CASE = 4  # completions whose orders are all tried
+
+
+@dataclass(kw_only=True)
+class StrategyTrial:
+    """A strategy and the material that its rules are tried on.
+
+    Attributes:
+        strategy: The strategy.
+        examples: Training examples, with inputs and labels.
+        predictions: Completions that each of the examples may get.
+        metric: The metric, for strategies that need one.
+        cases: Random calls that each rule is tried on.
+        other_process: Whether the digest is computed in another process too.
+        rng: Where chance comes from.
+    """
+
+    strategy: Strategy
+    examples: Sequence[dspy.Example]
+    predictions: Sequence[dspy.Prediction]
+    metric: Metric | None = None
+    cases: int = 20
+    other_process: bool = True
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        assert self.examples and len(self.predictions) > 1, "give at least one example and two predictions"
+        assert isinstance(self.strategy, Strategy), f"{self.strategy!r} lacks a method of the port `Strategy`"
+        self.pool = [*self.predictions, dspy.Prediction()]
+
+    def example(self) -> dspy.Example:
+        """Draw an example."""
+        return self.examples[int(self.rng.integers(len(self.examples)))]
+
+    def draw(self, size: int) -> list[dspy.Prediction]:
+        """Draw completions of few kinds, so that some of them agree."""
+        some = [self.pool[i] for i in self.rng.integers(len(self.pool), size=max(2, size // 2))]
+        return [copy.copy(some[i]) for i in self.rng.integers(len(some), size=size)]
+
+    def weights(self) -> FloatArray:
+        """Draw a preference's weights of the objectives."""
+        return self.rng.dirichlet(np.ones(len(self.strategy.objectives)))
+
+    def read(self, example: dspy.Example, predictions: Sequence[dspy.Prediction]) -> list[Scored]:
+        """Read completions as a deployed call does."""
+        inputs = dict(example.inputs().items())
+        return [self.strategy.read(inputs, p) for p in predictions]
 
 
 def check_strategy(
@@ -52,7 +102,7 @@ def check_strategy(
         strategy: The strategy.
         examples: Training examples, with inputs and labels.
         predictions: A pool of completions that each of the examples may get: right and wrong ones, some that agree,
-            and such as the strategy cannot use.
+            and some that the strategy cannot use.
         metric: The metric, for strategies that need one.
         cases: Random calls that each rule is tried on.
         seed: Where their randomness comes from.
@@ -60,23 +110,23 @@ def check_strategy(
             metric are sent there by `cloudpickle`.
 
     Raises:
-        AssertionError: A rule is broken; the message says which, and for what.
+        AssertionError: A rule is broken; the message says which one, and for which completions.
     """
-    assert examples and len(predictions) > 1, "give at least one example and two predictions"
-    assert isinstance(strategy, Strategy), f"{strategy!r} lacks a method of the port `Strategy`"
-    pool = [*predictions, dspy.Prediction()]
-    rng = np.random.default_rng(seed)
-    _check_names(strategy)
-    _check_scores(strategy, examples, pool, metric)
-    _check_choice(strategy, examples, pool, rng, cases)
-    if isinstance(strategy, Settles):
-        _check_settled(strategy, examples, pool, rng, cases)
-    _check_identity(strategy, metric, other_process)
-    _check_rewards(strategy, examples, pool, metric, rng, cases)
+    trial = StrategyTrial(
+        strategy=strategy,
+        examples=examples,
+        predictions=predictions,
+        metric=metric,
+        cases=cases,
+        other_process=other_process,
+        rng=np.random.default_rng(seed),
+    )
+    for rule in STRATEGY_RULES.values():
+        rule(trial)
 
 
-def _check_names(strategy: Strategy) -> None:
-    objectives, columns = strategy.objectives, columns_of(strategy)
+def _check_names(trial: StrategyTrial) -> None:
+    objectives, columns = trial.strategy.objectives, columns_of(trial.strategy)
     assert objectives and all(isinstance(o, str) and o for o in objectives), (
         f"objectives are {objectives!r}: give names"
     )
@@ -84,36 +134,36 @@ def _check_names(strategy: Strategy) -> None:
     assert columns[: len(objectives)] == tuple(objectives), f"columns {columns} must begin with {objectives}"
 
 
-def _check_scores(
-    strategy: Strategy, examples: Sequence[dspy.Example], pool: Sequence[dspy.Prediction], metric: Metric | None
-) -> None:
-    usable = 0
-    for example in examples:
-        inputs = dict(example.inputs().items())
-        for prediction in pool:
-            before = repr(sorted(prediction.items()))
-            scored = _called("score", strategy.score, example, prediction, metric)
-            read = _called("read", strategy.read, inputs, prediction)
-            assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
-            assert (scored.scores is None) == (scored.failure is not None), (
-                f"score must return scores or say why there are none, got {scored} for {prediction}"
-            )
-            if scored.scores is None:
-                continue
-            usable += 1
-            assert len(scored.scores) == len(columns_of(strategy)), (
-                f"score returned {len(scored.scores)} numbers for the columns {columns_of(strategy)}"
-            )
-            assert np.isfinite(scored.scores).all(), f"score returned {scored.scores} for {prediction}"
-            assert read.failure is None, f"score could use {prediction}, but read says: {read.failure}"
-            assert read.answer == scored.answer, (
-                f"score and read disagree on the answer of {prediction}: {scored.answer!r} and {read.answer!r}"
-            )
-            if isinstance(strategy, Equates):
-                stored = replace(scored, value=strategy.value(prediction))
-                labels, _ = grouped([read, stored, scored], classes_of(strategy))
-                assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
-    assert usable, "the strategy can use none of the predictions: give others"
+def _check_scores(trial: StrategyTrial) -> None:
+    found = [_check_score(trial, example, prediction) for example in trial.examples for prediction in trial.pool]
+    assert any(found), "the strategy can use none of the predictions: give others"
+
+
+def _check_score(trial: StrategyTrial, example: dspy.Example, prediction: dspy.Prediction) -> bool:
+    """Check one completion, and tell whether it can be used."""
+    strategy = trial.strategy
+    before = repr(sorted(prediction.items()))
+    scored = _called("score", strategy.score, example, prediction, trial.metric)
+    read = _called("read", strategy.read, dict(example.inputs().items()), prediction)
+    assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
+    assert (scored.scores is None) == (scored.failure is not None), (
+        f"score must return scores or say why there are none, got {scored} for {prediction}"
+    )
+    if scored.scores is None:
+        return False
+    assert len(scored.scores) == len(columns_of(strategy)), (
+        f"score returned {len(scored.scores)} numbers for the columns {columns_of(strategy)}"
+    )
+    assert np.isfinite(scored.scores).all(), f"score returned {scored.scores} for {prediction}"
+    assert read.failure is None, f"score could use {prediction}, but read says: {read.failure}"
+    assert read.answer == scored.answer, (
+        f"score and read disagree on the answer of {prediction}: {scored.answer!r} and {read.answer!r}"
+    )
+    if isinstance(strategy, Equates):
+        stored = replace(scored, value=strategy.value(prediction))
+        labels, _ = grouped([read, stored, scored], classes_of(strategy))
+        assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
+    return True
 
 
 def _called(name: str, function: Any, *args: Any) -> Scored:
@@ -123,23 +173,17 @@ def _called(name: str, function: Any, *args: Any) -> Scored:
         raise AssertionError(
             f"{name} raised {type(exc).__name__}: {exc} for {args[1]}; it must return Scored(failure=...)"
         ) from exc
-    assert isinstance(found, Scored), f"{name} returned {found!r}, which is no Scored"
+    assert isinstance(found, Scored), f"{name} returned {found!r}, which is not a Scored"
     return found
 
 
-def _check_choice(
-    strategy: Strategy,
-    examples: Sequence[dspy.Example],
-    pool: Sequence[dspy.Prediction],
-    rng: np.random.Generator,
-    cases: int,
-) -> None:
-    for _ in range(cases):
-        _, read = _drawn(strategy, examples, pool, rng, int(rng.integers(1, 8)))
-        weights = _weights(strategy, rng)
+def _check_choice(trial: StrategyTrial) -> None:
+    for _ in range(trial.cases):
+        size = int(trial.rng.integers(1, 8))
+        read, weights = trial.read(trial.example(), trial.draw(size)), trial.weights()
         given = list(read)
-        chosen = strategy.choose(read, weights)
-        again = copy.deepcopy(strategy).choose(list(read), weights)
+        chosen = trial.strategy.choose(read, weights)
+        again = copy.deepcopy(trial.strategy).choose(list(read), weights)
         assert list(read) == given, "choose changed the list of completions"
         assert chosen == again, f"choose is not deterministic: {chosen} and {again}"
         usable = [i for i, s in enumerate(read) if s.failure is None and (s.answer is not None or s.scores is not None)]
@@ -150,25 +194,20 @@ def _check_choice(
             )
 
 
-def _check_settled(
-    strategy: Strategy,
-    examples: Sequence[dspy.Example],
-    pool: Sequence[dspy.Prediction],
-    rng: np.random.Generator,
-    cases: int,
-) -> None:
-    assert isinstance(strategy, Settles)
-    for _ in range(cases):
-        example = examples[int(rng.integers(len(examples)))]
+def _check_settled(trial: StrategyTrial) -> None:
+    strategy, rng, pool = trial.strategy, trial.rng, trial.pool
+    if not isinstance(strategy, Settles):
+        return
+    for _ in range(trial.cases):
+        example = trial.example()
         few = [pool[i] for i in rng.permutation(len(pool))[:2]]  # with few kinds of completions calls settle early
-        inputs = dict(example.inputs().items())
-        read = [strategy.read(inputs, few[int(rng.random() < 0.2)]) for _ in range(int(rng.integers(1, 8)))]
-        remaining, weights = int(rng.integers(0, 6)), _weights(strategy, rng)
+        read = trial.read(example, [few[int(rng.random() < 0.2)] for _ in range(int(rng.integers(1, 8)))])
+        remaining, weights = int(rng.integers(0, 6)), trial.weights()
         if not strategy.settled(read, weights, remaining):
             continue
         settled = strategy.choose(read, weights)
-        later = [[strategy.read(inputs, p)] * remaining for p in pool]
-        later += [[strategy.read(inputs, pool[i]) for i in rng.integers(len(pool), size=remaining)] for _ in range(5)]
+        later = [trial.read(example, [p]) * remaining for p in pool]
+        later += [trial.read(example, [pool[i] for i in rng.integers(len(pool), size=remaining)]) for _ in range(5)]
         for more in later:
             for end in range(remaining + 1):
                 after = strategy.choose([*read, *more[:end]], weights)
@@ -178,7 +217,12 @@ def _check_settled(
                 )
 
 
-def _check_identity(strategy: Strategy, metric: Metric | None, other_process: bool) -> None:
+def _returned(selection: Selection | None) -> tuple[int, dict[str, Any]] | None:
+    return None if selection is None else (selection.index, dict(selection.replaced))
+
+
+def _check_identity(trial: StrategyTrial) -> None:
+    strategy, metric = trial.strategy, trial.metric
     about = strategy.to_dict()
     try:
         text = json.dumps(about, allow_nan=False)
@@ -192,7 +236,7 @@ def _check_identity(strategy: Strategy, metric: Metric | None, other_process: bo
     assert digest == strategy.digest(metric) == copy.deepcopy(strategy).digest(metric), (
         "digest changes from call to call"
     )
-    if other_process:
+    if trial.other_process:
         there = _elsewhere(strategy, metric)
         assert there == [digest, about], f"in another process digest and to_dict are {there}, here {[digest, about]}"
 
@@ -213,38 +257,29 @@ def _elsewhere(strategy: Strategy, metric: Metric | None) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _check_rewards(
-    strategy: Strategy,
-    examples: Sequence[dspy.Example],
-    pool: Sequence[dspy.Prediction],
-    metric: Metric | None,
-    rng: np.random.Generator,
-    cases: int,
-) -> None:
-    aggregator, k = strategy.aggregator(), len(columns_of(strategy))
+def _check_rewards(trial: StrategyTrial) -> None:
+    aggregator, k = trial.strategy.aggregator(), len(columns_of(trial.strategy))
     aggregator.check(k)
-    for _ in range(cases):
-        size = int(rng.integers(1, _LARGEST_CASE + 1))
-        drawn, _ = _drawn(strategy, examples, pool, rng, size)
-        example, predictions = drawn
-        weights = _weights(strategy, rng)
+    for _ in range(trial.cases):
+        size = int(trial.rng.integers(1, _LARGEST_CASE + 1))
+        example, predictions, weights = trial.example(), trial.draw(size), trial.weights()
         padded = np.concatenate([weights, np.zeros(k - len(weights))])[None]
         estimated, real, partitions = [], [], set()
         for order in permutations(predictions):
-            label, score = _observed(strategy, example, order, metric)
+            label, score = _observed(trial, example, order)
             reward = aggregator.reward(label, score, padded)
             assert reward.shape == (1, 1), f"reward of one pull in one context has the shape {reward.shape}"
             estimated.append(float(reward[0, 0]))
             _check_blocks(aggregator, label, score, padded)
             at = [next(i for i, q in enumerate(predictions) if q is p) for p in order]
             partitions.add(_partition(at, label[0]))
-            real.append(_worth(strategy, example, order, metric, weights))
+            real.append(_worth(trial, example, order, weights))
         if len(partitions) > 1 or any(r is None for r in real):
             continue  # an equality that is not transitive makes other classes in other orders
         expected = float(np.mean([r for r in real if r is not None]))
         assert np.isclose(np.mean(estimated), expected, rtol=1e-6, atol=1e-9), (
-            f"the aggregator's reward of {predictions} under the weights {weights} is {np.mean(estimated):.9g}; what "
-            f"choose returns is worth {expected:.9g} on average over all orders of drawing"
+            f"the aggregator's reward of {predictions} under the weights {weights} is {np.mean(estimated):.9g}; the "
+            f"completion that choose returns is worth {expected:.9g} on average over all orders of drawing"
         )
 
 
@@ -259,30 +294,25 @@ def _check_blocks(aggregator: Any, label: IntArray, score: FloatArray, weights: 
 
 
 def _observed(
-    strategy: Strategy, example: dspy.Example, order: Sequence[dspy.Prediction], metric: Metric | None
+    trial: StrategyTrial, example: dspy.Example, order: Sequence[dspy.Prediction]
 ) -> tuple[IntArray, FloatArray]:
     """Return labels [1, m] and scores [1, m, K] as the live environment makes them."""
-    scored = [strategy.score(example, p, metric) for p in order]
-    labels, failures = grouped(scored, classes_of(strategy))
-    failed = (float("nan"),) * len(columns_of(strategy))
+    scored = [trial.strategy.score(example, p, trial.metric) for p in order]
+    labels, failures = grouped(scored, classes_of(trial.strategy))
+    failed = (float("nan"),) * len(columns_of(trial.strategy))
     rows = [failed if s.scores is None or i in failures else s.scores for i, s in enumerate(scored)]
     return np.array([[-1 if a is None else a for a in labels]]), np.array([rows], dtype=float)
 
 
 def _worth(
-    strategy: Strategy,
-    example: dspy.Example,
-    order: Sequence[dspy.Prediction],
-    metric: Metric | None,
-    weights: FloatArray,
+    trial: StrategyTrial, example: dspy.Example, order: Sequence[dspy.Prediction], weights: FloatArray
 ) -> float | None:
-    """Return the weighted objectives of what a call would return; None where it returns nothing."""
-    inputs = dict(example.inputs().items())
-    chosen = strategy.choose([strategy.read(inputs, p) for p in order], weights)
+    """Return the weighted objectives of the prediction that a call would return; None where it returns nothing."""
+    chosen = trial.strategy.choose(trial.read(example, order), weights)
     if chosen is None:
         return None
     returned = dspy.Prediction(**{**dict(order[chosen.index].items()), **chosen.replaced})
-    scored = strategy.score(example, returned, metric)
+    scored = trial.strategy.score(example, returned, trial.metric)
     assert scored.scores is not None, f"choose returned {returned}, which fails when it is scored: {scored.failure}"
     return float(np.dot(weights, scored.scores[: len(weights)]))
 
@@ -295,24 +325,12 @@ def _partition(at: Sequence[int], label: IntArray) -> frozenset[frozenset[int]]:
     return frozenset(frozenset(c) for c in classes.values())
 
 
-def _drawn(
-    strategy: Strategy,
-    examples: Sequence[dspy.Example],
-    pool: Sequence[dspy.Prediction],
-    rng: np.random.Generator,
-    size: int,
-) -> tuple[tuple[dspy.Example, list[dspy.Prediction]], list[Scored]]:
-    """Draw an example and completions of it, and read these."""
-    example = examples[int(rng.integers(len(examples)))]
-    some = [pool[i] for i in rng.integers(len(pool), size=max(2, size // 2))]  # few kinds, so that some agree
-    predictions = [copy.copy(some[i]) for i in rng.integers(len(some), size=size)]
-    inputs = dict(example.inputs().items())
-    return (example, predictions), [strategy.read(inputs, p) for p in predictions]
-
-
-def _weights(strategy: Strategy, rng: np.random.Generator) -> FloatArray:
-    return rng.dirichlet(np.ones(len(strategy.objectives)))
-
-
-def _returned(selection: Selection | None) -> tuple[int, dict[str, Any]] | None:
-    return None if selection is None else (selection.index, dict(selection.replaced))
+STRATEGY_RULES: Mapping[str, Callable[[StrategyTrial], None]] = {
+    "names": _check_names,
+    "scores": _check_scores,
+    "choice": _check_choice,
+    "settled": _check_settled,
+    "identity": _check_identity,
+    "rewards": _check_rewards,
+}
+"""The rules by name; each raises AssertionError where it is broken."""

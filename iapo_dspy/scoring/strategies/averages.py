@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,12 +21,12 @@ from iapo_dspy.bandit.aggregators.centre import (
     loss_of,
 )
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.errors import ConfigurationError, ScoreError, one_line
+from iapo_dspy.errors import ConfigurationError, ScoreError
 from iapo_dspy.scoring.answers.equality import number_of
 from iapo_dspy.scoring.answers.normalize import answer_key
-from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds, function_digest
+from iapo_dspy.scoring.scores import Metric, Scored, check_bounds, function_digest
+from iapo_dspy.scoring.strategies.one_field import OneField
 from iapo_dspy.scoring.strategies.port import Selection
-from iapo_dspy.scoring.strategies.vote import check_metric
 from iapo_dspy.scoring.user_functions import name_of
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -37,30 +37,28 @@ __all__ = ["Mean", "Median"]
 _STEP = 1.0  # how far from a label a metric that is said to be affine is tried
 
 
-class _Centre:
+class _Centre(OneField):
     """What means and medians share; see `Mean` and `Median`."""
 
     centre: ClassVar[Centre]
+    usual_loss: ClassVar[Loss]
 
     def __init__(
         self,
         field: str,
         *,
-        range: tuple[float, float] | None,
-        label: str | None,
-        loss: Loss,
-        scale: float | None,
-        strict: bool,
+        range: tuple[float, float] | None = None,
+        label: str | None = None,
+        loss: Loss | None = None,
+        scale: float | None = None,
+        strict: bool = True,
     ) -> None:
-        self._what = f"{type(self).__name__}({field!r})"
-        for name in (field, label):
-            if name is not None and (not isinstance(name, str) or not name.isidentifier()):
-                raise ConfigurationError(f"{self._what}: {name!r} is no name of a field.")
-        self.field = field
+        super().__init__(field, bounds=(0.0, 1.0), strict=strict)
+        loss = loss or self.usual_loss
+        if label is not None and (not isinstance(label, str) or not label.isidentifier()):
+            raise ConfigurationError(f"{self._what}: label is {label!r}; give the name of a field.")
         self.label = label or field
-        self.strict = strict
         self.affine = False
-        self.bounds = (0.0, 1.0)
         if range is None:
             raise ConfigurationError(
                 f"{self._what}: give range=(lowest, highest), the values that the field can have: a loss is bounded "
@@ -75,11 +73,6 @@ class _Centre:
         self.scale = float(self.worst if scale is None else scale)
         if isinstance(scale, bool) or not (math.isfinite(self.scale) and self.scale > 0):
             raise ConfigurationError(f"{self._what}: scale is {scale!r}; give a number > 0: the loss that scores 0.")
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """The score is the only objective."""
-        return ("metric",)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -98,33 +91,22 @@ class _Centre:
     def check(self, *, metric: Metric | None) -> None:
         """Say that a metric is not used, unless the score is affine."""
         if self.affine:
-            check_metric(self._what, metric)
+            super().check(metric=metric)
         elif metric is not None:
             logger.warning(
                 "%s scores by its loss from the label, so metric=%s is not used. A metric that is affine in the value "
                 "is: Mean(field, affine=True).", self._what, name_of(metric),
             )  # fmt: skip
 
-    def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
-        """Raise ConfigurationError if the student lacks the field."""
-        if self.field not in outputs and self.strict:
-            raise ConfigurationError(
-                f"{self._what}: the student's output fields are {sorted(outputs)}. Name one of them; for a module that "
-                "builds its own Prediction, pass strict=False."
-            )
-
-    def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
-        """Score one completion on its own; what the algorithm aggregates are the values in the other columns."""
-        try:
-            read = self._read(prediction)
-            if read.scores is None:
-                return read
-            if self.affine:
-                return replace(read, scores=(self._by_metric(example, prediction, metric),))
-            (value,), gold = read.scores, self._gold(example)
-            return replace(read, scores=(self._by_loss(value, gold), value, gold))
-        except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
-            return Scored(failure=one_line(exc), error=True)
+    def _scored(
+        self, read: Scored, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None
+    ) -> Scored:
+        """Score one completion on its own; the algorithm aggregates the values in the other columns."""
+        assert read.scores is not None  # it was read
+        if self.affine:
+            return replace(read, scores=(self._by_metric(example, prediction, metric),))
+        (value,), gold = read.scores, self._gold(example)
+        return replace(read, scores=(self._by_loss(value, gold), value, gold))
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Look for the label, or try the metric; raises what `score` would hide."""
@@ -132,13 +114,6 @@ class _Centre:
             self._gold(example)
         elif metric is not None and self.field in prediction:
             self._check_affine(example, prediction, metric)
-
-    def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
-        """Return the value of this prediction."""
-        try:
-            return self._read(prediction)
-        except Exception as exc:  # noqa: BLE001  # a field of the user's own type
-            return Scored(failure=one_line(exc), error=True)
 
     def choose(self, read: Sequence[Scored], weights: FloatArray) -> Selection | None:
         """Choose the completion whose value is nearest to the centre of all; it is returned with that centre."""
@@ -180,12 +155,10 @@ class _Centre:
             return {**kind, "affine": True, "bounds": list(self.bounds)}
         return {**kind, "label": self.label, "range": list(self.range), "loss": self.loss, "scale": self.scale}
 
-    def _read(self, prediction: dspy.Prediction) -> Scored:
-        if self.field not in prediction:
-            return Scored(failure=f"the prediction has no field {self.field!r}")
+    def _read_value(self, prediction: dspy.Prediction) -> Scored:
         value = number_of(prediction[self.field])
         if value is None or not math.isfinite(value):
-            return Scored(failure=f"field {self.field!r} is no number: {str(prediction[self.field])[:80]!r}")
+            return Scored(failure=f"field {self.field!r} is not a number: {str(prediction[self.field])[:80]!r}")
         value = self._within(value)
         return Scored(answer=answer_key(value), scores=(value,))
 
@@ -194,11 +167,6 @@ class _Centre:
 
     def _by_loss(self, value: float, gold: float) -> float:
         return 1.0 - float(loss_of(np.asarray(value), np.asarray(gold), self.loss)) / self.scale
-
-    def _by_metric(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> float:
-        if metric is None:
-            raise ConfigurationError(f"{self._what} needs a metric.")
-        return as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
 
     def _gold(self, example: dspy.Example) -> float:
         if self.label not in example:
@@ -252,7 +220,7 @@ class Mean(_Centre):
         field: Output field; a number, or text that is one.
         range: Lowest and highest value of the field. A value outside is taken for the nearer of the two.
         label: Example field with the right value. Default: `field`.
-        loss: "squared" or "absolute".
+        loss: "squared", the default, or "absolute".
         scale: The loss that scores 0. Default: the largest that the range allows, so that scores lie in [0, 1]. A
             smaller one makes preferences weigh differences more, and scores may be negative.
         affine: Whether the metric is affine in the value. Then it is used, and there is no loss.
@@ -264,6 +232,7 @@ class Mean(_Centre):
     """
 
     centre: ClassVar[Centre] = "mean"
+    usual_loss: ClassVar[Loss] = "squared"
 
     def __init__(
         self,
@@ -271,14 +240,13 @@ class Mean(_Centre):
         *,
         range: tuple[float, float] | None = None,
         label: str | None = None,
-        loss: Loss = "squared",
+        loss: Loss | None = None,
         scale: float | None = None,
         affine: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
         strict: bool = True,
     ) -> None:
-        given = (range, label, scale, loss) != (None, None, None, "squared")
-        if affine and given:
+        if affine and (range, label, scale, loss) != (None, None, None, None):
             raise ConfigurationError(
                 f"Mean({field!r}): with affine=True the metric scores, and there is no range, label, loss or scale."
             )
@@ -307,15 +275,4 @@ class Median(_Centre):
     """
 
     centre: ClassVar[Centre] = "median"
-
-    def __init__(
-        self,
-        field: str,
-        *,
-        range: tuple[float, float] | None = None,
-        label: str | None = None,
-        loss: Loss = "absolute",
-        scale: float | None = None,
-        strict: bool = True,
-    ) -> None:
-        super().__init__(field, range=range, label=label, loss=loss, scale=scale, strict=strict)
+    usual_loss: ClassVar[Loss] = "absolute"

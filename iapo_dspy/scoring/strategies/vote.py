@@ -12,21 +12,22 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.classes import Classes, grouped
 from iapo_dspy.scoring.answers.equality import Equality, Pairs, describe_equality, equality_of
 from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, is_countable_type, normalize_answer, parsed
-from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds, function_digest
+from iapo_dspy.scoring.scores import Metric, Scored, function_digest
+from iapo_dspy.scoring.strategies.one_field import OneField
 from iapo_dspy.scoring.strategies.port import Selection
-from iapo_dspy.scoring.user_functions import misfit, name_of
+from iapo_dspy.scoring.user_functions import name_of
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["MajorityVote", "Tally", "check_metric", "pretended_votes"]
+__all__ = ["MajorityVote", "Tally", "pretended_votes"]
 
 _RIVALS = 4  # wrong answers that a made-up vote has
 
 
-class MajorityVote:
+class MajorityVote(OneField):
     """Majority vote over one output field (eq. 2 of the paper).
 
     The answer with most votes wins, ties with probability 1/t each: the tied answer that was drawn first is
@@ -61,48 +62,23 @@ class MajorityVote:
         bounds: tuple[float, float] = (0.0, 1.0),
         strict: bool = True,
     ) -> None:
-        self._what = f"{type(self).__name__}({field!r})"
-        if not isinstance(field, str) or not field.isidentifier():
-            raise ConfigurationError(f"{self._what}: give the name of the output field to vote on.")
+        super().__init__(field, bounds=bounds, strict=strict)
         if normalize is not None and not callable(normalize):
             raise ConfigurationError(f"{self._what}: normalize must be callable, got {normalize!r}.")
-        self.field = field
         self.equal = equality_of(self._what, equal, tolerance)
         self._custom = normalize
         self.normalize: Normalize = normalize or getattr(self.equal, "normalize", None) or normalize_answer
-        self.bounds = check_bounds(bounds, self._what)
-        self.strict = strict
         self._pairs = Pairs(self.equal) if self.equal is not None else None
         self._annotation: Any = None
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """The metric is the only objective."""
-        return ("metric",)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The metric's score, and whatever a vote keeps beside it."""
-        return self.objectives
 
     def aggregator(self) -> Aggregator:
         """Return eq. 2 in vectorised form."""
         return MajorityVoteAggregator(floor=self.bounds[0])
 
-    def check(self, *, metric: Metric | None) -> None:
-        """Raise ConfigurationError without a callable metric."""
-        check_metric(type(self).__name__, metric)
-
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
         """Raise ConfigurationError if the student lacks the field, or its type cannot be counted."""
-        if self.field not in outputs:
-            if not self.strict:
-                return
-            raise ConfigurationError(
-                f"{self._what}: the student's output fields are {sorted(outputs)}. Name one of them; "
-                "for a module that builds its own Prediction, pass strict=False."
-            )
-        annotation = outputs[self.field]
+        super().check_student(inputs, outputs)
+        annotation = outputs.get(self.field)
         if self._custom is None and not is_countable_type(annotation):
             raise ConfigurationError(
                 f"{self._what}: nothing but their addresses tells values of type {annotation} apart, so they cannot be "
@@ -131,36 +107,17 @@ class MajorityVote:
         """Return the key under which this prediction votes; None for no vote."""
         return answer_key(self.value(prediction), _as_it_is)
 
-    def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
-        """Score one completion with the metric."""
-        try:
-            read = self._answer(prediction)
-            return (
-                read if read.failure is not None else replace(read, scores=(self._worth(example, prediction, metric),))
-            )
-        except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
-            return Scored(failure=one_line(exc), error=True)
-
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raises what `score` would hide."""
         if metric is not None and self.field in prediction:
-            self._worth(example, prediction, metric)
+            self._by_metric(example, prediction, metric)
 
-    def _worth(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> float:
-        if metric is None:
-            raise ConfigurationError(f"{self._what} needs a metric.")
-        return as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
+    def _scored(
+        self, read: Scored, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None
+    ) -> Scored:
+        return replace(read, scores=(self._by_metric(example, prediction, metric),))
 
-    def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
-        """Return the answer that this prediction votes for."""
-        try:
-            return self._answer(prediction)
-        except Exception as exc:  # noqa: BLE001  # the user's normalize
-            return Scored(failure=one_line(exc), error=True)
-
-    def _answer(self, prediction: dspy.Prediction) -> Scored:
-        if self.field not in prediction:
-            return Scored(failure=f"the prediction has no field {self.field!r}")
+    def _read_value(self, prediction: dspy.Prediction) -> Scored:
         value = self.value(prediction)
         answer = answer_key(value, _as_it_is)
         if answer is None:
@@ -203,20 +160,6 @@ class MajorityVote:
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-def check_metric(what: str, metric: Metric | None) -> None:
-    """Raise ConfigurationError unless there is a metric that can be called as it will be."""
-    if metric is None or not callable(metric):
-        raise ConfigurationError(
-            f"{what} needs a metric to know which answers are right, got metric={metric!r}. Pass "
-            "metric(example, prediction, trace=None) -> bool or a number."
-        )
-    found = misfit(metric)
-    if found is not None:
-        raise ConfigurationError(
-            f"metric {name_of(metric)}{found}: it must be callable as metric(example, prediction, trace=None)."
-        )
 
 
 def pretended_votes(
