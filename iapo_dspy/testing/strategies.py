@@ -42,17 +42,7 @@ _LARGEST_CASE = 4  # completions whose orders are all tried
 
 @dataclass(kw_only=True)
 class StrategyTrial:
-    """A strategy and the material that its rules are tried on.
-
-    Attributes:
-        strategy: The strategy.
-        examples: Training examples, with inputs and labels.
-        predictions: Completions that each of the examples may get.
-        metric: The metric, for strategies that need one.
-        cases: Random calls that each rule is tried on.
-        other_process: Whether the digest is computed in another process too.
-        rng: Where chance comes from.
-    """
+    """A strategy and the material that its rules are tried on; the fields are those of `check_strategy`."""
 
     strategy: Strategy
     examples: Sequence[dspy.Example]

@@ -13,11 +13,9 @@ from iapo_dspy.scoring.objectives.pairs import REWARD_MODELS
 from iapo_dspy.scoring.objectives.rewards import reward_model
 from iapo_dspy.scoring.objectives.served import served_reward_model
 from iapo_dspy.scoring.objectives.similar import similarity
-from iapo_dspy.testing.objectives import check_objective
 
 __all__ = [
     "REWARD_MODELS",
-    "check_objective",
     "json_valid",
     "judge",
     "length",

@@ -21,6 +21,7 @@ from iapo_dspy import (
     ScoreError,
     objectives,
 )
+from iapo_dspy.testing import check_objective
 from tests.support.loopback import Loopback, chat
 from tests.support.models import ModelServer
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, questions
@@ -226,13 +227,13 @@ def test_judges_conform() -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm()):
         cases = questions(3)
         answers = [dspy.Prediction(answer=e.answer) for e in cases]
-        objectives.check_objective(objectives.judge(RUBRIC), cases, answers)
+        check_objective(objectives.judge(RUBRIC), cases, answers)
     with ModelServer() as models:
         settings = {"model": "openai/e", "api_base": models.base + "/v1", "api_key": "sk-loopback"}
-        objectives.check_objective(objectives.similarity("answer", "question", **settings), cases, answers)
+        check_objective(objectives.similarity("answer", "question", **settings), cases, answers)
         for endpoint in ("pooling", "classify", "score"):
             served = objectives.served_reward_model("rm", models.base, endpoint=endpoint)  # type: ignore[arg-type]
-            objectives.check_objective(served, cases, answers)
+            check_objective(served, cases, answers)
 
 
 # -- embeddings

@@ -24,6 +24,7 @@ from iapo_dspy import (
 from iapo_dspy.scoring.objectives.judging import read_verdict
 from iapo_dspy.scoring.objectives.microbatch import MicroBatcher
 from iapo_dspy.scoring.once_per_call import once, sharing
+from iapo_dspy.testing import check_objective
 
 EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_inputs("question")
 
@@ -432,7 +433,7 @@ ANSWERS = [dspy.Prediction(answer='"It is Paris"', tags=["a"]), dspy.Prediction(
     ids=lambda o: str(o.name),
 )
 def test_objectives_that_conform(objective: Objective) -> None:
-    objectives.check_objective(objective, CASES, ANSWERS)
+    check_objective(objective, CASES, ANSWERS)
 
 
 class Unsteady:
@@ -489,10 +490,10 @@ def hides(example: Any, prediction: Any) -> float:
 )
 def test_objectives_that_do_not_conform(score: Any, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        objectives.check_objective(Objective("broken", score, **kwargs), CASES, ANSWERS)
+        check_objective(Objective("broken", score, **kwargs), CASES, ANSWERS)
     with pytest.raises(ValueError, match="as many predictions"):
-        objectives.check_objective(Objective("broken", score, **kwargs), CASES, [])
+        check_objective(Objective("broken", score, **kwargs), CASES, [])
 
 
 def test_an_objective_may_be_said_not_to_be_deterministic() -> None:
-    objectives.check_objective(Objective("unsteady", Unsteady()), CASES, ANSWERS, deterministic=False)
+    check_objective(Objective("unsteady", Unsteady()), CASES, ANSWERS, deterministic=False)

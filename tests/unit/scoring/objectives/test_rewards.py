@@ -9,6 +9,7 @@ import pytest
 
 from iapo_dspy import BestOfN, ConfigurationError, objectives
 from iapo_dspy.scoring.objectives import pairs, rewards
+from iapo_dspy.testing import check_objective
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -170,7 +171,7 @@ def test_a_text_that_fails_takes_no_other_with_it(model: str) -> None:
 def test_they_conform(model: str) -> None:
     cases = [EXAMPLE, dspy.Example(prompt="you ?", label="x").with_inputs("prompt")] * 3
     answers = [dspy.Prediction(response=a) for a in ANSWERS]
-    objectives.check_objective(objectives.reward_model(model), cases, answers, tolerance=1e-4)
+    check_objective(objectives.reward_model(model), cases, answers, tolerance=1e-4)
 
 
 def test_a_model_that_is_not_there_and_arguments_that_make_no_sense_say_so(model: str, tmp_path: Path) -> None:
