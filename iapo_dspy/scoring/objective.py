@@ -1,4 +1,23 @@
-"""One bounded, label-free score of a completion."""
+"""The port of objectives: one bounded score of a completion that needs no label (the paper's O_k).
+
+An objective wraps a function `(example, prediction) -> bool or number`. Best-of-N chooses by objectives when deployed,
+where no label exists; so the example shows its inputs only, while compiling too. The function is called by several
+threads at once, must not change its arguments, and may ask LMs (`metered` counts those that it holds itself).
+
+Errors: a function that reads a label raises `LabelRequired` when the objective is built, or at the first call at the
+latest. An exception of the function, and a value that is not a number within the bounds (`ScoreError`), is a failure of
+that completion. `iapo_dspy.testing.check_objective` checks all of this.
+
+Example:
+    >>> def brief(example, prediction):
+    ...     return len(prediction.answer) <= 20
+    >>> objective = Objective("brief", brief)
+    >>> objective(dspy.Example(question="Why?").with_inputs("question"), dspy.Prediction(answer="Because."))
+    1.0
+    >>> Objective("right", lambda example, prediction: example.answer == prediction.answer)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    iapo_dspy.errors.LabelRequired: Objective 'right' reads `answer` of the example, which is no input: ...
+"""
 
 from __future__ import annotations
 
@@ -64,8 +83,8 @@ class Objective:
         """Score one completion; where scores are calibrated, return the raw one.
 
         Raises:
-            ScoreError: The function returned something that is no score within the bounds; where scores are
-                calibrated, no finite number.
+            ScoreError: The function returned something that is not a score within the bounds or, where scores are
+                calibrated, not a finite number.
         """
         bounds = self.bounds if self.calibrate is None else None
         return as_score(self.score(example, prediction), what=f"Objective {self.name!r}", bounds=bounds)

@@ -1,4 +1,48 @@
-"""The ports of strategies: what the optimizer and the compiled program need to know of one."""
+"""The port of strategies: how N completions become one answer, while compiling and when deployed.
+
+A strategy is any object with the methods of `Strategy`; the built-in ones have no others. While compiling, `score`
+makes numbers of every completion, and `aggregator` says what N of them are worth together. A deployed call has no
+labels: `read` looks at every completion, and `choose` takes one of them. Both sides must agree, because the estimates
+are of the call that is deployed; `iapo_dspy.testing.check_strategy` checks that they do.
+
+Errors: `check`, `check_student` and `probe` run before anything is spent and raise `ConfigurationError`. `score` and
+`read` never raise for one completion that they cannot use. They return `Scored(failure=..., error=...)`, where `error`
+says that an exception was the cause; the completion is paid for and takes no part. `choose` returns None if no
+completion can take part. A strategy is asked by several threads at once and is never changed.
+
+The protocols below `Strategy` are optional: a strategy that has their methods is asked for more.
+
+Example:
+    >>> from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+    >>> class Longest:
+    ...     objectives = ("length",)
+    ...     def aggregator(self):
+    ...         return BestOfNAggregator(floors=(0.0,))
+    ...     def check(self, *, metric):
+    ...         pass
+    ...     def check_student(self, inputs, outputs):
+    ...         pass
+    ...     def probe(self, example, prediction, metric):
+    ...         pass
+    ...     def score(self, example, prediction, metric):
+    ...         return self.read({}, prediction)
+    ...     def read(self, inputs, prediction):
+    ...         if "answer" not in prediction:
+    ...             return Scored(failure="the prediction has no field 'answer'")
+    ...         return Scored(scores=(min(len(prediction.answer), 100) / 100,))
+    ...     def choose(self, read, weights):
+    ...         scores = {i: s.scores for i, s in enumerate(read) if s.scores is not None}
+    ...         failures = {i: s.failure for i, s in enumerate(read) if s.failure is not None}
+    ...         return Selection(index=max(scores, key=scores.get), failures=failures) if scores else None
+    ...     def digest(self, metric):
+    ...         return "longest, version 1"
+    ...     def to_dict(self):
+    ...         return {"kind": "longest"}
+    >>> from iapo_dspy.testing import check_strategy
+    >>> examples = [dspy.Example(question="Why?").with_inputs("question")]
+    >>> predictions = [dspy.Prediction(answer="So."), dspy.Prediction(answer="Because."), dspy.Prediction(idea="none")]
+    >>> check_strategy(Longest(), examples, predictions, other_process=False)
+"""
 
 from __future__ import annotations
 
@@ -37,11 +81,11 @@ class Selection:
 
 @runtime_checkable
 class Strategy(Protocol):
-    """What the optimizer and the compiled program need to know of a strategy."""
+    """How N completions become one answer; see the module."""
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What preferences weigh: names on the K axis. A strategy with more columns of scores has `columns` too."""
+        """Names that preferences weigh, the K axis. A strategy with more columns of scores has `columns` too."""
 
     def aggregator(self) -> Aggregator:
         """Return the vectorised form that estimates expected rewards."""
@@ -124,7 +168,7 @@ class Pretends(Protocol):
 
 
 def columns_of(strategy: Strategy) -> tuple[str, ...]:
-    """Return the names of a strategy's score columns: its objectives, and after them what preferences do not weigh."""
+    """Return the names of a strategy's score columns: its objectives, and after them those that nobody weighs."""
     columns: tuple[str, ...] = tuple(getattr(strategy, "columns", strategy.objectives))
     return columns
 
@@ -139,7 +183,7 @@ class Calibrates(Protocol):
     """A strategy whose scores are put on a scale that a run learns from its first completions.
 
     `score` and `read` return raw scores, and the ledger keeps those; `choose` and `settled` apply the scale. A strategy
-    is never changed: what has learnt is another one.
+    is never changed: learning returns another one.
     """
 
     @property
