@@ -14,18 +14,19 @@ up or down reaches 1 or 0. What a raw score of NaN or infinity is, a failure, is
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.types import FloatArray
 
-__all__ = ["KINDS", "Calibration", "Kind", "Scales", "fit"]
+__all__ = ["KINDS", "Calibration", "Kind", "Scaled", "Scales", "fit"]
 
 logger = logging.getLogger(__name__)
 
@@ -213,3 +214,44 @@ class Scales:
         objectives = [o for o in strategy.get("objectives", ()) if isinstance(o, Mapping)]
         scales = cls(tuple(str(o["name"]) for o in objectives), tuple(o.get("calibrate") for o in objectives))
         return scales.restore(strategy["calibration"]) if strategy.get("calibration") else scales
+
+
+class Scaled:
+    """The methods of the port `Calibrates`, for a strategy that keeps the scales of its columns in `_scales`."""
+
+    _scales: Scales
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether nothing needs to be learnt any more."""
+        return self._scales.ready
+
+    def calibrate(self: S, scores: Iterable[Sequence[float]]) -> S:
+        """Return this strategy with its scales learnt from raw scores [S, K]; itself if there is nothing to learn."""
+        return self._with(self._scales.learn(scores))
+
+    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Return raw scores [K] on the scales that preferences weigh [K].
+
+        Raises:
+            StateError: A calibration was not learnt yet.
+        """
+        return self._scales.place(scores)
+
+    def restore(self: S, calibration: Mapping[str, Any]) -> S:
+        """Return this strategy with the scales of a saved program.
+
+        Raises:
+            StateError: They are not those of its objectives.
+        """
+        return self._with(self._scales.restore(calibration))
+
+    def _with(self: S, scales: Scales) -> S:
+        if scales is self._scales:
+            return self
+        twin = copy.copy(self)
+        twin._scales = scales
+        return twin
+
+
+S = TypeVar("S", bound=Scaled)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.errors import ConfigurationError, LabelRequired, one_line
-from iapo_dspy.scoring.calibration import Scales
+from iapo_dspy.scoring.calibration import Scaled, Scales
 from iapo_dspy.scoring.no_labels import InputsOnly, check_reads_no_label, label_message
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.scores import Metric, Scored, function_digest
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["BestOfN"]
 
 
-class BestOfN:
+class BestOfN(Scaled):
     """Best-of-N over weighted, label-free objectives (eq. 1 of the paper).
 
     Args:
@@ -142,38 +141,6 @@ class BestOfN:
 
     def _utility(self, scored: Scored, weights: FloatArray) -> float | None:
         return None if scored.scores is None else float(np.dot(weights, self.place(scored.scores)))
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether nothing needs to be learnt any more."""
-        return self._scales.ready
-
-    def calibrate(self, scores: Iterable[Sequence[float]]) -> BestOfN:
-        """Return this strategy with its scales learnt from raw scores [S, K]; itself if there is nothing to learn."""
-        return self._with(self._scales.learn(scores))
-
-    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
-        """Return raw scores [K] on the scales that preferences weigh [K].
-
-        Raises:
-            StateError: A calibration was not learnt yet.
-        """
-        return self._scales.place(scores)
-
-    def restore(self, calibration: Mapping[str, Any]) -> BestOfN:
-        """Return this strategy with the scales of a saved program.
-
-        Raises:
-            StateError: They are not those of its objectives.
-        """
-        return self._with(self._scales.restore(calibration))
-
-    def _with(self, scales: Scales) -> BestOfN:
-        if scales is self._scales:
-            return self
-        twin = copy.copy(self)
-        twin._scales = scales
-        return twin
 
     def digest(self, metric: Metric | None) -> str:
         """Return a hash of the objectives' code; what was learnt has no part in it, for it changes no raw score."""

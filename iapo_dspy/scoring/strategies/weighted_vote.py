@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from iapo_dspy.bandit.aggregators.tally import UNITS, TallyAggregator, vote_unit
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.equality import Equality
 from iapo_dspy.scoring.answers.normalize import Normalize
+from iapo_dspy.scoring.calibration import Scaled, Scales
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.scores import Metric, Scored, function_digest
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
@@ -24,7 +24,7 @@ from iapo_dspy.types import FloatArray, IntArray
 __all__ = ["WeightedVote", "joined"]
 
 
-class WeightedVote(MajorityVote):
+class WeightedVote(Scaled, MajorityVote):
     """A vote in which each completion counts its label-free score; the answer with the largest sum wins.
 
     Weights are counted in millionths of the largest one, so that sums are exact. A tie goes to the answer that was
@@ -64,33 +64,12 @@ class WeightedVote(MajorityVote):
             )
         self.weight = objective
         self._weigher = BestOfN([objective])
+        self._scales = Scales(("metric", objective.name), (None, objective.calibrate))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The metric's score, and the weight of the vote."""
         return ("metric", "weight")
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether nothing needs to be learnt any more of what the weight's raw scores are worth."""
-        return self._weigher.calibrated
-
-    def calibrate(self, scores: Iterable[Sequence[float]]) -> WeightedVote:
-        """Return this strategy with the weight's scale learnt from raw scores [S, 2]."""
-        return self._with(self._weigher.calibrate([row[1:] for row in scores]))
-
-    def place(self, scores: Sequence[float]) -> tuple[float, ...]:
-        """Return the metric's score, and the raw weight on its scale; raises StateError before that is learnt."""
-        return (scores[0], *self._weigher.place(scores[1:]))
-
-    def restore(self, calibration: Mapping[str, Any]) -> WeightedVote:
-        """Return this strategy with the scale of a saved program; raises StateError where it is not the weight's."""
-        return self._with(self._weigher.restore(calibration))
-
-    def _with(self, weigher: BestOfN) -> WeightedVote:
-        twin = copy.copy(self)
-        twin._weigher = weigher
-        return twin
 
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
@@ -119,7 +98,7 @@ class WeightedVote(MajorityVote):
     def tally(self, read: Sequence[Scored]) -> Tally:
         """Count the votes of what `read` returned, in millionths of the largest weight."""
         upper = self.weight.bounds[1]
-        weights = np.array([0.0 if s.scores is None else self._weigher.place(s.scores[-1:])[0] for s in read])
+        weights = np.array([0.0 if s.scores is None else self.place((0.0, s.scores[-1]))[1] for s in read])
         return Tally.of(read, self.classes(), vote_units(weights, upper).tolist(), most=UNITS, worth=upper)
 
     def pretend(self, quality: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
@@ -135,9 +114,13 @@ class WeightedVote(MajorityVote):
 
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies this strategy as JSON data."""
-        saved = self._weigher.to_dict()
-        learnt = {"calibration": saved["calibration"]} if "calibration" in saved else {}
-        return {**super().to_dict(), "kind": "weighted_vote", "weight": saved["objectives"], **learnt}
+        learnt = self._scales.to_dict()
+        return {
+            **super().to_dict(),
+            "kind": "weighted_vote",
+            "weight": self._weigher.to_dict()["objectives"],
+            **({"calibration": learnt} if learnt else {}),
+        }
 
 
 def joined(vote: Scored, free: Scored, behind: int = 0) -> Scored:
