@@ -1,1 +1,1 @@
-"""Answers, scores and strategies: what a completion is worth."""
+"""Answers, scores and strategies: how much a completion is worth."""

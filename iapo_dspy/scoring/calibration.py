@@ -1,15 +1,15 @@
-"""Raw scores of any scale on a common one: what a run learns once, and its compiled program keeps.
+"""Raw scores of any scale, put on a common one: a run learns it once, and its compiled program keeps it.
 
 Reward models score in logits, and one of them in other logits than the next. A calibration is a monotone, piecewise
 linear map from raw scores to [0, 1]. It is fitted to all raw scores of a run's first batch of pulls, in which every
 prompt takes part, and frozen: later rounds, the stored evidence and the deployed program use one and the same map.
 
-- "minmax": the lowest score of the first batch becomes 0, the highest 1; what lies beyond is clipped.
+- "minmax": the lowest score of the first batch becomes 0, the highest 1; scores beyond are clipped.
 - "rank": the share of the first batch's scores below a score, those equal to it counted half (the mid-distribution
   function). Its mean over the first batch is 1/2. It is kept at 101 quantiles at most.
 
 A first batch whose scores are all one value v says nothing about the scale: v becomes 1/2, and a step of max(1, |v|)
-up or down reaches 1 or 0. What a raw score of NaN or infinity is, a failure, is no score and has no part in it.
+up or down reaches 1 or 0. A raw score of NaN or infinity is a failure; it has no part in the scale.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Calibration:
     Attributes:
         kind: How it was learnt.
         raw: Raw scores at the knots, ascending, at least 2.
-        level: What they become, ascending, in [0, 1].
+        level: Their calibrated values, ascending, in [0, 1].
     """
 
     kind: Kind
@@ -81,10 +81,10 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Read what `to_dict` wrote.
+        """Read the data that `to_dict` wrote.
 
         Raises:
-            StateError: The data are no calibration.
+            StateError: The data are not a calibration.
         """
         try:
             raw, level = (tuple(float(v) for v in str(data[name]).split()) for name in ("raw", "level"))
@@ -103,7 +103,7 @@ def fit(kind: Kind, scores: Iterable[float], *, what: str = "An objective") -> C
     Args:
         kind: "minmax" or "rank".
         scores: Raw scores, at least one that is finite; others are left out.
-        what: Whose scores they are, for messages.
+        what: Name of the objective, for messages.
 
     Raises:
         ConfigurationError: There is no finite score, or no such kind.
@@ -144,7 +144,7 @@ class Scales:
     """The scales of a strategy's scores: one calibration for each that has one.
 
     Attributes:
-        names: Whose scores they are [K].
+        names: Names of the columns of scores [K].
         kinds: How each is calibrated; None for scores that are bounded as they are [K].
         learnt: The calibrations; None where there is none, or none yet [K].
     """
@@ -163,7 +163,7 @@ class Scales:
         return all(kind is None or map_ is not None for kind, map_ in zip(self.kinds, self.learnt, strict=True))
 
     def learn(self, scores: Iterable[Sequence[float]]) -> Scales:
-        """Return these scales with what is missing learnt from raw scores [S, K]; as they are if there are none."""
+        """Learn the missing scales from raw scores [S, K]; without scores, return these scales."""
         rows = list(scores)
         if self.ready or not rows:
             return self
@@ -188,11 +188,11 @@ class Scales:
         return tuple(s if c is None else c(s) for s, c in zip(scores, self.learnt, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was learnt by name, as JSON data; empty where nothing was."""
+        """Return the calibrations by name, as JSON data; empty where none was learnt."""
         return {n: c.to_dict() for n, c in zip(self.names, self.learnt, strict=True) if c is not None}
 
     def restore(self, data: Mapping[str, Any]) -> Scales:
-        """Return these scales with what `to_dict` wrote.
+        """Return these scales with the calibrations that `to_dict` wrote.
 
         Raises:
             StateError: It lacks a calibration, or has one of another kind.
@@ -210,7 +210,7 @@ class Scales:
 
     @classmethod
     def of_saved(cls, strategy: Mapping[str, Any]) -> Scales:
-        """Return the scales of a strategy from what its `to_dict` says."""
+        """Return the scales of a strategy from its saved data (`to_dict`)."""
         objectives = [o for o in strategy.get("objectives", ()) if isinstance(o, Mapping)]
         scales = cls(tuple(str(o["name"]) for o in objectives), tuple(o.get("calibrate") for o in objectives))
         return scales.restore(strategy["calibration"]) if strategy.get("calibration") else scales

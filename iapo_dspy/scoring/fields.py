@@ -1,4 +1,4 @@
-"""The fields of a prediction as text, and a clear word where one is missing."""
+"""The fields of a prediction as text, and a clear error where one is missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def check_name(value: Any, what: str) -> str:
     """Return the name of a field.
 
     Raises:
-        ConfigurationError: It is no name.
+        ConfigurationError: It is not a name.
     """
     if not isinstance(value, str) or not value.isidentifier():
-        raise ConfigurationError(f"{what}: {value!r} is no field; give its name, such as 'answer'.")
+        raise ConfigurationError(f"{what}: {value!r} is not the name of a field; give one, such as 'answer'.")
     return value
 
 
@@ -51,7 +51,7 @@ def json_of(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text: a string as it is, None as no text, numbers as Python writes them, the rest as JSON.
+    """Return a value as text: a string as it is, None as an empty one, numbers as Python writes them, the rest as JSON.
 
     Raises:
         ScoreError: It has no JSON form.

@@ -28,8 +28,8 @@ def score_inside(
 ) -> Scored:
     """Score one completion of an inner module as a deployed pipeline would see it.
 
-    The strategy reads the inner module's inputs and its prediction: what is chosen from at deployment. Where it asks
-    the metric, the metric is shown the example and what the pipeline made of that prediction.
+    The strategy reads the inner module's inputs and its prediction, from which a deployed call chooses. Where it asks
+    the metric, the metric is shown the example and the pipeline's result with that prediction.
 
     Args:
         strategy: How completions become one.
@@ -62,7 +62,7 @@ def _bounds(strategy: Strategy) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class MetricOnly:
-    """Tries a pipeline's metric as strategies try theirs. Their objectives see inputs that no example has.
+    """Tries a pipeline's metric as strategies try theirs, without objectives: these see inputs that no example has.
 
     Args:
         strategy: Knows the metric's bounds.

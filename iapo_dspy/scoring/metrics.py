@@ -1,6 +1,6 @@
 """Metrics that need labels: for majority vote while compiling, and for `dspy.Evaluate`.
 
-They are no objectives of Best-of-N, which selects where there are no labels; there they are refused.
+Best-of-N refuses them as objectives, because it selects where there are no labels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class LabelMetric:
     """A metric that compares an output field with a label of the example.
 
     Attributes:
-        name: What it measures.
+        name: Name of the measure.
         field: Output field.
         label: Field of the example: one right answer, or a list of them, of which the best fit counts.
     """
@@ -39,7 +39,7 @@ class LabelMetric:
 
     @property
     def __name__(self) -> str:
-        """How DSPy's tables call it."""
+        """Its name in DSPy's tables."""
         return self.name
 
     def __call__(
@@ -71,7 +71,7 @@ def exact_match(field: str, label: str | None = None) -> LabelMetric:
         label: Field of the example with the right answer, or with a list of right answers. Default: of the same name.
 
     Raises:
-        ConfigurationError: A name that is none.
+        ConfigurationError: One of them is not a name.
     """
     return _metric("exact_match", field, label)
 
@@ -80,11 +80,11 @@ def f1(field: str, label: str | None = None) -> LabelMetric:
     """Return DSPy's token F1 as a metric in [0, 1]; compared as in `exact_match`.
 
     Args:
-        field: Output field.
-        label: Field of the example with the right answer, or with a list of right answers. Default: of the same name.
+        field: See `exact_match`.
+        label: See `exact_match`.
 
     Raises:
-        ConfigurationError: A name that is none.
+        ConfigurationError: One of them is not a name.
     """
     return _metric("f1", field, label)
 

@@ -18,7 +18,7 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
     """An example that shows its inputs only: reading a label raises `LabelRequired`.
 
     Attributes:
-        label_read: The label that was asked for, if any: an objective may catch what is raised.
+        label_read: The label that was asked for, if any: an objective may catch the error.
     """
 
     def __init__(self, example: dspy.Example, *, objective: str) -> None:
@@ -79,12 +79,12 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
 
 
 def label_message(objective: str, names: Iterable[str]) -> str:
-    """Say that an objective reads these labels, why that cannot be, and what to do."""
+    """Say that an objective reads these labels, why it must not, and how to mend it."""
     shown = ", ".join(f"`{n}`" for n in sorted(names))
     return (
-        f"Objective {objective!r} reads {shown} of the example, which is no input: when the program is deployed there "
-        "are no labels to select with. Score what the inputs and the prediction show (a checker, a judge, a length), "
-        "or use MajorityVote, which needs labels only while compiling. If it is an input of the student, say so: "
+        f"Objective {objective!r} reads {shown} of the example, which is not an input: when the program is deployed "
+        "there are no labels to select with. Score the inputs and the prediction (a checker, a judge, a length), or "
+        "use MajorityVote, which needs labels only while compiling. If it is an input of the student, say so: "
         "Objective(..., inputs=['name'])."
     )
 
@@ -92,8 +92,8 @@ def label_message(objective: str, names: Iterable[str]) -> str:
 def field_reads(function: Callable[..., Any], position: int) -> frozenset[str]:
     """Return the field names that a Python function reads from one positional parameter.
 
-    `p.name`, `p["name"]` and `p.get("name")` count. The function is read, not called; for what is not written in
-    Python nothing is found.
+    `p.name`, `p["name"]` and `p.get("name")` count. The function is read, not called; functions that are
+    not written in Python have no names to find.
     """
     target = inspect.unwrap(function)
     if not inspect.isroutine(target) and not inspect.isclass(target):
@@ -142,14 +142,14 @@ def check_reads_no_label(
         name: The objective's name.
         score: Its function `(example, prediction) -> score`.
         inputs: The student's input fields; None while they are not known. Then a field that is read from both the
-            example and the prediction gives it away, for no DSPy signature has a field on both sides.
+            example and the prediction is taken for a label, because no DSPy signature has a field on both sides.
         declared: Fields that the user says are inputs.
 
     Raises:
-        LabelRequired: It does.
+        LabelRequired: The objective reads a label.
     """
     read = field_reads(score, 0)
-    said = frozenset(getattr(score, "labels_read", ())) - set(declared)  # by functions that are not written for this
+    said = frozenset(getattr(score, "labels_read", ())) - set(declared)  # as metrics that need labels say themselves
     wrong = (read & field_reads(score, 1)) - set(declared) if inputs is None else read - set(inputs)
     wrong |= said - set(inputs or ())
     if wrong:

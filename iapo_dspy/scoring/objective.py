@@ -16,7 +16,7 @@ Example:
     1.0
     >>> Objective("right", lambda example, prediction: example.answer == prediction.answer)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    iapo_dspy.errors.LabelRequired: Objective 'right' reads `answer` of the example, which is no input: ...
+    iapo_dspy.errors.LabelRequired: Objective 'right' reads `answer` of the example, which is not an input: ...
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a metric returns to a bounded score, and what one scored completion is."""
+"""Scores: read from the value that a metric returns, and kept with a completion."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] | None = (0.0
 
     Args:
         value: A bool, a number, or a `dspy.Prediction` with a `score`.
-        what: Who returned it, for the message.
+        what: Name of the function that returned it, for the message.
         bounds: Lowest and highest score, both allowed; None takes any finite number.
 
     Raises:
@@ -89,7 +89,9 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] | None = (0.0
 
 
 def function_digest(*parts: Any) -> str:
-    """Return a hash of functions' own code (not of what they call) and of plain values, the same in every process.
+    """Return a hash of functions' own code and of plain values, the same in every process.
+
+    The code of functions that they call has no part in it.
 
     Of a callable dataclass, as the built-in objectives are, the fields that are compared are hashed too.
     """

@@ -10,7 +10,7 @@ __all__ = ["misfit", "name_of"]
 
 
 def name_of(function: Any) -> str:
-    """Return what a callable is called."""
+    """Return the name of a callable."""
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
 
 

@@ -1,4 +1,4 @@
-"""What every objective keeps to, as a check that authors of objectives run in their own tests."""
+"""Rules that every objective keeps, for the tests of their authors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_objective(
     tolerance: float = 1e-6,
     threads: int = 8,
 ) -> None:
-    """Check that an objective keeps to what Best-of-N relies on.
+    """Check that an objective keeps the rules that Best-of-N relies on.
 
     1. It scores every prediction by a finite number, within its bounds unless it is calibrated.
     2. It reads no label: neither does it ask for one, nor does its score change where labels do.
@@ -47,12 +47,12 @@ def check_objective(
         threads: Calls at once, >= 2.
 
     Raises:
-        AssertionError: It does not; the message says which rule, where, and what was seen.
-        ValueError: Nothing to check it on.
+        AssertionError: A rule is broken; the message says which one, where, and which scores were found.
+        ValueError: There are no examples, or not as many predictions.
     """
     if not examples or len(examples) != len(predictions) or threads < 2:
         raise ValueError("Give as many predictions as examples, at least one, and two threads or more.")
-    assert isinstance(objective, Objective), f"{objective!r} is no Objective."
+    assert isinstance(objective, Objective), f"{objective!r} is not an Objective."
     name = objective.name
     cases = list(zip(examples, predictions, strict=True))
 

@@ -34,7 +34,7 @@ class Classes:
         """Return the class of a completion's answer, None where it has no vote.
 
         Raises:
-            Exception: What the user's equality raised.
+            Exception: The user's equality raised it.
         """
         if scored.failure is not None or scored.answer is None:
             return None
@@ -57,14 +57,14 @@ class Classes:
 
 @runtime_checkable
 class Equates(Protocol):
-    """A strategy whose equal answers are not told by their keys alone."""
+    """A strategy that does not tell equal answers by their keys alone."""
 
     def classes(self) -> Classes:
         """Return empty classes for one query or one call."""
         ...
 
     def value(self, prediction: dspy.Prediction) -> Any:
-        """Return what is compared of a completion, `Scored.value`: a stored score has the key only."""
+        """Return the value of a completion's answer, `Scored.value`: a stored score has the key only."""
 
 
 def classes_of(strategy: object) -> Classes:

@@ -40,6 +40,7 @@ _MOST_PAIRS = 1 << 16
 _NUMBERS = (int, float, decimal.Decimal, fractions.Fraction, np.integer, np.floating)
 
 
+# Ledgers keep a hash of this function, docstring included: other code makes resumed runs score again.
 def number_of(value: Any) -> float | None:
     """Return a value as a number; None if it is none. A string may have blanks, thousands separators, a final stop."""
     if isinstance(value, bool):
@@ -56,9 +57,16 @@ def number_of(value: Any) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Close:
-    """Numbers within a tolerance are one answer: |a - b| <= max(absolute, relative * max(|a|, |b|)).
+    """An equality for votes: numbers are one answer where |a - b| <= max(absolute, relative * max(|a|, |b|)).
 
     Text that is a number is compared as one; lists, tuples and dictionaries item by item; anything else by its key.
+
+    Args:
+        absolute: Largest difference, >= 0.
+        relative: Largest difference as a share of the larger number, >= 0. The larger of both limits counts.
+
+    Raises:
+        ConfigurationError: A limit is negative or not finite, or both are 0.
     """
 
     absolute: float = 0.0
@@ -93,18 +101,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def close(*, absolute: float = 0.0, relative: float = 0.0) -> Close:
-    """Return an equality for `MajorityVote(field, equal=...)` under which numbers within a tolerance are one answer.
-
-    Args:
-        absolute: Largest difference, >= 0.
-        relative: Largest difference as a share of the larger number, >= 0. The larger of both limits counts.
-
-    Raises:
-        ConfigurationError: Negative or not finite, or both 0.
-    """
-    return Close(absolute=absolute, relative=relative)
-
+close = Close
 
 _LONGEST_FORMULA = 300
 _COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|sqrt|abs|mod)\b")
@@ -114,14 +111,17 @@ _TOWER = re.compile(r"(\^|\*\*)\s*[({\s]*[\w.]+[)}\s]*(\^|\*\*)|(\^|\*\*)\s*[({]
 
 @dataclass(frozen=True, kw_only=True)
 class MathEqual:
-    r"""Answers that are equal as mathematics are one: 1/2, 0.5 and \frac{1}{2}, in LaTeX or plain.
+    r"""An equality for votes by which equal mathematics is one answer: 1/2, 0.5 and \frac{1}{2}, in LaTeX or plain.
 
     Hugging Face's `math-verify` parses and compares them. Its timeouts rest on signals, which only the main thread has,
-    so they are off; what could keep it busy for long (formulas of more than 300 characters, towers of powers, huge
-    exponents and factorials) is compared as text instead, and so is what it cannot parse.
+    so they are off. Texts that could keep it busy for long (formulas of more than 300 characters, towers of powers,
+    huge exponents and factorials) are compared as text instead, and so are texts that it cannot parse.
 
     Args:
         digits: Decimal places to which numbers are compared, >= 1.
+
+    Raises:
+        ConfigurationError: `digits` is not such a number, or the library is missing: `pip install 'iapo_dspy[math]'`.
     """
 
     digits: int = 6
@@ -153,16 +153,7 @@ class MathEqual:
         return {"kind": "math", "digits": self.digits}
 
 
-def math_equal(*, digits: int = 6) -> MathEqual:
-    """Return an equality for `MajorityVote(field, equal=...)` under which equal mathematics is one answer.
-
-    Args:
-        digits: Decimal places to which numbers are compared, >= 1.
-
-    Raises:
-        ConfigurationError: The library is missing: `pip install 'iapo_dspy[math]'`; or `digits` is no such number.
-    """
-    return MathEqual(digits=digits)
+math_equal = MathEqual
 
 
 def _math_verify() -> Any:
@@ -216,7 +207,7 @@ def describe_equality(equal: Equality | None) -> dict[str, Any] | str | None:
 
 
 def saved_equality(data: Any) -> Equality | None:
-    """Read what `describe_equality` wrote of a built-in equality."""
+    """Read a built-in equality from the data that `describe_equality` wrote."""
     if data is None:
         return None
     if data["kind"] == "close":
@@ -244,13 +235,13 @@ class Pairs:
         self._same = lru_cache(maxsize=_MOST_PAIRS)(lambda leader, other: bool(equal(leader.value, other.value)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy without what is remembered, which cannot be pickled."""
+        """Copy without the remembered pairs, which cannot be pickled."""
         return Pairs, (self._equal,)
 
     def __call__(self, leader: KeyedAnswer, other: KeyedAnswer) -> bool:
         """Compare two answers.
 
         Raises:
-            Exception: What the user's function raised.
+            Exception: The user's function raised it.
         """
         return self._same(leader, other)

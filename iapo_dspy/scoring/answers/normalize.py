@@ -25,6 +25,8 @@ __all__ = ["Normalize", "answer_key", "is_countable_type", "normalize_answer", "
 Normalize = Callable[[Any], Any]
 
 
+# Ledgers keep a hash of this function and of `answer_key`, docstrings included: other code makes
+# resumed runs score again.
 def normalize_answer(value: Any) -> Any:
     """Return the form in which two answers are compared; the default of `MajorityVote`.
 
@@ -89,7 +91,7 @@ def _key(value: Any) -> str:
         return _fields(value, {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare})
     if getattr(type(value), "__repr__", None) is object.__repr__:
         raise ScoreError(
-            f"Answers of type {type(value).__name__} cannot be told apart by what they show. Give MajorityVote a "
+            f"Answers of type {type(value).__name__} cannot be told apart by their text. Give MajorityVote a "
             "`normalize` that returns a string, a number, a list or the like."
         )
     return repr(value)
@@ -97,7 +99,7 @@ def _key(value: Any) -> str:
 
 def _number(value: float | decimal.Decimal | fractions.Fraction) -> str:
     if math.isnan(value):
-        raise ScoreError("The answer is NaN, which is not even equal to itself: it is no vote.")
+        raise ScoreError("The answer is NaN, which is not even equal to itself: it is not a vote.")
     if math.isinf(value):
         return repr(float(value))
     return repr(int(value)) if value == int(value) else repr(float(value))  # 4.0 and 4 are one answer
@@ -119,13 +121,13 @@ def parsed(value: Any, annotation: Any) -> Any:
         annotation: The field's annotation; None where it is not known.
 
     Returns:
-        The value; the text as it is where it cannot be read as a value of this type, for a module may mean it so.
+        The value. A text that cannot be read as a value of this type stays as it is: a module may want it so.
     """
     if not isinstance(value, str) or isinstance(value, enum.Enum) or _may_be_text(annotation):
         return value
     text = value.strip()
     if not text:
-        return text  # an empty field is no vote, whatever its type
+        return text  # an empty field is not a vote, whatever its type
     try:
         adapter = _adapter(annotation)
     except pydantic.PydanticUserError:  # a class that pydantic knows nothing of
@@ -144,7 +146,7 @@ def _adapter(annotation: Any) -> Any:
 
 
 def _from_words(annotation: Any) -> Callable[[str], Any]:
-    """Return what reads the name of an enum's member or a member of a Literal that is no string."""
+    """Return a reader of the names of an enum's members, and of a Literal's members that are not strings."""
 
     def read(text: str) -> Any:
         if isinstance(annotation, type) and issubclass(annotation, enum.Enum):

@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Mean", "Median"]
 
-_STEP = 1.0  # how far from a label a metric that is said to be affine is tried
+_STEP = 1.0  # distance from a label at which a metric that is said to be affine is tried
 
 
 class _Centre(OneField):
-    """What means and medians share; see `Mean` and `Median`."""
+    """The parts that means and medians share; see `Mean` and `Median`."""
 
     centre: ClassVar[Centre]
     usual_loss: ClassVar[Loss]
@@ -89,7 +89,7 @@ class _Centre(OneField):
         return ValueAggregator(centre=self.centre, loss=self.loss, scale=self.scale, floor=floor)
 
     def check(self, *, metric: Metric | None) -> None:
-        """Say that a metric is not used, unless the score is affine."""
+        """Warn that a metric is not used, unless the score is affine."""
         if self.affine:
             super().check(metric=metric)
         elif metric is not None:
@@ -109,7 +109,7 @@ class _Centre(OneField):
         return replace(read, scores=(self._by_loss(value, gold), value, gold))
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Look for the label, or try the metric; raises what `score` would hide."""
+        """Look for the label, or try the metric; raise the errors that `score` would hide."""
         if not self.affine:
             self._gold(example)
         elif metric is not None and self.field in prediction:
@@ -143,13 +143,13 @@ class _Centre(OneField):
         return label, np.stack([1.0 - loss_of(value, gold, self.loss) / self.scale, value, gold], axis=1)
 
     def digest(self, metric: Metric | None) -> str:
-        """Return a hash of what scores: the metric where the score is affine, else the loss."""
+        """Return a hash of the scoring code: the metric where the score is affine, else the loss."""
         if self.affine:
             return function_digest(metric, number_of, self.field, self.bounds)
         return function_digest(number_of, self.field, self.label, self.range, self.loss, self.scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data."""
+        """Return this strategy's identity as JSON data."""
         kind = {"kind": self.centre, "field": self.field}
         if self.affine:
             return {**kind, "affine": True, "bounds": list(self.bounds)}
@@ -195,13 +195,13 @@ class _Centre(OneField):
             try:
                 moved_prediction = dspy.Prediction(**{**fields, self.field: moved})
                 around.append(self._by_metric(example, moved_prediction, metric))
-            except Exception:  # noqa: BLE001  # beyond what the metric can score: nothing to be learnt here
+            except Exception:  # noqa: BLE001  # the metric cannot score a value so far away: nothing is learnt here
                 return
         if abs(around[0] + around[1] - 2.0 * middle) > 1e-6 * max(1.0, *map(abs, around)):
             raise ConfigurationError(
                 f"{self._what}: affine=True, but the metric scores {self.field}={value - _STEP:g}, {value:g} and "
-                f"{value + _STEP:g} with {around[0]:g}, {middle:g} and {around[1]:g}, which is on no straight line. "
-                "Leave affine out, and say range= and loss= instead."
+                f"{value + _STEP:g} with {around[0]:g}, {middle:g} and {around[1]:g}, which are not on a "
+                "straight line. Leave affine out, and say range= and loss= instead."
             )
 
 
@@ -266,7 +266,7 @@ class Median(_Centre):
         field: See `Mean`.
         range: See `Mean`.
         label: See `Mean`.
-        loss: See `Mean`; "absolute" by default, which a median is the best answer to.
+        loss: See `Mean`; "absolute" by default.
         scale: See `Mean`.
         strict: See `Mean`.
 

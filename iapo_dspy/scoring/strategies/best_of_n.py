@@ -47,7 +47,7 @@ class BestOfN(Scaled):
                 raise LabelRequired(label_message(str(getattr(objective, "name", objective)), labels))
             if not isinstance(objective, Objective):
                 raise ConfigurationError(
-                    f"BestOfN: {objective!r} is no Objective; wrap it: Objective('name', function)."
+                    f"BestOfN: {objective!r} is not an Objective; wrap it: Objective('name', function)."
                 )
         names = self.objectives
         if len(set(names)) < len(names):
@@ -74,7 +74,7 @@ class BestOfN(Scaled):
         return BestOfNAggregator(floors=self.lowest)
 
     def check(self, *, metric: Metric | None) -> None:
-        """Say that a metric is not used: Best-of-N selects by its objectives, also when deployed."""
+        """Warn that a metric is not used: Best-of-N selects by its objectives, also when deployed."""
         if metric is not None:
             logger.warning(
                 "BestOfN selects by its objectives alone, so metric=%s is not used. Make it an Objective if it needs "
@@ -83,7 +83,7 @@ class BestOfN(Scaled):
             )
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
-        """Raise LabelRequired if an objective reads an example field that is no input of the student."""
+        """Raise LabelRequired if an objective reads an example field that is not an input of the student."""
         for objective in self._objectives:
             check_reads_no_label(objective.name, objective.score, inputs)
 
@@ -97,12 +97,12 @@ class BestOfN(Scaled):
             return Scored(failure=one_line(exc), error=True)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in prediction under every objective; raises what `score` would hide."""
+        """Score a stand-in prediction under every objective; raise the errors that `score` would hide."""
         problems: list[Exception] = []
         for objective in self._objectives:
             try:
                 _score(objective, example, prediction)
-            except Exception as exc:  # noqa: BLE001  # raised below: a judge must not hide what comes after it
+            except Exception as exc:  # noqa: BLE001  # raised below: a judge must not hide the objectives after it
                 problems.append(exc)
         for problem in sorted(problems, key=lambda p: not isinstance(p, ConfigurationError)):
             raise problem
@@ -131,7 +131,7 @@ class BestOfN(Scaled):
         return Selection(index=-max(scored)[1], utilities=tuple(utilities), failures=failures)
 
     def settled(self, read: Sequence[Scored], weights: FloatArray, remaining: int) -> bool:
-        """Tell whether a completion has the highest score that there is: none that comes later is better."""
+        """Tell whether a completion has the highest possible score: no later one can be better."""
         if remaining == 0:
             return True
         tops = zip(self._objectives, self._scales.learnt, strict=True)
@@ -143,12 +143,12 @@ class BestOfN(Scaled):
         return None if scored.scores is None else float(np.dot(weights, self.place(scored.scores)))
 
     def digest(self, metric: Metric | None) -> str:
-        """Return a hash of the objectives' code; what was learnt has no part in it, for it changes no raw score."""
+        """Return a hash of the objectives' code; learnt scales have no part in it, because they change no raw score."""
         parts = [(o.score, o.bounds, *([o.calibrate] if o.calibrate else [])) for o in self._objectives]
         return function_digest(*(part for objective in parts for part in objective))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data, and what it has learnt."""
+        """Return this strategy's identity as JSON data, with the scales that it has learnt."""
         calibration = self._scales.to_dict()
         return {
             "kind": "best_of_n",
@@ -169,6 +169,6 @@ def _score(objective: Objective, example: dspy.Example, prediction: dspy.Predict
     """Score under one objective, which is shown the example's inputs only."""
     shown = InputsOnly(example, objective=objective.name)
     score = objective(shown, prediction)
-    if shown.label_read is not None:  # the objective caught what reading a label raised
+    if shown.label_read is not None:  # the objective caught the error that reading a label raised
         raise LabelRequired(label_message(objective.name, [shown.label_read]))
     return score

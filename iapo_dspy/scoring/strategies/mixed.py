@@ -1,4 +1,4 @@
-"""Mixed: vote on what is right, then choose the best of those that agree."""
+"""Mixed: vote on the right answer, then choose the best of the completions that agree with it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Mixed:
         vote: `MajorityVote(...)` or `WeightedVote(...)`; ties as there.
         then: `BestOfN([...])`, whose objectives choose among those that agree.
         objectives: The objectives themselves, instead of `then`.
-        name: What preferences call the metric.
+        name: Name by which preferences weigh the metric.
 
     Raises:
         ConfigurationError: No vote, no objective, both or neither of `then` and `objectives`, or a name twice.
@@ -80,7 +80,7 @@ class Mixed:
 
     @property
     def calibrated(self) -> bool:
-        """Whether nothing needs to be learnt any more of what raw scores are worth."""
+        """Whether nothing needs to be learnt any more."""
         return self.best.calibrated and (not isinstance(self.vote, Calibrates) or self.vote.calibrated)
 
     def calibrate(self, scores: Iterable[Sequence[float]]) -> Mixed:
@@ -121,7 +121,7 @@ class Mixed:
         self.vote.check(metric=metric)
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
-        """Raise what the vote or the objectives raise."""
+        """Raise if the student does not fit the vote or the objectives."""
         self.vote.check_student(inputs, outputs)
         self.best.check_student(inputs, outputs)
 
@@ -147,7 +147,7 @@ class Mixed:
         return joined(scored, self.best.score(example, prediction, None), self._n_weights)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in prediction; raises what `score` would hide."""
+        """Score a stand-in prediction; raise the errors that `score` would hide."""
         self.vote.probe(example, prediction, metric)
         self.best.probe(example, prediction, None)
 
@@ -199,7 +199,7 @@ class Mixed:
         return function_digest(self.vote.digest(metric), self.best.digest(None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data."""
+        """Return this strategy's identity as JSON data."""
         vote, best = self.vote.to_dict(), self.best.to_dict()
         learnt = {"objectives": best.get("calibration"), "vote": vote.pop("calibration", None)}
         learnt = {part: scales for part, scales in learnt.items() if scales}

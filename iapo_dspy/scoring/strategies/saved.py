@@ -1,4 +1,4 @@
-"""Strategies as plain JSON data: which can be rebuilt without the user's code, and whether two are the same."""
+"""Strategies as plain JSON data: rebuild those that need no code of the user's, and compare others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def functions_of(data: Any) -> list[str]:
 
 
 def without_functions(data: Any) -> Any:
-    """Return a strategy's data with functions shown as being there, not by name, and without what a run has learnt."""
+    """Return a strategy's data without the names of its functions, and without the scales that a run has learnt."""
     if isinstance(data, Mapping):
         return {
             k: "a function" if k in _FUNCTIONS and isinstance(v, str) else without_functions(v)

@@ -33,7 +33,7 @@ class MajorityVote(OneField):
     The answer with most votes wins, ties with probability 1/t each: the tied answer that was drawn first is
     returned, which is the same in law because completions are exchangeable.
 
-    Fields of any type that shows what it holds are counted: strings, numbers, bools, Literal, enums, lists, tuples,
+    Fields of any type that shows its content are counted: strings, numbers, bools, Literal, enums, lists, tuples,
     sets, dictionaries and pydantic models, nested and optional ones too. A typed field that is left as text is read
     as its type where it can be.
 
@@ -49,7 +49,7 @@ class MajorityVote(OneField):
             that builds its own Prediction with another field.
 
     Raises:
-        ConfigurationError: `field` is no name, `normalize` or `equal` cannot be called, or a number is out of range.
+        ConfigurationError: `field` is not a name, `normalize` or `equal` cannot be called, or a number is out of range.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class MajorityVote(OneField):
         return answer_key(self.value(prediction), _as_it_is)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in prediction; raises what `score` would hide."""
+        """Score a stand-in prediction; raise the errors that `score` would hide."""
         if metric is not None and self.field in prediction:
             self._by_metric(example, prediction, metric)
 
@@ -152,7 +152,7 @@ class MajorityVote(OneField):
         return function_digest(metric, self.normalize, self.bounds, answer_key)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data."""
+        """Return this strategy's identity as JSON data."""
         custom = None if self._custom is None else name_of(self._custom)
         equal = {"equal": describe_equality(self.equal)} if self.equal is not None else {}
         return {"kind": "majority_vote", "field": self.field, "normalize": custom, **equal, "bounds": list(self.bounds)}
@@ -182,7 +182,7 @@ class Tally:
         names: Class -> the answer that leads it.
         failures: Position -> why a completion has no vote.
         most: Units of a vote of full weight.
-        worth: What `most` units are worth in the user's words.
+        worth: Weight, on the user's scale, of `most` units.
     """
 
     labels: tuple[int | None, ...]
@@ -227,7 +227,7 @@ class Tally:
         return {self.names[label]: self.votes[label] * self.worth / self.most for label in self.ranked()}
 
     def settled(self, remaining: int) -> bool:
-        """Tell whether the leader wins whoever gets the remaining votes."""
+        """Tell whether the leader wins even if every remaining vote goes to one other answer."""
         if remaining == 0:
             return True
         if not self.votes:

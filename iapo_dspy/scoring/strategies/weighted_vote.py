@@ -37,7 +37,7 @@ class WeightedVote(Scaled, MajorityVote):
         normalize: See `MajorityVote`.
         equal: See `MajorityVote`.
         tolerance: See `MajorityVote`.
-        bounds: Lowest and highest value of the metric, which says while compiling what an answer is worth.
+        bounds: Lowest and highest value of the metric, which scores answers while compiling.
         strict: See `MajorityVote`.
 
     Raises:
@@ -86,7 +86,7 @@ class WeightedVote(Scaled, MajorityVote):
         return scored if scored.scores is None else joined(scored, self._weigher.score(example, prediction, None))
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in prediction; raises what `score` would hide."""
+        """Score a stand-in prediction; raise the errors that `score` would hide."""
         super().probe(example, prediction, metric)
         self._weigher.probe(example, prediction, None)
 
@@ -96,7 +96,7 @@ class WeightedVote(Scaled, MajorityVote):
         return scored if scored.failure is not None else joined(scored, self._weigher.read(inputs, prediction))
 
     def tally(self, read: Sequence[Scored]) -> Tally:
-        """Count the votes of what `read` returned, in millionths of the largest weight."""
+        """Count the votes of completions that `read` returned, in millionths of the largest weight."""
         upper = self.weight.bounds[1]
         weights = np.array([0.0 if s.scores is None else self.place((0.0, s.scores[-1]))[1] for s in read])
         return Tally.of(read, self.classes(), vote_units(weights, upper).tolist(), most=UNITS, worth=upper)
@@ -113,7 +113,7 @@ class WeightedVote(Scaled, MajorityVote):
         return function_digest(super().digest(metric), self._weigher.digest(None))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies this strategy as JSON data."""
+        """Return this strategy's identity as JSON data."""
         learnt = self._scales.to_dict()
         return {
             **super().to_dict(),

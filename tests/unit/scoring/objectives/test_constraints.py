@@ -57,7 +57,7 @@ def test_a_pattern_that_is_none_raises_when_it_is_given() -> None:
     for bad in ("(", 3, None):
         with pytest.raises(ConfigurationError, match="not a regular expression"):
             objectives.regex_match("answer", bad)  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="is no field"):
+    with pytest.raises(ConfigurationError, match="is not the name of a field"):
         objectives.regex_match("the answer", "x")
 
 
@@ -229,9 +229,9 @@ def test_metrics_serve_majority_vote_and_evaluate_and_are_no_objectives() -> Non
     evaluate = dspy.Evaluate(devset=[EXAMPLE, EXAMPLE.copy(answer="Rome")], metric=exact, num_threads=1)
     assert evaluate(Fixed()).score == 50.0
     for metric in (exact, metrics.f1("answer", "gold")):
-        with pytest.raises(LabelRequired, match="which is no input"):
+        with pytest.raises(LabelRequired, match="which is not an input"):
             Objective("exact", metric)
-        with pytest.raises(LabelRequired, match="which is no input"):
+        with pytest.raises(LabelRequired, match="which is not an input"):
             BestOfN([metric])  # type: ignore[list-item]
 
 

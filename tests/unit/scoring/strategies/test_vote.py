@@ -226,7 +226,7 @@ def test_best_of_n_checks() -> None:
         BestOfN([])
     with pytest.raises(ConfigurationError, match="must differ"):
         BestOfN([Objective("a", length), Objective("a", brevity)])
-    with pytest.raises(ConfigurationError, match="no Objective"):
+    with pytest.raises(ConfigurationError, match="not an Objective"):
         BestOfN([length])  # type: ignore[list-item]
     with pytest.raises(ConfigurationError, match="low < high"):
         Objective("a", length, bounds=(1, 0))
