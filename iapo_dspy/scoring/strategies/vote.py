@@ -143,9 +143,10 @@ class MajorityVote(OneField):
         return self.tally(read).settled(remaining)
 
     def pretend(self, quality: FloatArray, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-        """Make up votes for the right answer or one of a few wrong ones."""
+        """Make up votes for the right answer or one of a few wrong ones; columns of a subclass are in [0, 1]."""
         label, worth = pretended_votes(quality, self.bounds, rng)
-        return label, worth[:, None]
+        more = quality[:, None] + rng.normal(0.0, 0.2, (len(label), len(self.columns) - 1))
+        return label, np.concatenate([worth[:, None], np.clip(more, 0.0, 1.0)], axis=1)
 
     def digest(self, metric: Metric | None) -> str:
         """Return a hash of the metric's and the normalisation's code."""
