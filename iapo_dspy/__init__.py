@@ -38,7 +38,7 @@ from iapo_dspy.errors import (
 )
 from iapo_dspy.optimizer.iapo import IAPO
 from iapo_dspy.optimizer.pipelines import attach
-from iapo_dspy.optimizer.quote import Quote
+from iapo_dspy.optimizer.quoting.quote import Quote
 from iapo_dspy.optimizer.results import CompileResult, PreferenceResult
 from iapo_dspy.preferences import Preference, preference_grid
 from iapo_dspy.program.compiled import CompiledProgram

@@ -8,7 +8,7 @@ IAPOError
 │   ├── LabelRequired                   a Best-of-N objective reads a training label
 │   ├── ReservedFieldName               a student field collides with a word of the compiled program
 │   └── UnknownPreference (KeyError)    no such named preference
-├── ScoreError (ValueError)             a metric or objective returned something that is no bounded score
+├── ScoreError (ValueError)             a metric or objective returned something else than a bounded score
 ├── BudgetExceeded                      a reservation did not fit the budget (never shown to users of `compile`)
 ├── LedgerError                         a run directory cannot be used as it is
 │   ├── LedgerMismatch                  it belongs to another run
@@ -20,7 +20,7 @@ IAPOError
 └── StateError                          a saved program cannot be loaded
 ```
 
-Messages say what was given, what is needed and what to do.
+Messages say which argument was given, which one is needed, and the way out.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class CapsTooTight(ConfigurationError):
 
     Attributes:
         arm: The arm that comes nearest.
-        needs: Cap -> what it had to be for that arm.
+        needs: Cap -> the least value of it that this arm keeps.
     """
 
     def __init__(self, message: str, *, arm: Any, needs: Mapping[str, float]) -> None:
@@ -120,7 +120,7 @@ class ScoreError(IAPOError, ValueError):
 
 
 class BudgetExceeded(IAPOError):
-    """A reservation did not fit what is left of the budget."""
+    """A reservation did not fit the rest of the budget."""
 
 
 class LedgerError(IAPOError):
@@ -140,11 +140,11 @@ class LMRefused(IAPOError):
 
 
 class BatchJobFailed(IAPOError):
-    """A provider's batch job was refused or stopped, or does not end; what it brought is in the ledger."""
+    """A provider's batch job was refused or stopped, or does not end; its completions are in the ledger."""
 
 
 class TooManyErrors(IAPOError):
-    """More completions failed than `max_errors` allows; what was paid for is in the ledger."""
+    """More completions failed than `max_errors` allows; all paid completions are in the ledger."""
 
 
 class AllCompletionsFailed(IAPOError):
@@ -152,8 +152,8 @@ class AllCompletionsFailed(IAPOError):
 
     Attributes:
         causes: One line per failed completion.
-        prompt_tokens: Input tokens that were paid for all the same.
-        completion_tokens: Output tokens that were paid for all the same.
+        prompt_tokens: Input tokens that were paid for.
+        completion_tokens: Output tokens that were paid for.
     """
 
     def __init__(

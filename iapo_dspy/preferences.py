@@ -1,4 +1,4 @@
-"""What a user wants: weights of the objectives, exchange rates for what calls take, and hard caps."""
+"""Preferences of users: weights of the objectives, exchange rates for resources that calls take, and hard caps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from iapo_dspy.errors import ConfigurationError
 __all__ = ["RESOURCES", "Preference", "is_number", "preference_grid"]
 
 RESOURCES = ("tokens", "prompt_tokens", "usd", "seconds")
-"""What a call takes, the R axis: output tokens, prompt tokens, dollars, and seconds until its last completion."""
+"""Resources of a call, the R axis: output tokens, prompt tokens, dollars, and seconds until its last completion."""
 
 _CAPS = {"max_tokens": "tokens", "max_usd": "usd", "max_latency_s": "seconds"}
 _HUNDREDTH = 0.01
@@ -25,7 +25,7 @@ _MOST_POINTS = 10_000
 
 @dataclass(frozen=True)
 class Preference:
-    """What a user wants (the paper's context): what counts how much, what it may cost, and what it must not exceed.
+    """The wishes of a user (the paper's context): weights of the objectives, a weight of the cost, and hard caps.
 
         Preference("quality")                                    # the best there is, whatever it costs
         Preference("thrifty", cost=1.0)                          # a hundred average completions = one whole point
@@ -48,7 +48,7 @@ class Preference:
         max_latency_s: Seconds from sending a call to its last completion at most, > 0, as measured while compiling.
 
     Raises:
-        ConfigurationError: A name that is empty, a weight or a rate that is negative or no finite number, a resource
+        ConfigurationError: A name that is empty, a weight or a rate that is negative or not a finite number, a resource
             that does not exist, or a cap that nothing can keep.
     """
 
@@ -100,13 +100,13 @@ class Preference:
         max_usd: float | None = None,
         max_latency_s: float | None = None,
     ) -> Preference:
-        """Return a preference by willingness to pay: what one hundredth of the objective is worth per query.
+        """Return a preference by willingness to pay: the price of one hundredth of the objective per query.
 
             Preference.worth("careful", usd=0.001)           # 0.01 of the objective = a tenth of a cent
             Preference.worth("patient", usd=0.001, seconds=10)  # ... and = ten seconds of waiting
 
         The utility of a call is its weighted objective - 0.01 * (dollars / usd + output tokens / tokens + seconds /
-        `seconds`), over what is given.
+        `seconds`), over those that are given.
 
         Args:
             name: As for `Preference`.
@@ -127,8 +127,8 @@ class Preference:
                 raise ConfigurationError(f"Preference.worth({unit}={value!r}): give a finite number > 0.")
         if not given:
             raise ConfigurationError(
-                "Preference.worth(): say what one hundredth of the objective is worth per query, such as usd=0.001, "
-                "tokens=500 or seconds=2. Who does not mind what it costs wants Preference(name)."
+                "Preference.worth(): say how much one hundredth of the objective is worth per query, such as "
+                "usd=0.001, tokens=500 or seconds=2. Use Preference(name) where the cost does not matter."
             )
         rates = {unit: _HUNDREDTH / value for unit, value in given.items()}
         return cls(
@@ -157,7 +157,7 @@ class Preference:
 
     @property
     def terms(self) -> list[str]:
-        """What it says of resources by themselves, in words: exchange rates and caps."""
+        """Its exchange rates and caps in words."""
         worth = [f"0.01 worth {_HUNDREDTH / v:.4g} {_words(k)}" for k, v in (self.rates or {}).items()]
         return worth + [f"at most {v:.6g} {_words(k)}" for k, v in self.caps.items()]
 
@@ -185,7 +185,7 @@ class Preference:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Preference:
-        """Read what `to_dict` wrote; other keys are ignored."""
+        """Read data that `to_dict` wrote; other keys are ignored."""
         known = {f.name for f in fields(cls)} - {"name"}
         return cls(data["name"], **{k: v for k, v in data.items() if k in known})
 
@@ -265,6 +265,6 @@ def _weight(value: Any, what: str) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether this is a finite number, and no bool."""
+    """Tell whether this is a finite number, and not a bool."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return number and math.isfinite(value)

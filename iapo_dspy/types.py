@@ -8,9 +8,9 @@ Axes, always in this order where an array has several of them:
 | P | prompts (candidate programs) | position in the run's list of prompts |
 | X | queries (training examples) | position in the training set |
 | N | scales | column n - 1 holds scale n |
-| K | objectives | position in the strategy's list of objectives; behind them, score columns that nobody weighs |
+| K | objectives | position in the strategy's list of objectives; behind them, score columns without a weight |
 | R | resources that calls take | position in `RESOURCES` |
-| A | answer classes of one query | integer label >= 0; -1 is no vote |
+| A | answer classes of one query | integer label >= 0; -1 is not a vote |
 | B | pulls of one batch | position in `Pulls` |
 | S | completions of one batch | pull after pull, S = sum of the pulls' sizes |
 
@@ -60,8 +60,9 @@ class Stop:
         waves: Completions drawn by the end of each wave, ascending, >= 1; the last one is N.
         confidence: Majority vote: stop once the leading answer's share of the votes of the two leading answers exceeds
             one half with this probability, P(Beta(a + 1, b + 1) > 1/2) >= confidence (Adaptive-Consistency,
-            arXiv 2305.11860). In (0.5, 1]; None: no such rule.
-        threshold: Best-of-N: stop once the best weighted objective reaches it (Weitzman 1979). None: no such rule.
+            arXiv 2305.11860). In (0.5, 1]; None switches the rule off.
+        threshold: Best-of-N: stop once the best weighted objective reaches it (Weitzman 1979). None switches the rule
+            off.
     """
 
     waves: tuple[int, ...]
@@ -84,7 +85,7 @@ class Stop:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Stop:
-        """Read what `to_dict` wrote."""
+        """Read data that `to_dict` wrote."""
         return cls(waves=tuple(data["waves"]), confidence=data["confidence"], threshold=data["threshold"])
 
 
@@ -181,7 +182,7 @@ class Contexts:
 
     @property
     def plain(self) -> bool:
-        """Whether the cost is all that counts against the reward: there are no rates and no caps."""
+        """Whether there are neither rates nor caps: only the cost counts against the reward."""
         return not self.rates.any() and bool(np.isinf(self.caps).all())
 
     def __len__(self) -> int:
@@ -201,7 +202,7 @@ class Contexts:
 
         Args:
             preferences: The contexts.
-            objectives: What they weigh.
+            objectives: The objectives that they weigh.
             columns: The K axis where scores have more columns: the objectives first, others weigh 0.
         """
         weights = np.zeros((len(preferences), max(len(objectives), len(columns))))
@@ -258,6 +259,13 @@ class Pulls:
         """S, the completions that the batch draws."""
         return int(self.size.sum())
 
+    def in_turns(self) -> IntArray:
+        """Return positions in an order in which prompts take turns: a budget that ends early starves none of them."""
+        order = np.argsort(self.prompt, kind="stable")
+        prompt = self.prompt[order]
+        turn = np.arange(len(prompt)) - np.searchsorted(prompt, prompt)
+        return order[np.lexsort((prompt, turn))]
+
     def take(self, index: IntArray) -> Pulls:
         """Return the pulls at these positions."""
         return Pulls(self.prompt[index], self.query[index], self.size[index])
@@ -265,7 +273,7 @@ class Pulls:
 
 @dataclass(frozen=True, kw_only=True)
 class Observations:
-    """What came back for a batch of pulls, completion after completion.
+    """The results of a batch of pulls, completion after completion.
 
     Attributes:
         pulls: The pulls that were really made. An environment whose budget ends returns fewer than it was asked for.
@@ -275,8 +283,8 @@ class Observations:
         cost: Raw cost of each completion [S], >= 0, without the overhead.
         overhead: Raw cost that each pull takes once whatever its size [B], >= 0, such as the prompt tokens of a request
             that brings all of its completions. Default: zeros.
-        used: What each pull took of every resource, all its completions together [B, R]; NaN where that is not known.
-            None from environments that do not measure it.
+        used: Amounts of every resource that each pull took, all its completions together [B, R]; NaN where an amount is
+            not known. None from environments that do not measure them.
         once: The part of `used` that a query takes once whatever the pull's size [B, R].
         exhausted: True when no further pull can be paid for.
     """

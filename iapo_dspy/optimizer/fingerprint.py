@@ -1,4 +1,4 @@
-"""Digests of what a run depends on: equal runs have equal ones in every process."""
+"""Digests of the facts that a run depends on: equal runs have equal ones in every process."""
 
 from __future__ import annotations
 
@@ -10,32 +10,67 @@ from typing import Any
 import dspy
 import pydantic
 
-from iapo_dspy.optimizer.pipelines import Pipeline
+from iapo_dspy.bandit.named import short_name
+from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.prompt import program_state
-from iapo_dspy.sampling.lm.bound import lms_of
+from iapo_dspy.prompts.student import lm_of
 from iapo_dspy.sampling.lm.params import generation_params
+from iapo_dspy.sampling.spending.cost import Cost
+
+__all__ = ["digest", "facts_of", "public_params"]
 
 
-def _pipeline_settings(pipeline: Pipeline) -> dict[str, Any]:
-    states = program_state(pipeline.outer)
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """Return the facts that a run depends on, part by part, as JSON data without secrets.
+
+    Parts that say nothing new are left out, so that ledgers of older versions can be resumed.
+    """
+    settings, pipeline = plan.settings, plan.pipeline
+    facts: dict[str, Any] = {} if settings.cost == Cost() else {"cost": settings.cost.to_dict()}
+    if plan.held_out:
+        facts["held_out"] = _examples(plan.held_out)
+    if plan.prompts.shape is not None:
+        facts["shape"] = list(plan.prompts.shape)
+    if pipeline is not None:
+        states = program_state(pipeline.outer)
+        facts |= {
+            "pipeline": type(pipeline.outer).__qualname__,
+            "inner": pipeline.path,
+            "around": digest({name: states[name] for name, _ in pipeline.around}),
+            "around_lms": digest([public_params(lm_of(*named)) for named in pipeline.around]),
+        }
     return {
-        "pipeline": type(pipeline.outer).__qualname__,
-        "inner": pipeline.path,
-        "around": _digest({name: states[name] for name, _ in pipeline.around}),
-        "around_lms": _digest([public_params(lm) for lm in lms_of(pipeline.outer, pipeline.around)]),
+        **facts,
+        "student": type(plan.student.module).__qualname__,
+        "prompts": digest([[program_state(p.program), p.decoding.as_kwargs()] for p in plan.shown]),
+        "adapter": digest(dspy.settings.adapter),
+        "examples": _examples(plan.examples),
+        "lms": digest([[public_params(lm) for lm in p.student.lms.values()] for p in plan.shown]),
+        "strategy": settings.strategy.to_dict(),
+        "preferences": [p.to_dict() for p in settings.preferences],
+        "max_n": settings.max_n,
+        "completions": settings.budget.completions,
+        "algorithm": short_name(settings.algorithm),
+        "seed": settings.seed,
     }
 
 
-def _examples_digest(examples: Sequence[dspy.Example]) -> str:
-    return _digest([[dict(e.items()), sorted(e.inputs().keys())] for e in examples])
+def public_params(lm: dspy.BaseLM) -> dict[str, Any]:
+    """Return the settings that decide the LM's answers, without secrets and without the address of its server."""
+    return {"model": lm.model, "model_type": lm.model_type, **generation_params(lm.kwargs)}
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return a short hash that is the same for equal values in every process."""
     return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _examples(examples: Sequence[dspy.Example]) -> str:
+    return digest([[dict(e.items()), sorted(e.inputs().keys())] for e in examples])
+
+
 def _plain(value: Any) -> Any:
-    """Return JSON data that is the same for equal values in every process: no addresses, no order of sets."""
+    """Return JSON data that is the same for equal values in every process: without addresses and orders of sets."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, Mapping):
@@ -49,13 +84,5 @@ def _plain(value: Any) -> Any:
     if getattr(type(value), "__repr__", None) is not object.__repr__ and not hasattr(value, "__dict__"):
         return repr(value)
     attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and not callable(v)}
-    return [type(value).__qualname__, {k: _plain(v) for k, v in attributes.items() if _is_data(v)}]
-
-
-def _is_data(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool, list, tuple, dict, set, frozenset))
-
-
-def public_params(lm: dspy.BaseLM) -> dict[str, Any]:
-    """Return what decides the LM's answers; not where it is served, and no secret."""
-    return {"model": lm.model, "model_type": lm.model_type, **generation_params(lm.kwargs)}
+    data = (type(None), str, int, float, bool, list, tuple, dict, set, frozenset)
+    return [type(value).__qualname__, {k: _plain(v) for k, v in attributes.items() if isinstance(v, data)}]

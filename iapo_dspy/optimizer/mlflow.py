@@ -1,4 +1,4 @@
-"""What `mlflow.dspy.autolog(log_compiles=True)` is told about a run that its own patch does not know (extra `mlflow`).
+"""Adds settings and results to the runs that `mlflow.dspy.autolog(log_compiles=True)` opens (extra `mlflow`).
 
 MLflow's patch of `compile` opens a run, and saves the program's JSON state and the training set. It logs the arguments
 of `compile`, but neither the optimizer's settings nor any result; those are added here, into the same run.
@@ -24,12 +24,12 @@ _LONGEST_PARAM = 500
 def log_compile(params: Mapping[str, Any], result: CompileResult) -> None:
     """Log settings and results into MLflow's active run, if autologging of compiles is on.
 
-    MLflow is never imported here: who has it on has imported it. A store that cannot be reached costs a warning, for
-    the run has been paid for.
+    MLflow is never imported here: a user who logs with it has imported it. A store that cannot be reached costs a
+    warning only, because the run has been paid for.
 
     Args:
         params: The optimizer's settings (`IAPO.get_params()`).
-        result: What the run found.
+        result: Its findings.
     """
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or "mlflow.dspy" not in sys.modules:
@@ -49,7 +49,7 @@ def log_compile(params: Mapping[str, Any], result: CompileResult) -> None:
 
 
 def metrics_of(result: CompileResult) -> dict[str, float]:
-    """Return what the run found and took as numbers by name; preferences by theirs."""
+    """Return the findings and the price of a run as numbers by name; those of a preference begin with its name."""
     found: dict[str, float] = {}
     for row in result.policy:
         name = re.sub(r"[^\w .\-/]", "_", row.preference.name or "ad hoc")

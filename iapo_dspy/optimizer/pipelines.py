@@ -13,7 +13,8 @@ import dspy
 from iapo_dspy.environments.live.environment import LivePrompt
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.prompts.prompt import Prompt, clone, input_fields
+from iapo_dspy.prompts.prompt import Prompt, clone
+from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.rollouts.pipeline import InnerModule
 from iapo_dspy.scoring.strategies import Strategy
 
@@ -138,7 +139,7 @@ def inner_inputs(inner: dspy.Module) -> list[str]:
 
     A `forward(**inputs)` does not say; it is taken to have the inputs of its predictors.
     """
-    fields = input_fields(inner)
+    fields = Student(inner).input_fields
     if fields is not None:
         return list(fields)
     forward = getattr(type(inner), "forward", None) or getattr(type(inner), "aforward", None)

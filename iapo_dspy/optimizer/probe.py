@@ -1,4 +1,4 @@
-"""A metric is tried on the labels themselves before anything is spent."""
+"""Tries a metric on the training labels before anything is spent."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, LabelRequired, LMRefused, ScoreError, one_line
+from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.judges.metered import Beside, refusing
 from iapo_dspy.scoring.inside_pipeline import MetricOnly
 from iapo_dspy.scoring.no_labels import label_message
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 
-__all__ = ["StandIn"]
-
+__all__ = ["StandIn", "probe"]
 
 PROBED = 100  # examples on which a metric is tried before anything is spent
 
 
-class ProbeReachedLM(Exception):  # not an error: the probe has found a judge
+class ProbeReachedLM(Exception):  # this is not an error: the probe has found a judge
     """A metric asked the configured LM while it was tried: it is a judge, and judges are not tried."""
 
 
@@ -40,23 +40,24 @@ class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
         raise ProbeReachedLM
 
 
-def _probe(
-    strategy: Strategy | MetricOnly,
-    metric: Metric | None,
-    examples: Sequence[dspy.Example],
-    outputs: Mapping[str, Any],
-    *,
-    is_open: bool = False,
+def probe(
+    strategy: Strategy | MetricOnly, metric: Metric | None, examples: Sequence[dspy.Example], student: Student
 ) -> list[dspy.BaseLM | Beside | None]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
+
+    Args:
+        strategy: Reads and scores predictions.
+        metric: The user's.
+        examples: The training set; the first of them are tried.
+        student: The whole program, which makes the predictions.
 
     Returns:
         The LMs that it asks, as far as they are known: the configured one (None where there is none), or metered ones.
     """
-    configured, nobody = dspy.settings.lm, _NoCalls()
-    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=nobody):
+    configured, silent = dspy.settings.lm, _NoCalls()
+    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=silent):
         for i, example in enumerate(examples[:PROBED]):
-            prediction = StandIn(example, outputs, is_open=is_open)
+            prediction = StandIn(example, student.output_fields, is_open=student.input_fields is None)
             problem: Exception | None = None
             try:
                 strategy.probe(example, prediction, metric)
@@ -64,8 +65,8 @@ def _probe(
                 problem = exc
             if isinstance(problem, (ConfigurationError, LMRefused)):
                 raise problem
-            if nobody.reached or asked:  # whatever became of the refused call in the user's code
-                return [*asked, *([configured] if nobody.reached else [])]
+            if silent.reached or asked:  # whatever became of the refused call in the user's code
+                return [*asked, *([configured] if silent.reached else [])]
             if problem is not None:
                 _explain(problem, metric, example, prediction, i)
     return []
@@ -74,7 +75,7 @@ def _probe(
 def _explain(
     problem: Exception, metric: Metric | None, example: dspy.Example, prediction: StandIn, position: int
 ) -> None:
-    """Raise what a user can act on, unless the user's code had good reason to fail."""
+    """Raise an error that a user can act on, unless the user's code had good reason to fail."""
     if isinstance(problem, ScoreError):
         raise ScoreError(
             f"{problem} (trainset[{position}] with its own labels as the prediction; nothing was spent)"

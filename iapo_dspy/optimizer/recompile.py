@@ -10,6 +10,7 @@ import dspy
 
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.prompts.prompt import build_prompts, clone, program_state
+from iapo_dspy.prompts.student import Student
 from iapo_dspy.types import Decoding
 
 __all__ = ["unwrap"]
@@ -22,7 +23,7 @@ def unwrap(student: Any, candidates: Iterable[Any] | None) -> tuple[Any, Iterabl
     out, so that the optimizer that compiled the program can be used again.
 
     Args:
-        student: Any student; what is no compiled program is returned as it is.
+        student: Any student; any other object than a compiled program is returned as it is.
         candidates: The user's; they are added to the arms.
     """
     if not isinstance(student, CompiledProgram) or not student.arms:
@@ -32,7 +33,7 @@ def unwrap(student: Any, candidates: Iterable[Any] | None) -> tuple[Any, Iterabl
     for arm in student.arms:
         found.setdefault(_identity(arm), arm)
     if candidates is not None:
-        for prompt in build_prompts(inner, candidates, (Decoding(),)):
+        for prompt in build_prompts(Student(inner), candidates, (Decoding(),)):
             found.setdefault(_identity(prompt.program), prompt.program)
     return inner, list(found.values())
 

@@ -1,4 +1,4 @@
-"""What a run found and what it cost: `program.detailed_results`."""
+"""The findings of a run and their price: `program.detailed_results`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class PreferenceResult:
         waves: Expected waves of a call, >= 1.
         tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
         cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
-        evidence: What is behind the estimates: queries on which the prompt was drawn; for `psst`, groups of N
-            completions.
+        evidence: Number of observations behind the estimates: queries on which the prompt was drawn; for `psst`,
+            groups of N completions.
         choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
             for `psst`, whose estimates have no standard errors.
         held_out: The utility on the validation set, free of the winner's curse; None without one.
@@ -80,11 +80,11 @@ class CompileResult:
         standard_error: Standard error of `reward` [C, P, N]; None for `psst`. With `reward` it makes each prompt's
             curve of accuracy over N and its band: see `curve`.
         deceptive: Prompts that win on single completions and lose where completions are aggregated; None for `psst`.
-        cost: What completions cost.
+        cost: The unit of costs.
         cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
-        spent: What the run took.
+        spent: Completions, tokens, dollars and seconds that the run took.
         failures: Failed completions.
-        rounds: What each round did.
+        rounds: The rounds of the algorithm.
         complete: False where a budget ended the run early.
         candidate_programs: One program per prompt, in order.
         compiled: The policy with all that it rests on; it solves other preferences.
@@ -116,7 +116,7 @@ class CompileResult:
     ) -> CompileResult:
         """Return the results at other prices of tokens, solved from the stored evidence without LM calls.
 
-        The exchange rate between dollars and utility stays what it was. `CompiledProgram.reprice` changes a program.
+        The exchange rate between dollars and utility does not change. `CompiledProgram.reprice` changes a program.
 
         Args:
             usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
@@ -149,13 +149,13 @@ class CompileResult:
 
         Args:
             prompt: Position in `labels`.
-            preference: Whose weights of the objectives count; None takes the first preference.
+            preference: Its weights of the objectives count; None takes the first preference.
 
         Returns:
             Estimate, lower and upper end [N] each; the ends are NaN for `psst`.
 
         Raises:
-            ConfigurationError: There is no such prompt or preference.
+            ConfigurationError: The prompt or the preference does not exist.
         """
         names = [r.preference.name for r in self.policy]
         if (preference is not None and preference not in names) or not 0 <= prompt < len(self.labels):

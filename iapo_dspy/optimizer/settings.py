@@ -1,61 +1,176 @@
-"""An optimizer's settings as plain data, for experiment trackers."""
+"""The settings of a run: read and checked once, when the optimizer is built."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import dspy
 
+from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.named import named, short_name
+from iapo_dspy.bandit.stops import StopMode
+from iapo_dspy.environments.live.progress import Progress
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import Preference
+from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
+from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.field_values import jsonable
+from iapo_dspy.sampling.rollouts.sampler import check_timeout
+from iapo_dspy.sampling.spending.budget import Budget
+from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.scores import Metric
+from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.scoring.user_functions import name_of
 
-if TYPE_CHECKING:
-    from iapo_dspy.optimizer.iapo import IAPO
-
-__all__ = ["params_of"]
+__all__ = ["Settings"]
 
 
-def params_of(optimizer: IAPO) -> dict[str, Any]:
-    """Return an optimizer's settings as plain JSON data that no change of can change the optimizer.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `IAPO`, checked and with their defaults filled in; `IAPO` says what each of them means."""
 
-    Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
-    """
-    candidates = optimizer.candidates
-    return {
-        "strategy": jsonable(optimizer.strategy.to_dict()),
-        "metric": name_of(optimizer.metric) if optimizer.metric is not None else None,
-        "preferences": [jsonable(p.to_dict()) for p in optimizer.preferences],
-        "default_preference": optimizer.default_preference,
-        "preference_field": optimizer.preference_field,
-        "cost": jsonable(optimizer.cost.to_dict()),
-        "cost_unit": optimizer.cost.unit,
-        "max_n": optimizer.max_n,
-        "budget": {k: v for k, v in dataclasses.asdict(optimizer.budget).items() if v is not None},
-        "candidates": _candidates(candidates),
-        "decoding": _decodings(optimizer.decoding),
-        "lms": [_models(element) for element in optimizer.lms],
-        "joint_limit": optimizer.joint_limit,
-        "algorithm": short_name(named(optimizer.algorithm)),
-        "stopping": optimizer.stopping,
-        "seed": optimizer.seed,
-        "num_threads": optimizer.num_threads,
-        "rollout_timeout": optimizer.rollout_timeout,
-        "max_errors": optimizer.max_errors,
-        "log_dir": str(optimizer.log_dir) if optimizer.log_dir is not None else None,
-        "batch": optimizer.batch is not None,
-        "track_stats": optimizer.track_stats,
-    }
+    strategy: Strategy
+    metric: Metric | None
+    preferences: tuple[Preference, ...]
+    default_preference: str
+    preference_field: str | None
+    cost: Cost
+    max_n: int
+    budget: Budget
+    candidates: Iterable[Any] | None
+    decoding: Decodings
+    lms: tuple[LMs, ...]
+    joint_limit: int
+    algorithm: Algorithm
+    stopping: StopMode | None
+    seed: int
+    num_threads: int | None
+    rollout_timeout: float | None
+    max_errors: int | None
+    log_dir: Path | None
+    batch: BatchAPI | None
+    track_stats: bool
+    progress: bool | Callable[[Progress], None]
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_n", 1), ("seed", 0), ("joint_limit", 1), ("num_threads", 1), ("max_errors", 0)):
+            value = getattr(self, name)
+            optional = name in ("num_threads", "max_errors")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (optional and value is None) and not (whole and value >= least):
+                raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
+        check_timeout(self.rollout_timeout)
+        field = self.preference_field
+        if field is not None and not (isinstance(field, str) and field.isidentifier()):
+            raise ConfigurationError(f"preference_field={field!r}: give a keyword, or None.")
+        if self.stopping not in ("confidence", "exact", None):
+            raise ConfigurationError(
+                f'stopping={self.stopping!r}: give "confidence", "exact", or None to draw all N at once.'
+            )
+        if self.batch is not None and self.log_dir is None:
+            raise ConfigurationError(
+                "batch=... needs log_dir='runs/...': a batch job takes hours and is paid for from the moment it is "
+                "submitted; only the run's ledger knows it after this process has ended."
+            )
+        if self.batch is not None and self.cost.seconds:
+            raise ConfigurationError("batch=... measures no latency: leave seconds out of Cost(...), or batch=...")
+        names = [p.name for p in self.preferences]
+        if self.default_preference not in names:
+            raise ConfigurationError(f"default_preference={self.default_preference!r}: it must be one of {names}.")
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Read the arguments of `IAPO` as a user gives them.
+
+        Raises:
+            ConfigurationError: An argument that cannot be used; the message says which and why.
+        """
+        strategy, metric, cost = given["strategy"], given["metric"], given["cost"]
+        if isinstance(strategy, type) or not isinstance(strategy, Strategy):
+            raise ConfigurationError(
+                f"strategy={strategy!r}: give MajorityVote('answer'), BestOfN(objectives=[...]) or another Strategy."
+            )
+        if metric is not None and not callable(metric):
+            raise ConfigurationError(f"metric={metric!r}: give a function metric(example, prediction, trace=None).")
+        strategy.check(metric=metric)
+        preferences = _preferences(given["preferences"], strategy.objectives)
+        if cost is not None and not isinstance(cost, Cost):
+            raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
+        lms = read_distinct_lms(given["lms"])
+        default, candidates, log_dir = given["default_preference"], given["candidates"], given["log_dir"]
+        read = {
+            "preferences": preferences,
+            "default_preference": default if default is not None else preferences[0].name,
+            "algorithm": named(given["algorithm"]),
+            "cost": cost or default_cost(lms),
+            "budget": Budget.of(given["budget"]),
+            "candidates": list(candidates) if isinstance(candidates, Iterator) else candidates,
+            "decoding": read_decodings(given["decoding"], lms),
+            "lms": lms,
+            "log_dir": Path(log_dir) if log_dir is not None else None,
+            "batch": BatchAPI.of(given["batch"]),
+        }
+        return cls(**{**given, **read})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON data: a change of these data does not change the optimizer.
+
+        Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
+        """
+        plain = ("default_preference", "preference_field", "max_n", "joint_limit", "stopping", "seed",
+                 "num_threads", "rollout_timeout", "max_errors", "track_stats")  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "strategy": jsonable(self.strategy.to_dict()),
+            "metric": name_of(self.metric) if self.metric is not None else None,
+            "preferences": [jsonable(p.to_dict()) for p in self.preferences],
+            "cost": jsonable(self.cost.to_dict()),
+            "cost_unit": self.cost.unit,
+            "budget": {k: v for k, v in dataclasses.asdict(self.budget).items() if v is not None},
+            "algorithm": short_name(self.algorithm),
+            "candidates": _candidates(self.candidates),
+            "decoding": _decodings(self.decoding),
+            "lms": [_models(element) for element in self.lms],
+            "log_dir": str(self.log_dir) if self.log_dir is not None else None,
+            "batch": self.batch is not None,
+        }
+
+
+def _preferences(given: Any, objectives: Sequence[str]) -> tuple[Preference, ...]:
+    """Return the preferences to compile: at least one, with different names, none with an unknown objective."""
+    if isinstance(given, (Preference, str, Mapping)) or not isinstance(given, (Iterable, type(None))):
+        raise ConfigurationError(f"preferences must be a list of Preference, got {given!r}.")
+    found = tuple(given or ())
+    if not found:
+        raise ConfigurationError("No preferences: give at least one, e.g. [Preference('quality', cost=0.0)].")
+    for i, preference in enumerate(found):
+        if not isinstance(preference, Preference):
+            raise ConfigurationError(f"preferences[{i}] is {preference!r}; give Preference('name', cost=...).")
+        if preference.name is None:
+            raise ConfigurationError(f"preferences[{i}] has no name; calls choose compiled preferences by name.")
+        preference.vector(objectives)
+    names = [p.name for p in found]
+    twice = sorted({str(n) for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigurationError(f"Preference names must differ; given more than once: {twice}.")
+    return found
 
 
 def _candidates(candidates: Any) -> Any:
-    if candidates is None:
-        return None
     if isinstance(candidates, Mapping):  # predictor -> its instructions
         return {str(name): [_candidate(c) for c in options] for name, options in candidates.items()}
-    return [_candidate(c) for c in candidates]
+    return None if candidates is None else [_candidate(c) for c in candidates]
+
+
+def _candidate(candidate: Any) -> Any:
+    if isinstance(candidate, dspy.Module):
+        instructions = {name: p.signature.instructions for name, p in candidate.named_predictors()}
+        return {"program": type(candidate).__name__, "instructions": instructions}
+    return jsonable(candidate) if isinstance(candidate, (str, dict)) else type(candidate).__name__
 
 
 def _decodings(decodings: Any) -> Any:
@@ -65,14 +180,5 @@ def _decodings(decodings: Any) -> Any:
 
 
 def _models(element: Any) -> Any:
-    """An element of `lms` by its model strings: the LMs may hold keys."""
-    if isinstance(element, Mapping):
-        return {str(name): lm.model for name, lm in element.items()}
-    return element.model
-
-
-def _candidate(candidate: Any) -> Any:
-    if isinstance(candidate, dspy.Module):
-        instructions = {name: p.signature.instructions for name, p in candidate.named_predictors()}
-        return {"program": type(candidate).__name__, "instructions": instructions}
-    return jsonable(candidate) if isinstance(candidate, (str, dict)) else type(candidate).__name__
+    """Return an element of `lms` by its model strings: the LMs may hold keys."""
+    return {str(k): lm.model for k, lm in element.items()} if isinstance(element, Mapping) else element.model

@@ -34,15 +34,15 @@ __all__ = ["Call", "Drawn"]
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What one call drew.
+    """The completions of one call.
 
     Attributes:
         rollouts: The completions, in the order of drawing.
-        read: What each of them says, as the strategy reads it.
+        read: Each of them as the strategy reads it.
         waves: Completions drawn by the end of each wave that was drawn.
         stopped: Why fewer were drawn than planned; None where all were.
         seconds: From sending the call to its last completion.
-        judges: What objectives spent on LMs and embedding models.
+        judges: Usage of LMs and embedding models that objectives asked.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -60,7 +60,7 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Everything that one call of a compiled program needs; nothing of it is shared with other calls."""
+    """Everything that one call of a compiled program needs. Calls share nothing of it."""
 
     preference: Preference
     arm: Arm
@@ -114,8 +114,8 @@ class Call:
         )
 
     async def _read_all(self, rollouts: Sequence[Rollout], judges: JudgeUsage) -> list[Scored]:
-        """Read completions in threads, at once. What judges take is counted, and reported as any usage is."""
-        # A judge is no step of the program: it must not be in its trace, and its tokens not in its stream.
+        """Read completions in threads, at once. The usage of judges is counted, and reported as any usage is."""
+        # A judge is not a step of the program: its calls must not enter the trace, nor its tokens the stream.
         callbacks = [*(dspy.settings.callbacks or ()), judges.watcher]
         settings = {"usage_tracker": judges, "callbacks": callbacks, "trace": [], "send_stream": None}
         with dspy.context(**settings), sharing():

@@ -1,4 +1,4 @@
-"""Hard caps of a preference: which arms keep them, and what a call limits so that they are kept."""
+"""Hard caps of a preference: which arms keep them, and which limits of a call make sure of it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _NAMES = {"tokens": "max_tokens", "usd": "max_usd", "seconds": "max_latency_s"}
 
 
 def check_known(preference: Preference, evidence: Sequence[Observations]) -> None:
-    """Refuse a preference that prices or caps something that nobody has measured.
+    """Refuse a preference that prices or caps something that was not measured.
 
     Raises:
-        ConfigurationError: It does.
+        ConfigurationError: The evidence lacks something that it prices or caps.
     """
     if not preference.resources:
         return
     used = [o.used for o in evidence if o.used is not None and len(o.pulls)]
     if not used:
         raise ConfigurationError(
-            f"{preference} prices or caps {sorted(preference.resources)}, and this program does not know what calls "
-            "take of them: it was saved by an older version. Compile it again, or use Preference(cost=...)."
+            f"{preference} prices or caps {sorted(preference.resources)}, and this program does not know how much "
+            "calls take of them: it was saved by an older version. Compile it again, or use Preference(cost=...)."
         )
     if "usd" in preference.resources and np.isnan(np.concatenate(used)[:, RESOURCES.index("usd")]).any():
         raise ConfigurationError(
@@ -47,11 +47,11 @@ def check_known(preference: Preference, evidence: Sequence[Observations]) -> Non
 
 
 def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -> None:
-    """Refuse an arm that does not keep the caps of a preference: then no arm does, and it is the nearest one.
+    """Refuse an arm that breaks the caps of a preference: then every arm does, and this one comes nearest.
 
     Args:
         preference: With caps.
-        arm: What was chosen for it.
+        arm: The arm that was chosen for it.
         charges: Of this preference alone.
         label: The arm's prompt in words.
 
@@ -91,7 +91,7 @@ def tokens_of_each(preference: Preference, arm: Arm, charges: Charges, price: Pr
         preference: The preference.
         arm: Its arm.
         charges: Of this preference alone.
-        price: What the tokens of the arm's LM cost; None where that is not known, or where it has several.
+        price: The price of the arm's LM; None where it is not known, or where the arm has several LMs.
     """
     limits = []
     if preference.max_tokens is not None:

@@ -25,10 +25,10 @@ from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # langchain-core is optional
     from iapo_dspy.program.langchain import ProgramRunnable
 
-__all__ = ["CallReport", "CompiledProgram"]
+__all__ = ["CompiledProgram"]
 
 
 class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -47,7 +47,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     Args:
         student: The program that was compiled, or a fresh one of its class; it is copied.
         strategy: Needed for loading where the strategy has functions of yours (objectives, `normalize`).
-        policy: What was learnt; None before one is loaded.
+        policy: The policy; None before one is loaded.
         preference_field: The keyword by which a call chooses its preference; None if the student has an input field
             of that name, then `with_preference` is the only way. A loaded program has its own.
         programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
@@ -70,10 +70,10 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
         self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms))
-        self.arms = self.policy.arms
+        self.arms = self.policy.programs.arms
         self.detailed_results: Any = None
 
-    # -- what DSPy asks of a module
+    # -- the interface of a DSPy module
 
     def named_parameters(self) -> list[tuple[str, Any]]:
         """Return the policy and the predictors of the compiled arms; to stream listeners, the arms are one program."""
@@ -90,13 +90,13 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return {"policy": self.policy.dump_state(json_mode=json_mode)}
 
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
-        """Read what `dump_state` wrote; no LM is ever part of it.
+        """Read a state that `dump_state` wrote; no LM is ever part of it.
 
         Raises:
-            StateError: It is no compiled program, or does not fit the student or the strategy.
+            StateError: It is not a compiled program, or does not fit the student or the strategy.
         """
         if "policy" not in state:
-            raise StateError(f"This is no saved CompiledProgram: it has {sorted(state)}, and no 'policy'.")
+            raise StateError(f"This is not a saved CompiledProgram: it has {sorted(state)}, and no 'policy'.")
         self.policy.load_state(state["policy"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledProgram:
@@ -107,18 +107,18 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             shared = name in ("detailed_results", "arms", "policy")
             twin.__dict__[name] = value if shared else copy.deepcopy(value, memo)
         twin.policy = copy.deepcopy(self.policy, memo)
-        twin.arms = twin.policy.arms
+        twin.arms = twin.policy.programs.arms
         twin.history, twin.callbacks = [], list(self.callbacks)
         return twin
 
     def set_lm(self, lm: dspy.BaseLM | None) -> None:
         """Run every arm on this LM, whatever it was measured with; None goes back to the arms' own."""
         super().set_lm(lm)
-        self.policy.lm = lm
+        self.policy.programs.lm = lm
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Model strings of the LMs that belong to its prompts: what `lms` must hold when it is loaded."""
+        """Model strings of the LMs that belong to its prompts: `lms` must hold them when it is loaded."""
         names = {str(name): name.model for p in self.policy.ready.prompts for name in p.lms.values()}
         return tuple(names.values())
 
@@ -140,18 +140,18 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         twin = copy.copy(self)
         twin.history, twin.callbacks = [], list(self.callbacks)
         twin.policy = self.policy.with_default(preference)
-        twin.arms = twin.policy.arms
+        twin.arms = twin.policy.programs.arms
         return twin
 
     def solve(self, preference: str | Preference | None = None) -> Arm:
         """Return the arm that a call with this preference draws; unseen ones are solved without LM calls."""
-        return self.policy.arm_of(self._resolve(preference))
+        return self.policy.solver.choose(self._resolve(preference)).arm
 
     def reprice(self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]]) -> CompiledProgram:
         """Return this program at other prices of tokens: every preference solved anew, without LM calls.
 
-        The exchange rate between dollars and utility stays what it was when the program was compiled; with the default
-        `Cost()`, which counts tokens, dollars matter only to preferences that price or cap them.
+        The exchange rate between dollars and utility does not change. With the default `Cost()`, which counts tokens,
+        dollars matter only to preferences that price or cap them.
 
         Args:
             usd_per_million: Dollars per million tokens (input, output), or a mapping from model strings to such pairs.
@@ -159,13 +159,12 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         Raises:
             ConfigurationError: A price is missing, or the evidence does not say how many tokens were used.
         """
-        data, strategy = self.policy.ready, self.policy.strategy
-        assert strategy is not None  # set together with the data
+        data = self.policy.ready
         lm = dspy.settings.lm
         model = lm.model if isinstance(lm, dspy.BaseLM) else None
         cost = data.cost.repriced(usd_per_million)
-        programs = [self.policy.program_of(prompt) for prompt in range(len(data.prompts))]
-        policy, _ = data.repriced(cost, prices_of(data.prompts, programs, cost, model), strategy)
+        programs = [self.policy.programs.of(prompt) for prompt in range(len(data.prompts))]
+        policy, _ = data.repriced(cost, prices_of(data.prompts, programs, cost, model), self.policy.strategy)
         twin = copy.deepcopy(self)
         twin.policy.replace_data(policy)
         if self.detailed_results is not None:
@@ -175,16 +174,16 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def explain(
         self, call: dspy.Prediction | CallReport | None = None, *, preference: str | Preference | None = None
     ) -> Explanation:
-        """Say why a call does what it does: what was asked for, the arm, what it promises, and what else there was.
+        """Say why a call draws its arm: the preference, the arm with its estimates, and the alternatives.
 
         Everything is solved from the stored evidence, without LM calls.
 
         Args:
             call: A prediction of this program, or its `iapo` report, to explain that call.
-            preference: Or a preference, as for `solve`; None is what a call would use now.
+            preference: Or a preference, as for `solve`; None is the one that a call would use now.
 
         Raises:
-            ConfigurationError: Both were given, or the prediction is of no compiled program.
+            ConfigurationError: Both were given, or the prediction is not of a compiled program.
             UnknownPreference: No preference of that name was compiled.
         """
         report = report_of(call)
@@ -204,7 +203,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
         Raises:
             ImportError: langchain-core is not installed.
-            ConfigurationError: There is no such preference.
+            ConfigurationError: The preference does not exist.
         """
         try:
             from iapo_dspy.program.langchain import ProgramRunnable
@@ -221,7 +220,6 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         if isinstance(preference, str):
             return data.named(preference)
         if isinstance(preference, Preference):
-            assert self.policy.strategy is not None  # set together with the data
             preference.vector(self.policy.strategy.objectives)
             return preference
         raise ConfigurationError(
@@ -247,8 +245,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return prediction
 
     async def aforward(self, *args: Any, **kwargs: Any) -> dspy.Prediction:
-        """Do what `forward` does without blocking the event loop."""
-        # Solving, scoring and whatever else may take its time runs in a thread: the event loop stays free.
+        """Do the same as `forward` without blocking the event loop."""
+        # Solving and scoring take time, so they run in a thread: the event loop stays free.
         call = await asyncio.to_thread(self._prepare, args, kwargs)
         drawn = await await_on_loop(call.draw())
         prediction = await asyncio.to_thread(call.conclude, drawn)
@@ -258,7 +256,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
     def _chunks(self, drawn: Drawn, prediction: dspy.Prediction) -> list[Any]:
         report: CallReport = prediction.iapo
-        return winner_chunks(self.policy, report.prompt, drawn.rollouts[report.winner].trace)
+        return winner_chunks(self.policy.programs, report.prompt, drawn.rollouts[report.winner].trace)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         table = self.policy
@@ -266,9 +264,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference = self._resolve(asked)
         if args:
             kwargs = {**_names(table.student, args), **kwargs}
-        chosen = table.chosen(preference)
+        chosen = table.solver.choose(preference)
         arm = chosen.arm
-        assert table.strategy is not None  # `_resolve` has asked for the policy
         return Call(
             preference=preference,
             arm=arm,

@@ -1,4 +1,4 @@
-"""Why a call of a compiled program does what it does, in a few lines."""
+"""Explains the arm of a preference, and one call, in a few lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STOPPED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """An arm and what it is estimated to be worth to the preference.
+    """An arm and its estimated worth to the preference.
 
     Attributes:
         what: Its part: "chosen", "best other prompt", "one completion of the same prompt", "best single completion".
@@ -54,19 +54,20 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a preference asks for, which arm serves it and why, and what one call did.
+    """The wishes of a preference, the arm that serves them and why, and the report of one call.
 
     Estimates rest on the stored evidence; the best of many estimates is optimistic.
 
     Attributes:
-        preference: What was asked for, in words.
+        preference: The preference in words.
         chosen: The arm.
         stop: Its waves and its stopping rule in words; None where all completions are drawn at once.
         standard_error: Of the chosen arm's utility; None for algorithms without standard errors.
         probability_best: Probability that the chosen prompt is the best one for this preference; None as above.
-        evidence: What is behind the choice: queries on which the prompt was drawn; for `psst`, groups of N completions.
-        alternatives: What else there was, best first.
-        cost_unit: What costs are counted in.
+        evidence: Observations behind the choice: queries on which the prompt was drawn; for `psst`, groups of N
+            completions.
+        alternatives: Other arms, best first.
+        cost_unit: The unit of costs.
         call: The call that is explained; None for a preference alone.
     """
 
@@ -109,7 +110,7 @@ class Explanation:
 
     def _estimates(self, option: Option) -> str:
         if option.utility is None or option.reward is None or option.cost is None:
-            return "not known, there is no evidence"
+            return "not known for lack of evidence"
         behind = ""
         if option is not self.chosen and self.chosen.utility is not None:
             behind = f" ({option.utility - self.chosen.utility:+.3f})"
@@ -137,8 +138,8 @@ def report_of(call: Any) -> CallReport | None:
     if (report is None and call is None) or isinstance(report, CallReport):
         return report
     raise ConfigurationError(
-        f"explain({call!r}): give what a call of this program returned, or its `iapo` report; or preference=... to "
-        "explain what a call would do."
+        f"explain({call!r}): give the prediction of a call of this program, or its `iapo` report; or preference=... "
+        "to explain a call that was not made."
     )
 
 
@@ -149,8 +150,7 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
         ConfigurationError: The report is of another program.
     """
     data = table.ready
-    assert table.strategy is not None  # set together with the data
-    arm = table.arm_of(preference)
+    arm = table.solver.choose(preference).arm
     if report is not None and (report.prompt, report.planned) != (arm.prompt, arm.n):
         if report.prompt >= len(data.prompts) or report.planned > data.max_n:
             raise ConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import dspy
 from langchain_core.messages import BaseMessage
@@ -15,14 +15,27 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
-from iapo_dspy.prompts.prompt import input_fields, output_fields
-
-if TYPE_CHECKING:
-    from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.prompts.student import Student
 
 __all__ = ["ProgramRunnable"]
 
 Output = Literal["fields", "prediction"]
+
+
+class Deployed(Protocol):
+    """The parts of a `CompiledProgram` that a Runnable uses."""
+
+    policy: PolicyTable
+
+    def with_preference(self, preference: str | Preference) -> Deployed:
+        """Return the program with another default preference."""
+
+    def __call__(self, **inputs: Any) -> dspy.Prediction:
+        """Run it."""
+
+    async def acall(self, **inputs: Any) -> dspy.Prediction:
+        """Run it without blocking the event loop."""
 
 
 class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types are not followed
@@ -34,7 +47,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     The preference of a call is, from strong to weak: the input's own key (`preference`), `.bind(preference=...)`,
     `config={"configurable": {"preference": ...}}`, this object's, and the program's.
 
-    A stream has one chunk: the winner is not known before all samples are there.
+    A stream has one chunk: the winner is not known before all completions are there.
 
     Args:
         program: The program.
@@ -42,17 +55,18 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
         output: "fields" returns a dictionary of the output fields; "prediction" the `dspy.Prediction`, with the report.
 
     Raises:
-        ConfigurationError: There is no such preference or kind of output.
+        ConfigurationError: The preference or the kind of output does not exist.
     """
 
     def __init__(
-        self, program: CompiledProgram, preference: str | Preference | None = None, *, output: Output = "fields"
+        self, program: Deployed, preference: str | Preference | None = None, *, output: Output = "fields"
     ) -> None:
         if output not in ("fields", "prediction"):
             raise ConfigurationError(f"as_runnable(output={output!r}): give 'fields' or 'prediction'.")
         self.program = program if preference is None else program.with_preference(preference)
         self.output = output
         self.name = type(program.policy.student).__name__
+        self._student = Student(program.policy.student)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Run the program.
@@ -69,7 +83,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
 
     @property
     def config_specs(self) -> list[ConfigurableFieldSpec]:
-        """What `config={"configurable": {...}}` may hold."""
+        """The keys that `config={"configurable": {...}}` may hold."""
         return [
             ConfigurableFieldSpec(
                 id="preference",
@@ -83,17 +97,16 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """Return a model of the input fields, with their types as the signature has them."""
         fields: dict[str, Any] = {
-            name: (annotation, default) for name, (annotation, default) in _inputs(self.program.policy.student).items()
+            name: (annotation, default) for name, (annotation, default) in _inputs(self._student).items()
         }
         return create_model(self.get_name("Input"), __config__=_LENIENT, **fields)
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
-        """Return a model of the output fields; those of a module that builds its own prediction may be missing."""
-        student = self.program.policy.student
-        exact = input_fields(student) is not None
+        """Return a model of the output fields; a module that builds its own prediction may leave some out."""
+        exact = self._student.input_fields is not None
         fields: dict[str, Any] = {
             name: (annotation, ...) if exact else (annotation | None if isinstance(annotation, type) else Any, None)
-            for name, annotation in output_fields(student).items()
+            for name, annotation in self._student.output_fields.items()
         }
         return create_model(self.get_name("Output"), __config__=_LENIENT, **fields)
 
@@ -108,9 +121,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     def _result(self, prediction: dspy.Prediction) -> Any:
         return prediction if self.output == "prediction" else dict(prediction.items())
 
-    def _resolve(
-        self, input: Any, config: RunnableConfig, kwargs: dict[str, Any]
-    ) -> tuple[CompiledProgram, dict[str, Any]]:
+    def _resolve(self, input: Any, config: RunnableConfig, kwargs: dict[str, Any]) -> tuple[Deployed, dict[str, Any]]:
         bound = kwargs.pop("preference", None)
         if kwargs:
             raise ConfigurationError(f"The Runnable of a compiled program takes preference=..., not {sorted(kwargs)}.")
@@ -128,7 +139,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
             return dict(input.inputs().items())
         if isinstance(input, Mapping):
             return {str(key): value for key, value in input.items()}
-        names = list(_inputs(self.program.policy.student))
+        names = list(_inputs(self._student))
         if len(names) != 1:
             raise ConfigurationError(
                 f"The program has the input fields {names}; give a dictionary of them, not {type(input).__name__}."
@@ -144,12 +155,13 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
 _LENIENT = ConfigDict(arbitrary_types_allowed=True, extra="allow")
 
 
-def _inputs(student: dspy.Module) -> dict[str, tuple[Any, Any]]:
+def _inputs(student: Student) -> dict[str, tuple[Any, Any]]:
     """Return input field -> (annotation, default, `...` where it must be given)."""
-    known = input_fields(student)
+    known = student.input_fields
     if known is not None:
-        fields = student.named_predictors()[0][1].signature.input_fields
+        (predictor,) = student.predictors.values()
+        fields = predictor.signature.input_fields
         return {name: (fields[name].annotation, ... if fields[name].is_required() else fields[name]) for name in known}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = list(inspect.signature(type(student).forward).parameters.values())[1:]
+    parameters = list(inspect.signature(type(student.module).forward).parameters.values())[1:]
     return {p.name: (Any, ... if p.default is p.empty else p.default) for p in parameters if p.kind in named}

@@ -1,4 +1,4 @@
-"""The policy with all it rests on, and its saved form."""
+"""The policy with the evidence that it rests on, and its saved form."""
 
 from __future__ import annotations
 
@@ -19,65 +19,24 @@ from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.reprice import at_prices
-from iapo_dspy.prompts.lms import ModelName, model_names
-from iapo_dspy.prompts.prompt import Prompt, program_state
+from iapo_dspy.prompts.prompt_state import PromptState
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Arm, Contexts, Decoding, FloatArray, Observations, Pulls, Stop
+from iapo_dspy.types import Arm, Contexts, FloatArray, Observations, Pulls, Stop
 
-__all__ = ["CompiledPolicy", "PromptCosts", "PromptState", "prompt_states", "rounded"]
+__all__ = ["CompiledPolicy", "PromptCosts", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
-# 2: what completions cost; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and what calls
-# take of each resource.
+# 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
+# that calls take.
 VERSION = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptState:
-    """A prompt in its saved form.
-
-    Attributes:
-        state: Predictor name -> its DSPy state (instructions, demos), without an LM.
-        decoding: Settings that override the LM's own.
-        candidate: Position in the user's list of candidates.
-        label: A short text for tables.
-        lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
-        model: These LMs in words where the run had a choice between several, else "".
-        options: Predictor name -> position of its instruction in the user's list for that predictor, where candidates
-            were given predictor by predictor. `candidate` is the number of the combination then.
-    """
-
-    state: Mapping[str, Any]
-    decoding: Decoding
-    candidate: int
-    label: str
-    lms: Mapping[str, ModelName]
-    model: str = ""
-    options: Mapping[str, int] | None = None
-
-
-def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
-    """Save the prompts of a run."""
-    names = model_names([p.lms for p in prompts])
-    return tuple(
-        PromptState(
-            state=program_state(p.program),
-            decoding=p.decoding,
-            candidate=p.candidate,
-            label=p.label,
-            lms=lms,
-            model=p.model,
-            options=p.options,
-        )
-        for p, lms in zip(prompts, names, strict=True)
-    )
+_PLAIN = ("default", "max_n", "n_queries", "cost_scale", "strategy", "spent")  # saved as they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCosts:
-    """What calls of each prompt cost on average, in the raw unit of the run's `Cost`: fixed + n * per_completion.
+    """Mean costs of calls of each prompt, in the raw unit of the run's `Cost`: fixed + n * per_completion.
 
     Attributes:
         fixed: Per query, whatever n is [P]; None for a prompt without evidence.
@@ -98,14 +57,14 @@ class PromptCosts:
         return cls(fixed=fixed, per_completion=per_completion)
 
     def call(self, arm: Arm) -> float | None:
-        """Return what a call of this arm costs; None without evidence."""
+        """Return the mean cost of a call of this arm; None without evidence."""
         fixed, each = self.fixed[arm.prompt], self.per_completion[arm.prompt]
         return None if fixed is None or each is None else fixed + arm.n * each
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledPolicy:
-    """What `compile` learnt: the arm of each preference, and the evidence that answers for any other.
+    """The result of `compile`: the arm of each preference, and the evidence that answers for any other preference.
 
     Attributes:
         preferences: The compiled preferences, each with a name.
@@ -118,10 +77,10 @@ class CompiledPolicy:
         algorithm: The algorithm that ran.
         stopping: How calls may stop early: "confidence", "exact", or None.
         strategy: The strategy as JSON data.
-        evidence: What was observed, round by round.
+        evidence: The observations, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
-        cost: What completions cost.
-        prompt_costs: What calls of each prompt cost on average.
+        cost: The unit of costs.
+        prompt_costs: Mean costs of calls of each prompt.
     """
 
     preferences: tuple[Preference, ...]
@@ -173,7 +132,7 @@ class CompiledPolicy:
         )
 
     def charges(self, preference: Preference) -> Charges:
-        """Return what calls take, by the stored evidence, as one preference prices and caps it.
+        """Return the charges of calls, by the stored evidence, as one preference prices and caps them.
 
         Raises:
             ConfigurationError: It prices or caps something that was not measured.
@@ -203,10 +162,10 @@ class CompiledPolicy:
         return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
 
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
-        """Return what this run would have chosen at other prices of tokens, from the stored evidence.
+        """Return the policy at other prices of tokens, from the stored evidence.
 
         Args:
-            cost: What completions cost now. The scale stays: a dollar is worth as much utility as before.
+            cost: The unit of costs, with the new prices. The scale stays: a dollar is worth as much utility as before.
             prices: Of each prompt's LM [P].
             strategy: The strategy.
 
@@ -228,18 +187,7 @@ class CompiledPolicy:
                 for p, a in zip(self.preferences, self.arms, strict=True)
             ],
             "default": self.default,
-            "prompts": [
-                {
-                    "state": dict(p.state),
-                    "decoding": p.decoding.as_kwargs(),
-                    "candidate": p.candidate,
-                    "label": p.label,
-                    "lms": {name: lm.to_json() for name, lm in p.lms.items()},
-                    "model": p.model,
-                    **({"options": dict(p.options)} if p.options is not None else {}),
-                }
-                for p in self.prompts
-            ],
+            "prompts": [p.to_dict() for p in self.prompts],
             "max_n": self.max_n,
             "n_queries": self.n_queries,
             "cost": self.cost.to_dict(),
@@ -257,13 +205,13 @@ class CompiledPolicy:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompiledPolicy:
-        """Read what `to_dict` wrote.
+        """Read data that `to_dict` wrote.
 
         Raises:
-            StateError: The data are no policy, or one of a newer version.
+            StateError: The data are not a policy, or they are of a newer version.
         """
         if data.get("format") != FORMAT or not isinstance(data.get("version"), int):
-            raise StateError(f"This is no saved policy: its format is {data.get('format')!r}, not {FORMAT!r}.")
+            raise StateError(f"This is not a saved policy: its format is {data.get('format')!r}, not {FORMAT!r}.")
         if data["version"] > VERSION:
             raise StateError(
                 f"The saved policy has version {data['version']}; this iapo_dspy reads up to {VERSION}. Upgrade it."
@@ -276,30 +224,14 @@ class CompiledPolicy:
                     Arm(p["arm"][0], p["arm"][1], Stop.from_dict(p["stop"]) if "stop" in p else None)
                     for p in data["preferences"]
                 ),
-                default=data["default"],
-                prompts=tuple(
-                    PromptState(
-                        state=p["state"],
-                        decoding=Decoding(**p["decoding"]),
-                        candidate=p["candidate"],
-                        label=p["label"],
-                        lms={name: ModelName.from_json(lm) for name, lm in p["lms"].items()},
-                        model=p.get("model", ""),
-                        options=p.get("options"),
-                    )
-                    for p in data["prompts"]
-                ),
-                max_n=data["max_n"],
-                n_queries=data["n_queries"],
-                cost_scale=data["cost_scale"],
+                prompts=tuple(PromptState.from_dict(p) for p in data["prompts"]),
                 algorithm=read_algorithm(data),
                 stopping=data.get("stopping"),  # up to version 3, all N were drawn at once
-                strategy=data["strategy"],
                 evidence=evidence,
-                spent=data["spent"],
-                # Version 1 counted output tokens, and said nothing of it.
+                # Version 1 always counted output tokens.
                 cost=Cost.from_dict(data["cost"]) if "cost" in data else Cost(),
                 prompt_costs=PromptCosts.of(evidence, len(data["prompts"])),
+                **{name: data[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise StateError(f"The saved policy is damaged: {type(exc).__name__}: {exc}.") from exc
@@ -329,7 +261,7 @@ def _columns(values: FloatArray) -> dict[str, str]:
 
 
 def _rows(columns: Mapping[str, str] | None, length: int) -> FloatArray | None:
-    """Read what `_columns` wrote."""
+    """Read data that `_columns` wrote."""
     if columns is None:
         return None
     found = [_numbers(columns[r], np.float64) if r in columns else np.zeros(length) for r in RESOURCES]

@@ -1,4 +1,4 @@
-"""What a call of a compiled program returns."""
+"""The prediction that a call of a compiled program returns, and its report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["CallReport", "CompiledPrediction"]
 
 
 class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
-    """The winner's fields, all successful completions in `completions`, and what the call did in `iapo`.
+    """The winner's fields, all successful completions in `completions`, and the call's report in `iapo`.
 
-    The report is no field: code that goes through the fields of a prediction (`dspy.majority`, metrics, `toDict`, a web
-    service) sees those of the student only.
+    The report is not a field: code that goes through the fields of a prediction (`dspy.majority`, metrics, `toDict`, a
+    web service) sees the student's fields only.
     """
 
     def __init__(self, base: Any = None, **kwargs: Any) -> None:
@@ -23,7 +23,7 @@ class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships n
 
     @property
     def iapo(self) -> CallReport:
-        """What the call did.
+        """The report of the call.
 
         Raises:
             AttributeError: This was not returned by a call, but made of fields.
@@ -34,7 +34,7 @@ class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships n
 
 
 class CallReport(BaseModel):
-    """What one call of a compiled program did; the `iapo` field of its prediction.
+    """The report of one call of a compiled program: `iapo` of its prediction.
 
     Attributes:
         preference: Name of the preference, or None for an ad hoc one.
@@ -57,9 +57,9 @@ class CallReport(BaseModel):
         completion_tokens: Output tokens of the call.
         usd: Price, None where it is not known.
         seconds: From sending the call to its last completion, the scoring between waves included.
-        cost: What the call cost, in the unit that the program was compiled with (`cost_unit`); None where that counts
-            dollars and the price is not known. Judges are not in it, as they are not in the costs that the arm was
-            chosen by.
+        cost: The cost of the call, in the unit that the program was compiled with (`cost_unit`); None where the unit
+            counts dollars and the price is not known. Judges are not in it, nor were they in the costs by which the
+            arm was chosen.
         cost_unit: That unit in words: "output tokens" by default.
         judge_tokens: Input and output tokens of LMs and embedding models that objectives asked to select; not part of
             `prompt_tokens` and `completion_tokens`.

@@ -1,4 +1,4 @@
-"""What a run observed, at other prices of tokens."""
+"""The observations of a run at other prices of tokens."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def at_prices(observations: Observations, cost: Cost, prices: Sequence[Price]) -
     The completions of a pull share its cost evenly.
 
     Args:
-        observations: What came back, with what pulls took.
-        cost: What completions cost.
+        observations: The observations, with the resources that pulls took.
+        cost: The unit of costs.
         prices: Of each prompt's LM [P].
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `dspy.streamify` shows of a compiled program: the winner's fields, once it has been chosen.
+"""The stream that `dspy.streamify` makes of a compiled program: the winner's fields, once it has been chosen.
 
 N completions are drawn before one wins, so the text of none of them can be shown while it is written. After the choice,
 each output field of the winner's predictor calls is sent as one `StreamResponse`, which is also its last chunk.
@@ -6,10 +6,12 @@ each output field of the winner's predictor calls is sent as one `StreamResponse
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import dspy
@@ -17,6 +19,7 @@ from dspy.streaming import StreamResponse
 from dspy.streaming.messages import sync_send_to_stream
 
 from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.prompts.programs import Programs
 from iapo_dspy.sampling.ledger.field_values import jsonable
 
 logger = logging.getLogger(__name__)
@@ -25,34 +28,51 @@ __all__ = ["asend", "asked_for_listeners", "send", "winner_chunks"]
 
 TraceEntry = tuple[Any, Mapping[str, Any], Any]
 
-_WALKS = frozenset({"named_predictors", "named_parameters", "add_parameter", "<listcomp>"})
+_searching: ContextVar[bool] = ContextVar("iapo_dspy_searching_for_listeners", default=False)
 
 
 def asked_for_listeners() -> bool:
-    """Tell whether `named_parameters` was called to find the predictor of a `StreamListener`.
+    """Tell whether DSPy asks for predictors to find the one of a `StreamListener`.
 
-    DSPy wants the listener's field to be one predictor's only. The arms of a compiled program are alternatives, of
-    which a call runs one, so for a listener they are one program: the student. DSPy has no hook for that, and asks
-    through the outermost module, so who asks is read from the calling frames.
+    DSPy wants the listener's field to belong to one predictor only. The arms of a compiled program are alternatives, of
+    which a call runs one, so for a listener they are one program: the student.
     """
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in _WALKS:
-        frame = frame.f_back  # type: ignore[assignment]  # the loop ends at None
-    return frame is not None and frame.f_code.co_name == "find_predictor_for_stream_listeners"
+    return _searching.get()
 
 
-def winner_chunks(table: PolicyTable, prompt: int, trace: Sequence[TraceEntry]) -> list[StreamResponse]:
-    """Return what is sent of the winner: the fields that listeners ask for, or all of them where there are none.
+def _announce_searches() -> None:
+    """Have DSPy's `streamify` say when it searches for the predictors of listeners: it has no hook for that."""
+    module = importlib.import_module("dspy.streaming.streamify")
+    find = getattr(module, "find_predictor_for_stream_listeners", None)
+    if find is None:  # another version of DSPy: listeners must name their predictors then
+        return
+
+    @functools.wraps(find)
+    def announced(program: Any, listeners: Any) -> Any:
+        token = _searching.set(True)
+        try:
+            return find(program, listeners)
+        finally:
+            _searching.reset(token)
+
+    module.find_predictor_for_stream_listeners = announced  # type: ignore[attr-defined]
+
+
+_announce_searches()
+
+
+def winner_chunks(programs: Programs, prompt: int, trace: Sequence[TraceEntry]) -> list[StreamResponse]:
+    """Return the chunks of the winner: the fields that listeners ask for, or all fields where there are no listeners.
 
     A listener without `allow_reuse` gets its field once, as from any other program.
 
     Args:
-        table: The compiled program's.
+        programs: The compiled program's.
         prompt: The prompt that was run.
         trace: The winner's predictor calls, in order.
     """
     listeners = dspy.settings.stream_listeners or []
-    slots = _slots(table, prompt)
+    slots = _slots(programs, prompt)
     chunks = []
     for predictor, _, prediction in trace:
         slot = slots.get(id(predictor))
@@ -71,15 +91,15 @@ def winner_chunks(table: PolicyTable, prompt: int, trace: Sequence[TraceEntry]) 
     return chunks
 
 
-def _slots(table: PolicyTable, prompt: int) -> dict[int, str]:
+def _slots(programs: Programs, prompt: int) -> dict[int, str]:
     """Return id of a predictor -> its name in the student: the same for all arms."""
     slots: dict[int, str] = {}
-    for program in (table.student, *table.arms, table.program_of(prompt)):
+    for program in (programs.student, *programs.arms, programs.of(prompt)):
         slots.update({id(p): name for name, p in program.named_predictors()})
         for path, module in program.named_sub_modules(dspy.Module):
             inner = getattr(module, "policy", None)
             if isinstance(inner, PolicyTable):  # a compiled program within this one has arms of its own
-                for arm in (inner.student, *inner.arms):
+                for arm in (inner.student, *inner.programs.arms):
                     slots.update({id(p): f"{path}: {name}" for name, p in arm.named_predictors()})
     return slots
 

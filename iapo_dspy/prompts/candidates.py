@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import dspy
 
 from iapo_dspy.errors import ConfigurationError
 
@@ -21,24 +23,21 @@ class Proposal:
     """
 
     instructions: Mapping[str, str]
-    program: Any = None
+    program: dspy.Module | None = None
 
 
-def read_candidates(
-    candidates: Iterable[Any] | None, predictors: Sequence[str], is_program: Callable[[Any], bool]
-) -> tuple[Proposal, ...]:
+def read_candidates(candidates: Iterable[Any] | None, predictors: Sequence[str]) -> tuple[Proposal, ...]:
     """Read the user's candidates.
 
     Args:
         candidates: Strings, dictionaries and programs, mixed as they come.
         predictors: Names of the student's predictors.
-        is_program: Tells a program from everything else.
 
     Raises:
         ConfigurationError: None are given, or one of them is empty, of the wrong type, names a predictor that the
             student lacks, or is a string although the student has several predictors.
     """
-    if isinstance(candidates, str) or is_program(candidates):
+    if isinstance(candidates, (str, dspy.Module)):
         raise ConfigurationError(f"candidates must be a list, got one {type(candidates).__name__}; write [candidate].")
     if isinstance(candidates, (set, frozenset)):
         raise ConfigurationError("candidates is a set, which has no order to number the prompts by; give a list.")
@@ -50,11 +49,11 @@ def read_candidates(
             "No candidates: give the instructions to choose from, e.g. candidates=['Answer at once.', 'Think step by "
             "step.'], dictionaries predictor -> instruction, or whole programs (the student itself is one)."
         )
-    return tuple(_read(c, f"candidates[{i}]", predictors, is_program) for i, c in enumerate(given))
+    return tuple(_read(c, f"candidates[{i}]", predictors) for i, c in enumerate(given))
 
 
-def _read(candidate: Any, where: str, predictors: Sequence[str], is_program: Callable[[Any], bool]) -> Proposal:
-    if is_program(candidate):
+def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
+    if isinstance(candidate, dspy.Module):
         return Proposal(instructions={}, program=candidate)
     if isinstance(candidate, str):
         if len(predictors) > 1:
@@ -91,8 +90,8 @@ def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[
         own instruction only.
 
     Raises:
-        ConfigurationError: No predictor is given, one that the student lacks, or one whose instructions are no list, an
-            empty one, one with something else than non-empty strings and None, or one with two that are the same.
+        ConfigurationError: No predictor is given, one that the student lacks, or instructions that are not a list,
+            are empty, are neither non-empty strings nor None, or are the same.
     """
     if not candidates:
         raise ConfigurationError(

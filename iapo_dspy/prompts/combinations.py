@@ -1,22 +1,33 @@
-"""Candidates given predictor by predictor: the prompt set is their product, made as far as it is looked at."""
+"""Candidates given predictor by predictor: the prompt set is their product, and prompts are made when asked for."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
-import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.candidates import read_options
 from iapo_dspy.prompts.lms import Decodings, LMs, combine
 from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured
+from iapo_dspy.prompts.student import Student
 
-__all__ = ["Combinations", "prompt_set"]
+__all__ = ["Combinations", "PromptList", "PromptSet", "prompt_set"]
 
-MOST = 1_000_000  # combinations; run books keep a few numbers for each
+MOST = 1_000_000  # combinations; a run keeps a few numbers for each
+
+
+class PromptList(tuple[Prompt, ...]):
+    """Prompts that are all looked at."""
+
+    shape: None = None
+
+    @property
+    def shown(self) -> Sequence[Prompt]:
+        """The prompts themselves."""
+        return self
 
 
 class Combinations(Sequence[Prompt]):
@@ -40,11 +51,11 @@ class Combinations(Sequence[Prompt]):
     """
 
     def __init__(
-        self, student: dspy.Module, candidates: Mapping[Any, Any], decodings: Decodings, lms: Sequence[LMs] = ()
+        self, student: Student, candidates: Mapping[Any, Any], decodings: Decodings, lms: Sequence[LMs] = ()
     ) -> None:
-        self._student = student
-        self._servers = combine(lms, [name for name, _ in student.named_predictors()], decodings)
-        self.options = read_options(candidates, {n: p.signature.instructions for n, p in student.named_predictors()})
+        self._student = student.module
+        self._servers = combine(lms, list(student.predictors), decodings)
+        self.options = read_options(candidates, student.instructions)
         n_configurations = sum(len(served.decodings) for served in self._servers)
         self.shape = (*(len(texts) for texts in self.options.values()), n_configurations)
         self._made: dict[int, list[Prompt]] = {}
@@ -61,7 +72,7 @@ class Combinations(Sequence[Prompt]):
         return sum(k > 1 for k in self.shape)
 
     @property
-    def star(self) -> list[Prompt]:
+    def shown(self) -> Sequence[Prompt]:
         """The first combination, and with each other option of one coordinate in it: every option is in one of them."""
         found = [self[0]]
         for d, k in enumerate(self.shape):
@@ -102,10 +113,15 @@ class Combinations(Sequence[Prompt]):
         return configured(program, combination, self._servers, {}, dict(zip(self.options, place, strict=True)))
 
 
+PromptSet: TypeAlias = PromptList | Combinations
+"""The prompt set P. `shape` is None where all prompts are looked at, else the number of options of each coordinate.
+`shown` are prompts that have between them everything that can be chosen."""
+
+
 def prompt_set(
-    student: dspy.Module, candidates: Any, decodings: Decodings, joint_limit: int, lms: Sequence[LMs] = ()
-) -> Sequence[Prompt]:
-    """Return the prompt set P of what the user gave.
+    student: Student, candidates: Any, decodings: Decodings, joint_limit: int, lms: Sequence[LMs] = ()
+) -> PromptSet:
+    """Return the prompt set P.
 
     Args:
         student: The program to optimize; it is not changed.
@@ -115,13 +131,13 @@ def prompt_set(
         lms: The run's LMs; none for the configured one.
 
     Returns:
-        A tuple, all of which takes part; or `Combinations`, which are searched one coordinate at a time.
+        A list, all of which takes part; or `Combinations`, which are searched one coordinate at a time.
 
     Raises:
         ConfigurationError: The candidates cannot be used with this student.
     """
     if not isinstance(candidates, Mapping):
-        return build_prompts(student, candidates, decodings, lms)
+        return PromptList(build_prompts(student, candidates, decodings, lms))
     combinations = Combinations(student, candidates, decodings, lms)
     small = len(combinations) <= joint_limit or combinations.free < 2  # one coordinate alone is a list as any other
-    return tuple(combinations) if small else combinations
+    return PromptList(combinations) if small else combinations

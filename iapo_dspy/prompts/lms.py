@@ -35,7 +35,7 @@ LMs: TypeAlias = dspy.BaseLM | Mapping[str, dspy.BaseLM]
 """One LM for every predictor, or predictor name -> LM; predictors left out keep the student's."""
 
 Decodings: TypeAlias = tuple[Decoding, ...] | Mapping[str, tuple[Decoding, ...]]
-"""Decoding configurations of every LM, or model string -> those of that model."""
+"""Decoding configurations of every LM, or model string -> decoding configurations of that model."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ModelName:
 
     @classmethod
     def from_json(cls, data: str | Sequence[Any]) -> ModelName:
-        """Read what `to_json` wrote."""
+        """Read data that `to_json` wrote."""
         return cls(data) if isinstance(data, str) else cls(str(data[0]), int(data[1]))
 
 
@@ -67,7 +67,7 @@ def read_lms(lms: Any) -> tuple[LMs, ...]:
     """Read the user's LMs.
 
     Raises:
-        ConfigurationError: It is no list, or an element is neither an LM nor a mapping from predictor names to LMs.
+        ConfigurationError: It is not a list, or an element is neither an LM nor a mapping from predictor names to LMs.
     """
     if lms is None:
         return ()
@@ -95,7 +95,7 @@ def read_lms(lms: Any) -> tuple[LMs, ...]:
 
 
 def read_distinct_lms(lms: Any) -> tuple[LMs, ...]:
-    """Read LMs that are to be compared: like `read_lms`, and no two of them may be the same.
+    """Read LMs that are to be compared: like `read_lms`, but two of them must not be the same.
 
     Raises:
         ConfigurationError: See `read_lms`; or two elements would get the same answers.
@@ -118,7 +118,7 @@ def _refuse_twins(bound: Sequence[Mapping[str, dspy.BaseLM]]) -> None:
 
 
 def _show(value: Any) -> str:
-    """A value in words that show no settings of an LM: they may hold keys."""
+    """Return a value in words without settings of an LM: they may hold keys."""
     if isinstance(value, dspy.BaseLM):
         return f"the LM {value.model!r}"
     if isinstance(value, Mapping):
@@ -127,7 +127,7 @@ def _show(value: Any) -> str:
 
 
 def _identity(lm: dspy.BaseLM) -> Any:
-    """What tells two LMs apart; only compared. Nobody knows what an LM of another kind than `dspy.LM` depends on."""
+    """Return data that tell two LMs apart. An LM of another kind than `dspy.LM` is only the same as itself."""
     if not isinstance(lm, dspy.LM):
         return id(lm)
     return [type(lm).__qualname__, lm.model, lm.model_type, getattr(lm, "replicas", None), lm.kwargs]
@@ -177,13 +177,18 @@ def _decodings(decoding: Any) -> tuple[Decoding, ...]:
     return given
 
 
+def lms_in(element: LMs) -> list[dspy.BaseLM]:
+    """Return the LMs of an element of `lms`."""
+    return list(element.values()) if isinstance(element, Mapping) else [element]
+
+
 def _strings(element: LMs) -> set[str]:
-    return {lm.model for lm in (element.values() if isinstance(element, Mapping) else [element])}
+    return {lm.model for lm in lms_in(element)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What serves a candidate: LMs, and the decodings that they are tried with.
+    """The LMs that serve a candidate, and the decodings that they are tried with.
 
     Attributes:
         lms: Predictor name -> LM; predictors left out keep the student's.
@@ -197,7 +202,7 @@ class Served:
 
 
 def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings) -> tuple[Served, ...]:
-    """Fold LMs and decodings into what every candidate is combined with, LM after LM.
+    """Fold LMs and decodings into the list that every candidate is combined with, LM after LM.
 
     Args:
         lms: The run's LMs; none for the configured one.
@@ -217,7 +222,7 @@ def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings)
             raise ConfigurationError(f"lms[{i}] names the predictors {unknown}; the student has {list(predictors)}.")
         given = {name: _at(element, name) for name in predictors}
         bound.append({name: lm for name, lm in given.items() if lm is not None})
-    _refuse_twins(bound)  # again: a mapping may say what an LM says
+    _refuse_twins(bound)  # again: a mapping may have the same LM for every predictor
     return tuple(
         Served(lms=mine, model=_words(names, predictors) if len(lms) > 1 else "", decodings=_of(decodings, element))
         for element, mine, names in zip(lms, bound, model_names(bound), strict=True)
@@ -287,19 +292,19 @@ def models_of(program: dspy.Module) -> str | tuple[str, ...]:
     return models[0] if len(set(models)) == 1 else models
 
 
-# -- what their completions cost
+# -- the cost of their completions
 
 
 def default_cost(lms: Sequence[LMs]) -> Cost:
-    """Return what completions cost where the user does not say.
+    """Return the unit of costs where the user gives none.
 
     A token of a large model is not worth a token of a small one. So output tokens count only where all LMs have one
     price or one model string; where they have different prices, dollars count.
 
     Raises:
-        ConfigurationError: There are several models, and nobody knows what some of them cost.
+        ConfigurationError: There are several models, and the prices of some are not known.
     """
-    given = [lm for e in lms for lm in (e.values() if isinstance(e, Mapping) else [e])]
+    given = [lm for element in lms for lm in lms_in(element)]
     prices = {lm.model: price_of(lm) for lm in given}
     rates = {(p.prompt, p.completion) for p in map(price_of, given) if p is not None}
     unknown = sorted(model for model, price in prices.items() if price is None)

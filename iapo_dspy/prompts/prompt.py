@@ -1,8 +1,9 @@
-"""Prompts: candidate programs with their decoding, made from copies of the student, and their saved form."""
+"""Prompts: candidate programs, each with its LMs and its decoding, made from copies of the student."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,20 +15,12 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.prompts.candidates import Proposal, read_candidates
 from iapo_dspy.prompts.lms import Decodings, LMs, Served, combine
+from iapo_dspy.prompts.student import Student
 from iapo_dspy.types import Decoding
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "Prompt",
-    "build_prompts",
-    "clone",
-    "configured",
-    "input_fields",
-    "output_fields",
-    "program_state",
-    "restore",
-]
+__all__ = ["Prompt", "build_prompts", "clone", "configured", "program_state", "restore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +30,9 @@ class Prompt:
     Attributes:
         program: A copy of the student with this candidate's instructions and demos.
         decoding: Settings that override the LM's own.
-        candidate: Position in the user's list of candidates; of a combination, its number.
-        lms: Predictor name -> the LM that belongs to this prompt: that of the run's `lms`, or one that the candidate
+        candidate: Position in the user's list of candidates; the number of the combination where candidates were given
+            predictor by predictor.
+        lms: Predictor name -> the LM that belongs to this prompt: an LM of the run's `lms`, or one that the candidate
             brought. Other predictors use the student's.
         model: These LMs in words where the run has a choice between several, else "".
         options: Predictor name -> position of its instruction in the user's list for that predictor, where candidates
@@ -52,15 +46,15 @@ class Prompt:
     model: str = ""
     options: Mapping[str, int] | None = None
 
-    @property
-    def instructions(self) -> dict[str, str]:
-        """Predictor name -> instruction."""
-        return {name: p.signature.instructions for name, p in self.program.named_predictors()}
+    @functools.cached_property
+    def student(self) -> Student:
+        """The program with its predictors, fields and LMs."""
+        return Student(self.program)
 
     @property
     def label(self) -> str:
         """A short text for tables: the instructions, the model if there are several, the decoding if given."""
-        texts = self.instructions
+        texts = self.student.instructions
         text = next(iter(texts.values())) if len(texts) == 1 else "; ".join(f"{k}: {v}" for k, v in texts.items())
         words = [self.model] if self.model else []
         settings = ", ".join([*words, *(f"{k}={v}" for k, v in self.decoding.as_kwargs().items())])
@@ -68,15 +62,15 @@ class Prompt:
 
 
 def clone(program: dspy.Module, instead: Mapping[int, Any] | None = None) -> dspy.Module:
-    """Copy a program deeply, sharing its LMs: copying those would copy their histories and connection pools.
+    """Copy a program deeply, sharing its LMs: copies of LMs would have histories and connection pools of their own.
 
     The predictors of the copy never write their LM into saved state, because settings of an LM (headers, provider
-    credentials) are secrets; so loading a state leaves them the LM that they have.
+    credentials) are secrets. Loading a state leaves them the LM that they have.
 
     Args:
         program: The program.
-        instead: id of a part of it -> what takes its place in the copy. A program that cannot be copied deeply is
-            copied by DSPy, which knows nothing of this: look whether it was done.
+        instead: id of a part of it -> the part that takes its place in the copy. A program that cannot be copied deeply
+            is copied by DSPy, which does not know of this: check that the part was replaced.
     """
     shared = {id(p.lm): p.lm for _, p in program.named_predictors() if p.lm is not None}
     twin: dspy.Module
@@ -87,26 +81,19 @@ def clone(program: dspy.Module, instead: Mapping[int, Any] | None = None) -> dsp
         for (_, old), (_, new) in zip(program.named_predictors(), twin.named_predictors(), strict=True):
             new.lm = old.lm
     for _, predictor in twin.named_predictors():
-        predictor.__class__ = _without_lm_in_state(type(predictor))
+        kind: Any = type(predictor)
+        predictor.__class__ = _without_lm_in_state(kind)
     return twin
 
 
-_HIDDEN: dict[Any, Any] = {}  # class of predictor -> the class that writes no LM
-
-
+@functools.cache
 def _without_lm_in_state(cls: Any) -> Any:
+    """Return a subclass of a predictor's class that looks like it and writes no LM into its state."""
     if "_iapo_stands_for" in vars(cls):
         return cls
-    if cls not in _HIDDEN:
-        _HIDDEN[cls] = _make_hidden(cls)
-    return _HIDDEN[cls]
-
-
-def _make_hidden(cls: Any) -> Any:
 
     def dump_state(self: Any, json_mode: bool = True) -> dict[str, Any]:
-        state: dict[str, Any] = {**cls.dump_state(self, json_mode=json_mode), "lm": None}
-        return state
+        return {**cls.dump_state(self, json_mode=json_mode), "lm": None}
 
     def load_state(self: Any, state: dict[str, Any], **settings: Any) -> Any:
         lm = self.lm
@@ -127,7 +114,7 @@ def _make_hidden(cls: Any) -> Any:
 
 
 def _revive(cls: type, state: Mapping[str, Any]) -> Any:
-    """Make an instance again when it is copied or pickled: the class made above has no importable name."""
+    """Make an instance again when it is copied or pickled: the class made above has no name to import it by."""
     hidden = _without_lm_in_state(cls)
     twin = hidden.__new__(hidden)
     twin.__setstate__(dict(state))
@@ -135,13 +122,13 @@ def _revive(cls: type, state: Mapping[str, Any]) -> Any:
 
 
 def build_prompts(
-    student: dspy.Module, candidates: Iterable[Any] | None, decodings: Decodings, lms: Sequence[LMs] = ()
+    student: Student, candidates: Iterable[Any] | None, decodings: Decodings, lms: Sequence[LMs] = ()
 ) -> tuple[Prompt, ...]:
     """Fold candidates, LMs and decoding configurations into the prompt set P.
 
     Args:
         student: The program to optimize; it is not changed.
-        candidates: What the user gave.
+        candidates: The user's candidates.
         decodings: Every candidate is combined with every decoding, or with those of its model.
         lms: Every candidate is combined with every LM; none for the student's or the configured one.
 
@@ -149,14 +136,15 @@ def build_prompts(
         ConfigurationError: A candidate or a mapping of LMs cannot be used with this student, or two prompts are the
             same.
     """
-    names = [name for name, _ in student.named_predictors()]
+    names = list(student.predictors)
     servers = combine(lms, names, decodings)
-    proposals = read_candidates(candidates, names, lambda c: isinstance(c, dspy.Module))
+    proposals = read_candidates(candidates, names)
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
     for index, proposal in enumerate(proposals):
         program = _apply(student, proposal, index)
-        ids = [id(p.lm) for _, p in program.named_predictors()]
+        bound = {name: p.lm for name, p in program.named_predictors()}
+        ids = [id(lm) for lm in bound.values()]
         identity = json.dumps([_stripped(program_state(program)), ids], sort_keys=True, default=str)
         if identity in seen:
             raise ConfigurationError(
@@ -164,7 +152,7 @@ def build_prompts(
                 "budget pays for it twice."
             )
         seen[identity] = index
-        own = _own_lms(program, student)
+        own = {name: lm for name, lm in bound.items() if lm is not None and lm is not student.predictors[name].lm}
         if own and lms:
             name, lm = next(iter(own.items()))
             raise ConfigurationError(
@@ -188,7 +176,7 @@ def configured(
     Args:
         program: The candidate.
         candidate: Its number.
-        servers: What every candidate is combined with (`combine`).
+        servers: Every candidate is combined with each of these (`combine`).
         own: LMs that the candidate brought; there are none where the run has a choice of LMs.
         options: See `Prompt`.
     """
@@ -206,13 +194,6 @@ def configured(
     ]
 
 
-def _own_lms(program: dspy.Module, student: dspy.Module) -> dict[str, dspy.BaseLM]:
-    """Predictor name -> LM of the predictors whose LM is not the student's."""
-    plain = {name: p.lm for name, p in student.named_predictors()}
-    found = {name: p.lm for name, p in program.named_predictors()}
-    return {name: lm for name, lm in found.items() if lm is not None and lm is not plain.get(name)}
-
-
 def _served(program: dspy.Module, served: Served) -> dspy.Module:
     """Return the program on these LMs: a copy, unless there are none."""
     if not served.lms:
@@ -223,23 +204,23 @@ def _served(program: dspy.Module, served: Served) -> dspy.Module:
     return twin
 
 
-def _apply(student: dspy.Module, proposal: Proposal, index: int) -> dspy.Module:
+def _apply(student: Student, proposal: Proposal, index: int) -> dspy.Module:
     if proposal.program is None:
-        program = clone(student)
+        program = clone(student.module)
         for name, predictor in program.named_predictors():
             if name in proposal.instructions:
                 predictor.signature = predictor.signature.with_instructions(proposal.instructions[name])
         return program
-    given = proposal.program
-    mine, theirs = _shape(student), _shape(given)
-    if _kind(given) is not _kind(student) or mine != theirs:
+    given, mine = proposal.program, student.module
+    fields, others = _shape(student), _shape(Student(given))
+    if _kind(given) is not _kind(mine) or fields != others:
         raise ConfigurationError(
-            f"candidates[{index}] is a {type(given).__name__} with predictors {theirs}; the student is a "
-            f"{type(student).__name__} with {mine}. A program that is a candidate must be of the student's class and "
+            f"candidates[{index}] is a {type(given).__name__} with predictors {others}; the student is a "
+            f"{type(mine).__name__} with {fields}. A program that is a candidate must be of the student's class and "
             "have its predictors and fields, or the compiled program could not be loaded again."
         )
-    own, others = _attributes(student), _attributes(given)
-    differing = sorted(k for k in own.keys() | others.keys() if own.get(k) != others.get(k))
+    own, theirs = _attributes(mine), _attributes(given)
+    differing = sorted(k for k in own.keys() | theirs.keys() if own.get(k) != theirs.get(k))
     if differing:
         raise ConfigurationError(
             f"candidates[{index}] differs from the student in {differing}. A saved program holds instructions, demos "
@@ -254,31 +235,29 @@ def _kind(module: Any) -> type:
     return kind
 
 
+def _shape(student: Student) -> dict[str, list[str]]:
+    return {name: sorted(p.signature.fields) for name, p in student.predictors.items()}
+
+
 def _attributes(program: dspy.Module) -> dict[str, Any]:
-    """Plain attributes of a program and its sub-modules, predictors' own state left out."""
-    found: dict[str, Any] = {}
-    for path, module in program.named_sub_modules(dspy.Module):
-        if isinstance(module, dspy.Predict):
-            continue
-        for name, value in vars(module).items():
-            if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None))):
-                found[f"{path}.{name}"] = value
-    return found
+    """Plain attributes of a program and its sub-modules, without the state of predictors."""
+    return {
+        f"{path}.{name}": value
+        for path, module in program.named_sub_modules(dspy.Module)
+        if not isinstance(module, dspy.Predict)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None)))
+    }
 
 
 def _stripped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A program's state with blanks around instructions removed, which no LM tells apart."""
-    text = json.dumps(state, default=str)
-    data: dict[str, Any] = json.loads(text)
+    """Return a program's state without blanks around instructions, which make no difference to an LM."""
+    data: dict[str, Any] = json.loads(json.dumps(state, default=str))
     for predictor in data.values():
         instructions = predictor.get("signature", {}).get("instructions")
         if isinstance(instructions, str):
             predictor["signature"]["instructions"] = instructions.strip()
     return data
-
-
-def _shape(program: dspy.Module) -> dict[str, list[str]]:
-    return {name: sorted(p.signature.fields) for name, p in program.named_predictors()}
 
 
 def program_state(program: dspy.Module) -> dict[str, Any]:
@@ -289,7 +268,7 @@ def program_state(program: dspy.Module) -> dict[str, Any]:
 
 
 def _json_only(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what JSON cannot hold, such as a `response_format` that is a class."""
+    """Leave out settings that JSON cannot hold, such as a `response_format` that is a class."""
     kept = {}
     for name, value in config.items():
         try:
@@ -317,19 +296,3 @@ def restore(student: dspy.Module, state: Mapping[str, Any]) -> dspy.Module:
         predictor.load_state(dict(state[name]))
         predictor.lm = lm
     return program
-
-
-def input_fields(student: dspy.Module) -> tuple[str, ...] | None:
-    """Return the student's input fields, or None for a module whose `forward` alone knows them."""
-    predictors = student.named_predictors()
-    if isinstance(student, (dspy.Predict, dspy.ChainOfThought)) and len(predictors) == 1:
-        return tuple(predictors[0][1].signature.input_fields)
-    return None
-
-
-def output_fields(student: dspy.Module) -> dict[str, Any]:
-    """Return output field -> annotation over all predictors; later predictors win."""
-    fields: dict[str, Any] = {}
-    for _, predictor in student.named_predictors():
-        fields.update({name: f.annotation for name, f in predictor.signature.output_fields.items()})
-    return fields

@@ -215,7 +215,7 @@ class LiveEnvironment:
         """Reserve the completions of each pull, by position, until the budget is used up."""
         starts: dict[int, _Start] = {}
         listed, refused = list(pulls), False
-        for position in _in_turns(pulls):
+        for position in pulls.in_turns().tolist():
             pull, key = listed[position], (self._round, position)
             stored = self._stored.take(key, pull)
             missing, reservation = pull.size - len(stored), None
@@ -275,13 +275,3 @@ class LiveEnvironment:
             self._unjudged += len(scored) - len(pulled.scored)
             self._tracker.add(pull.prompt, pulled.scored)
             return pulled
-
-
-def _in_turns(pulls: Pulls) -> list[int]:
-    """Return positions ordered such that prompts take turns: a budget that ends early must not starve the last ones."""
-    seen: dict[int, int] = {}
-    turns = []
-    for position, prompt in enumerate(pulls.prompt.tolist()):
-        seen[prompt] = seen.get(prompt, 0) + 1
-        turns.append((seen[prompt], prompt, position))
-    return [position for *_, position in sorted(turns)]

@@ -156,9 +156,9 @@ def test_sampling_settings_are_part_of_what_a_run_is(tmp_path: Path) -> None:
 
 def test_what_a_run_is_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> None:
     script = (
-        "import dspy, sys\nfrom iapo_dspy.optimizer.plan import _digest\n"
+        "import dspy, sys\nfrom iapo_dspy.optimizer.fingerprint import digest\n"
         "e = dspy.Example(q='x', allowed={'one', 'uno', 'eins', 'un'}).with_inputs('q')\n"
-        "print(_digest([dict(e.items())]))\n"
+        "print(digest([dict(e.items())]))\n"
     )
     seen = set()
     for seed in ("1", "2", "3"):
@@ -335,7 +335,7 @@ def test_labels_follow_what_another_optimizer_made_of_an_arm() -> None:
         arm = program.arms[0]
         arm.signature = arm.signature.with_instructions("Something new.")
         name = next(p.name for p, a in zip(program.preferences, program.policy.ready.arms, strict=True)
-                    if a.prompt == program.policy.in_use[0])  # fmt: skip
+                    if a.prompt == program.policy.programs.in_use[0])  # fmt: skip
         assert program(question="1 + 2", preference=name).iapo.label == "Something new."
         assert program.reset_copy().solve("quality") == program.solve("quality")
 

@@ -88,8 +88,8 @@ def test_what_is_expected_is_within_20_percent_of_what_is_spent(
     if not shared:
         for module in (
             "iapo_dspy.sampling.requests.litellm",
-            "iapo_dspy.optimizer.expected_spend",
-            "iapo_dspy.optimizer.quote",
+            "iapo_dspy.optimizer.quoting.expected_spend",
+            "iapo_dspy.optimizer.quoting.quote",
         ):
             monkeypatch.setattr(f"{module}.supports_n", lambda *_: False)
     settings: dict[str, Any] = {} if shared else {"budget": 400}

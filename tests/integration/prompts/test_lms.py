@@ -186,7 +186,7 @@ def test_set_lm_runs_every_arm_on_one_lm(server: Loopback, program: CompiledProg
     loaded.load(saved)
     for one in (program.deepcopy(), loaded):
         one.set_lm(server.lm("openai/chosen"))
-        idle = next(p for p in range(4) if p not in one.policy.in_use)  # no compiled preference uses it
+        idle = next(p for p in range(4) if p not in one.policy.programs.in_use)  # no compiled preference uses it
         assert one.policy.runnable(idle).lm.model == "openai/chosen"
         assert one(question="1 + 2", preference="quality").iapo.model == "openai/chosen"
     one = program.deepcopy()
@@ -214,7 +214,7 @@ def test_nested_programs_find_their_models(server: Loopback, program: CompiledPr
             assert outer(question="1 + 2", preference="quality").iapo.model == LARGE
             assert outer(question="1 + 2", preference="thrifty").iapo.model == SMALL
         fresh.set_lm(server.lm("openai/chosen"))  # DSPy's own, which knows nothing of the arms that are not in use
-        idle = next(p for p in range(4) if p not in fresh.inner.policy.in_use)
+        idle = next(p for p in range(4) if p not in fresh.inner.policy.programs.in_use)
         assert fresh.inner.policy.runnable(idle).lm.model == "openai/chosen"
         assert fresh(question="1 + 2", preference="quality").iapo.model == "openai/chosen"
         lost = Outer(CompiledProgram(student()))

@@ -10,6 +10,7 @@ import pytest
 from iapo_dspy import ConfigurationError, Decoding
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.prompts.combinations import Combinations, prompt_set
+from iapo_dspy.prompts.student import Student
 from tests.support.worlds import TwoSteps
 
 PLAIN = (Decoding(),)
@@ -17,12 +18,12 @@ COOL, WARM = Decoding(temperature=0.5), Decoding(temperature=1.0)
 
 
 def texts(prompts: Any) -> list[tuple[str, ...]]:
-    return [tuple(p.instructions.values()) for p in prompts]
+    return [tuple(p.student.instructions.values()) for p in prompts]
 
 
 def test_every_combination_is_a_prompt_and_the_last_list_changes_fastest() -> None:
     student = TwoSteps()
-    prompts = prompt_set(student, {"ask": ["c", "d"], "plan": ["a", "b"]}, [COOL, WARM], 32)
+    prompts = prompt_set(Student(student), {"ask": ["c", "d"], "plan": ["a", "b"]}, [COOL, WARM], 32)
     assert isinstance(prompts, tuple)
     assert texts(prompts) == [(p, a) for p in "ab" for a in "cd" for _ in range(2)]
     assert [p.decoding for p in prompts[:2]] == [COOL, WARM]
@@ -33,14 +34,17 @@ def test_every_combination_is_a_prompt_and_the_last_list_changes_fastest() -> No
 
 def test_a_predictors_own_instruction_takes_part_where_it_is_asked_for() -> None:
     own = TwoSteps().plan.signature.instructions
-    assert texts(prompt_set(TwoSteps(), {"plan": [None, "b"], "ask": ["c"]}, PLAIN, 32)) == [(own, "c"), ("b", "c")]
+    assert texts(prompt_set(Student(TwoSteps()), {"plan": [None, "b"], "ask": ["c"]}, PLAIN, 32)) == [
+        (own, "c"),
+        ("b", "c"),
+    ]
     answer = TwoSteps().ask.signature.instructions
-    assert texts(prompt_set(TwoSteps(), {"plan": ["a", "b"]}, PLAIN, 32)) == [("a", answer), ("b", answer)]
+    assert texts(prompt_set(Student(TwoSteps()), {"plan": ["a", "b"]}, PLAIN, 32)) == [("a", answer), ("b", answer)]
 
 
 def test_a_large_product_is_made_as_far_as_it_is_looked_at() -> None:
     lists = {"plan": [f"p{i}" for i in range(300)], "ask": [f"a{i}" for i in range(300)]}
-    prompts = prompt_set(TwoSteps(), lists, [COOL, WARM], 32)
+    prompts = prompt_set(Student(TwoSteps()), lists, [COOL, WARM], 32)
     assert isinstance(prompts, Combinations)
     assert len(prompts) == 180_000 and prompts.shape == (300, 300, 2)
     number = (7 * 300 + 11) * 2 + 1
@@ -48,8 +52,8 @@ def test_a_large_product_is_made_as_far_as_it_is_looked_at() -> None:
     assert texts([prompt]) == [("p7", "a11")] and prompt.decoding == WARM and prompt.candidate == 7 * 300 + 11
     assert prompts[number] is prompt and prompts[-1] is prompts[179_999]
     assert len(prompts._made) == 2
-    star = prompts.star
-    assert len(star) == 1 + 299 + 299 + 1 and star[0] is prompts[0] and star[-1] is prompts[1]
+    shown = prompts.shown
+    assert len(shown) == 1 + 299 + 299 + 1 and shown[0] is prompts[0] and shown[-1] is prompts[1]
     live = LivePrompts(prompts)
     assert len(live) == 180_000 and live[number].program is prompt.program and live[number] is live[number]
     with pytest.raises(IndexError):
@@ -57,7 +61,7 @@ def test_a_large_product_is_made_as_far_as_it_is_looked_at() -> None:
 
 
 def test_one_list_alone_is_looked_at_as_a_whole() -> None:
-    prompts = prompt_set(TwoSteps(), {"plan": [f"p{i}" for i in range(50)], "ask": ["a"]}, PLAIN, 32)
+    prompts = prompt_set(Student(TwoSteps()), {"plan": [f"p{i}" for i in range(50)], "ask": ["a"]}, PLAIN, 32)
     assert isinstance(prompts, tuple) and len(prompts) == 50
 
 
@@ -82,9 +86,9 @@ def test_one_list_alone_is_looked_at_as_a_whole() -> None:
 )
 def test_what_cannot_be_combined_is_refused(candidates: Any, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        prompt_set(TwoSteps(), candidates, PLAIN, 32)
+        prompt_set(Student(TwoSteps()), candidates, PLAIN, 32)
 
 
 def test_a_dictionary_in_a_list_is_one_candidate_as_before() -> None:
-    prompts = prompt_set(TwoSteps(), [{"plan": "a"}, {"plan": "b", "ask": "c"}], PLAIN, 32)
+    prompts = prompt_set(Student(TwoSteps()), [{"plan": "a"}, {"plan": "b", "ask": "c"}], PLAIN, 32)
     assert len(prompts) == 2 and prompts[0].options is None and isinstance(prompts[0].program, dspy.Module)

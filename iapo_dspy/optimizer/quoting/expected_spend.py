@@ -1,4 +1,4 @@
-"""What a run will probably take: its algorithm run on made-up answers of known length, without any LM call."""
+"""The probable spend of a run: its algorithm is run on made-up answers of known length, without any LM call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
-from iapo_dspy.sampling.lm.bound import lms_of
 from iapo_dspy.sampling.lm.params import request_params, supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import count_tokens
 from iapo_dspy.scoring.strategies import Calibrates, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Expected", "expect", "is_direct", "messages_of"]
+__all__ = ["Expected", "expect", "is_direct", "messages_of", "params_of"]
 
 _RUNS = 16  # simulated runs that the expectation is averaged over
 _COUNTED = 32  # queries whose prompts are counted by the tokenizer, for each prompt
@@ -34,12 +33,12 @@ class Expected:
 
     Attributes:
         completions: Completions drawn.
-        requests: LM requests, those of judges included where they are known.
+        requests: LM requests, with the requests of judges where these are known.
         prompt_tokens: Input tokens, counted by the model's tokenizer as far as LiteLLM has it.
         completion_tokens: Output tokens.
         usd: Dollars; None where a price is not known.
-        spread: For each of these names, the least and the most that a simulated run took. Nobody knows beforehand which
-            prompts the run will spend on; where their lengths differ much, so does what it takes.
+        spread: For each of these names, the least and the most that a simulated run took. It is not known beforehand on
+            which prompts the run will spend; where their lengths differ much, so do the numbers.
         basis: Where the lengths of completions come from.
     """
 
@@ -52,43 +51,47 @@ class Expected:
     basis: str
 
 
+_TAKEN = ("requests", "prompt_tokens", "completion_tokens", "usd")
+_USD = _TAKEN.index("usd")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Lengths:
-    """What pulls of each prompt take [P]: a part per pull (`once`), a part per completion (`each`)."""
+    """Requests, tokens and dollars, in the order of `_TAKEN` (R). All dollars are NaN where a price is not known.
 
-    requests_once: FloatArray
-    requests_each: FloatArray
-    prompt_once: FloatArray
-    prompt_each: FloatArray
-    output: FloatArray
-    usd_once: FloatArray | None
-    usd_each: FloatArray | None
-    judge_requests: float = 0.0
-    judge_prompt: float = 0.0
-    judge_output: float = 0.0
-    judge_usd: float = 0.0
+    Attributes:
+        once: By a pull of each prompt, whatever its size [P, R].
+        each: By each of its completions [P, R].
+        judges: By the judges of a completion [R].
+    """
+
+    once: FloatArray
+    each: FloatArray
+    judges: FloatArray
+
+    def of(self, pulls: Pulls) -> FloatArray:
+        """Return the completions and the spend of each pull [B, 1 + R]."""
+        size = pulls.size[:, None].astype(float)
+        return np.hstack([size, self.once[pulls.prompt] + size * (self.each[pulls.prompt] + self.judges)])
 
 
-_NAMES = ("completions", "requests", "prompt_tokens", "completion_tokens", "usd")
-
-
-def expect(
-    plan: Plan, output_tokens: float | Sequence[float] | None, log_dir: Path | None
-) -> tuple[Expected | None, tuple[str, ...]]:
-    """Return what the plan will probably take, and notes on what keeps that from being known.
+def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[Expected | None, tuple[str, ...]]:
+    """Return the probable spend of a plan, and reasons why it is not known.
 
     Args:
-        plan: The run.
+        plan: The run. Where its directory has a ledger, lengths that are not given are taken from it.
         output_tokens: Mean output tokens of a completion: one number, or one for each prompt.
-        log_dir: The run's directory. Where it has a ledger, lengths that are not given are taken from it.
 
     Raises:
         ConfigurationError: `output_tokens` does not fit the prompts.
         LedgerError: There is a ledger, and it cannot be read.
     """
     if plan.pipeline is not None or plan.shown is not plan.prompts:
-        return None, ("nothing is expected of pipelines, and of prompts that are varied one predictor at a time",)
+        return None, (
+            "an expectation is not made for pipelines, nor for prompts that are varied one predictor at a time",
+        )
     given = None if output_tokens is None else _per_prompt(output_tokens, len(plan.prompts))
+    log_dir = plan.settings.log_dir
     ledger = _Ledger.of(log_dir, plan) if log_dir is not None else None
     if not is_direct(plan):
         if ledger is None:
@@ -100,15 +103,16 @@ def expect(
         return None, ("for an expected spend, pass output_tokens= (per completion), or a log_dir with a ledger",)
     else:
         measured = ledger.lengths() if ledger is not None else None
-        output = given if given is not None else measured.output if measured is not None else np.empty(0)
+        output = given if given is not None else measured.each[:, 2] if measured is not None else np.empty(0)
         lengths = _direct(plan, output, measured, known=ledger is not None and ledger.knows_all)
         basis = "output_tokens as given" if given is not None else f"the ledger in {log_dir}"
-    notes = ("the metric asks LMs, which come on top of what is expected",) if plan.judged and ledger is None else ()
+    notes = ("the metric asks LMs, which come on top of the expectation",) if plan.judged and ledger is None else ()
     quality = ledger.quality(plan) if ledger is not None else None
     runs = np.stack([_simulate(plan, lengths, quality, seed) for seed in range(_RUNS)])
-    means = dict(zip(_NAMES, runs.mean(axis=0).tolist(), strict=True))
-    spread = {name: (float(column.min()), float(column.max())) for name, column in zip(_NAMES, runs.T, strict=True)}
-    if lengths.usd_once is None:
+    names = ("completions", *_TAKEN)
+    means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))
+    spread = {name: (float(column.min()), float(column.max())) for name, column in zip(names, runs.T, strict=True)}
+    if np.isnan(means["usd"]):
         means["usd"] = None
         del spread["usd"]
     return Expected(**means, spread=spread, basis=basis), notes
@@ -116,17 +120,23 @@ def expect(
 
 def is_direct(plan: Plan) -> bool:
     """Whether every completion of the student is one completion of one predictor."""
-    return plan.pipeline is None and type(plan.student) in (dspy.Predict, dspy.ChainOfThought)
+    return plan.pipeline is None and type(plan.student.module) in (dspy.Predict, dspy.ChainOfThought)
 
 
 def messages_of(prompt: Prompt, example: dspy.Example) -> list[dict[str, object]]:
-    """Return what a direct student is asked."""
-    ((_, predictor),) = prompt.program.named_predictors()
+    """Return the messages that a direct student sends."""
+    (predictor,) = prompt.student.predictors.values()
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
     messages: list[dict[str, object]] = adapter.format(
         predictor.signature, predictor.demos, dict(example.inputs().items())
     )
     return messages
+
+
+def params_of(prompt: Prompt) -> dict[str, object]:
+    """Return the request settings of a direct student."""
+    (lm,), (predictor,) = prompt.student.lms.values(), prompt.student.predictors.values()
+    return request_params(lm, predictor.config, prompt.decoding)
 
 
 def _per_prompt(value: float | Sequence[float], n_prompts: int) -> FloatArray:
@@ -143,57 +153,50 @@ def _per_prompt(value: float | Sequence[float], n_prompts: int) -> FloatArray:
 
 
 def _direct(plan: Plan, output: FloatArray, measured: _Lengths | None, known: bool) -> _Lengths:
-    """Return what pulls of a direct student take.
+    """Return the lengths of a direct student.
 
     Prompts are counted, unless all of them were measured (`known`): a provider may have another tokenizer than LiteLLM
     takes for its. Judges are as they were measured.
     """
     step = max(1, len(plan.examples) // _COUNTED)
     asked = plan.examples[::step][:_COUNTED]
-    tokens, shares, once, each = [], [], [], []
+    tokens, shared = np.zeros(len(plan.prompts)), np.zeros(len(plan.prompts))
+    prices = np.full((len(plan.prompts), 2), np.nan)
     for i, prompt in enumerate(plan.prompts):
-        (lm,) = lms_of(prompt.program)
-        ((_, predictor),) = prompt.program.named_predictors()
-        params = request_params(lm, predictor.config, prompt.decoding)
-        length = float(measured.prompt_once[i] or measured.prompt_each[i]) if known and measured is not None else 0.0
-        tokens.append(length or float(np.mean([count_tokens(lm.model, messages_of(prompt, e)) for e in asked])))
-        shares.append(supports_n(lm.model, None) and params.get("temperature") != 0)
+        (lm,) = prompt.student.lms.values()
+        if known and measured is not None:
+            tokens[i] = measured.once[i, 1] or measured.each[i, 1]
+        tokens[i] = tokens[i] or np.mean([count_tokens(lm.model, messages_of(prompt, e)) for e in asked])
+        shared[i] = supports_n(lm.model, None) and params_of(prompt).get("temperature") != 0
         price = plan.price_of(lm)
-        once.append(np.nan if price is None else price.prompt)
-        each.append(np.nan if price is None else price.completion)
-    shared, prompts = np.array(shares, dtype=float), np.array(tokens)
-    prompt_price, output_price = np.array(once), np.array(each)
-    priced = not np.isnan(prompt_price).any()
-    alone = 1.0 - shared
+        if price is not None:
+            prices[i] = price.prompt, price.completion
+    read, written = (prices if not np.isnan(prices).any() else np.full_like(prices, np.nan)).T
+    none = np.zeros(len(tokens))
+    request = np.stack([np.ones(len(tokens)), tokens, none, tokens * read], axis=1)
+    answer = np.stack([none, none, output, output * written], axis=1)
     return _Lengths(
-        requests_once=shared,
-        requests_each=alone,
-        prompt_once=shared * prompts,
-        prompt_each=alone * prompts,
-        output=output,
-        usd_once=shared * prompts * prompt_price if priced else None,
-        usd_each=alone * prompts * prompt_price + output * output_price if priced else None,
-        judge_requests=measured.judge_requests if measured is not None else 0.0,
-        judge_prompt=measured.judge_prompt if measured is not None else 0.0,
-        judge_output=measured.judge_output if measured is not None else 0.0,
-        judge_usd=measured.judge_usd if measured is not None else 0.0,
+        once=shared[:, None] * request,
+        each=(1.0 - shared)[:, None] * request + answer,
+        judges=measured.judges if measured is not None else np.zeros(len(_TAKEN)),
     )
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Ledger:
-    """What an earlier run of these prompts took."""
+    """The spend of an earlier run of these prompts.
 
-    def __init__(
-        self,
-        records: Sequence[CompletionRecord],
-        scores: Mapping[str, Sequence[float]],
-        spent: Spent,
-        prompt_of: Sequence[int | None],
-    ) -> None:
-        self._records = records
-        self._scores = scores
-        self._spent = spent
-        self._prompt_of = prompt_of
+    Attributes:
+        records: Its completions.
+        scores: Key of a completion -> its scores.
+        spent: The spend as a whole.
+        prompt_of: Number of each prompt in that run; None for a new one.
+    """
+
+    records: Sequence[CompletionRecord]
+    scores: Mapping[str, Sequence[float]]
+    spent: Spent
+    prompt_of: Sequence[int | None]
 
     @classmethod
     def of(cls, log_dir: Path, plan: Plan) -> _Ledger | None:
@@ -213,16 +216,17 @@ class _Ledger:
             learnt = plan.strategy.calibrate(first)
             if isinstance(learnt, Calibrates):
                 scores = {key: learnt.place(row) for key, row in scores.items()} if learnt.calibrated else {}
-        return cls(records, scores, spent, [known.get(p.label) for p in plan.prompts])
+        prompt_of = [known.get(p.label) for p in plan.prompts]
+        return cls(records=records, scores=scores, spent=spent, prompt_of=prompt_of)
 
     def quality(self, plan: Plan) -> FloatArray:
         """Return how many scores each prompt has, and their mean as a share of the objectives' bounds [P, 2]."""
         low, high = _bounds(plan).T
-        known_k = len(plan.strategy.objectives)  # what is behind them is no quality
-        found = np.zeros((len(self._prompt_of), 2))
-        for p, known in enumerate(self._prompt_of):
-            keys = [f"{r.round}/{r.position}/{r.index}" for r in self._records if r.prompt == known]
-            scores = [self._scores[key] for key in keys if key in self._scores]
+        known_k = len(plan.strategy.objectives)  # further columns say nothing about quality
+        found = np.zeros((len(self.prompt_of), 2))
+        for p, known in enumerate(self.prompt_of):
+            keys = [f"{r.round}/{r.position}/{r.index}" for r in self.records if r.prompt == known]
+            scores = [self.scores[key] for key in keys if key in self.scores]
             if scores and len(scores[0]) == len(low):
                 seen = (np.array(scores)[:, :known_k] - low[:known_k]) / (high[:known_k] - low[:known_k])
                 found[p] = len(scores), float(np.clip(seen, 0.0, 1.0).mean())
@@ -231,14 +235,13 @@ class _Ledger:
     @property
     def knows_all(self) -> bool:
         """Whether every prompt of the plan has completions here."""
-        return {r.prompt for r in self._records} >= {-1 if p is None else p for p in self._prompt_of}
+        return {r.prompt for r in self.records} >= {-1 if p is None else p for p in self.prompt_of}
 
     def lengths(self) -> _Lengths:
         """Average over each prompt's completions; over all of them for prompts that the ledger does not know."""
-        mine = [[r for r in self._records if r.prompt == p] or self._records for p in self._prompt_of]
+        mine = [[r for r in self.records if r.prompt == p] or self.records for p in self.prompt_of]
         pulls = [len({r.pull for r in rows}) for rows in mine]
-        asked = (self._spent.requests - self._spent.judge_requests) / len(self._records)
-        n = len(self._records)
+        asked = (self.spent.requests - self.spent.judge_requests) / len(self.records)
 
         def once(name: str) -> FloatArray:
             return np.array(
@@ -248,30 +251,27 @@ class _Ledger:
         def mean(name: str) -> FloatArray:
             return np.array([np.mean([getattr(r.usage, name) or 0.0 for r in rows]) for rows in mine])
 
-        priced = all(r.usage.usd is not None for r in self._records)
+        judges = [self.spent.judge_requests, self.spent.judge_prompt_tokens, self.spent.judge_completion_tokens]
+        usd = once("shared_usd"), mean("usd") - mean("shared_usd")
+        if any(r.usage.usd is None for r in self.records):
+            usd = np.full(len(mine), np.nan), np.full(len(mine), np.nan)
+        prompt, none = once("shared_tokens"), np.zeros(len(mine))
+        each = np.full(len(mine), asked), mean("prompt_tokens") - mean("shared_tokens"), mean("completion_tokens")
         return _Lengths(
-            requests_once=np.zeros(len(mine)),
-            requests_each=np.full(len(mine), asked),
-            prompt_once=once("shared_tokens"),
-            prompt_each=mean("prompt_tokens") - mean("shared_tokens"),
-            output=mean("completion_tokens"),
-            usd_once=once("shared_usd") if priced else None,
-            usd_each=mean("usd") - mean("shared_usd") if priced else None,
-            judge_requests=self._spent.judge_requests / n,
-            judge_prompt=self._spent.judge_prompt_tokens / n,
-            judge_output=self._spent.judge_completion_tokens / n,
-            judge_usd=self._spent.judge_usd / n,
+            once=np.stack([none, prompt, none, usd[0]], axis=1),
+            each=np.stack([*each, usd[1]], axis=1),
+            judges=np.array([*judges, self.spent.judge_usd]) / len(self.records),
         )
 
 
 class _Guess:
     """An environment of answers that are made up and lengths that are known.
 
-    Nobody knows how good a prompt is: its mean score is drawn anew for every simulated run, from what was seen of it.
+    It is not known how good a prompt is: its mean score is drawn anew for every simulated run, around the scores seen.
 
     Args:
         plan: The run.
-        lengths: What pulls take.
+        lengths: The spend of pulls.
         quality: Scores seen of each prompt [P, 2]: their number, and their mean as a share of the bounds.
         seed: Number of the simulated run.
     """
@@ -279,14 +279,14 @@ class _Guess:
     def __init__(self, plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int) -> None:
         self._plan = plan
         self._lengths = lengths
-        self._rng = np.random.default_rng([plan.seed, seed])
+        self._rng = np.random.default_rng([plan.settings.seed, seed])
         seen, mean = (np.zeros(len(plan.prompts)),) * 2 if quality is None else quality.T
         share = self._rng.beta(2.0 + seen * mean, 1.5 + seen * (1.0 - mean))
         self._skill = np.log(share / (1.0 - share))
         # Queries differ for all prompts alike, and for each prompt in a way of its own.
         self._ease = self._rng.normal(0.0, 1.0, len(plan.examples))
         self._liking = self._rng.normal(0.0, 1.5, (len(plan.prompts), len(plan.examples)))
-        self.taken = np.zeros(5)  # completions, requests, prompt tokens, completion tokens, dollars
+        self.taken = np.zeros(1 + len(_TAKEN))  # completions and their spend
 
     @property
     def n_prompts(self) -> int:
@@ -299,40 +299,27 @@ class _Guess:
         return len(self._plan.examples)
 
     def pull(self, pulls: Pulls) -> Observations:
-        """Make up what the budget pays for."""
-        pulls = pulls.take(_in_turns(pulls))  # as the live environment does it where a budget may end in between
-        takes = self._takes(pulls)
+        """Make up the completions that the budget pays for."""
+        pulls = pulls.take(pulls.in_turns())  # as the live environment does
+        takes, budget, cost = self._lengths.of(pulls), self._plan.settings.budget, self._plan.settings.cost
         total = self.taken + np.cumsum(takes, axis=0)
         fits = np.ones(len(pulls), dtype=bool)
-        if self._plan.budget.tokens is not None:
-            fits &= total[:, 2] + total[:, 3] <= self._plan.budget.tokens
-        if self._plan.budget.usd is not None and self._lengths.usd_once is not None:
-            fits &= total[:, 4] <= self._plan.budget.usd
+        if budget.tokens is not None:
+            fits &= total[:, 2] + total[:, 3] <= budget.tokens
+        if budget.usd is not None:
+            fits &= ~(total[:, 1 + _USD] > budget.usd)  # NaN: the price is not known
         made = pulls.take(np.flatnonzero(fits))
         self.taken = self.taken + takes[fits].sum(axis=0)
         label, score = self._answers(made)
-        cost = self._plan.cost
-        tokens, dollars = self._lengths, self._lengths.usd_once is not None
-        p, each = made.prompt, np.repeat(made.prompt, made.size)
-        overhead = cost.prompt_tokens * tokens.prompt_once[p] + cost.seconds
-        costs = cost.completion_tokens * tokens.output[each] + cost.prompt_tokens * tokens.prompt_each[each]
-        if dollars and tokens.usd_once is not None and tokens.usd_each is not None:
-            overhead = overhead + cost.usd * tokens.usd_once[p]
-            costs = costs + cost.usd * tokens.usd_each[each]
+        weights = np.array([0.0, cost.prompt_tokens, cost.completion_tokens, cost.usd])
         return Observations(
-            pulls=made, label=label, score=score, cost=costs, overhead=overhead, exhausted=not fits.all()
+            pulls=made,
+            label=label,
+            score=score,
+            cost=np.nan_to_num(self._lengths.each[np.repeat(made.prompt, made.size)]) @ weights,
+            overhead=np.nan_to_num(self._lengths.once[made.prompt]) @ weights + cost.seconds,
+            exhausted=not fits.all(),
         )
-
-    def _takes(self, pulls: Pulls) -> FloatArray:
-        """What each pull takes [B, 5]."""
-        x, p, m = self._lengths, pulls.prompt, pulls.size
-        usd = np.zeros(len(pulls))
-        if x.usd_once is not None and x.usd_each is not None:
-            usd = x.usd_once[p] + m * (x.usd_each[p] + x.judge_usd)
-        requests = x.requests_once[p] + m * (x.requests_each[p] + x.judge_requests)
-        prompt = x.prompt_once[p] + m * (x.prompt_each[p] + x.judge_prompt)
-        output = m * (x.output[p] + x.judge_output)
-        return np.stack([m.astype(float), requests, prompt, output, usd], axis=1)
 
     def _answers(self, pulls: Pulls) -> tuple[IntArray, FloatArray]:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""
@@ -346,14 +333,6 @@ class _Guess:
         # Labels serve a strategy of the user's that votes; where it has more columns than bounds, these are in [0, 1].
         label = np.where(self._rng.random(len(p)) < quality, 0, 1 + self._rng.integers(0, 4, len(p)))
         return label, low + share * (high - low)
-
-
-def _in_turns(pulls: Pulls) -> IntArray:
-    """Positions in an order in which prompts take turns."""
-    order = np.argsort(pulls.prompt, kind="stable")
-    prompt = pulls.prompt[order]
-    begin = np.searchsorted(prompt, prompt)
-    return order[np.lexsort((prompt, np.arange(len(prompt)) - begin))]
 
 
 def _bounds(plan: Plan) -> FloatArray:

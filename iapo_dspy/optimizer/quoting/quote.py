@@ -1,30 +1,30 @@
-"""What a run takes at most, told before its first LM call."""
+"""Upper bounds of a run, known before its first LM call."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import dspy
 
-from iapo_dspy.optimizer.expected_spend import Expected, expect, is_direct, messages_of
 from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect, is_direct, messages_of, params_of
 from iapo_dspy.prompts.prompt import Prompt
-from iapo_dspy.sampling.lm.bound import lms_of
-from iapo_dspy.sampling.lm.params import max_output_tokens, request_params, supports_n
+from iapo_dspy.sampling.lm.params import max_output_tokens, supports_n
 from iapo_dspy.sampling.spending.pricing import prompt_bound
 
 __all__ = ["Quote", "make_quote"]
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quote:
     """Upper bounds of one run, and what it will probably take; retries of failed requests come on top.
 
-    LM calls of a metric or an objective (judges) are not in the bounds, for nobody knows how many there will be; the
-    budget bounds them all the same.
+    LM calls of a metric or an objective (judges) are not in the bounds, because their number is not known before the
+    run. The budget holds for them too.
 
     Attributes:
         prompts: Size of the prompt set P.
@@ -35,7 +35,7 @@ class Quote:
         completion_tokens: Output tokens at most. None where some LM has no max_tokens, or where `requests` is None.
         usd: Dollars at most; a dollar budget caps it. None where a price or one of the token counts is not known.
         expected: What the run will probably take. None where the lengths of completions are not known.
-        notes: What keeps a number from being known, and what to do about it.
+        notes: Reasons why a number is not known, and ways to make it known.
     """
 
     prompts: int
@@ -70,17 +70,16 @@ class Quote:
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
-def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None, log_dir: Path | None = None) -> Quote:
+def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None) -> Quote:
     """Bound what a plan can take, and say what it will probably take. Nothing is sent.
 
     Raises:
         ConfigurationError: `output_tokens` does not fit the prompts.
     """
-    budget, notes = plan.budget, []
+    budget, notes = plan.settings.budget, []
     total = budget.completions
-    direct = is_direct(plan)
     requests = prompt_tokens = completion_tokens = None
-    if not direct:
+    if not is_direct(plan):
         notes.append("the student's own forward decides how often it calls the LM, so requests and tokens are unknown")
     else:
         requests = _requests(plan, total)
@@ -92,17 +91,13 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None,
             notes.append("set max_tokens on the LM, or Decoding(max_tokens=...), to bound output tokens and dollars")
         else:
             completion_tokens = total * max(known)
-    if budget.tokens is not None:
-        prompt_tokens = min(prompt_tokens if prompt_tokens is not None else budget.tokens, budget.tokens)
-        completion_tokens = min(completion_tokens if completion_tokens is not None else budget.tokens, budget.tokens)
+    prompt_tokens, completion_tokens = _least(prompt_tokens, budget.tokens), _least(completion_tokens, budget.tokens)
     usd = _usd(plan, requests, prompt_tokens, completion_tokens)
     if usd is None and completion_tokens is not None:
         notes.append(
             "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
         )
-    if budget.usd is not None:
-        usd = min(usd if usd is not None else budget.usd, budget.usd)
-    expected, more = expect(plan, output_tokens, log_dir)
+    expected, more = expect(plan, output_tokens)
     return Quote(
         prompts=len(plan.prompts),
         completions=total,
@@ -110,15 +105,19 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None,
         requests=requests,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        usd=usd,
+        usd=_least(usd, budget.usd),
         expected=expected,
         notes=(*notes, *more),
     )
 
 
+def _least(*bounds: Number | None) -> Number | None:
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
 def _requests(plan: Plan, total: int) -> int:
     """The first batch is known; after it the worst case is one request per completion."""
-    if not all(supports_n(lm.model, None) for p in plan.shown for lm in lms_of(p.program)):
+    if not all(supports_n(lm.model, None) for p in plan.shown for lm in p.student.lms.values()):
         return total
     run = plan.start()
     first = next(run, None)
@@ -126,24 +125,18 @@ def _requests(plan: Plan, total: int) -> int:
     return total if first is None else len(first) + total - first.completions
 
 
-def _settings(prompt: Prompt) -> tuple[dspy.BaseLM, Any, dict[str, Any]]:
-    ((_, predictor),) = prompt.program.named_predictors()
-    lm = lms_of(prompt.program)[0]
-    return lm, predictor, request_params(lm, predictor.config, prompt.decoding)
-
-
 def _longest_prompt(prompt: Prompt, examples: Sequence[dspy.Example]) -> int:
     longest = max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
-    return prompt_bound(messages_of(prompt, longest), _settings(prompt)[2])
+    return prompt_bound(messages_of(prompt, longest), params_of(prompt))
 
 
 def _output_limit(prompt: Prompt) -> int | None:
-    return max_output_tokens(_settings(prompt)[2])
+    return max_output_tokens(params_of(prompt))
 
 
 def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
     """Bound the dollars of a run that may spend each request and each completion on the dearest prompt."""
-    found = [plan.price_of(lm) for p in plan.shown for lm in lms_of(p.program)]
+    found = [plan.price_of(lm) for p in plan.shown for lm in p.student.lms.values()]
     prices = [p for p in found if p is not None]
     if prompt_tokens is None or completion_tokens is None or len(prices) < len(found):
         return None
@@ -151,8 +144,9 @@ def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion
     dearest += max(p.completion_bound for p in prices) * completion_tokens
     if requests is None:
         return dearest
-    # LMs differ in what is dear: a request brings at least one completion of its own LM, the others may be of another.
-    total = plan.budget.completions
+    # One LM may have dear requests and another dear completions: a request brings one completion of its own LM at
+    # least, and the other completions may be of another LM.
+    total = plan.settings.budget.completions
     sizes = [
         (price, _longest_prompt(p, plan.examples), _output_limit(p) or 0)
         for price, p in zip(prices, plan.shown, strict=True)

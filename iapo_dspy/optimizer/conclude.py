@@ -1,0 +1,102 @@
+"""Makes the compiled program from the findings of a run, and warns of gaps in them."""
+
+from __future__ import annotations
+
+import logging
+
+import dspy
+
+from iapo_dspy.errors import BudgetTooSmall
+from iapo_dspy.optimizer.drawing import Findings
+from iapo_dspy.optimizer.mlflow import log_compile
+from iapo_dspy.optimizer.results import make_result
+from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, rounded
+from iapo_dspy.prompts.prompt_state import prompt_states
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["conclude"]
+
+
+def conclude(found: Findings) -> CompiledProgram | dspy.Module:
+    """Return the compiled program, or the pipeline with the compiled program in it.
+
+    Raises:
+        BudgetTooSmall: Not a single completion has a score.
+    """
+    _warn(found)
+    plan, outcome, settings = found.plan, found.outcome, found.plan.settings
+    evidence = rounded(outcome.observations)
+    policy = CompiledPolicy(
+        preferences=settings.preferences,
+        arms=outcome.policy.arms,
+        default=settings.default_preference,
+        prompts=prompt_states(plan.prompts),
+        max_n=settings.max_n,
+        n_queries=len(plan.examples),
+        cost_scale=outcome.cost_scale,
+        algorithm=settings.algorithm,
+        stopping=settings.stopping,
+        strategy=found.strategy.to_dict(),
+        evidence=evidence,
+        spent=found.spent.to_dict(),
+        cost=settings.cost,
+        prompt_costs=PromptCosts.of(evidence, len(plan.prompts)),
+    )
+    programs = [p.program for p in plan.prompts]
+    program = CompiledProgram(
+        plan.student.module,
+        found.strategy,
+        policy,
+        preference_field=settings.preference_field,
+        programs=programs,
+        lms=[p.lms for p in plan.prompts if p.lms] or None,
+    )
+    if settings.track_stats:
+        program.detailed_results = make_result(
+            policy,
+            found.strategy,
+            outcome,
+            found.spent,
+            found.failures,
+            found.output_tokens,
+            programs,
+            found.held_out,
+            complete=outcome.complete,
+        )
+        log_compile(settings.to_dict(), program.detailed_results)
+    if plan.pipeline is None:
+        return program
+    pipeline = plan.pipeline.deployed(program)
+    pipeline.detailed_results = program.detailed_results
+    return pipeline
+
+
+def _warn(found: Findings) -> None:
+    """Say where a budget or failures held the run back, and which preferences cannot be served."""
+    plan, outcome = found.plan, found.outcome
+    budget = plan.settings.budget
+    if not outcome.complete:
+        blind = [i for i, share in enumerate(found.failures.share) if share != share]
+        if len(blind) == len(plan.prompts):
+            raise BudgetTooSmall(
+                f"{budget} does not pay for a single completion and its score, so there is nothing to choose by. Raise "
+                "its tokens, dollars or seconds.",
+                given=0,
+                least=plan.least,
+            )
+        unjudged = (
+            f" ({found.unjudged} of them without a score, because their judge did not fit)" if found.unjudged else ""
+        )
+        logger.warning(
+            "A budget ended the run early, after %d of at most %d completions%s: the policy rests on %s observations "
+            "per preference%s.", found.spent.completions, budget.completions, unjudged, outcome.evidence.tolist(),
+            f", and the prompts {blind} were never tried" if blind else "",
+        )  # fmt: skip
+    if found.failures.total:
+        logger.warning("%s", found.failures)
+    if outcome.charges is not None:
+        for preference, arms in zip(plan.settings.preferences, outcome.charges.keeps(), strict=True):
+            if not arms.any():
+                logger.warning("No arm keeps the caps of %s: its calls will raise CapsTooTight.", preference)

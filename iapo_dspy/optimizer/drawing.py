@@ -1,0 +1,199 @@
+"""Draws the completions of a planned run, within its budget, and asks its algorithm for the outcome."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.stops import with_stops
+from iapo_dspy.environments.live.environment import LiveEnvironment
+from iapo_dspy.environments.live.progress import FailureReport, Progress
+from iapo_dspy.environments.port import Environment, drive
+from iapo_dspy.environments.wrappers import Some
+from iapo_dspy.optimizer.fingerprint import facts_of
+from iapo_dspy.optimizer.pipelines import LivePrompts
+from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
+from iapo_dspy.sampling.ledger.records import SpentRecord
+from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.sampling.spending.budget import Meter, Spent
+from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.types import FloatArray
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Findings", "draw"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The findings of a run that has ended.
+
+    Attributes:
+        plan: The run, with the prompts that were looked at.
+        outcome: Estimates and policy over these prompts, with stopping rules.
+        strategy: The strategy with the scales that it has learnt from the first round.
+        spent: Everything that the run took, also in earlier processes.
+        failures: Failed completions of these prompts.
+        unjudged: Completions without a score, because their judge did not fit the budget.
+        output_tokens: Mean output tokens of a completion of each prompt [P].
+        held_out: The chosen arms on the validation set; None without one.
+    """
+
+    plan: Plan
+    outcome: Outcome
+    strategy: Strategy
+    spent: Spent
+    failures: FailureReport
+    unjudged: int
+    output_tokens: FloatArray
+    held_out: tuple[HeldOut, ...] | None
+
+
+def draw(plan: Plan) -> Findings:
+    """Run the algorithm of a plan on its LMs. Every completion is in the ledger before it is used.
+
+    Raises:
+        TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
+        BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
+        LedgerError: The run's directory cannot be used.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    settings = plan.settings
+    with ExitStack() as stack:
+        ledger = _ledger(plan)
+        stack.callback(ledger.close)
+        meter = Meter(settings.budget, spent=_spent_before(ledger.spent))
+        sampler = Sampler(
+            max_concurrency=settings.num_threads,
+            meter=meter,
+            seed=settings.seed,
+            rollout_timeout=settings.rollout_timeout,
+            prices=settings.cost.prices,
+        )
+        environment = LiveEnvironment(
+            prompts=LivePrompts(plan.prompts, plan.pipeline),
+            examples=plan.examples + plan.held_out,
+            strategy=plan.strategy,
+            metric=settings.metric,
+            sampler=sampler,
+            meter=meter,
+            ledger=ledger,
+            max_errors=settings.max_errors,
+            progress=stack.enter_context(_ProgressBar(settings)),
+            cost=settings.cost,
+            batch=settings.batch,
+        )
+        stack.callback(environment.close, finished=False)
+        try:
+            outcome = drive(plan.start(), environment)
+            plan = plan.drawn(outcome)
+            if settings.stopping is not None:
+                outcome = with_stops(plan.problem, outcome, mode=settings.stopping)
+            measured = _held_out(plan, outcome, environment)
+            environment.close(finished=True)
+        except KeyboardInterrupt:
+            _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
+            raise
+    failures, tokens = environment.failures, environment.output_tokens
+    if outcome.prompts is not None:
+        failures, tokens = failures.only(outcome.prompts.tolist()), tokens[outcome.prompts]
+    return Findings(
+        plan=plan,
+        outcome=outcome,
+        strategy=environment.strategy,
+        spent=meter.spent,
+        failures=failures,
+        unjudged=environment.unjudged,
+        output_tokens=tokens,
+        held_out=measured,
+    )
+
+
+def _ledger(plan: Plan) -> LedgerPort:
+    directory = plan.settings.log_dir
+    if directory is None:
+        return NullLedger()
+    facts = facts_of(plan)
+    # Readers of the ledger need these, too; the fingerprint depends on the same facts already.
+    about = {
+        "n_prompts": len(plan.prompts),
+        "n_queries": len(plan.examples),
+        "objectives": list(plan.settings.strategy.objectives),
+        "labels": [p.label for p in plan.prompts] if plan.shown is plan.prompts else [],
+    }
+    return Ledger.open(directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": about})
+
+
+def _spent_before(record: SpentRecord) -> Spent:
+    """Return what earlier processes of the run took. Requests in flight when one of them was killed may be billed."""
+    if record.reserved.usd or record.reserved.tokens:
+        logger.warning(
+            "The process before was killed with requests in flight; their upper bounds, %d tokens and %.6g dollars, "
+            "count as spent.", record.reserved.tokens, record.reserved.usd,
+        )  # fmt: skip
+    return record.spent + record.reserved
+
+
+def _held_out(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> tuple[HeldOut, ...] | None:
+    """Measure the chosen arms on the validation set; None where there is none, or nothing is left to pay for it."""
+    if not plan.held_out or not outcome.complete:
+        return None
+    queries = np.arange(len(plan.examples), len(plan.examples) + len(plan.held_out))
+    pulls = held_out_pulls(outcome.policy.arms, queries, plan.reserved, plan.settings.seed)
+    if not len(pulls):
+        logger.warning(
+            "A fifth of the budget, %d completions, does not pay for the chosen arms on one example of the valset.",
+            plan.reserved,
+        )
+        return None
+    world: Environment = environment if outcome.prompts is None else Some(environment, prompts=outcome.prompts)
+    return held_out(plan.problem, outcome, world.pull(pulls))
+
+
+def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]) -> None:
+    """Say what is kept of a run that the user stops."""
+    kept = f"they are kept in {settings.log_dir}; compile again to go on"
+    logger.warning(
+        "Stopped by the user after %d completions; %s.", completions, kept if settings.log_dir else "nothing kept them"
+    )
+    if jobs:
+        logger.warning(
+            "The batch jobs %s go on at the provider, and are paid for. Compile again to pick them up, or stop them: "
+            "iapo_dspy.cancel_batches(%r).", ", ".join(jobs), str(settings.log_dir),
+        )  # fmt: skip
+
+
+class _ProgressBar:
+    """A tqdm bar over the budget, or the user's own function."""
+
+    def __init__(self, settings: Settings) -> None:
+        wanted, total = settings.progress, settings.budget.completions
+        self._callback = wanted if callable(wanted) else None
+        self._bar = None if callable(wanted) or not wanted else tqdm(total=total, unit="completion", desc="IAPO")
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how far the run is."""
+        if self._callback is not None:
+            self._callback(progress)
+        elif self._bar is not None:
+            self._bar.update(progress.completions - self._bar.n)
+            if progress.spent.usd or progress.waiting:
+                usd = {"usd": f"{progress.spent.usd:.2f}"} if progress.spent.usd else {}
+                waiting = {"batch": progress.waiting} if progress.waiting else {}
+                self._bar.set_postfix({**usd, **waiting}, refresh=bool(waiting))

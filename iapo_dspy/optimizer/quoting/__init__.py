@@ -1,0 +1,1 @@
+"""A run before it is paid for: its upper bounds, and what it will probably take."""
