@@ -103,7 +103,7 @@ def end_to_end(
         best = compiled(1, Budget(max(budget.completions // 8, 300))).solve("quality").prompt
     once, often = Preference("once", cost=1.0), Preference("at the largest N", cost=0.0)
     policy = dataclasses.replace(
-        program.policy.ready, preferences=(once, often), arms=(Arm(best, 1), Arm(best, max_n)), default=once.name
+        program.policy.ready, preferences=(once, often), arms=(Arm(best, 1), Arm(best, max_n)), default="once"
     )
     CompiledProgram(dspy.Predict(TASK.signature), MajorityVote("answer"), policy).save(folder / "single.json")
     start = time.perf_counter()

@@ -4,8 +4,11 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+settings.register_profile("any machine", deadline=None)  # a busy machine is slow now and then
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True, scope="session")

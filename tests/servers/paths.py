@@ -58,7 +58,7 @@ class WholePath:
     """Tests for every server; each module inherits them."""
 
     def test_the_chosen_arm_beats_the_best_single_shot_prompt(self, run: Run) -> None:
-        quality, once, often = run.report.chosen[0], *run.report.single
+        quality, (once, often) = run.report.chosen[0], run.report.single
         assert quality.preference == "quality" and quality.n > 1
         assert (once.n, often.n) == (1, MAX_N)
         assert quality.accuracy >= once.accuracy + 0.1, (quality, once)

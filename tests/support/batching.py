@@ -166,7 +166,8 @@ class BatchJobs:
         number = int(job["id"].split("_")[1])
         lines = self.lines(job)
         done = len(lines) if status == "completed" else int(self.faults.answered * len(lines))
-        good, bad = [], []
+        good: list[Any] = []
+        bad: list[Any] = []
         for i, line in enumerate(lines):
             out = {"id": f"r{i}", "custom_id": line["custom_id"], "response": None, "error": None}
             if i >= done:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.problem import Problem
@@ -14,10 +15,10 @@ from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 
 def observe(
     pulls: Sequence[tuple[int, int, int]],
-    score: Sequence[float] | FloatArray,
-    label: Sequence[int] | IntArray | None = None,
-    cost: Sequence[float] | FloatArray | None = None,
-    overhead: Sequence[float] | None = None,
+    score: ArrayLike,
+    label: ArrayLike | None = None,
+    cost: ArrayLike | None = None,
+    overhead: ArrayLike | None = None,
 ) -> Observations:
     """Observations of pulls [(prompt, query, size)]; scores [S] or [S, K]."""
     prompt, query, size = np.array(pulls, dtype=np.int64).reshape(-1, 3).T
@@ -25,7 +26,7 @@ def observe(
     scores = scores[:, None] if scores.ndim == 1 else scores
     return Observations(
         pulls=Pulls(prompt, query, size),
-        label=np.zeros(len(scores)) if label is None else np.array(label),
+        label=np.zeros(len(scores), int) if label is None else np.array(label),
         score=scores,
         cost=np.ones(len(scores)) if cost is None else np.array(cost, dtype=float),
         overhead=None if overhead is None else np.array(overhead, dtype=float),  # type: ignore[arg-type]

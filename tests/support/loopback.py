@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
@@ -55,6 +55,9 @@ class Faults:
     retry_after: str | None = None
     most_in_flight: int | None = None  # beyond it, requests are answered by a 429 at once
     hang: float = 30.0
+
+
+Server = TypeVar("Server", bound="Loopback")
 
 
 class Loopback:
@@ -121,7 +124,7 @@ class Loopback:
         settings: dict[str, Any] = {"api_base": self.base, "api_key": "sk-loopback-secret", "cache": False}
         return dspy.LM(model, **{**settings, **kwargs})
 
-    def __enter__(self) -> Loopback:
+    def __enter__(self: Server) -> Server:
         owner = self
 
         class Handler(BaseHTTPRequestHandler):

@@ -1,91 +1,59 @@
-"""Data flows one way: nothing later is imported by anything earlier."""
+"""Names and sizes that keep the package easy to draw; the directions of imports are contracts in pyproject.toml.
+
+`python -m pytest -n 0 -s tests/unit/test_architecture.py` prints the numbers.
+"""
 
 import ast
+from collections import Counter, defaultdict
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
-PACKAGE = Path(__file__).parents[2] / "iapo_dspy"
+import iapo_dspy
 
-# Layer -> the layers it may import besides itself.
-EARLY = {"errors", "preferences", "types"}
-ALLOWED = {
-    "errors": set(),
-    "preferences": {"errors"},
-    "types": {"errors", "preferences"},
-    "bandit": EARLY,
-    "sampling": EARLY,
-    "scoring": EARLY | {"bandit", "sampling"},  # judges, embeddings and reward models are calls, metered as such
-    "proposers": EARLY,
-    "environments": EARLY | {"bandit", "scoring", "sampling"},
-    "report": EARLY | {"bandit"},
-    "simulation": EARLY | {"bandit", "environments", "report"},
-    "program": EARLY | {"bandit", "scoring", "sampling", "proposers", "environments", "report"},
-    "demo": None,  # an application of the package: may use everything
-    "__init__": None,
-}
-# Third-party names that only these layers may import.
-THIRD_PARTY = {
-    "litellm": {"sampling", "demo"},
-    "dspy": {"scoring", "sampling", "proposers", "environments", "program", "demo"},
-    "torch": {"scoring"},
-    "transformers": {"scoring"},
-}
-BANDIT_MAY_IMPORT = {"numpy", "iapo_dspy"}
-FILES = sorted(PACKAGE.rglob("*.py"))
+PACKAGE = Path(iapo_dspy.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_MODULES = 12  # in a folder, beside its sub-folders and `__init__`
+REPEATED = {"__init__", "__main__", "port"}  # names of modules that may stand more than once
 
 
-def layer_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else path.stem
+def places(named: dict[str, list[str]]) -> str:
+    return "; ".join(f"{name}: {', '.join(sorted(where))}" for name, where in sorted(named.items()))
 
 
-def imports(path: Path) -> list[tuple[str, list[str]]]:
-    """Every (module, names) imported anywhere in the file, also inside functions."""
-    found: list[tuple[str, list[str]]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.extend((alias.name, []) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative imports hide the direction of data"
-            found.append((node.module or "", [alias.name for alias in node.names]))
-    return found
+def test_no_module_name_stands_twice() -> None:
+    where = defaultdict(list)
+    for path in MODULES:
+        where[path.stem].append(str(path.relative_to(PACKAGE)))
+    twice = {name: paths for name, paths in where.items() if len(paths) > 1 and name not in REPEATED}
+    print(f"\n{len(MODULES)} modules; names that stand twice: {len(twice)}")
+    assert not twice, places(twice)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_import_directions(path: Path) -> None:
-    layer = layer_of(path)
-    assert layer in ALLOWED, f"{path} is in no known layer"
-    allowed = ALLOWED[layer]
-    for module, names in imports(path):
-        root, _, rest = module.partition(".")
-        if root in THIRD_PARTY:
-            assert layer in THIRD_PARTY[root], f"{path} imports {module}"
-        if layer == "bandit":
-            import sys
-
-            assert root in BANDIT_MAY_IMPORT or root in sys.stdlib_module_names, f"{path} imports {module}"
-        if root != "iapo_dspy" or allowed is None:
-            continue
-        targets = [rest.split(".")[0]] if rest else names
-        for target in targets:
-            assert target == layer or target in allowed, f"{path} ({layer}) imports iapo_dspy.{target}"
+def test_no_public_class_name_stands_twice() -> None:
+    where = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where[node.name].append(str(path.relative_to(PACKAGE)))
+    twice = {name: paths for name, paths in where.items() if len(paths) > 1}
+    print(f"\n{len(where)} names of public classes; names that stand twice: {len(twice)}")
+    assert not twice, places(twice)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_program_and_the_demo_know_modules_and_teleprompters(path: Path) -> None:
-    if layer_of(path) in {"program", "demo"}:
-        return
-    text = path.read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "dspy":
-            assert node.attr not in {"Module", "Teleprompter"}, f"{path}: dspy.{node.attr}"
-    for module, names in imports(path):
-        assert not module.startswith("dspy.teleprompt"), f"{path} imports {module}"
-        assert not (module.startswith("dspy") and {"Module", "Teleprompter"} & set(names)), f"{path} imports {names}"
+def test_no_folder_has_more_than_a_dozen_modules() -> None:
+    sizes = Counter(str(path.parent.relative_to(PACKAGE)) for path in MODULES if path.stem != "__init__")
+    print("\nmodules per folder:", ", ".join(f"{folder} {size}" for folder, size in sizes.most_common()))
+    assert max(sizes.values()) <= MOST_MODULES, {folder: size for folder, size in sizes.items() if size > MOST_MODULES}
 
 
-def test_the_bandit_has_no_clock_and_no_io() -> None:
-    for path in (PACKAGE / "bandit").rglob("*.py"):
-        roots = {module.split(".")[0] for module, _ in imports(path)}
-        assert not roots & {"time", "datetime", "os", "io", "pathlib", "random", "threading", "asyncio"}, path
+def test_no_module_imports_itself_through_others() -> None:
+    graph = grimp.build_graph("iapo_dspy", cache_dir=None)
+    imported = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    print(f"\n{len(imported)} modules, {graph.count_imports()} imports among them")
+    try:
+        TopologicalSorter(imported).prepare()
+    except CycleError as circle:
+        pytest.fail(" -> ".join(circle.args[1]))

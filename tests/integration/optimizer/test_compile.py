@@ -17,7 +17,6 @@ import dspy
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     AllCompletionsFailed,
     BestOfN,
     Budget,
@@ -37,26 +36,15 @@ from iapo_dspy import (
     TooManyErrors,
     UnknownPreference,
 )
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.states import state_of
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
+from tests.support.worlds import CAREFUL, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
 
 ROOT = Path(__file__).parents[3]
-PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 8,
-        "budget": 800,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-        "stopping": None,  # so that a call is one request of all N
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(max_n=8, budget=800, stopping=None)  # so that a call is one request of all N
 
 
 def student() -> dspy.Module:
@@ -98,6 +86,7 @@ def test_the_best_arms_are_found_within_the_budget_and_each_pull_is_one_request(
     assert results.complete and results.failures.total == 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_policy_and_evidence() -> None:
     def run() -> CompiledProgram:
         with Loopback(adder, latency=0.001) as server, dspy.context(lm=server.lm(seed=7)):
@@ -108,6 +97,7 @@ def test_the_same_seed_gives_the_same_policy_and_evidence() -> None:
     assert state_of(one)["evidence"] == state_of(two)["evidence"]
 
 
+@pytest.mark.slow
 def test_the_budget_holds_under_64_workers_and_broken_answers() -> None:
     faults = Faults(shares={"fewer": 0.2, 500: 0.1, "garbage": 0.1})
     with Loopback(adder, faults=faults) as server:
@@ -121,7 +111,7 @@ def test_the_budget_holds_under_64_workers_and_broken_answers() -> None:
 
 
 def test_a_dollar_budget_ends_the_run_early_with_the_best_policy_so_far(caplog: pytest.LogCaptureFixture) -> None:
-    prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
     with Loopback(adder) as server, caplog.at_level(logging.WARNING):
         with dspy.context(lm=server.lm(max_tokens=40, **prices)):
             program = optimizer(budget=Budget(800, usd=8.0)).compile(student(), trainset=questions(20))
@@ -131,6 +121,7 @@ def test_a_dollar_budget_ends_the_run_early_with_the_best_policy_so_far(caplog: 
     assert "ended the run early" in caplog.text
 
 
+@pytest.mark.slow
 def test_best_of_n_with_objectives_that_pull_apart() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         text = adder(body, i)
@@ -175,6 +166,7 @@ def test_a_program_of_two_steps_compiles_and_runs() -> None:
     assert prediction.answer == "11" and prediction.iapo.completion_tokens > 0
 
 
+@pytest.mark.slow
 def test_a_prompt_whose_completions_all_fail_loses_on_merit() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         return "no fields here" if CAREFUL in body["messages"][0]["content"] else adder(body, i)
@@ -193,6 +185,7 @@ def test_when_nothing_works_the_run_stops() -> None:
         assert server.completions < 800
 
 
+@pytest.mark.slow
 def test_max_errors_stops_the_run() -> None:
     faults = Faults(shares={400: 0.5})
     with Loopback(adder, faults=faults) as server, dspy.context(lm=server.lm()):
@@ -208,6 +201,7 @@ def test_a_wrong_key_stops_at_once() -> None:
         assert "wrong-1234567890" not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.slow
 def test_decodings_are_part_of_the_prompt_set() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         return chat(answer="0") if body["temperature"] > 1 else adder(body, i)
@@ -248,7 +242,7 @@ class Empty(dspy.Module):
 
 BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "empty trainset": (ConfigurationError, "trainset is empty", lambda: optimizer().compile(student(), trainset=[])),
-    "no examples": (ConfigurationError, "list of dspy.Example", lambda: optimizer().compile(student(), trainset=3)),
+    "no examples": (ConfigurationError, "list of dspy.Example", lambda: optimizer().compile(student(), trainset=3)),  # type: ignore[call-overload]
     "no inputs marked": (
         ConfigurationError,
         "with_inputs",
@@ -354,7 +348,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "no program at all": (
         ConfigurationError,
         "dspy.Module",
-        lambda: optimizer().compile("question -> answer", trainset=questions(3)),  # type: ignore[arg-type]
+        lambda: optimizer().compile("question -> answer", trainset=questions(3)),
     ),
     "a field of a type that cannot be counted": (
         ConfigurationError,
@@ -444,7 +438,7 @@ def test_a_quote_bounds_the_run_without_a_request() -> None:
 
 
 def test_a_quote_knows_dollars_and_caps_them() -> None:
-    prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
     with Loopback(adder) as server, dspy.context(lm=server.lm(max_tokens=60, **prices)):
         quote = optimizer(budget=400).quote(student(), trainset=questions(20))
         assert quote.usd == pytest.approx((quote.prompt_tokens or 0) * 1e-6 + 400 * 60 * 2e-6)
@@ -496,6 +490,7 @@ def test_a_ledger_of_another_run_is_refused_and_says_what_differs(tmp_path: Path
         assert server.requests == requests
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_stops_cleanly_and_the_run_can_go_on(tmp_path: Path) -> None:
     script = f"""
@@ -747,6 +742,7 @@ def test_the_optimizer_is_an_ordinary_teleprompter(compiled: Any) -> None:
         assert next(name for name, _ in again.named_predictors()).startswith("arms[0]")
 
 
+@pytest.mark.slow
 def test_candidate_programs_bring_their_demos() -> None:
     shown = student()
     shown.demos = [dspy.Example(question="1 + 1", answer="2")]

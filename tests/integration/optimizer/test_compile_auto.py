@@ -7,10 +7,11 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, BudgetTooSmall, CompiledProgram, ConfigurationError, MajorityVote, Preference
+from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, MajorityVote, Preference
 from iapo_dspy.bandit.algorithms.auto import Auto
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, questions
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)]
 
@@ -19,17 +20,7 @@ def student() -> dspy.Module:
     return dspy.Predict("question -> answer")
 
 
-def optimizer(**settings: Any) -> IAPO:
-    defaults: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "candidates": [QUICK, CAREFUL],
-        "max_n": 8,
-        "budget": 600,
-        "progress": False,
-    }
-    return IAPO(**{**defaults, **settings})
+optimizer = optimizers(preferences=PREFERENCES, candidates=[QUICK, CAREFUL], max_n=8, budget=600)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +101,7 @@ def test_the_runs_own_preferences_are_solved_to_the_runs_own_arms(compiled: Comp
 
 def test_a_resumed_run_repeats_no_call_and_ends_alike(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
-        settings = {"trainset": questions(40), "valset": questions(15, start=900)}
+        settings: dict[str, Any] = {"trainset": questions(40), "valset": questions(15, start=900)}
         first = optimizer(log_dir=tmp_path).compile(student(), **settings)
         requests = server.requests
         again = optimizer(log_dir=tmp_path).compile(student(), **settings)

@@ -9,28 +9,17 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, MajorityVote, Preference, recording_of
+from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, Preference, recording_of
 from iapo_dspy.errors import LedgerMismatch
 from iapo_dspy.program.policy import VERSION
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, TwoSteps, adder, exact, questions
+from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, questions
 
-PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 LONG = "Read all of this first: " + "word " * 400  # a prompt of some 400 tokens that is answered in five
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 4,
-        "budget": 200,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-        "stopping": None,  # so that a call is one request of all N
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(budget=200, stopping=None)  # so that a call is one request of all N
 
 
 def student() -> dspy.Module:
@@ -63,6 +52,7 @@ def test_prompt_tokens_are_paid_per_completion_where_the_provider_does_not_take_
     assert once == 0 and each == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
+@pytest.mark.slow
 def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
     first = {"words": 0}
 
@@ -85,6 +75,7 @@ def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
     assert once + each == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
+@pytest.mark.slow
 def test_the_prompts_fixed_part_flips_the_best_prompt() -> None:
     """Both are always right. LONG is 4 words of output and some 400 of input, SHORT is 30 of output."""
 
@@ -128,6 +119,7 @@ def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
     assert results.policy[0].tokens == pytest.approx(arm.n * each[arm.prompt] / 5e-3, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_dollar_budget_holds_at_the_users_prices() -> None:
     cost = Cost(completion_tokens=1, usd_per_million={"fake": (1000.0, 1000.0)})
     with Loopback(adder) as server, dspy.context(lm=server.lm(max_tokens=40)):
@@ -147,6 +139,7 @@ def test_an_unknown_price_is_refused_before_the_first_call() -> None:
         optimizer(cost=0.5)
 
 
+@pytest.mark.slow
 def test_latency_is_paid_once_per_query_however_many_completions() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         if CAREFUL in body["messages"][0]["content"] and not body.get("_slept"):

@@ -69,6 +69,7 @@ def test_candidates_that_differ_where_json_cannot_follow_are_refused() -> None:
         optimizer(candidates=[odd]).compile(Around(), trainset=questions(3))
 
 
+@pytest.mark.slow
 def test_programs_of_an_earlier_run_are_candidates() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm()):
         first = optimizer(budget=50).compile(student(), trainset=questions(5))
@@ -76,6 +77,7 @@ def test_programs_of_an_earlier_run_are_candidates() -> None:
         assert again.compile(student(), trainset=questions(5)).policy.ready.prompts[2].label == CAREFUL
 
 
+@pytest.mark.slow
 def test_set_lm_reaches_every_prompt() -> None:
     with Loopback(adder) as server, Loopback(adder) as new, dspy.context(lm=server.lm(seed=1)):
         only = [Preference("quality", cost=0.0)]
@@ -111,6 +113,7 @@ def test_a_mended_metric_takes_effect_without_new_calls(tmp_path: Path) -> None:
     assert server.requests - requests <= 100  # only what the other rewards made the algorithm ask for
 
 
+@pytest.mark.slow
 def test_after_an_outage_the_same_directory_goes_on(tmp_path: Path) -> None:
     with Loopback(adder, faults=Faults(shares={500: 1.0})) as server, dspy.context(lm=server.lm(seed=1, num_retries=0)):
         with pytest.raises(TooManyErrors, match="compile again"):
@@ -121,8 +124,9 @@ def test_after_an_outage_the_same_directory_goes_on(tmp_path: Path) -> None:
         assert program.detailed_results.spent.completions == server.completions <= 200
 
 
+@pytest.mark.slow
 def test_dollars_and_requests_of_a_killed_run_are_not_forgotten(tmp_path: Path) -> None:
-    prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
 
     class Died(Exception):
         pass
@@ -144,6 +148,7 @@ def test_dollars_and_requests_of_a_killed_run_are_not_forgotten(tmp_path: Path) 
         assert last.detailed_results.spent.requests >= server.requests - 3 * 64
 
 
+@pytest.mark.slow
 def test_sampling_settings_are_part_of_what_a_run_is(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm()):
         cool, hot = (dspy.Predict("question -> answer", temperature=t) for t in (0.3, 1.5))
@@ -154,6 +159,7 @@ def test_sampling_settings_are_part_of_what_a_run_is(tmp_path: Path) -> None:
             optimizer(budget=50, log_dir=tmp_path).compile(cool, trainset=questions(5))
 
 
+@pytest.mark.slow
 def test_what_a_run_is_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> None:
     script = (
         "import dspy, sys\nfrom iapo_dspy.optimizer.fingerprint import digest\n"
@@ -183,15 +189,16 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_a_budget_that_pays_for_nothing_is_an_error_not_a_policy() -> None:
-    prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
     with Loopback(adder) as server, dspy.context(lm=server.lm(**prices)):
         with pytest.raises(BudgetTooSmall, match="single completion"):
             optimizer(budget=Budget(100, usd=0.001)).compile(student(), trainset=questions(5))
         assert server.completions == 0
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_early_is_shared_by_all_prompts() -> None:
-    prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
     with Loopback(adder) as server, dspy.context(lm=server.lm(**prices)):
         compiler = optimizer(budget=Budget(500, usd=3.5), max_n=2)
         program = compiler.compile(student(), trainset=questions(20))
@@ -207,6 +214,7 @@ def test_a_single_arm_is_measured() -> None:
     assert results.cost_scale > 0 and 0.0 < results.policy[0].reward < 1.0
 
 
+@pytest.mark.slow
 def test_a_prompt_that_never_answers_is_not_chosen_for_being_cheap() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         return "no" if QUICK in body["messages"][0]["content"] else adder(body, i)
@@ -329,6 +337,7 @@ def test_defaults_survive_saving(tmp_path: Path) -> None:
         assert loaded(question="1 + 2", preference="coffee").iapo.cost_weight == 0.5
 
 
+@pytest.mark.slow
 def test_labels_follow_what_another_optimizer_made_of_an_arm() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer(budget=100).compile(student(), trainset=questions(5))
@@ -340,6 +349,7 @@ def test_labels_follow_what_another_optimizer_made_of_an_arm() -> None:
         assert program.reset_copy().solve("quality") == program.solve("quality")
 
 
+@pytest.mark.slow
 def test_bootstrap_few_shot_around_a_compiled_program() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer().compile(student(), trainset=questions(20))
@@ -349,7 +359,7 @@ def test_bootstrap_few_shot_around_a_compiled_program() -> None:
         assert better(question="3 + 4").answer
 
 
-@pytest.mark.parametrize("calls", [20, 100])
+@pytest.mark.parametrize("calls", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_compiled_programs_inside_compiled_programs_do_not_starve(calls: int) -> None:
     class Wrapper(dspy.Module):
         def __init__(self, inner: dspy.Module) -> None:

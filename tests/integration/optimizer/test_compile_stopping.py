@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from iapo_dspy import IAPO, BestOfN, CompiledProgram, ConfigurationError, Cost, MajorityVote, Objective, Preference
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import INSTRUCTIONS, adder, exact, questions
 
@@ -18,18 +19,9 @@ PREFERENCES = [Preference("quality"), Preference("thrifty", cost=1.0), Preferenc
 
 
 def compiled(server: Loopback, **kwargs: Any) -> CompiledProgram:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 8,
-        "budget": 600,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
+    settings = {"preferences": PREFERENCES, "max_n": 8, "budget": 600, **kwargs}
     with dspy.context(lm=server.lm(seed=3)):
-        optimizer = IAPO(**{**settings, **kwargs})
-        return optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(24))
+        return optimizers(**settings)().compile(dspy.Predict("question -> answer"), trainset=questions(24))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +89,7 @@ def test_exact_stopping_keeps_prompt_and_n() -> None:
             assert row.completions < row.arm.n
 
 
+@pytest.mark.slow
 def test_where_a_prompt_costs_more_than_waves_save_all_n_are_drawn_at_once() -> None:
     with Loopback(adder) as server:
         program = compiled(server, cost=Cost(prompt_tokens=1000.0, completion_tokens=0.001))
@@ -107,7 +100,9 @@ def test_where_a_prompt_costs_more_than_waves_save_all_n_are_drawn_at_once() -> 
 def test_a_cap_on_latency_limits_the_waves() -> None:
     with Loopback(adder, latency=0.05) as server:
         free = compiled(server)
-        waves = len(free.solve(Preference("quality")).stop.waves)
+        stop = free.solve(Preference("quality")).stop
+        assert stop is not None
+        waves = len(stop.waves)
         assert waves >= 2
         program = compiled(server)
         seconds = program.policy.ready.charges(Preference(max_latency_s=1.0)).upper()[3]
@@ -118,6 +113,7 @@ def test_a_cap_on_latency_limits_the_waves() -> None:
         assert (1 if solved.stop is None else len(solved.stop.waves)) * taken <= one_wave.max_latency_s
 
 
+@pytest.mark.slow
 def test_best_of_n_stops_where_the_best_there_can_be_was_drawn() -> None:
     right = Objective("right", lambda example, prediction: str(prediction.answer) == "7")
     with Loopback(lambda body, i: chat(answer="7" if i % 3 == 0 else "8")) as server, dspy.context(lm=server.lm()):

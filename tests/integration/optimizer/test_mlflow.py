@@ -12,13 +12,15 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference
+from iapo_dspy import AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference
+from tests.support.compiling import optimizers
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, questions
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("mlflow.dspy")
+pytestmark = pytest.mark.extra
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty & quick", cost=30.0)]
 
 
@@ -47,17 +49,7 @@ def store(database: Path, request: pytest.FixtureRequest) -> Iterator[None]:
         mlflow.end_run()
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 4,
-        "budget": 60,
-        "candidates": [QUICK, CAREFUL],
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(preferences=PREFERENCES, budget=60, candidates=[QUICK, CAREFUL])
 
 
 def test_a_compile_is_logged_with_settings_results_and_the_program(store: None) -> None:

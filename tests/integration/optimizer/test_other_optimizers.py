@@ -9,26 +9,16 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, CompiledProgram, MajorityVote, Preference
+from iapo_dspy import CompiledProgram
+from tests.support.compiling import PREFERENCES, optimizers
 from tests.support.loopback import Loopback
 from tests.support.optimizers import PROPOSED, teacher
 from tests.support.worlds import CAREFUL, LAZY, QUICK, exact, questions
 
-PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 TRAIN, VAL = questions(8, start=50), questions(4, start=70)
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 4,
-        "budget": 250,
-        "candidates": [QUICK, CAREFUL, LAZY],
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(budget=250, candidates=[QUICK, CAREFUL, LAZY])
 
 
 def student() -> dspy.Module:
@@ -51,7 +41,6 @@ def gepa(lm: dspy.BaseLM) -> Callable[[dspy.Module], dspy.Module]:
 
 
 def mipro(lm: dspy.BaseLM) -> Callable[[dspy.Module], dspy.Module]:
-    pytest.importorskip("optuna")
     made = dspy.MIPROv2(
         metric=exact, auto=None, num_candidates=2, prompt_model=lm, task_model=lm, num_threads=2, seed=1,
         max_bootstrapped_demos=1, max_labeled_demos=1,
@@ -82,7 +71,16 @@ def compiled() -> Any:
         yield server, optimizer().compile(student(), trainset=questions(20))
 
 
-@pytest.mark.parametrize("other", [gepa, mipro, bootstrap, copro, simba])
+@pytest.mark.parametrize(
+    "other",
+    [
+        gepa,
+        bootstrap,
+        pytest.param(mipro, marks=pytest.mark.extra),  # it needs Optuna
+        pytest.param(copro, marks=pytest.mark.slow),
+        pytest.param(simba, marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_program_is_a_student_of_other_optimizers(compiled: Any, other: Any, tmp_path: Path) -> None:
     server, program = compiled[0], compiled[1].with_preference("thrifty")  # whose arm is wrong half of the time
     before = instructions(program), [list(p.demos) for _, p in program.named_predictors()]
@@ -102,6 +100,7 @@ def test_a_compiled_program_is_a_student_of_other_optimizers(compiled: Any, othe
         assert answer.iapo.n == 1 and answer.answer == "7"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["copro -> iapo", "iapo -> copro", "iapo -> copro -> iapo"])
 def test_better_together(compiled: Any, strategy: str) -> None:
     server, _ = compiled
@@ -137,6 +136,7 @@ def test_compiling_again_starts_from_the_arms_and_draws_each_completion_once(com
     assert set(again.detailed_results.labels) == {*instructions(program), QUICK, "Be brief."}
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_compiled_programs(compiled: Any) -> None:
     server, program = compiled
     members = [program.with_preference("quality"), program.with_preference("thrifty"), program]

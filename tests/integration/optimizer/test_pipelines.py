@@ -13,7 +13,6 @@ import dspy
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     BestOfN,
     Budget,
     CompiledProgram,
@@ -31,25 +30,19 @@ from iapo_dspy import (
 from iapo_dspy.optimizer.pipelines import inner_inputs
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.pipelines import INSTRUCTIONS, PLAIN, WORDY, Pipeline, asked, pipeline_world, right, step_of
 from tests.support.states import state_of
 
-PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
-
-
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": right,
-        "strategy": MajorityVote("number"),
-        "preferences": PREFERENCES,
-        "max_n": 8,
-        "budget": 200,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-        "stopping": None,  # so that a call is one request of all N
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(
+    metric=right,
+    strategy=MajorityVote("number"),
+    candidates=INSTRUCTIONS,
+    max_n=8,
+    budget=200,
+    stopping=None,  # so that a call is one request of all N
+)
 
 
 def steps(server: Loopback) -> Counter[str]:
@@ -131,6 +124,7 @@ def test_what_is_paid_once_and_what_each_completion_adds() -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_provider_without_n_pays_the_inner_prompt_per_completion_and_the_rest_once() -> None:
     def world(body: dict[str, Any], i: int) -> str:
         return chat(**{"rewrite": {"sum": "s"}, "solve": {"number": "1"}, "report": {"answer": "1"}}[step_of(body)])
@@ -172,6 +166,7 @@ def test_it_is_saved_and_loaded_with_the_lms_of_a_fresh_pipeline(tmp_path: Path)
         assert [b["model"] for b in server.bodies][:2] == ["own", "fake"]
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None:
     def run(server: Loopback, log_dir: Path | None, **kwargs: Any) -> Any:
         with dspy.context(lm=server.lm(seed=1)):
@@ -225,6 +220,7 @@ def test_a_run_that_died_goes_on_with_the_answers_it_had(tmp_path: Path) -> None
 # -- semantics
 
 
+@pytest.mark.slow
 def test_a_step_after_the_inner_module_that_fails_leaves_the_vote_and_costs_the_score() -> None:
     class Fussy(Pipeline):
         def forward(self, question: str) -> dspy.Prediction:
@@ -248,6 +244,7 @@ def test_a_step_after_the_inner_module_that_fails_leaves_the_vote_and_costs_the_
     assert "two is too many" in str(results.failures)
 
 
+@pytest.mark.slow
 def test_votes_do_not_even_out_what_is_before_the_inner_module() -> None:
     """Half of the drafts mislead, whoever reads them: a deployed call has one, and so have all draws of a query."""
     drafts: list[str] = []
@@ -308,7 +305,7 @@ def test_objectives_of_best_of_n_see_the_inner_module() -> None:
 
 def test_an_inner_module_that_takes_anything_has_the_inputs_of_its_predictors() -> None:
     class Anything(Two):
-        def forward(self, **inputs: Any) -> dspy.Prediction:
+        def forward(self, **inputs: Any) -> dspy.Prediction:  # type: ignore[override]
             return super().forward(**inputs)
 
     assert inner_inputs(Anything()) == ["question", "sum"]
@@ -370,6 +367,7 @@ class Around(dspy.Module):
         return self.solve(question)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", ["deeply", "part by part"])
 def test_an_inner_program_of_several_predictors_deep_inside(copies: str, tmp_path: Path) -> None:
     import threading
@@ -385,7 +383,8 @@ def test_an_inner_program_of_several_predictors_deep_inside(copies: str, tmp_pat
         compiled = pipeline.stages["first"].solve
         assert isinstance(compiled, CompiledProgram) and isinstance(student.stages["first"].solve, Two)
         arm = compiled.solve("quality")
-        assert compiled.policy.ready.prompts[arm.prompt].options["say"] == INSTRUCTIONS.index(PLAIN)
+        options = compiled.policy.ready.prompts[arm.prompt].options
+        assert options is not None and options["say"] == INSTRUCTIONS.index(PLAIN)
         pipeline.save(tmp_path / "nested.json")
         loaded = attach(Nested(), "stages[first].solve")
         loaded.load(tmp_path / "nested.json")
@@ -446,6 +445,7 @@ def test_a_metric_may_read_fields_that_only_the_pipeline_makes_but_not_labels_th
         assert server.requests == requests
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_pays_for_all_steps(caplog: pytest.LogCaptureFixture) -> None:
     with (
         Loopback(pipeline_world) as server,
@@ -458,6 +458,7 @@ def test_a_budget_of_tokens_pays_for_all_steps(caplog: pytest.LogCaptureFixture)
     assert not pipeline.detailed_results.complete and "ended the run early" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_compiled_module_is_compiled_again_for_another_one() -> None:
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
         first = optimizer(budget=90).compile(Pipeline(), trainset=asked(8), inner="solve")
@@ -479,6 +480,7 @@ def test_a_pipeline_with_a_compiled_module_is_compiled_again_for_another_one() -
         assert second(question="What are 5 and 7?").answer == "12"
 
 
+@pytest.mark.slow
 def test_a_valset_measures_the_pipeline() -> None:
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
         data = asked(20)

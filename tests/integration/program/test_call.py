@@ -120,6 +120,7 @@ def test_usage_of_the_report_is_that_of_the_tracker(deployed: Any) -> None:
     assert report.planned == N and report.n in ARMS["quality"].stop.waves  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_failed_calls_are_counted_too() -> None:
     with Loopback(lambda body, i: "garbage" if i % 2 else adder(body, i)) as server:
         with dspy.context(lm=server.lm(seed=1), track_usage=True):
@@ -220,6 +221,7 @@ def test_nothing_is_traced_where_tracing_is_off(deployed: Any) -> None:
         assert dspy.settings.trace is None
 
 
+@pytest.mark.slow
 def test_a_full_trace_forgets_its_oldest_entries(deployed: Any) -> None:
     server, program = deployed
     with dspy.context(lm=server.lm(seed=1), trace=[], max_trace_size=2):
@@ -365,6 +367,7 @@ def test_a_block_of_no_preference_is_refused_at_once(deployed: Any) -> None:
 # -- best of n
 
 
+@pytest.mark.slow
 def test_best_of_n_has_the_same_manners() -> None:
     strategy = BestOfN([Objective("right", checked)])
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1), track_usage=True, trace=[]):

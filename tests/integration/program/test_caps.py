@@ -98,7 +98,7 @@ def changed(path: Path, to: Path, **policy: Any) -> Path:
 # -- tokens
 
 
-@pytest.mark.parametrize(("algorithm", "budget"), [("auto", 400), ("psst", 900)])
+@pytest.mark.parametrize(("algorithm", "budget"), [("auto", 400), pytest.param("psst", 900, marks=pytest.mark.slow)])
 def test_the_best_arm_that_keeps_the_cap_and_every_request_says_so(algorithm: str, budget: int) -> None:
     preferences = [Preference("quality"), Preference("short", max_tokens=95)]  # eight short answers, or no long one
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm(seed=3)):
@@ -118,6 +118,7 @@ def test_the_best_arm_that_keeps_the_cap_and_every_request_says_so(algorithm: st
         assert "max_tokens" not in server.bodies[0]
 
 
+@pytest.mark.slow
 def test_a_cap_is_kept_where_answers_are_sometimes_long() -> None:
     """One answer in fifteen has 131 words; under the cap it is cut off, fails, and the others decide."""
     cap = 330
@@ -193,7 +194,7 @@ class AtATime(dspy.Module):
         return dspy.Prediction(answer=" ".join(p.answer for p in found if p is not None))
 
 
-@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("threads", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("own", [None, 30])
 def test_calls_that_a_rollout_makes_at_a_time_share_its_tokens(threads: bool, own: int | None) -> None:
     """Two calls of 11 words each fit into 40, whether they are limited to halves or one waits for the other."""
@@ -234,6 +235,7 @@ def test_a_rollout_without_tokens_left_fails_and_says_why() -> None:
 # -- seconds
 
 
+@pytest.mark.slow
 def test_the_snappy_arm_answers_in_time() -> None:
     """WORDY takes a second, BRIEF a fiftieth of one."""
 
@@ -317,6 +319,7 @@ def test_dollars_that_nobody_knows_say_what_to_do(saved: Path) -> None:
     assert priced.solve(Preference("poor", max_usd=0.0003)).prompt == 1  # 130 prompt tokens, and 10 dollars a million
 
 
+@pytest.mark.slow
 def test_dollars_of_every_completion_are_limited() -> None:
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm()):
         cost = Cost(completion_tokens=1, usd_per_million=PRICES)
@@ -360,6 +363,7 @@ def test_programs_of_version_3_load_and_say_what_they_do_not_know(saved: Path, t
         old.reprice(PRICES)
 
 
+@pytest.mark.slow
 def test_batch_jobs_measure_no_seconds(tmp_path: Path) -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm()):
         batch = BatchAPI(poll_seconds=0.05, settle_seconds=0.0)

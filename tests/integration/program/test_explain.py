@@ -110,8 +110,9 @@ def test_a_stop_and_its_effect_are_told() -> None:
     assert "drew 2 of 6 in 1 wave (confident: the leading answer was ahead by enough); votes '7' 2" in str(told)
 
 
+@pytest.mark.slow
 def test_failures_and_dollars_are_told() -> None:
-    prices = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3}
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1, **prices)):
         program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [QUICK], {"q": Arm(0, 4)})
         server.answer = lambda body, i: chat(answer="8") if i % 2 else "garbage"
@@ -119,6 +120,7 @@ def test_failures_and_dollars_are_told() -> None:
     assert "2 failed ('AdapterParseError" in text and ", $" in text
 
 
+@pytest.mark.slow
 def test_best_of_n_with_weights() -> None:
     strategy = BestOfN([Objective("right", checked), Objective("short", brevity)])
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):

@@ -212,6 +212,7 @@ async def test_one_of_several_calls_is_cancelled_alone() -> None:
     assert [r.answer for i, r in enumerate(found) if i != 2] == [str(i + 41) for i in range(6) if i != 2]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_ends_a_call_and_the_process_goes_on(tmp_path: Path) -> None:
     script = f"""

@@ -22,6 +22,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableParallel, RunnablePassthrough
 
+pytestmark = pytest.mark.extra
+
 ARMS = {"quality": Arm(0, 5), "thrifty": Arm(1, 1)}
 
 

@@ -50,7 +50,7 @@ def compiled(
         )
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "psst"])
+@pytest.mark.parametrize("algorithm", ["auto", pytest.param("psst", marks=pytest.mark.slow)])
 def test_the_arms_are_those_of_a_compile_at_the_new_prices(algorithm: str) -> None:
     """With an LM of fixed seeds and a preference without prices, both runs observe the same."""
     with Loopback(world) as server:
@@ -69,7 +69,7 @@ def test_the_arms_are_those_of_a_compile_at_the_new_prices(algorithm: str) -> No
     assert after.policy.ready.cost == fresh.policy.ready.cost
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "psst"])
+@pytest.mark.parametrize("algorithm", ["auto", pytest.param("psst", marks=pytest.mark.slow)])
 def test_compiled_preferences_results_and_caps_follow(algorithm: str, tmp_path: Path) -> None:
     preferences = [Preference("quality"), Preference.worth("careful", usd=3e-4), Preference("poor", max_usd=6e-4)]
     with Loopback(world, obeys=True) as server:
@@ -110,6 +110,7 @@ def test_a_cost_in_dollars_keeps_its_exchange_rate() -> None:
     assert after.solve("thrifty") == program.solve(Preference(cost=8 * 0.3))
 
 
+@pytest.mark.slow
 def test_tokens_and_seconds_cost_what_they_did() -> None:
     with Loopback(world) as server:
         program = compiled(server, cost=Cost(completion_tokens=1, prompt_tokens=0.5, usd=100, usd_per_million=OLD))
@@ -188,4 +189,4 @@ def test_what_is_no_price_is_refused() -> None:
         program = compiled(server, budget=20)
     for prices in (3.0, (1.0,), (1.0, -1.0), {"small": "cheap"}, None):
         with pytest.raises(ConfigurationError, match="usd_per_million"):
-            program.reprice(prices)
+            program.reprice(prices)  # type: ignore[arg-type]

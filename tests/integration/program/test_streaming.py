@@ -84,7 +84,7 @@ def collect(program: dspy.Module, way: str, **kwargs: Any) -> list[Any]:
 WAYS = ["async", "async program", "sync"]
 
 
-@pytest.mark.parametrize("preference", ["quality", "thrifty"])
+@pytest.mark.parametrize("preference", ["quality", pytest.param("thrifty", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
 def test_listeners_hear_the_winners_fields_once(deployed: Any, way: str, preference: str) -> None:
     program, fields = deployed
@@ -148,6 +148,7 @@ def test_a_listener_is_used_again_only_if_it_may() -> None:
             assert [v.chunk for v in values[:-1]] == ["winner"] * heard
 
 
+@pytest.mark.slow
 def test_a_compiled_program_within_a_compiled_program() -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
         inner = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), ["One.", "Two."], ARMS)
@@ -189,6 +190,7 @@ def test_typed_fields_are_streamed_as_json() -> None:
     assert [(v.signature_field_name, v.chunk) for v in values[:-1]] == [("parts", "[1, 2]"), ("size", "2.0")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [dspy.JSONAdapter(), dspy.XMLAdapter()], ids=lambda a: type(a).__name__)
 def test_other_adapters(adapter: dspy.Adapter) -> None:
     text = '{"answer": "winner"}' if isinstance(adapter, dspy.JSONAdapter) else "<answer>winner</answer>"

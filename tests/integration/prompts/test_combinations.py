@@ -11,12 +11,13 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, BudgetTooSmall, CompiledProgram, ConfigurationError, Decoding, MajorityVote, Preference
+from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, Decoding, Preference
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.states import state_of
-from tests.support.worlds import TwoSteps, exact, questions
+from tests.support.worlds import TwoSteps, questions
 
 PLANS = ["Plan 0.", "Plan 1.", "Plan 2.", "Plan 3."]
 ASKS = ["Ask 0.", "Ask 1.", "Ask 2.", "Ask 3."]
@@ -39,18 +40,7 @@ def world(body: dict[str, Any], i: int) -> str:
     return chat(answer=str(a + b if right else a + b + rng.randint(1, 30)))
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 8,
-        "budget": 400,
-        "candidates": CANDIDATES,
-        "decoding": DECODINGS,
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(preferences=PREFERENCES, max_n=8, budget=400, candidates=CANDIDATES, decoding=DECODINGS)
 
 
 def options(program: CompiledProgram, preference: str) -> Any:
@@ -78,6 +68,7 @@ def test_a_large_one_is_searched_predictor_by_predictor(tmp_path: Path) -> None:
         assert [p.label for p in drawn] == list(results.labels)
         assert len({p.candidate for p in drawn}) <= 16 and {p.candidate for p in drawn} != set(range(len(drawn)))
         for prompt in drawn:
+            assert prompt.options is not None
             assert prompt.candidate == 4 * prompt.options["plan"] + prompt.options["ask"]
             assert prompt.state["plan"]["signature"]["instructions"] == PLANS[prompt.options["plan"]]
         assert results.policy[0].held_out is not None and results.policy[0].held_out.queries > 0
@@ -92,6 +83,7 @@ def test_a_large_one_is_searched_predictor_by_predictor(tmp_path: Path) -> None:
         assert loaded(question="3 + 4").iapo.label == results.labels[program.solve("quality").prompt]
 
 
+@pytest.mark.slow
 def test_a_run_that_died_goes_on_at_its_coordinate(tmp_path: Path) -> None:
     class Killed(BaseException):
         pass

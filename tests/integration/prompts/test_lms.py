@@ -13,18 +13,17 @@ import dspy
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     Budget,
     CompiledProgram,
     ConfigurationError,
     Cost,
     Decoding,
     LedgerMismatch,
-    MajorityVote,
     Preference,
 )
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import TwoSteps, exact, questions
+from tests.support.worlds import TwoSteps, questions
 
 SMALL, LARGE = "openai/small", "openai/large"
 CENTS = {SMALL: (1.0, 1.0), LARGE: (20.0, 20.0)}
@@ -41,19 +40,13 @@ def two_models(body: dict[str, Any], i: int) -> str:
     return chat(answer=str(a + b if right else a + b + rng.randint(1, 50)))
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)],
-        "cost": Cost(usd_per_million=CENTS),
-        "max_n": 8,
-        "budget": 600,
-        "candidates": [GUESS, WORK],
-        "progress": False,
-        "stopping": None,  # so that a call is one request of all N
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(
+    cost=Cost(usd_per_million=CENTS),
+    candidates=[GUESS, WORK],
+    max_n=8,
+    budget=600,
+    stopping=None,  # so that a call is one request of all N
+)
 
 
 def student() -> dspy.Module:
@@ -181,6 +174,7 @@ def test_the_students_lm_serves_arms_of_its_model_and_no_others(server: Loopback
             loaded(question="1 + 2", preference="quality")
 
 
+@pytest.mark.slow
 def test_set_lm_runs_every_arm_on_one_lm(server: Loopback, program: CompiledProgram, saved: Path) -> None:
     loaded = CompiledProgram(student())
     loaded.load(saved)
@@ -204,6 +198,7 @@ class Outer(dspy.Module):
         return self.inner(**inputs)
 
 
+@pytest.mark.slow
 def test_nested_programs_find_their_models(server: Loopback, program: CompiledProgram, tmp_path: Path) -> None:
     Outer(program.deepcopy()).save(tmp_path / "outer.json")
     lms = [server.lm(SMALL), server.lm(LARGE)]
@@ -223,6 +218,7 @@ def test_nested_programs_find_their_models(server: Loopback, program: CompiledPr
             lost(question="1 + 2")
 
 
+@pytest.mark.slow
 def test_two_lms_of_one_model_string_are_told_apart_by_their_order(server: Loopback, tmp_path: Path) -> None:
     cool, warm = server.lm(SMALL, temperature=0.5), server.lm(SMALL, temperature=1.5)
     compiled = optimizer(lms=[cool, warm], budget=200).compile(student(), trainset=questions(10))
@@ -242,6 +238,7 @@ def test_two_lms_of_one_model_string_are_told_apart_by_their_order(server: Loopb
 # -- programs of several predictors
 
 
+@pytest.mark.slow
 def test_predictors_may_have_different_models(server: Loopback, tmp_path: Path) -> None:
     small, large = server.lm(SMALL, seed=1), server.lm(LARGE, seed=1)
     lms = [{"plan": small, "ask": small}, {"plan": small, "ask": large}, {"ask": large}]
@@ -360,6 +357,7 @@ def test_what_a_model_does_not_take_is_refused() -> None:
 # -- resuming and quotes
 
 
+@pytest.mark.slow
 def test_a_run_on_other_lms_is_another_run(server: Loopback, tmp_path: Path) -> None:
     small, large = server.lm(SMALL, seed=1), server.lm(LARGE, seed=1)
     settings = {"budget": 100, "log_dir": tmp_path}
@@ -399,7 +397,7 @@ def test_a_quote_bounds_models_that_are_dear_in_different_ways() -> None:
     worst = requests * (longest * 1000 + 1000 * 100) + (total - requests) * 1000 * 101
     assert quote.usd == pytest.approx(worst / 1e6)
     alone = [requests * longest * p + total * 1000 * c for p, c in ((1000, 100), (0, 101))]
-    assert quote.usd > max(alone) / 1e6
+    assert quote.usd is not None and quote.usd > max(alone) / 1e6
 
 
 def test_programs_of_earlier_versions_load_and_keep_to_their_models(

@@ -8,10 +8,11 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, BestOfN, CompiledProgram, Objective, Preference, StateError, recording_of
+from iapo_dspy import BestOfN, CompiledProgram, Objective, Preference, StateError, recording_of
 from iapo_dspy.scoring.calibration import fit
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, adder, questions
+from tests.support.worlds import CAREFUL, adder, questions
 
 
 def closeness(example: dspy.Example, pred: dspy.Prediction) -> float:
@@ -27,16 +28,12 @@ def strategy(kind: Any = "minmax") -> BestOfN:
     return BestOfN([Objective("close", closeness, calibrate=kind), Objective("brief", brevity)])
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "strategy": strategy(),
-        "preferences": [Preference("right", weights={"close": 1.0}), Preference("cheap", cost=10.0)],
-        "max_n": 4,
-        "budget": 150,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(
+    metric=None,
+    strategy=strategy(),
+    preferences=[Preference("right", weights={"close": 1.0}), Preference("cheap", cost=10.0)],
+    budget=150,
+)
 
 
 def student() -> dspy.Module:
@@ -147,7 +144,7 @@ def test_a_recording_and_a_quote_of_the_ledger_are_on_the_scale_of_the_run(tmp_p
         program = chooser.compile(student(), trainset=questions(4))
         quote = chooser.quote(student(), trainset=questions(4))
     recording = recording_of(tmp_path, common_queries=True)
-    outcomes: Any = recording.outcomes  # type: ignore[union-attr]
+    outcomes: Any = recording.outcomes  # type: ignore[attr-defined]
     assert outcomes.min() >= 0 and outcomes.max() <= 1
     best = program.solve("right").prompt
     rewards = (outcomes[..., 0] * recording.probs).sum(axis=2).mean(axis=1)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def numbers(source_, names, budgets, **settings):
     return summarize(source_.name, runs, {})
 
 
+@pytest.mark.extra
 def test_every_algorithm_at_every_budget(recording, tmp_path):
     out = tmp_path / "out.json"
     status = main(
@@ -56,6 +58,7 @@ def test_every_algorithm_at_every_budget(recording, tmp_path):
         assert drawn["auto+stop", budget] < drawn["auto+exact", budget] < drawn["auto", budget]
 
 
+@pytest.mark.slow
 def test_the_same_numbers_whatever_jobs(recording):
     settings = {"names": ["psst", "ucb", "triple-random"], "budgets": [300, 900], "runs": 5}
     for where in (
@@ -71,6 +74,7 @@ def small_synthetic(*seed):
     return synthetic_bernoulli(*seed, n_prompts=5, n_queries=30)
 
 
+@pytest.mark.slow
 def test_numbers_of_an_algorithm_do_not_depend_on_the_others(recording):
     where = source(str(recording), max_n=8)
     together = numbers(where, ["uniform", "psst"], [100, 500], runs=4)["results"]
@@ -80,14 +84,15 @@ def test_numbers_of_an_algorithm_do_not_depend_on_the_others(recording):
     assert longer[:4] == simulate(where, entrants(["psst"]), [500], runs=4, seed=7)
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_numbers(recording):
     where = source(str(recording), max_n=8)
     first, second = (simulate(where, entrants(["psst"]), [500], runs=2, seed=s) for s in (0, 1))
     assert first != second and first[0].trials != first[1].trials
 
 
+@pytest.mark.extra
 def test_ray_gives_the_same_numbers(recording):
-    pytest.importorskip("ray")
     where = source(str(recording), max_n=8)
     settings = {"names": ["psst", "uniform"], "budgets": [300], "runs": 4}
     assert numbers(where, jobs=2, backend="ray", **settings) == numbers(where, jobs=1, **settings)
@@ -117,13 +122,14 @@ def test_synthetic_environments_of_any_size(name):
     assert (instance.train.n_prompts, instance.train.n_queries) == (2, 10)
     np.testing.assert_array_equal(instance.q_test, again.q_test)
     np.testing.assert_allclose(instance.train.exact(4).q(), instance.q_train)
-    made = source(name, max_n=4, prompts=2, queries=10).make(0, 0, 2)  # 100 queries are held out
+    made = source(name, max_n=4, prompts=2, queries=10).make(0, 0, 2)  # type: ignore[attr-defined]  # 100 queries are held out
     np.testing.assert_allclose(10 / 110 * instance.q_train + 100 / 110 * instance.q_test, made.exact(4).q())
     assert source(name, max_n=4, prompts=2, queries=800).instance(0, 0).train.n_queries == 800
 
 
 def test_recordings_have_their_own_size(recording):
-    for size in ({"prompts": 2}, {"queries": 10}):
+    sizes: tuple[dict[str, Any], ...] = ({"prompts": 2}, {"queries": 10})
+    for size in sizes:
         with pytest.raises(ConfigurationError, match=r"small\.npz has its own"):
             source(str(recording), **size)
 
@@ -135,7 +141,7 @@ def test_missing_packages_are_named_before_the_run(monkeypatch, capsys):
 
 
 def test_progress_is_reported(recording):
-    steps = []
+    steps: list[int] = []
     simulate(source(str(recording), max_n=4), entrants(["psst"]), [100], runs=3, seed=0, progress=steps.append)
     assert steps == [1, 2, 3]
 

@@ -80,6 +80,7 @@ def test_the_budget_is_never_exceeded(n_prompts, max_n, budget, seed, aggregator
     assert again.policy == outcome.policy
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     order=st.permutations(list(range(5))),

@@ -14,7 +14,7 @@ def observations(pulls: list[tuple[int, int, float, float]]) -> Observations:
     """Pulls of (prompt, size, overhead, cost of the first completion); the k-th one costs k times as much."""
     size = np.array([m for _, m, *_ in pulls])
     return Observations(
-        pulls=Pulls(np.array([p for p, *_ in pulls]), np.zeros(len(pulls)), size),
+        pulls=Pulls(np.array([p for p, *_ in pulls]), np.zeros(len(pulls), int), size),
         label=np.zeros(size.sum()),
         score=np.ones((size.sum(), 1)),
         cost=np.concatenate([c * np.arange(1, m + 1) for _, m, _, c in pulls]),

@@ -92,6 +92,7 @@ def test_a_settled_best_of_n_has_the_winner_of_all_completions(data: st.DataObje
     assert completions == (firsts[0] if firsts else len(drawn))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(st.data(), answers, st.sampled_from([None, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]))
 def test_votes_in_arrays_end_like_a_deployed_call(
@@ -110,6 +111,7 @@ def test_votes_in_arrays_end_like_a_deployed_call(
         assert ended.gain[0, 0] == 0.0
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.data(),

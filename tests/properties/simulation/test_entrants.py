@@ -1,6 +1,7 @@
 """Properties of the whole algorithm zoo on random worlds."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,7 @@ def test_one_completion_is_worth_its_mean(seed, kind, max_n):
         assert (np.diff(recording.exact(max_n).reward, axis=3) >= -1e-12).all()  # more draws are never worse
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), size=st.integers(2, 9), kind=st.sampled_from(["vote", "best"]))
 def test_blocks_and_subsets_agree_in_expectation(seed, size, kind):
@@ -106,11 +108,13 @@ def test_best_of_n_commutes_with_affine_maps_of_the_score(seed, shift, scale):
     np.testing.assert_allclose(best_of_n_rewards(scale * values + shift, probs, 6), scale * plain + shift, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(list(range(5))), kind=st.sampled_from(["vote", "best"]), seed=st.integers(0, 2**31))
 def test_relabelling_prompts_permutes_exact_values(order, kind, seed):
     recording = world(seed, 5, kind)
     q = recording.exact(4).q()
+    moved: VotingRecording | BestOfRecording
     if kind == "vote":
         moved = VotingRecording(
             probs=recording.probs[order],

@@ -44,7 +44,7 @@ def test_ballots_by_hand() -> None:
     assert found.silent.tolist() == [0, 2, 0, 1]
     assert found.seen.tolist() == [[1, 0, 0], [3, 1, 1]]
     np.testing.assert_allclose(found.credit, [[0.5, 0, 0], [2.5 / 3, 0, 0]])
-    np.testing.assert_allclose(found.worth, [[0.5, 0, 0], [0, 0, 0], [1, 0, 0], [0.75, 0, 0]])
+    np.testing.assert_allclose(found.worth, [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.75, 0.0, 0.0]])
 
 
 def test_nobody_votes() -> None:
@@ -111,11 +111,11 @@ def test_cells_and_ballots_are_what_a_dictionary_says(given: tuple[list[Observat
         assert found.seen[v].tolist() == [len(credit[a]) for a in names] + [0] * (found.seen.shape[1] - len(names))
         means = [float(np.mean(credit[a])) for a in names]
         np.testing.assert_allclose(found.credit[v], means + [0.0] * (found.credit.shape[1] - len(names)))
-        for g in np.flatnonzero(cells.query == v):
-            mine = votes[int(cells.prompt[g])]
+        for row in np.flatnonzero(cells.query == v):
+            mine = votes[int(cells.prompt[row])]
             expected = [mine[a] for a in names] + [0] * (found.votes.shape[1] - len(names))
-            assert found.votes[g].tolist() == expected
-            assert found.silent[g] == cells.size[g] - sum(expected)
+            assert found.votes[row].tolist() == expected
+            assert found.silent[row] == cells.size[row] - sum(expected)
 
 
 def test_prompts_and_queries_out_of_order_in_one_batch_are_pooled() -> None:

@@ -69,7 +69,7 @@ def test_replays_of_a_cells_own_draws_are_unbiased() -> None:
         probs=np.tile([0.5, 0.3, 0.2], (1, 4000, 1)), answers=np.zeros(4000, dtype=np.int64), cost=np.ones(1),
         cost_weights=np.zeros(1),
     )  # fmt: skip
-    pulls = Pulls(np.zeros(4000), np.arange(4000), np.full(4000, 7))
+    pulls = Pulls(np.zeros(4000, int), np.arange(4000), np.full(4000, 7))
     cells = Cells.of([recording.environment(3).pull(pulls)], 1, 1)
     stops = (*tuned_vote_stops(5), Stop(waves=exact_waves(5)), *tuned_vote_stops(8))
     found = observed_votes(cells, stops)
@@ -83,8 +83,9 @@ def test_replays_of_a_cells_own_draws_are_unbiased() -> None:
 
 def test_estimates_of_votes_are_near_the_truth(voted: tuple[VotingRecording, Problem, Outcome]) -> None:
     recording, _, outcome = voted
-    assert outcome.detail is not None
+    assert outcome.detail is not None and outcome.detail.model is not None
     found = outcome.detail.model.stops(0, np.array([0, 1]), MAX_N)
+    assert found is not None
     chosen = [i for i, s in enumerate(found.stops) if s.waves[-1] in (4, 8, 16)]
     for i, prompt in enumerate((0, 1)):
         gain, completions, waves = truth(recording, prompt, tuple(found.stops[m] for m in chosen))
@@ -94,6 +95,7 @@ def test_estimates_of_votes_are_near_the_truth(voted: tuple[VotingRecording, Pro
         np.testing.assert_allclose(found.waves[i, chosen], waves, atol=0.15)
 
 
+@pytest.mark.slow
 def test_over_many_runs_utilities_of_stopped_arms_are_nearly_unbiased() -> None:
     """The same arms in every run, so that nothing is chosen: what is left is the estimate's own error.
 
@@ -105,7 +107,9 @@ def test_over_many_runs_utilities_of_stopped_arms_are_nearly_unbiased() -> None:
     off = []
     for seed in range(5):
         _, outcome = run(recording, 2_000, seed=seed)
+        assert outcome.detail is not None and outcome.detail.model is not None
         found = outcome.detail.model.stops(0, np.array([0]), MAX_N)
+        assert found is not None
         at = [found.stops.index(s) for s in arms]
         off.append([found.gain[0, at] - gain, (found.completions[0, at] - completions) / 10])
     mean, error = np.mean(off, axis=0), np.std(off, axis=0, ddof=1) / np.sqrt(len(off))
@@ -118,7 +122,7 @@ def corrected(model: float, draws: int, n_queries: int = 400) -> tuple[StopEstim
     stops = (Stop(waves=(2, 4, 8), confidence=0.8), Stop(waves=(2, 4, 8), confidence=0.99))
     sizes = np.where(np.arange(n_queries) < draws, 8, 1)
     order = np.random.default_rng(9).permutation(n_queries)  # a random part of the queries has draws
-    pulls = Pulls(np.zeros(n_queries), order, sizes)
+    pulls = Pulls(np.zeros(n_queries, int), order, sizes)
     cells = Cells.of([recording.environment(2).pull(pulls)], 1, 1)
 
     def says(queries: np.ndarray) -> FloatArray:
@@ -130,6 +134,7 @@ def corrected(model: float, draws: int, n_queries: int = 400) -> tuple[StopEstim
     return found, truth(recording, 0, stops)
 
 
+@pytest.mark.slow
 def test_a_wrong_model_is_corrected_as_draws_grow() -> None:
     """The model sees no savings, and a loss of .2 where there is hardly any."""
     off = []
@@ -217,7 +222,7 @@ def test_waves_that_pay_the_prompt_again_are_not_taken() -> None:
     recording = graded((1.0,), overhead=0.4)
     problem, outcome = run(recording, 4_000)
     for mode in ("exact", "confidence"):
-        (arm,) = with_stops(problem, outcome, mode=mode).policy.arms  # type: ignore[arg-type]
+        (arm,) = with_stops(problem, outcome, mode=mode).policy.arms
         assert arm.stop is None
     cheap = graded((1.0,), overhead=0.002)
     problem, outcome = run(cheap, 4_000)
@@ -257,8 +262,8 @@ def test_dearer_completions_never_mean_more_of_them(voted: tuple[VotingRecording
 def test_stored_rounds_give_the_runs_own_stops(voted: tuple[VotingRecording, Problem, Outcome]) -> None:
     _, problem, outcome = voted
     for mode in ("exact", "confidence"):
-        first = with_stops(problem, outcome, mode=mode)  # type: ignore[arg-type]
-        again = with_stops(problem, Auto().solve(problem, outcome.observations), mode=mode)  # type: ignore[arg-type]
+        first = with_stops(problem, outcome, mode=mode)
+        again = with_stops(problem, Auto().solve(problem, outcome.observations), mode=mode)
         assert again.policy == first.policy and again.stops == first.stops
     assert Auto().solve(problem, outcome.observations).stops is None
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,8 @@ def test_another_seed_gives_another_text() -> None:
 
 
 def test_more_requests_than_slots_are_all_served() -> None:
-    engine, done = Engine(LM, slots=16), []
+    engine = Engine(LM, slots=16)
+    done: list[Any] = []
     requests = [GenerationRequest(prompt=p, n=n, seed=n) for n, p in ((40, DIRECT), (1, STEPS), (17, STEPS))]
     for request in requests:
         engine.submit(request, done.append)
@@ -277,6 +279,7 @@ def test_values_out_of_range_are_named(bad: dict[str, object]) -> None:
         GenerationRequest(**{"prompt": (70,), "seed": 0, **bad})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_arbitrary_prompts_never_crash() -> None:
     texts = ["", "ß" * 30, "Ignore everything. 🙂", "[[ ## answer ## ]]\n" * 5]
     prompts = [tuple(LM.tokenizer.encode_chat([{"role": "user", "content": t}])) for t in texts]

@@ -104,7 +104,7 @@ async def test_many_async_requests_share_batches() -> None:
         sizes.append(len(tokens))
         return decode(tokens, *rest)
 
-    batcher.model.decode = counted  # type: ignore[method-assign]
+    batcher.model.decode = counted  # type: ignore[assignment, method-assign]
     try:
         requests = (litellm.acompletion(model=tasks.MODEL, messages=MESSAGES, temperature=1.0) for _ in range(48))
         answers = await asyncio.gather(*requests)

@@ -77,6 +77,7 @@ def shares(model: TinyLM, questions: int = 45, n: int = 16) -> tuple[float, floa
     return float(np.mean(single)), float(np.mean(voted))
 
 
+@pytest.mark.slow
 def test_the_small_model_is_worse_when_asked_once_and_better_than_that_when_it_votes() -> None:
     large_once, large_vote = shares(load_shipped(MODEL_NAME))
     small_once, small_vote = shares(load_shipped(SMALL_MODEL_NAME))

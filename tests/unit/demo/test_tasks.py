@@ -78,6 +78,7 @@ def test_the_decoys_cost_more_or_never_get_right(added: tuple[list[Any], dict[st
     assert tokens(by_style["direct"]) < 10 < tokens(by_style["steps"]) < tokens(by_style["careful"])
 
 
+@pytest.mark.slow
 def test_splits_trade_correctness_against_brevity_and_retries_rescue_the_short_ones() -> None:
     examples = SPLITTING.heldout(60, 5)
     means: dict[str, tuple[float, float, float]] = {}

@@ -34,7 +34,7 @@ def test_a_changed_setting_is_checked() -> None:
     with pytest.raises(ConfigurationError, match="max_n=0"):
         made.max_n = 0
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.settings.max_n = 5
+        made.settings.max_n = 5  # type: ignore[misc]
     assert made.max_n == 4
 
 

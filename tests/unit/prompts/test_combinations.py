@@ -23,7 +23,7 @@ def texts(prompts: Any) -> list[tuple[str, ...]]:
 
 def test_every_combination_is_a_prompt_and_the_last_list_changes_fastest() -> None:
     student = TwoSteps()
-    prompts = prompt_set(Student(student), {"ask": ["c", "d"], "plan": ["a", "b"]}, [COOL, WARM], 32)
+    prompts = prompt_set(Student(student), {"ask": ["c", "d"], "plan": ["a", "b"]}, (COOL, WARM), 32)
     assert isinstance(prompts, tuple)
     assert texts(prompts) == [(p, a) for p in "ab" for a in "cd" for _ in range(2)]
     assert [p.decoding for p in prompts[:2]] == [COOL, WARM]
@@ -44,7 +44,7 @@ def test_a_predictors_own_instruction_takes_part_where_it_is_asked_for() -> None
 
 def test_a_large_product_is_made_as_far_as_it_is_looked_at() -> None:
     lists = {"plan": [f"p{i}" for i in range(300)], "ask": [f"a{i}" for i in range(300)]}
-    prompts = prompt_set(Student(TwoSteps()), lists, [COOL, WARM], 32)
+    prompts = prompt_set(Student(TwoSteps()), lists, (COOL, WARM), 32)
     assert isinstance(prompts, Combinations)
     assert len(prompts) == 180_000 and prompts.shape == (300, 300, 2)
     number = (7 * 300 + 11) * 2 + 1

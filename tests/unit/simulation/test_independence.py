@@ -1,7 +1,9 @@
 """What must be independent is, and what the baselines' papers fix is as they say."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +80,7 @@ def test_softmax_and_epsilon_choose_as_often_as_their_papers_say():
 
 
 def test_the_papers_constants():
-    defaults = {
+    defaults: dict[Callable[..., Any], tuple[str, float]] = {
         UCB: ("c", 0.1),
         Softmax: ("temperature", 0.05),
         EpsilonGreedy: ("epsilon", 0.15),

@@ -90,6 +90,7 @@ def test_tables_show_every_number():
     assert len(starred) == 2 and all(line.endswith("*") for line in starred)
 
 
+@pytest.mark.extra
 def test_figures_have_the_two_panels(tmp_path):
     summary = summarize("world", [run(i, psst=0.5 + 0.01 * i, uniform=0.4, triple=None) for i in range(3)], {})
     plot_simulation(summary, tmp_path / "figure.png")

@@ -88,6 +88,7 @@ def test_queries_are_shared_or_not(shared):
     assert (len({tuple(a) for a in asked}) == 1) == shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("shared", [True, False])
 def test_variants_find_good_arms_within_the_budget(name, shared):

@@ -49,7 +49,7 @@ class TestBrief(ObjectiveCases):
 class TestBrokenVote:
     def test_a_broken_strategy_fails_the_rule_that_it_breaks(self) -> None:
         class Nameless(MajorityVote):
-            objectives = ()  # type: ignore[assignment]
+            objectives = ()
 
         cases = StrategyCases()
         with pytest.raises(AssertionError, match="give names"):

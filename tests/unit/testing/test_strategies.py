@@ -12,7 +12,7 @@ import pytest
 
 from iapo_dspy import BestOfN, MajorityVote, Mean, Median, Mixed, Objective, WeightedVote, close, math_equal
 from iapo_dspy.scoring.scores import Scored
-from iapo_dspy.scoring.strategies.port import Selection
+from iapo_dspy.scoring.strategies.port import Selection, Strategy
 from iapo_dspy.testing.strategies import check_strategy
 from iapo_dspy.types import FloatArray
 
@@ -56,7 +56,7 @@ def picky(a: str, b: str) -> bool:
 
 STYLE = [Objective("long", longer), Objective("polite", polite, bounds=(0, 2))]
 WEIGHED = WeightedVote("answer", weight=Objective("long", longer, bounds=(0, 1)))
-VOTES = {
+VOTES: dict[str, tuple[Strategy, Any]] = {
     "majority": (MajorityVote("answer"), exact),
     "majority, metric beyond the answer": (MajorityVote("answer"), by_style),
     "tolerance": (MajorityVote("answer", tolerance=0.5), exact),
@@ -290,6 +290,7 @@ def test_a_broken_strategy_is_caught(broken: type[Broken], message: str) -> None
         check_strategy(broken(), EXAMPLES, WORDS, exact, other_process=False)
 
 
+@pytest.mark.slow
 def test_a_digest_that_differs_in_another_process_is_caught() -> None:
     with pytest.raises(AssertionError, match="in another process"):
         check_strategy(Hashed(), EXAMPLES, WORDS, exact, cases=2)

@@ -23,8 +23,6 @@ from iapo_dspy import (
     Cost,
     Decoding,
     LMRefused,
-    MajorityVote,
-    Preference,
     ReplicatedLM,
     cancel_batches,
 )
@@ -33,9 +31,10 @@ from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord
 from iapo_dspy.sampling.spending.usage import Usage
 from tests.support.batching import BatchFaults
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback
 from tests.support.states import state_of
-from tests.support.worlds import INSTRUCTIONS, adder, exact, questions
+from tests.support.worlds import INSTRUCTIONS, adder, questions
 
 FAST = BatchAPI(poll_seconds=0.01, settle_seconds=0.05)
 PRICES = {"input_cost_per_token": 1e-3, "output_cost_per_token": 2e-3}
@@ -43,15 +42,7 @@ KEY = "sk-loopback-secret"
 
 
 def optimizer(log_dir: Path | None, batch: Any = FAST, budget: Any = 150, **more: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)],
-        "max_n": 4,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
-    return IAPO(**{**settings, **more}, budget=budget, log_dir=log_dir, batch=batch)
+    return optimizers(budget=budget, log_dir=log_dir, batch=batch)(**more)
 
 
 def compiled(
@@ -86,7 +77,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         return policy(compiled(server, tmp_path_factory.mktemp("plain"), None))
 
 
-@pytest.mark.parametrize("model", ["openai/fake", "hosted_vllm/fake", "litellm_proxy/fake", "azure/fake"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "openai/fake",
+        pytest.param("hosted_vllm/fake", marks=pytest.mark.slow),
+        pytest.param("litellm_proxy/fake", marks=pytest.mark.slow),
+        pytest.param("azure/fake", marks=pytest.mark.slow),
+    ],
+)
 def test_a_round_is_one_job_and_finds_what_ordinary_requests_find(
     model: str, tmp_path: Path, plain: dict[str, Any]
 ) -> None:
@@ -123,8 +122,13 @@ def test_a_finished_run_is_read_from_its_ledger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "faults",
-    [Faults(ignore_n=True), Faults(refuse_n=True), Faults(fewer=True), Faults(miscount=True), Faults(no_usage=True)],
-    ids=["ignores n", "refuses n", "fewer", "miscounts", "no usage"],
+    [
+        pytest.param(Faults(ignore_n=True), id="ignores n"),
+        pytest.param(Faults(refuse_n=True), id="refuses n", marks=pytest.mark.slow),
+        pytest.param(Faults(fewer=True), id="fewer", marks=pytest.mark.slow),
+        pytest.param(Faults(miscount=True), id="miscounts", marks=pytest.mark.slow),
+        pytest.param(Faults(no_usage=True), id="no usage", marks=pytest.mark.slow),
+    ],
 )
 def test_every_completion_is_drawn_however_a_provider_treats_n(faults: Faults, tmp_path: Path) -> None:
     with Loopback(adder, faults=faults) as server:
@@ -153,6 +157,7 @@ def test_requests_that_failed_are_asked_again_in_the_next_job(tmp_path: Path, pl
     assert max(paid.values()) == 2, "what got lost was paid for, and the request keeps its seed"
 
 
+@pytest.mark.slow
 def test_what_never_succeeds_fails_after_the_retries_and_costs_nothing(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(line=lambda body, job: 500 if body["seed"] % 7 == 0 else None)) as server:
         program = compiled(server, tmp_path, BatchAPI(poll_seconds=0.01, retries=1))
@@ -166,6 +171,7 @@ def test_what_never_succeeds_fails_after_the_retries_and_costs_nothing(tmp_path:
     assert all(r.error and r.usage == Usage() for r in failed)
 
 
+@pytest.mark.slow
 def test_requests_that_are_wrong_are_not_asked_again(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(line=lambda body, job: 400 if body["seed"] % 7 == 0 else None)) as server:
         program = compiled(server, tmp_path)
@@ -173,6 +179,7 @@ def test_requests_that_are_wrong_are_not_asked_again(tmp_path: Path) -> None:
     assert program.detailed_results.failures.total > 0
 
 
+@pytest.mark.slow
 def test_an_unreadable_completion_fails_alone(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(line=lambda body, job: "garbage")) as server:
         program = compiled(server, tmp_path)
@@ -181,6 +188,7 @@ def test_an_unreadable_completion_fails_alone(tmp_path: Path) -> None:
     assert (report.total, report.errors) == (paid, 0)
 
 
+@pytest.mark.slow
 def test_a_job_that_expires_is_followed_by_one_for_the_rest(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(ends=["expired"])) as server:
         program = compiled(server, tmp_path)
@@ -190,11 +198,13 @@ def test_a_job_that_expires_is_followed_by_one_for_the_rest(tmp_path: Path, plai
     assert policy(program)["evidence"] == plain["evidence"]
 
 
+@pytest.mark.slow
 def test_a_cut_off_file_is_fetched_again(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(cut=1, looks=[500, 429, 503])) as server:
         assert policy(compiled(server, tmp_path)) == plain
 
 
+@pytest.mark.slow
 def test_a_file_that_stays_cut_off_costs_its_bound(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(cut=2)) as server:
         program = compiled(server, tmp_path, budget=Budget(150, usd=1000.0), lm=PRICES)
@@ -203,7 +213,7 @@ def test_a_file_that_stays_cut_off_costs_its_bound(tmp_path: Path) -> None:
     assert billed < program.policy.dump_state()["spent"]["usd"] < billed + 5
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
+@pytest.mark.parametrize("status", ["failed", pytest.param("cancelled", marks=pytest.mark.slow)])
 def test_a_job_that_is_stopped_stops_the_run_and_the_next_one_goes_on(
     status: str, tmp_path: Path, plain: dict[str, Any]
 ) -> None:
@@ -226,6 +236,7 @@ def test_a_lost_answer_to_a_submission_makes_no_second_job(tmp_path: Path, plain
         assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
 
 
+@pytest.mark.slow
 def test_headers_go_with_every_call(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(lost=1)) as server:
         compiled(server, tmp_path, lm={"extra_headers": {"X-Team": "blue"}})
@@ -233,6 +244,7 @@ def test_headers_go_with_every_call(tmp_path: Path) -> None:
         assert {h.get("x-team") for h in server.jobs.headers} == {"blue"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "variable"),
     [("litellm_proxy/fake", "LITELLM_PROXY_API_KEY"), ("hosted_vllm/fake", "HOSTED_VLLM_API_KEY")],
@@ -247,6 +259,7 @@ def test_keys_of_the_environment_are_the_providers_own(
         assert not [h for h in server.jobs.headers if "sk-for-openai-only" in str(h)]
 
 
+@pytest.mark.slow
 def test_refusals_are_said_clearly_and_show_no_key(tmp_path: Path) -> None:
     with Loopback(adder, api_key="sk-another") as server, pytest.raises(LMRefused, match="Incorrect API key") as caught:
         compiled(server, tmp_path / "key")
@@ -263,6 +276,7 @@ def test_refusals_are_said_clearly_and_show_no_key(tmp_path: Path) -> None:
             compiled(server, tmp_path / "line")
 
 
+@pytest.mark.slow
 def test_dollars_are_those_of_jobs_and_are_never_exceeded(tmp_path: Path) -> None:
     half = BatchAPI(poll_seconds=0.01, discount=0.5)
     with Loopback(adder) as server:
@@ -283,6 +297,7 @@ def test_dollars_are_those_of_jobs_and_are_never_exceeded(tmp_path: Path) -> Non
     assert spent["completions"] < 150
 
 
+@pytest.mark.slow
 def test_the_quote_knows_the_price_of_jobs(tmp_path: Path) -> None:
     lm = dspy.LM("openai/gpt-4o-mini", max_tokens=100)
     with dspy.context(lm=lm):
@@ -290,7 +305,7 @@ def test_the_quote_knows_the_price_of_jobs(tmp_path: Path) -> None:
         full = optimizer(tmp_path, None).quote(student, trainset=train).usd
         assert full is not None
         assert optimizer(tmp_path, True).quote(student, trainset=train).usd == pytest.approx(full / 2)
-        expected = [
+        expected: list[Any] = [
             optimizer(tmp_path, batch).quote(student, trainset=train, output_tokens=20).expected.usd  # type: ignore[union-attr]
             for batch in (None, True)
         ]
@@ -305,7 +320,7 @@ def test_the_quote_knows_the_price_of_jobs(tmp_path: Path) -> None:
         assert fifth == pytest.approx(0.8 * full)
 
 
-class Twice(dspy.Module):  # type: ignore[misc]
+class Twice(dspy.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = dspy.Predict("question -> hint")
@@ -352,6 +367,7 @@ def test_other_choices_are_refused_before_anything_is_sent(tmp_path: Path) -> No
                 optimizer(tmp_path).compile(dspy.Predict("question -> answer"), trainset=questions(4))
 
 
+@pytest.mark.slow
 def test_several_decodings_and_chains_of_thought(tmp_path: Path) -> None:
     with Loopback(lambda body, i: "[[ ## reasoning ## ]]\nx\n\n" + adder(body, i)) as server:
         with dspy.context(lm=server.lm(seed=1, top_k=3, extra_body={"min_p": 0.1})):
@@ -363,6 +379,7 @@ def test_several_decodings_and_chains_of_thought(tmp_path: Path) -> None:
     assert {b["temperature"] for b in sent} == {0.5, 1.0} and all((b["top_k"], b["min_p"]) == (3, 0.1) for b in sent)
 
 
+@pytest.mark.slow
 def test_a_large_round_is_several_jobs(tmp_path: Path, plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_MOST_LINES", 5)
     monkeypatch.setattr(batches, "_MOST_BYTES", 4000)
@@ -401,6 +418,7 @@ def test_after_ctrl_c_the_job_goes_on_and_the_next_run_picks_it_up(
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_job_left_behind_is_used_by_a_run_of_ordinary_requests(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(polls=10**6)) as server:
         interrupted(server, tmp_path)
@@ -410,6 +428,7 @@ def test_a_job_left_behind_is_used_by_a_run_of_ordinary_requests(tmp_path: Path,
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_gives_what_it_has(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(polls=10**6)) as server:
         interrupted(server, tmp_path)
@@ -421,6 +440,7 @@ def test_a_cancelled_job_gives_what_it_has(tmp_path: Path, plain: dict[str, Any]
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_the_provider_forgot_can_be_given_up(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(polls=10**6)) as server:
         interrupted(server, tmp_path)
@@ -432,6 +452,7 @@ def test_a_job_that_the_provider_forgot_can_be_given_up(tmp_path: Path, plain: d
         assert policy(compiled(server, tmp_path))["evidence"] == plain["evidence"]
 
 
+@pytest.mark.slow
 def test_waiting_ends_and_can_be_taken_up(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(polls=10**6)) as server:
         with pytest.raises(BatchJobFailed, match=r"in_progress, .* goes on"):
@@ -441,6 +462,7 @@ def test_waiting_ends_and_can_be_taken_up(tmp_path: Path, plain: dict[str, Any])
         assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
 
 
+@pytest.mark.slow
 def test_dollars_of_a_job_left_behind_count_once(tmp_path: Path) -> None:
     budget = Budget(150, usd=1e4)
     with Loopback(adder, batches=BatchFaults(polls=10**6)) as server:
@@ -453,6 +475,7 @@ def test_dollars_of_a_job_left_behind_count_once(tmp_path: Path) -> None:
     assert program.policy.dump_state()["spent"]["usd"] == pytest.approx(billed, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [Faults(), Faults(ignore_n=True)], ids=["n", "one by one"])
 def test_costs_in_dollars_are_those_of_ordinary_requests(faults: Faults, tmp_path: Path) -> None:
     found = []
@@ -476,6 +499,7 @@ def test_costs_in_dollars_are_those_of_ordinary_requests(faults: Faults, tmp_pat
         assert found[1]["spent"]["usd"] == found[0]["spent"]["usd"] > 0
 
 
+@pytest.mark.slow
 def test_seconds_that_are_over_submit_nothing_more(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(polls=30)) as server:
         program = compiled(server, tmp_path, budget=Budget(150, seconds=0.3))
@@ -483,6 +507,7 @@ def test_seconds_that_are_over_submit_nothing_more(tmp_path: Path) -> None:
     assert program.policy.dump_state()["spent"]["completions"] == server.completions
 
 
+@pytest.mark.slow
 def test_a_run_inside_a_running_loop_and_a_thread(tmp_path: Path, plain: dict[str, Any]) -> None:
     found: list[Any] = []
     with Loopback(adder) as server:

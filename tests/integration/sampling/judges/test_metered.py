@@ -8,7 +8,6 @@ import dspy
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     BestOfN,
     Budget,
     BudgetTooSmall,
@@ -17,14 +16,13 @@ from iapo_dspy import (
     LMRefused,
     MajorityVote,
     Objective,
-    Preference,
     metered,
 )
 from iapo_dspy.sampling.judges.metered import MeteredLM
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
 
-PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
 VERDICT = "question, guess -> verdict"
 
 
@@ -54,17 +52,7 @@ def careless(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) ->
         return 0.0
 
 
-def optimizer(**kwargs: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": by_judge,
-        "strategy": MajorityVote("answer"),
-        "preferences": PREFERENCES,
-        "max_n": 4,
-        "budget": 120,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+optimizer = optimizers(metric=by_judge, budget=120)
 
 
 def student() -> dspy.Module:
@@ -151,6 +139,7 @@ def test_outside_a_run_a_metered_lm_is_the_lm_itself() -> None:
         metered("openai/gpt-4o")
 
 
+@pytest.mark.slow
 def test_retries_of_judges_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
     with Split(world, faults=Faults(shares={500: 0.2})) as server:
@@ -160,6 +149,7 @@ def test_retries_of_judges_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert server.statuses[500] > 0
 
 
+@pytest.mark.slow
 def test_a_judge_of_a_best_of_n_objective_is_metered_and_threads_of_dspy_too() -> None:
     def right(example: dspy.Example, pred: dspy.Prediction) -> float:
         judge = dspy.Predict(VERDICT)
@@ -192,7 +182,7 @@ def test_a_compiled_program_that_judges_is_metered_too() -> None:
     assert spent.judge_requests == server.judge_requests - judged > 0
 
 
-@pytest.mark.parametrize("metric", [by_judge, careless])
+@pytest.mark.parametrize("metric", [by_judge, pytest.param(careless, marks=pytest.mark.slow)])
 def test_a_judge_that_does_not_fit_ends_the_run_with_the_best_policy_so_far(
     metric: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -242,7 +232,7 @@ def test_limits_that_a_judge_cannot_be_held_to_are_refused_before_the_first_call
         with dspy.context(lm=server.lm()), pytest.raises(ConfigurationError, match=r"count in the budget.*max_tokens"):
             optimizer(candidates=[mine], budget=Budget(120, tokens=9000)).compile(mine, trainset=questions(3))
         held.set_lm(metered(server.lm("hosted_vllm/unknown", max_tokens=60)))
-        prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
+        prices: dict[str, Any] = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
         with dspy.context(lm=server.lm(max_tokens=60, **prices)):
             with pytest.raises(ConfigurationError, match=r"count in the budget.*price"):
                 optimizer(metric=metric, budget=Budget(120, usd=1)).compile(student(), trainset=questions(3))
@@ -262,6 +252,7 @@ def test_a_judge_with_a_wrong_key_stops_the_run_at_once() -> None:
         assert "wrong-1234567890" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_never_pays_a_judge_twice(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
@@ -289,6 +280,7 @@ def test_a_resumed_run_never_pays_a_judge_twice(tmp_path: Path) -> None:
         assert server.judge_requests == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["usd", "tokens"])
 def test_at_64_workers_no_limit_is_ever_exceeded(limit: str) -> None:
     """Thirty runs with tiny budgets, judges and task together."""

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     BestOfN,
     Budget,
     ConfigurationError,
     LedgerError,
-    MajorityVote,
     Objective,
     Preference,
     export,
@@ -31,24 +29,18 @@ from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
 from iapo_dspy.sampling.ledger.ledger import Ledger, read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, adder, brevity, checked, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, adder, brevity, checked, questions
 
 ROOT = Path(__file__).parents[4]
 
 
 def run(log_dir: Path, *, n_queries: int = 3, budget: int = 600, garbage: float = 0.0, **kwargs: Any) -> Any:
     """A run that asks every prompt every query many times."""
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)],
-        "max_n": 4,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
+    optimizer = optimizers(preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)])
     with Loopback(adder, faults=Faults(shares={"garbage": garbage})) as server, dspy.context(lm=server.lm(seed=1)):
-        compiler = IAPO(**{**settings, **kwargs}, budget=Budget(budget), log_dir=log_dir)
+        compiler = optimizer(**kwargs, budget=Budget(budget), log_dir=log_dir)
         return compiler.compile(dspy.Predict("question -> answer"), trainset=questions(n_queries)).detailed_results
 
 
@@ -115,6 +107,7 @@ def test_a_recording_has_the_shares_of_the_answers(tmp_path: Path) -> None:
     assert INSTRUCTIONS[best // 4] == CAREFUL
 
 
+@pytest.mark.slow
 def test_best_of_n_keeps_every_completion(tmp_path: Path) -> None:
     strategy = BestOfN([Objective("right", checked), Objective("short", brevity)])
     preferences = [Preference("right", weights={"right": 1.0}), Preference("both", cost=2.0)]

@@ -102,6 +102,7 @@ def test_a_killed_compile_goes_on_where_it_was(kills: int, takes_n: bool, tmp_pa
     print(f"{died} kills in {runs} runs: {redone} requests asked again, all in flight; at most {lost_most} per kill")
 
 
+@pytest.mark.slow
 def test_dollars_hold_across_kills(tmp_path: Path) -> None:
     rng = random.Random(0)
     prices = {"input_cost_per_token": PRICE, "output_cost_per_token": PRICE, "max_tokens": 40}

@@ -53,6 +53,7 @@ def test_least_busy_spares_the_slow_replica() -> None:
     assert {r.usage.usd for r in drawn} == {None}  # of an unknown model, as with any other LM
 
 
+@pytest.mark.slow
 def test_weights_are_shares() -> None:
     with Loopback() as heavy, Loopback() as light:
         replicas = [{"api_base": heavy.base, "weight": 9}, {"api_base": light.base, "weight": 1}]
@@ -72,6 +73,7 @@ def test_every_attempt_is_seen_and_no_retry_is_silent(monkeypatch: pytest.Monkey
     assert first.requests + second.requests == 3 == sampler.meter.spent.requests
 
 
+@pytest.mark.slow
 def test_a_dead_replica_is_left_alone() -> None:
     with Loopback(latency=0.02) as alive, Loopback() as gone:
         lm = over(alive, gone, num_retries=3)
@@ -100,6 +102,7 @@ def test_works_as_any_lm_does_and_keeps_its_keys() -> None:
         assert again.kwargs["temperature"] == 0.5
 
 
+@pytest.mark.slow
 def test_compiles_over_replicas(tmp_path: Any) -> None:
     def agree(body: dict[str, Any], i: int) -> str:
         return chat(answer="yes")

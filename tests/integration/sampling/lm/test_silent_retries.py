@@ -44,7 +44,7 @@ def test_providers_whose_max_retries_litellm_loses_are_asked_once(provider: str,
     assert asked(f"{provider}/m", fault, drop_params=True) == (1, 1)  # some know no temperature
 
 
-@pytest.mark.parametrize("fault", [500, 429, "drop"])
+@pytest.mark.parametrize("fault", [500, *(pytest.param(f, marks=pytest.mark.slow) for f in (429, "drop"))])
 @pytest.mark.parametrize("provider", ["openai", "hosted_vllm", "litellm_proxy", "groq", "together_ai", "anthropic"])
 def test_other_providers_are_asked_once(provider: str, fault: Any) -> None:
     assert asked(f"{provider}/m", fault, drop_params=True) == (1, 1)  # some know no temperature

@@ -89,6 +89,7 @@ def test_waiting_for_an_lm_does_not_count() -> None:
     assert all(r.ok for r in rollouts), rollouts
 
 
+@pytest.mark.slow
 def test_a_compile_goes_on_and_a_hanging_thread_does_not_keep_the_process() -> None:
     script = """
 import time

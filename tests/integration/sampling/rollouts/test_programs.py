@@ -272,6 +272,7 @@ def test_one_sampler_for_the_outer_and_the_inner_program() -> None:
             assert server.max_in_flight == 1
 
 
+@pytest.mark.slow
 def test_many_pulls_at_once_with_fewer_threads_than_rollouts() -> None:
     async def pulls(sampler: Sampler) -> list[Any]:
         program = TwoSteps()
@@ -350,7 +351,7 @@ def test_recorded_like_an_lm_call_of_dspy(program: Any) -> None:
     for rollout in rollouts:
         assert [step[0] for step in rollout.trace] == predictors
         assert rollout.trace[0][1] == QUESTION
-        assert rollout.trace[-1][2].answer == rollout.prediction.answer
+        assert rollout.prediction is not None and rollout.trace[-1][2].answer == rollout.prediction.answer
 
 
 @pytest.mark.parametrize("program", [dspy.ChainOfThought("question -> answer"), TwoSteps()], ids=["fast", "general"])

@@ -45,6 +45,7 @@ def compile_clear(server: Loopback, **kwargs: Any) -> CompiledProgram:
         return IAPO(**{**settings, **kwargs}).compile(dspy.Predict("question -> answer"), trainset=questions(40))
 
 
+@pytest.mark.slow
 def test_chaos_changes_what_a_run_takes_but_not_what_it_finds() -> None:
     with Loopback(clear) as server:
         clean = compile_clear(server)
@@ -70,7 +71,8 @@ def test_chaos_changes_what_a_run_takes_but_not_what_it_finds() -> None:
     assert clean.detailed_results.failures.total == 0
 
 
-@pytest.mark.parametrize("runs", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("runs", [5, 30])
 def test_no_budget_is_exceeded_in_repeated_runs_of_64_workers(runs: int) -> None:
     caps = {"completions": 0.0, "dollars": 0.0}
     faults = Faults(shares={"fewer": 0.1, "garbage": 0.05})

@@ -206,6 +206,7 @@ def test_a_price_that_nobody_knows_makes_the_sum_unknown_and_no_judge_costs_noth
         assert (report.judge_tokens, report.judge_usd) == (0, 0.0)
 
 
+@pytest.mark.slow
 def test_judges_of_threads_that_dspy_starts_are_counted_too() -> None:
     def right(example: dspy.Example, pred: dspy.Prediction) -> float:
         judge = dspy.Predict("question, answer -> verdict")
@@ -232,7 +233,7 @@ def test_judges_conform() -> None:
         settings = {"model": "openai/e", "api_base": models.base + "/v1", "api_key": "sk-loopback"}
         check_objective(objectives.similarity("answer", "question", **settings), cases, answers)
         for endpoint in ("pooling", "classify", "score"):
-            served = objectives.served_reward_model("rm", models.base, endpoint=endpoint)  # type: ignore[arg-type]
+            served = objectives.served_reward_model("rm", models.base, endpoint=endpoint)
             check_objective(served, cases, answers)
 
 
@@ -296,6 +297,7 @@ def test_embeddings_are_asked_for_again_and_failures_are_not_remembered(monkeypa
         assert server.requests["/v1/embeddings"] == 2
 
 
+@pytest.mark.slow
 def test_embeddings_count_in_a_runs_budget_as_judges_do() -> None:
     prices = {"openai/fake": (0.0, 0.0), "openai/embed": (1000.0, 0.0)}
     cost = Cost(completion_tokens=1, usd_per_million=prices)
@@ -417,6 +419,7 @@ def test_a_server_that_falters_is_asked_again_and_one_that_fails_says_so(monkeyp
         of(gone, answer="3")
 
 
+@pytest.mark.slow
 def test_a_served_reward_model_chooses_prompts_and_answers_and_is_in_no_budget() -> None:
     def logits(shown: Any) -> Any:
         asked, answer = shown[0]["content"], shown[1]["content"]

@@ -144,6 +144,7 @@ def near(example: Any, pred: Any, trace: Any = None) -> bool:
     return abs(float(example.answer) - float(pred.answer)) < 0.01
 
 
+@pytest.mark.slow
 def test_numbers_within_a_tolerance_are_one_answer_in_training_and_when_deployed(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"metric": near, "candidates": [QUICK, CAREFUL]}
     exactly, _ = compiled(jittered, Decimals, strategy=MajorityVote("answer"), **settings)
@@ -152,7 +153,7 @@ def test_numbers_within_a_tolerance_are_one_answer_in_training_and_when_deployed
     curve, flat = (p.detailed_results.curve(careful, "quality")[0] for p in (program, exactly))
     assert curve[-1] > flat[-1] + 0.08  # without it every answer has one vote, and nothing is gained
     loaded = saved_and_loaded(program, Decimals, tmp_path / "p.json")
-    assert loaded.policy.strategy.equal == close(absolute=0.01)
+    assert isinstance(loaded.policy.strategy, MajorityVote) and loaded.policy.strategy.equal == close(absolute=0.01)
     found = call(loaded, jittered, question="4 + 5")
     assert found.answer == pytest.approx(9, abs=0.01) and found.iapo.n >= 2
     assert max(found.iapo.votes.values()) > found.iapo.n / 2
@@ -172,6 +173,7 @@ class Untyped(dspy.Module):
         return dspy.Prediction(answer=f" {answer:.2f}0" if len(question) % 2 else f"{answer:.1f}")
 
 
+@pytest.mark.slow
 def test_a_typed_field_that_a_module_returns_as_text_is_read_as_its_type(tmp_path: Path) -> None:
     def right(example: Any, pred: Any, trace: Any = None) -> bool:
         return float(example.answer) == float(pred.answer)
@@ -219,6 +221,7 @@ def test_a_run_that_is_resumed_makes_the_same_classes(tmp_path: Path) -> None:
     assert asked[before:] == asked[:before]
 
 
+@pytest.mark.slow
 def test_an_equality_that_raises_costs_completions_and_no_run() -> None:
     def fussy(a: str, b: str) -> bool:
         if b.endswith("7"):
@@ -236,6 +239,7 @@ def test_an_equality_that_raises_costs_completions_and_no_run() -> None:
 # -- weighted votes, mixed
 
 
+@pytest.mark.slow
 def test_a_checker_as_the_weight_of_votes_beats_the_majority() -> None:
     def answer(body: dict[str, Any], i: int) -> str:
         """Wrong the same way three times out of four."""
@@ -300,6 +304,7 @@ def test_mixed_votes_and_returns_the_best_of_those_that_agree(tmp_path: Path) ->
 # -- means and medians
 
 
+@pytest.mark.slow
 def test_a_noisy_unbiased_prompt_wins_with_a_mean_of_many_and_only_pairs_are_drawn(tmp_path: Path) -> None:
     strategy = Mean("answer", range=(0, 100), scale=100)
     settings: dict[str, Any] = {"strategy": strategy, "metric": None, "candidates": [BIASED, NOISY], "max_n": 16}
@@ -324,6 +329,7 @@ def test_a_noisy_unbiased_prompt_wins_with_a_mean_of_many_and_only_pairs_are_dra
     assert 0 < quote.expected.completions <= 200
 
 
+@pytest.mark.slow
 def test_a_median_is_estimated_from_what_was_drawn() -> None:
     def wild(body: dict[str, Any], i: int) -> str:
         rng = body.setdefault("_wild", random.Random(body.get("seed")))
@@ -342,6 +348,7 @@ def test_a_median_is_estimated_from_what_was_drawn() -> None:
     assert call(program, wild, question="20 + 20").answer == pytest.approx(40, abs=15)
 
 
+@pytest.mark.slow
 def test_an_affine_metric_needs_single_completions_only(tmp_path: Path) -> None:
     def rating(example: Any, pred: Any, trace: Any = None) -> float:
         return float(pred.answer) / 100
@@ -421,7 +428,7 @@ class ShortestAggregator:
         return np.stack([self.reward(label[:, a:b], score[:, a:b], weights) for a, b in spans], axis=1)
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "psst"])
+@pytest.mark.parametrize("algorithm", ["auto", pytest.param("psst", marks=pytest.mark.slow)])
 def test_a_strategy_of_the_user_runs_under_both_algorithms(algorithm: str, tmp_path: Path) -> None:
     strategy = Shortest("answer")
     program, optimizer = compiled(

@@ -61,7 +61,8 @@ def test_the_closed_form_is_the_mean_over_all_subsets(values: list[float | None]
     if None in values or len(values) == 1:  # a failure rate, or a variance, that is not known
         assert np.isnan(beyond).all()
     else:
-        mean, variance = np.mean(values), np.var(values, ddof=1)
+        drawn = np.array(values, dtype=float)
+        mean, variance = drawn.mean(), drawn.var(ddof=1)
         bias = (mean - gold) ** 2 - variance / len(values)
         np.testing.assert_allclose(beyond, 1 - (bias + variance / np.arange(len(values) + 1, 9)) / 4, atol=1e-9)
 
@@ -123,7 +124,7 @@ class Numbers:
         value = self.gold[x] + self.bias[p] + self.rng.normal(size=len(p)) * self.spread[p]
         score = np.stack([1 - (value - self.gold[x]) ** 2 / 4, value, self.gold[x]], axis=1)
         score[self.rng.random(len(p)) < self.fail] = NAN
-        return Observations(pulls=pulls, label=np.zeros(len(p)), score=score, cost=np.ones(len(p)))
+        return Observations(pulls=pulls, label=np.zeros(len(p), int), score=score, cost=np.ones(len(p)))
 
     def truth(self, max_n: int) -> FloatArray:
         n = np.arange(1, max_n + 1)
@@ -160,8 +161,7 @@ def test_failing_prompts_are_estimated_from_what_was_drawn_and_extended_with_car
     estimator.update(env.pull(pulls))
     found = estimator.estimates()
     assert (found.count == 400).all()
-    n = np.arange(1, 5)
-    law = [[_binomial(k, j, 0.8) for j in range(5)] for k in n]
+    law = [[_binomial(k, j, 0.8) for j in range(5)] for k in range(1, 5)]
     for p in range(2):
         given = [-3.0] + [1 - (env.bias[p] ** 2 + env.spread[p] ** 2 / j) / 4 for j in range(1, 5)]
         np.testing.assert_allclose(found.reward[0, p], np.array(law) @ given, atol=0.08)

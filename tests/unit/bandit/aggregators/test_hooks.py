@@ -116,7 +116,7 @@ def test_rules_of_the_user_are_chosen_by_the_default_algorithm() -> None:
     outcome, _ = run()
     problem = modelled()
     for mode in ("exact", "confidence"):
-        stopped = with_stops(problem, outcome, mode=mode)  # type: ignore[arg-type]
+        stopped = with_stops(problem, outcome, mode=mode)
         for before, arm, found in zip(outcome.policy.arms, stopped.policy.arms, stopped.stops or (), strict=True):
             assert arm.stop == Stop(waves=(1, arm.n))
             assert mode == "confidence" or (arm.prompt, arm.n) == (before.prompt, before.n)

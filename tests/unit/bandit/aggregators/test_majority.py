@@ -154,7 +154,7 @@ def test_bad_settings_are_refused():
     with pytest.raises(ConfigurationError, match="floor"):
         MajorityVoteAggregator(floor=NAN)
     with pytest.raises(ConfigurationError, match="ties"):
-        MajorityVoteAggregator(ties="thirds")
+        MajorityVoteAggregator(ties="thirds")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="floors"):
         BestOfNAggregator(floors=())
     with pytest.raises(ConfigurationError, match="2 floors"):

@@ -48,7 +48,7 @@ def test_the_best_of_the_agreeing_is_returned_with_its_own_scores() -> None:
     assert reward(mixed, label, score, [1.0, 0.0, 2.0]) == pytest.approx(1 + 1.0)
     assert reward(mixed, label, score, [0.0, 1.0, 1.0]) == pytest.approx(1.4)  # 8 has more style, and no majority
     # The metric of the returned one counts, where two completions of one answer differ in it.
-    other = [[0.4, 0.2, 0], [0.8, 0.9, 0], [0, 1, 1], [0.2, 0.9, 0]]
+    other = [[0.4, 0.2, 0.0], [0.8, 0.9, 0.0], [0.0, 1.0, 1.0], [0.2, 0.9, 0.0]]
     assert reward(mixed, label, other, [1.0, 1.0, 0.0]) == pytest.approx((0.8 + 0.2) / 2 + 0.9)
 
 

@@ -96,6 +96,7 @@ class Judged(Coins):
         return type(seen)(pulls=seen.pulls, label=seen.label, score=score, cost=seen.cost, exhausted=seen.exhausted)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 8), st.integers(1, 6), st.integers(0, 150), st.integers(0, 10**6))
 def test_several_objectives_keep_to_the_budget(n_prompts, n_queries, max_n, extra, seed) -> None:
@@ -233,6 +234,7 @@ def test_a_deceptive_prompt_is_told_from_one_that_scales() -> None:
         assert outcome.q[0, quality.prompt, quality.n - 1] == pytest.approx(exact, abs=0.07)
 
 
+@pytest.mark.slow
 def test_the_best_prompt_is_found_without_shared_structure() -> None:
     found = 0
     for seed in range(5):
@@ -242,6 +244,7 @@ def test_the_best_prompt_is_found_without_shared_structure() -> None:
     assert found >= 4
 
 
+@pytest.mark.slow
 def test_more_budget_does_not_hurt() -> None:
     """Mean exact value of the choice over seeds, at two budgets."""
     values = []
@@ -255,6 +258,7 @@ def test_more_budget_does_not_hurt() -> None:
     assert values[1] > values[0] and values[1] > 0.75
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregator", [MV, BEST])
 def test_prompts_whose_completions_all_fail_are_never_chosen(aggregator: Aggregator) -> None:
     """Not even where failing is free and everything else loses to its price."""

@@ -1,5 +1,7 @@
 """Estimates, allocation, trimming and screening, against values worked out by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,7 @@ NAN = float("nan")
 
 
 def problem(**changes):
-    settings = {
+    settings: dict[str, Any] = {
         "n_prompts": 2,
         "n_queries": 3,
         "max_n": 3,
@@ -34,8 +36,8 @@ def observe(pulls, scores, costs=None, labels=None):
     """Observations of pulls [(prompt, size)], single objective."""
     scores = np.array(scores, dtype=float)
     return Observations(
-        pulls=Pulls(np.array([p for p, _ in pulls]), np.zeros(len(pulls)), np.array([m for _, m in pulls])),
-        label=np.zeros(len(scores)) if labels is None else np.array(labels),
+        pulls=Pulls(np.array([p for p, _ in pulls]), np.zeros(len(pulls), int), np.array([m for _, m in pulls])),
+        label=np.zeros(len(scores), int) if labels is None else np.array(labels),
         score=scores[:, None],
         cost=np.zeros(len(scores)) if costs is None else np.array(costs, dtype=float),
     )

@@ -203,7 +203,7 @@ def test_screening_keeps_the_best_prompts_of_each_context_and_discards_its_sampl
     screening, first = outcome.rounds[:2]
     assert screening.pulls == screening.completions == 4_000 // 6 * 6
     assert env.asked[0].size.tolist() == [1] * 3_996
-    kept = first.active.all(axis=2)
+    kept = np.asarray(first.active.all(axis=2))
     assert np.flatnonzero(kept[0]).tolist() == [3, 4]
     assert np.flatnonzero(kept[1]).tolist() == [2, 5]  # .3 - .01 and .7 - .1 beat .9 - .8 and .8 - .6
     np.testing.assert_array_equal(first.active.any(axis=2), kept)

@@ -1,6 +1,7 @@
 """The baselines, the overspending reference rule and the theory."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from iapo_dspy.simulation.reference import OverspendingPSST, OverspendingTriple,
 from iapo_dspy.types import Arm, Contexts, Policy
 
 BASELINES = [Uniform, EpsilonGreedy, Softmax, UCB, Triple, Disjoint, RandomPolicy]
-SEQUENTIAL = [EpsilonGreedy, Softmax, UCB]
+SEQUENTIAL: list[Any] = [EpsilonGreedy, Softmax, UCB]
 
 
 def coins(theta, cost_weights=(0.0,), cost=0.01):
@@ -59,10 +60,12 @@ def spy(algorithm, environment):
             asked.append(pulls)
             return environment.pull(pulls)
 
-    return drive(algorithm, Spy()), asked
+    return drive(algorithm, Spy()), asked  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("start", [PSST, Uniform, EpsilonGreedy, UCB])
+@pytest.mark.parametrize(
+    "start", [PSST, Uniform, *(pytest.param(a, marks=pytest.mark.slow) for a in (EpsilonGreedy, UCB))]
+)
 def test_inference_aware_algorithms_find_the_prompt_that_scales(start):
     outcome = drive(start().start(PAPER.problem(16), budget=30_000, seed=0), PAPER.environment(0))
     assert outcome.policy[0].prompt == 1 and outcome.policy[0].n >= 11
@@ -157,7 +160,7 @@ def test_sequential_runs_end_early_with_the_environment(start):
             self.left -= 1
             return self.inner.pull(pulls if self.left >= 0 else pulls.take(np.arange(0)))
 
-    outcome = drive(start().start(PAPER.problem(16), budget=5_000, seed=0), Dry())
+    outcome = drive(start().start(PAPER.problem(16), budget=5_000, seed=0), Dry())  # type: ignore[arg-type]
     assert not outcome.complete and outcome.rounds[0].pulls == 20 and len(outcome.policy) == 2
 
 
@@ -190,6 +193,7 @@ def test_sequential_runs_learn_the_cost_scale():
     np.testing.assert_allclose(outcome.q[1], outcome.reward[1] - 10 * 0.01 * np.arange(1, 5), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_epsilon_and_temperature_rule_the_exploration():
     shares = []
     for settings in ({"epsilon": 0.0}, {"epsilon": 1.0}):
@@ -292,9 +296,7 @@ def test_proposition_1_agnostic_optimization_leaves_the_scale_undetermined_and_t
     flat = agnostic_q(q)
     assert (flat == flat[:, :, :1]).all()
     seen = PAPER.environment(0).pull(
-        Uniform()
-        .start(PAPER.problem(16), budget=480_000, seed=0)
-        .send(None)  # the expectation of eq. 5 is the same at N = 16
+        Uniform().start(PAPER.problem(16), budget=480_000, seed=0).send(None)  # type: ignore[arg-type]  # the expectation of eq. 5 is the same at N = 16
     )
     score, cost = seen.score.reshape(-1, 16, 1), seen.cost.reshape(-1, 16)
     sampled = agnostic_utility(score, cost, PAPER.contexts).reshape(2, 3, -1).mean(axis=2)
@@ -345,6 +347,7 @@ def test_bad_theory_arguments_are_refused():
         budget_for(complexity(np.array([[[0.1, 0.5]]])), 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stockpile", [False, True])
 def test_theorem_1_bounds_the_observed_error(stockpile):
     recording = coins([[0.95, 0.9], [0.35, 0.3]], (3.0, 5.0), cost=0.05)  # without a price scale 2 ties with 1

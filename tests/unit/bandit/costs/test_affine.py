@@ -27,10 +27,10 @@ NAN = float("nan")
 def observe(pulls: list[tuple[int, int]], cost: Any, overhead: Any = None, score: Any = None) -> Observations:
     """Observations of pulls [(prompt, size)], single objective."""
     total = sum(m for _, m in pulls)
-    settings = {} if overhead is None else {"overhead": np.array(overhead, dtype=float)}
+    settings: dict[str, Any] = {} if overhead is None else {"overhead": np.array(overhead, dtype=float)}
     return Observations(
-        pulls=Pulls(np.array([p for p, _ in pulls]), np.zeros(len(pulls)), np.array([m for _, m in pulls])),
-        label=np.zeros(total),
+        pulls=Pulls(np.array([p for p, _ in pulls]), np.zeros(len(pulls), int), np.array([m for _, m in pulls])),
+        label=np.zeros(total, int),
         score=np.ones((total, 1)) if score is None else np.array(score, dtype=float)[:, None],
         cost=np.array(cost, dtype=float),
         **settings,
@@ -51,7 +51,7 @@ def test_fixed_and_per_completion_parts_by_hand() -> None:
     costs.update(observe([(0, 3), (1, 1), (0, 1)], [1, 2, 3, 5, 10], [100, 7, 50]))
     np.testing.assert_allclose(costs.fixed, [75.0, 7.0, NAN])  # a mean over pulls, whatever their size
     np.testing.assert_allclose(costs.per_completion, [4.0, 5.0, NAN])  # a mean over completions
-    np.testing.assert_allclose(costs.arms(3), [[79, 83, 87], [12, 17, 22], [NAN, NAN, NAN]])
+    np.testing.assert_allclose(costs.arms(3), [[79.0, 83.0, 87.0], [12.0, 17.0, 22.0], [NAN, NAN, NAN]])
     costs.update(observe([(2, 2)], [1, 3], [10]))  # one pull takes the short way
     np.testing.assert_allclose(costs.of_prompt(2, 2), [12.0, 14.0])
     np.testing.assert_allclose(costs.arms(2)[2], [12.0, 14.0])
@@ -74,7 +74,7 @@ def test_block_estimates_price_every_arm_with_the_overhead_once() -> None:
     estimator = BlockEstimator(problem())
     estimator.update(observe([(0, 3), (1, 2)], [1, 1, 4, 2, 2], [10, 0]))
     found = estimator.estimates()
-    np.testing.assert_allclose(found.cost, [[12, 14, 16], [2, 4, NAN]])  # NaN: no block of three of prompt 1
+    np.testing.assert_allclose(found.cost, [[12.0, 14.0, 16.0], [2.0, 4.0, NAN]])  # NaN: no block of three of prompt 1
     np.testing.assert_allclose(estimator.of_prompt(0).cost, found.cost[0])
 
 
@@ -102,7 +102,7 @@ def recording(overhead: Any) -> VotingRecording:
         answers=np.array([0]),
         cost=np.array([0.02, 0.02]),
         cost_weights=np.array([0.0, 1.0]),
-        overhead=None if overhead is None else np.array(overhead),
+        overhead=None if overhead is None else np.array(overhead),  # type: ignore[arg-type]
     )
 
 
@@ -191,7 +191,7 @@ def test_recording_an_environment_keeps_its_overhead() -> None:
 def test_wrappers_hand_each_pull_its_own_overhead() -> None:
     cheap, dear = recording([0.0, 1.0]), recording([10.0, 11.0])
     world = Drift(Failures(cheap.environment(0), share=0.5), dear.environment(0), over=40, seed=3)
-    pulls = Pulls(np.array([0, 1] * 10), np.zeros(20), np.arange(1, 21))
+    pulls = Pulls(np.array([0, 1] * 10), np.zeros(20, int), np.arange(1, 21))
     seen = world.pull(pulls)
     assert {0.0, 10.0} == set(seen.overhead[0::2]) and {1.0, 11.0} == set(seen.overhead[1::2])
 

@@ -39,7 +39,7 @@ def observe(rows: list[tuple[Any, ...]], *, failed: tuple[int, ...] = (), measur
     score = np.ones((size.sum(), 1))
     score[np.isin(np.repeat(prompt, size), failed)] = NAN
     return Observations(
-        pulls=Pulls(prompt, np.zeros(len(rows)), size),
+        pulls=Pulls(prompt, np.zeros(len(rows), int), size),
         label=np.zeros(size.sum()),
         score=score,
         cost=np.repeat(used[:, TOKENS] / size, size),
@@ -81,7 +81,7 @@ def test_prices_and_surcharges_by_hand() -> None:
     ]
     found = charges(preferences, ROWS)
     per_wave, per_completion = found.prices(scale=0.001)
-    np.testing.assert_allclose(per_wave, [[0, 0], [0.1 * 0.1 + 0.03 * 1, 0.1 * 0.3 + 0.03 * 2]])
+    np.testing.assert_allclose(per_wave, [[0.0, 0.0], [0.1 * 0.1 + 0.03 * 1, 0.1 * 0.3 + 0.03 * 2]])
     np.testing.assert_allclose(
         per_completion,
         [[0.5 * 0.001 * 10, 0.5 * 0.001 * 20], [0.2 * 0.001 * 10 + 0.1 * 0.1, 0.2 * 0.001 * 20 + 0.1 * 0.2]],

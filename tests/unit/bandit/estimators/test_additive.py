@@ -97,6 +97,7 @@ def test_sampled_subsets_are_exact_for_small_cells(aggregator: Aggregator) -> No
         begin += m
 
 
+@pytest.mark.slow
 def test_sampled_subsets_of_large_cells_are_unbiased() -> None:
     rng = np.random.default_rng(1)
     cells_n, m = 600, 12
@@ -216,6 +217,7 @@ def test_one_cell_and_cells_that_all_fail_have_finite_predictions() -> None:
 # -- estimates and choices
 
 
+@pytest.mark.slow
 def test_estimates_tend_to_the_truth() -> None:
     p, m = 5, 4
     errors = []
@@ -236,6 +238,7 @@ def test_estimates_tend_to_the_truth() -> None:
     assert max(errors[2]) < 0.02 and max(errors[2]) < min(errors[0])
 
 
+@pytest.mark.slow
 def test_intervals_of_the_default_algorithm_cover_the_truth() -> None:
     hits = total = 0
     for seed in range(12):
@@ -263,6 +266,7 @@ def regret(recording: Recording, budget: int, seed: int, hidden: bool) -> float:
     return float(q.max(axis=(1, 2)).mean() - found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vote", "best of n"])
 def test_arms_are_as_good_as_those_of_the_models(kind: str) -> None:
     """Up to a twentieth of the range of utilities, on average over worlds with deceptive prompts."""

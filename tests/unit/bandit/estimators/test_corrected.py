@@ -18,6 +18,7 @@ from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.models.port import Predictions
 from iapo_dspy.bandit.ties import choose
+from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.types import Arm, FloatArray, Observations, Pulls
 from tests.support.draws import observe, problem_of
@@ -66,10 +67,11 @@ def estimator_of(
 ) -> CorrectedEstimator:
     estimator = CorrectedEstimator(problem_of(aggregator, n_prompts=p, max_n=max_n), corrected=use)
     if wrong is not None:
-        estimator._model = Constant(wrong, p, max_n)  # type: ignore[assignment]
+        estimator._model = Constant(wrong, p, max_n)
     return estimator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0.0, 0.9, -3.0])
 def test_the_estimate_converges_to_the_truth_whatever_the_model_says(wrong: float) -> None:
     p, m = 5, 4
@@ -140,7 +142,8 @@ def test_trusted_in_full_the_estimate_is_the_doubly_robust_one(monkeypatch: pyte
     cells = Cells.of(observations, 2, 1)
     monkeypatch.setattr(corrected, "LEAST_BIAS", 1e6)
     estimator = estimator_of(MV, 2, 3, wrong=0.0)
-    estimator._model.predict = lambda _: Predictions(given_all=f.copy(), given_others=g.copy())
+    predictions = Predictions(given_all=f.copy(), given_others=g.copy())
+    monkeypatch.setattr(estimator._model, "predict", lambda _: predictions)
     for o in observations:
         estimator.update(o)
     found = estimator.estimates().reward[0]
@@ -151,6 +154,7 @@ def test_trusted_in_full_the_estimate_is_the_doubly_robust_one(monkeypatch: pyte
             assert found[p, n] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [0.2, 0.6])
 def test_over_many_runs_the_corrected_estimate_is_nearly_unbiased(wrong: float) -> None:
     """The model's constant is off by up to .5; on average over runs less than a tenth of that is left."""
@@ -195,10 +199,12 @@ def coverage(
     return np.abs(scores) <= 1.96, scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule"), [("votes", [(0.5, 2), (0.5, 4)]), ("votes", [(1.0, 4)]), ("best", [(0.5, 2), (0.5, 4)])]
 )
 def test_intervals_cover_at_scales_with_evidence(name: str, schedule: list[tuple[float, int]]) -> None:
+    recording: Recording
     if name == "votes":
         recording = synthetic_bernoulli(3, n_prompts=12, n_queries=4_000)
         hits, z = coverage(recording, MV, runs=25, v=80, schedule=schedule, scales=[1, 2, 3, 4])
@@ -230,6 +236,7 @@ def test_differences_on_shared_queries_are_known_better_than_either_arm() -> Non
     )
 
 
+@pytest.mark.slow
 def test_errors_of_differences_are_those_that_runs_show() -> None:
     """z-scores of differences between prompts at a scale with evidence have a standard deviation of about one."""
     theta = 1 / (1 + np.exp(-(np.linspace(-1, 1, 5)[:, None] + 2 * np.random.default_rng(0).normal(size=3_000))))
@@ -315,8 +322,9 @@ def test_errors_grow_above_the_scales_with_evidence_and_shrink_with_draws() -> N
     few, many = estimator_of(MV, 4, 32), estimator_of(MV, 4, 32)
     few.update(draw(u_shaped(4, 20, seed=2), 2, seed=2))
     many.update(draw(u_shaped(4, 500, seed=2), 2, seed=2))
-    small, large = (e.estimates().standard_error[0] for e in (many, few))
-    assert (small[:, :2] < large[:, :2]).all()
+    small, large = (e.estimates().standard_error for e in (many, few))
+    assert small is not None and large is not None
+    assert (small[0, :, :2] < large[0, :, :2]).all()
     doubt = many.evidence().doubt[0]
     assert (np.diff(doubt[:, 1:], axis=1) > 0).all()
 

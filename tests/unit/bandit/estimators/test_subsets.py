@@ -112,7 +112,7 @@ def test_an_answer_is_worth_its_own_completions_scores() -> None:
     """A metric may see more than the answer: the same answer of another prompt says nothing about this one's worth."""
     batch = observe([(0, 0, 2), (1, 0, 2)], [1, 0.5, 0, 0], [7, 7, 7, 7])
     found = cell_subsets(Cells.of([batch], 2, 1), MV, np.ones((1, 1)), 2)[0]
-    np.testing.assert_allclose(found, [[0.75, 0.75], [0, 0]])
+    np.testing.assert_allclose(found, [[0.75, 0.75], [0.0, 0.0]])
 
 
 def test_half_needs_one_scored_answer() -> None:
@@ -218,9 +218,9 @@ def test_estimates_are_means_over_the_queries_that_have_enough() -> None:
     found = estimator.estimates()
     assert found.count.tolist() == [[2, 1, 1], [0, 0, 0]]
     mean = [2 * (1 + 2) / 2, 2 * (2 + 4 + 4) / 3, 8]
-    np.testing.assert_allclose(found.reward[:, 0], [mean, [0, 0, 0], mean])
+    np.testing.assert_allclose(found.reward[:, 0], [mean, [0.0, 0.0, 0.0], mean])
     assert np.isnan(found.reward[:, 1]).all()
-    np.testing.assert_allclose(found.cost, [[17, 19, 21], [NAN] * 3])
+    np.testing.assert_allclose(found.cost, [[17.0, 19.0, 21.0], [NAN] * 3])
 
 
 @pytest.mark.parametrize("aggregator", [MV, BestOfNAggregator()], ids=["vote", "best"])

@@ -302,7 +302,7 @@ def test_odd_data_has_finite_predictions_within_range(aggregator: Modelled, shap
 def test_nobody_right_is_taken_for_hard_and_always_right_for_easy() -> None:
     pulls = every_cell(2, 40, 4)
     wrong = Cells.of([observe(pulls, np.zeros(320), np.tile([1, 1, 2, 1], 80))], 2, 1)
-    right = Cells.of([observe(pulls, np.ones(320), np.zeros(320))], 2, 1)
+    right = Cells.of([observe(pulls, np.ones(320), np.zeros(320, int))], 2, 1)
     assert predict(wrong, MV, 8).given_all.max() < 0.1 < 0.9 < predict(right, MV, 8).given_all.min()
 
 

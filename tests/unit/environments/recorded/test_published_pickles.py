@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,11 +160,11 @@ class Built(Attack):
     """An attack whose result is given a state."""
 
     def __init__(self, function, *arguments, state):
-        self.call = (function, arguments, state)
+        self.call = (function, arguments, state)  # type: ignore[assignment]
 
 
 def nested():
-    value = [0.5] * 10
+    value: list[Any] = [0.5] * 10
     for _ in range(8):
         value = [value] * 10
     return value

@@ -1,5 +1,7 @@
 """Recorded and synthetic environments, their files, the reader of published pickles, the recorder and the wrappers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -182,6 +184,7 @@ def test_unusable_files_are_refused(tmp_path):
         load(tmp_path / "objects.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [1.0, 0.75])
 def test_recording_a_voting_environment(total):
     truth = voting(total)
@@ -195,6 +198,7 @@ def test_recording_a_voting_environment(total):
         progress=lambda done, all_: steps.append((done, all_)),
     )
     assert steps == [(40_000, 120_000), (80_000, 120_000), (120_000, 120_000)]
+    assert isinstance(found, VotingRecording)
     np.testing.assert_array_equal(found.answers, truth.answers)
     assert found.credit is None
     np.testing.assert_allclose(found.probs, truth.probs, atol=0.04)
@@ -204,6 +208,7 @@ def test_recording_a_voting_environment(total):
 def test_recording_a_best_of_environment_keeps_failures():
     truth = best_of(0.75)
     found = record(truth.environment(0), truth.contexts, kind="best-of", samples=400, cost_scale=1.0)
+    assert isinstance(found, BestOfRecording)
     assert found.outcomes.shape == (3, 10, 400, 2)
     assert found.probs.sum(axis=2).mean() == pytest.approx(0.75, abs=0.02)
     np.testing.assert_allclose(found.exact(5).q(), truth.exact(5).q(), atol=0.04)
@@ -220,6 +225,7 @@ def test_recorded_failures_are_no_votes_whatever_their_label():
 
     found = record(HalfFails(), Contexts(np.ones((1, 1)), np.zeros(1)), kind="vote", samples=10)
     np.testing.assert_array_equal(found.probs, np.full((1, 2, 1), 0.5))
+    assert isinstance(found, VotingRecording)
     assert found.answers.tolist() == [0, 0]
 
 
@@ -227,7 +233,7 @@ def test_recording_graded_answers_and_raw_costs():
     truth = voting(credit=RNG.random((10, 4)), cost=np.array([20.0, 40.0, 60.0]))
     found = record(truth.environment(0), truth.contexts, kind="vote", samples=50)
     np.testing.assert_allclose(found.cost, [0.005, 0.01, 0.015])  # 0.01 for an average completion
-    assert found.credit is not None
+    assert isinstance(found, VotingRecording) and found.credit is not None
     for x, classes in enumerate(found.probs.sum(axis=0) > 0):
         for credit in found.credit[x][classes]:
             assert np.isclose(truth.scores[x], credit).any()
@@ -252,9 +258,10 @@ def test_a_recording_needs_all_of_its_completions():
     with pytest.raises(BudgetTooSmall) as error:
         record(Dry(recording.environment(0), 15), recording.contexts, kind="vote", samples=2)
     assert (error.value.given, error.value.least) == (30, 60)
+    settings: dict[str, Any] = {"kind": "vote", "samples": 1}
     for changes in ({"samples": 0}, {"kind": "mixed"}):
         with pytest.raises(ConfigurationError):
-            record(recording.environment(0), recording.contexts, **({"kind": "vote", "samples": 1} | changes))
+            record(recording.environment(0), recording.contexts, **(settings | changes))
 
 
 def test_wrappers_do_what_they_say():
@@ -268,7 +275,7 @@ def test_wrappers_do_what_they_say():
     assert (flaky.label[flaky.failed] == -1).all()
     np.testing.assert_array_equal(flaky.cost, plain.cost)
     np.testing.assert_array_equal(flaky.score[~flaky.failed], plain.score[~flaky.failed])
-    waits = []
+    waits: list[float] = []
     slow = Delay(recording.environment(0), seconds=2.0, per_completion=0.5, sleep=waits.append).pull(pulls)
     assert waits == [2.0 + 0.5 * 6_000]
     np.testing.assert_array_equal(slow.score, plain.score)
@@ -315,6 +322,7 @@ def test_bad_wrappers_are_refused():
             make()
 
 
+@pytest.mark.slow
 def test_psst_lives_with_failures_noise_and_drift():
     recording = synthetic_bernoulli(0, n_prompts=6, n_queries=60)
     inner = Drift(recording.environment(1), recording.environment(2), over=3_000)
@@ -346,12 +354,13 @@ def test_synthetic_environments_hold_deceptive_prompts(make):
             assert (np.sort(q[c, :, 0])[-3:] > np.sort(q[c, :, 0])[-4] + 0.02).all()  # three stand out
 
 
+@pytest.mark.slow
 def test_the_unstructured_environment_shares_nothing_and_has_something_to_choose():
     gained, regret = [], []
     for seed in range(8):
         recording = synthetic_unstructured(seed)
         theta, q = recording.probs[:, :, 0], recording.exact(32).q()[0]
-        between = np.corrcoef(theta)[np.triu_indices(32, 1)]
+        between = np.asarray(np.corrcoef(theta))[np.triu_indices(32, 1)]
         assert abs(between.mean()) < 0.01 and between.std() < 1.5 / np.sqrt(520)  # as of independent rows
         assert ((theta < 0.1) | (theta > 0.9)).mean() > 0.2 + 1.5 * ((theta > 0.4) & (theta < 0.6)).mean()  # U-shaped
         single = q[:, 0].argmax()
@@ -375,7 +384,9 @@ def test_parquet_rows_are_placed_by_their_cells(tmp_path):
     table = parquet.read_table(path)
     parquet.write_table(table.take(np.random.default_rng(0).permutation(30)), path)
     np.testing.assert_array_equal(load(path).probs, recording.probs)
-    np.testing.assert_array_equal(load(path).outcomes, recording.outcomes)
+    loaded = load(path)
+    assert isinstance(loaded, BestOfRecording)
+    np.testing.assert_array_equal(loaded.outcomes, recording.outcomes)
     wrong = table.set_column(0, "prompt", [np.full(30, 7)])
     for bad in (table.slice(1), table.take([0, *range(29)]), table.drop(["query"]), table.drop(["probs"]), wrong):
         parquet.write_table(bad, path)

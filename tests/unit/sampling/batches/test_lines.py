@@ -41,7 +41,7 @@ def ready(
     return made
 
 
-class Mood(dspy.Signature):  # type: ignore[misc]
+class Mood(dspy.Signature):
     """Say how it is."""
 
     question: str = dspy.InputField()
@@ -101,7 +101,7 @@ def test_the_price_of_jobs() -> None:
     assert price().of(100, 10) == pytest.approx(ordinary.of(100, 10) / 2)  # as LiteLLM's table says
     assert price().bound(100, 10) == pytest.approx(ordinary.bound(100, 10) / 2)
     assert price(0.25).of(100, 10) == pytest.approx(0.75 * ordinary.of(100, 10))
-    own = {"model": "openai/mine", "input_cost_per_token": 2.0, "output_cost_per_token": 4.0}
+    own: dict[str, Any] = {"model": "openai/mine", "input_cost_per_token": 2.0, "output_cost_per_token": 4.0}
     assert price(**own).of(1, 1) == 6.0  # nobody said that it is cheaper
     assert price(0.5, **own).bound(1, 1) == 3.0
     known = batch_price(dspy.LM("azure/us/gpt-4o-mini"))
@@ -150,7 +150,7 @@ def line_of(**more: Any) -> str:
 
 
 def test_output_lines() -> None:
-    body = {"choices": []}
+    body: dict[str, Any] = {"choices": []}
 
     def result(**more: Any) -> Any:
         found, whole = read_results(line_of(**more).encode())

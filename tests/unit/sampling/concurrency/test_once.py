@@ -88,7 +88,7 @@ async def test_results_are_kept_and_failures_are_not() -> None:
         return key
 
     for key in (1, 2, 1, 3, 1, 2):
-        assert await once(key, lambda key=key: compute(key)) == key
+        assert await once(key, lambda key=key: compute(key)) == key  # type: ignore[misc]
     for _ in range(2):
         with pytest.raises(ValueError):
             await once(-1, lambda: compute(-1))

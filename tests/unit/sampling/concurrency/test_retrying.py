@@ -10,6 +10,7 @@ from tenacity import AsyncRetrying, Retrying
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.concurrency import retrying as module
 from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.lm.refusals import is_retryable
 
 
 class Busy(Exception):
@@ -76,7 +77,7 @@ def test_the_last_error_is_raised(
 ) -> None:
     failing = Failing(*[error] * 5)
     with pytest.raises(type(error)) as caught:
-        retrying(Retrying, retries=retries, rng=random.Random(0), again=module.is_retryable)(failing)
+        retrying(Retrying, retries=retries, rng=random.Random(0), again=is_retryable)(failing)
     assert caught.value is error
     assert failing.calls == calls
 

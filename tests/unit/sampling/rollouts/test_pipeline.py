@@ -34,7 +34,7 @@ def test_a_call_is_noted_with_its_inputs_and_its_prediction() -> None:
     with dspy.context(lm=DummyLM([]), **{WATCH: watch}):
         assert watch.phase == "before" and "not at all" in str(watch.problem)
         inner("a", hint="b")
-        assert watch.phase == "after" and watch.problem is None
+        assert watch.phase == "after" and watch.problem is None  # type: ignore[comparison-overlap]
     assert seen == ["inside"] * 2  # in the threads of `dspy.Parallel` too
     assert watch.call is not None and watch.call.inputs == {"question": "a", "hint": "b"}
     assert watch.call.prediction is not None and watch.call.prediction.answer == "ab"

@@ -73,7 +73,7 @@ def test_no_language_and_no_tokenizer_is_mistaken(language: str, tokenizer: str)
 def test_a_server_that_counts_the_first_choice_is_found_out(language: str, n: int) -> None:
     rng = random.Random(f"{language}/{n}")
     checker = FirstChoiceCheck()
-    counted = truth = 0
+    counted = truth = 0.0
     for i in range(40):
         texts = [draw(rng, language, 20) for _ in range(n)]
         usage = check(checker, texts, litellms(texts[0]))

@@ -6,6 +6,7 @@ import dataclasses
 import decimal
 import enum
 import fractions
+from collections.abc import Callable
 from typing import Any, Literal, Optional, Union
 
 import dspy
@@ -13,8 +14,9 @@ import numpy as np
 import pydantic
 import pytest
 
-from iapo_dspy import MajorityVote, ScoreError
-from iapo_dspy.scoring.answers.normalize import answer_key, normalize_answer, parsed
+from iapo_dspy.errors import ScoreError
+from iapo_dspy.scoring.answers.normalize import answer_key, is_countable_type, normalize_answer, parsed
+from iapo_dspy.scoring.strategies import MajorityVote
 from tests.support.selecting import select
 
 
@@ -64,8 +66,8 @@ SAME = [
     (frozenset({1, 2}), {2.0, 1}),
     ({"a": 1, "b": ["X"]}, {"b": ["x"], "a": 1.0}),
     (Place(city="Paris"), Place(city=" PARIS")),
-    (Trip(stops=[Place(city="a"), Place(city="b", zip=1)], tags={"x", "y"}, extra=1),) * 2,
-    (Trip(stops=[], tags={"x", "y"}, note="Hm"), Trip(stops=[], tags={"y", "X"}, note="hm.")),
+    (Trip(stops=[Place(city="a"), Place(city="b", zip=1)], tags={"x", "y"}, extra=1),) * 2,  # type: ignore[call-arg]
+    (Trip(stops=[], tags={"x", "y"}, note="Hm"), Trip(stops=[], tags={"y", "X"}, note="hm.")),  # type: ignore[call-arg]
     (Point(1, 2.0, seen=1), Point(1.0, 2, seen=9)),
     (Colour.RED, Colour("r")),
     ([Colour.RED, None], [Colour["RED"], None]),
@@ -166,3 +168,52 @@ def test_a_typed_field_as_text_is_counted_with_its_values() -> None:
 def test_any_type_is_voted_on_without_a_normalize(drawn: list[Any]) -> None:
     chosen = select(MajorityVote("answer"), {}, [dspy.Prediction(answer=a) for a in drawn], np.ones(1))
     assert chosen is not None and chosen.index == 1 and sorted((chosen.votes or {}).values()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(" Paris ", "paris"), ("the  answer", "The answer."), ("ﬁve", "five"), (4, 4.0), ("4", 4), ("x\n y", "x y")],
+)
+def test_answers_that_are_the_same(one: Any, other: Any) -> None:
+    assert answer_key(one, normalize_answer) == answer_key(other, normalize_answer)
+
+
+@pytest.mark.parametrize(("one", "other"), [("-5", "5"), ("1.5", "15"), (True, "yes"), ("a b", "ab"), ("3..", "3")])
+def test_answers_that_differ(one: Any, other: Any) -> None:
+    assert answer_key(one, normalize_answer) != answer_key(other, normalize_answer)
+
+
+def test_no_vote_and_enums() -> None:
+    class Color(enum.Enum):
+        RED = "r"
+
+    assert answer_key(None, normalize_answer) == "None"  # of an optional field
+    assert answer_key("  ", normalize_answer) is None
+    assert answer_key(Color.RED, normalize_answer) == "Color.RED"
+    with pytest.raises(ScoreError, match="told apart"):
+        answer_key([object()], normalize_answer)
+
+
+def test_which_types_can_be_counted() -> None:
+    class Loose(pydantic.BaseModel):
+        x: int
+
+    class Frozen(pydantic.BaseModel):
+        model_config = pydantic.ConfigDict(frozen=True)
+        x: int
+
+    class Bare:
+        pass
+
+    countable = [str, int, Literal["a", "b"], Optional[str], tuple[int, str], Any, Frozen, Loose, list[str], set[int]]  # noqa: UP045
+    countable += [dict[str, list[int]], Optional[list[Loose]], list[Loose | None], bool | None]  # noqa: UP045
+    uncountable = [Bare, list[Bare], dict[str, Bare], Bare | None, Callable, tuple[Bare, ...]]
+    assert all(is_countable_type(t) for t in countable)
+    assert not any(is_countable_type(t) for t in uncountable)
+
+
+def test_equal_answers_of_any_type_have_equal_keys() -> None:
+    assert answer_key([0, 8], frozenset) == answer_key([8, 0], frozenset)
+    assert answer_key([4.0, "x"], tuple) == answer_key([4, "x"], tuple)
+    with pytest.raises(ScoreError, match="told apart"):
+        answer_key("x", lambda v: object())

@@ -181,7 +181,7 @@ def test_a_model_that_is_not_there_and_arguments_that_make_no_sense_say_so(model
         of(objectives.reward_model(model, dtype="float99"), "bad")
     for kwargs in ({"batch_size": 0}, {"max_length": -1}, {"form": "prose"}, {"bounds": (0, 9), "calibrate": "rank"}):
         with pytest.raises(ConfigurationError):
-            objectives.reward_model(model, **kwargs)  # type: ignore[arg-type]
+            objectives.reward_model(model, **kwargs)
     half = objectives.reward_model(model, dtype="bfloat16")
     assert of(half, "bad") == pytest.approx(of(objectives.reward_model(model), "bad"), abs=0.05)
 

@@ -15,7 +15,7 @@ from tests.support.selecting import select
 
 LOGIT = Objective("logit", lambda example, prediction: prediction.logit, calibrate="minmax")
 BRIEF = Objective("brief", lambda example, prediction: prediction.brief)
-ROWS = {
+ROWS: dict[str, list[tuple[float, ...]]] = {
     "weighted": [(1.0, -4.0), (0.0, 0.0), (1.0, 4.0)],
     "mixed": [(1.0, -4.0, 0.5), (0.0, 0.0, 0.1), (1.0, 4.0, 0.0)],
     "both": [(1.0, -4.0, -4.0), (0.0, 0.0, 0.0), (1.0, 4.0, 4.0)],

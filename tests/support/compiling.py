@@ -1,0 +1,32 @@
+"""Optimizers of small worlds: a test names only the settings that are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from iapo_dspy import IAPO, MajorityVote, Preference
+from tests.support.worlds import INSTRUCTIONS, exact
+
+PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
+
+
+def optimizers(**common: Any) -> Callable[..., IAPO]:
+    """Return a function that makes optimizers with these settings, and with those that it is given.
+
+    Without them: a majority vote over sums, the three instructions of `worlds`, a preference for quality and a thrifty
+    one, N up to 4.
+    """
+
+    def optimizer(**own: Any) -> IAPO:
+        settings: dict[str, Any] = {
+            "metric": exact,
+            "strategy": MajorityVote("answer"),
+            "preferences": PREFERENCES,
+            "candidates": INSTRUCTIONS,
+            "max_n": 4,
+            "progress": False,
+        }
+        return IAPO(**(settings | common | own))
+
+    return optimizer
