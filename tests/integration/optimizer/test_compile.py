@@ -698,7 +698,7 @@ def test_what_cannot_be_loaded_says_why(compiled: Any, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="strategy"):
         CompiledProgram(student(), strategy=MajorityVote("question")).load(path)
     student().save(tmp_path / "plain.json")
-    with pytest.raises(StateError, match="no saved CompiledProgram"):
+    with pytest.raises(StateError, match="not a saved CompiledProgram"):
         CompiledProgram(student()).load(tmp_path / "plain.json")
 
 

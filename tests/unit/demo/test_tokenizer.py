@@ -28,22 +28,29 @@ def test_any_text_survives_the_round_trip_and_no_control_token_comes_from_text(t
     assert all(len(CONTROL_TOKENS) <= i < len(TOKENIZER) for i in ids)
 
 
+def byte_level_reader() -> tokenizers.Tokenizer:
+    """Read the vocabulary as `transformers` does: of a Qwen2 folder it takes the tokens, and its own pre-tokenizer."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+    reader = tokenizers.Tokenizer(models.BPE(vocab=DATA["model"]["vocab"], merges=[]))
+    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    reader.pre_tokenizer, reader.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
+    tokens = sorted(DATA["added_tokens"], key=lambda t: t["id"])
+    reader.add_tokens([AddedToken(t["content"], normalized=False, special=t["special"]) for t in tokens])
+    return reader
+
+
+READER = byte_level_reader()
+
+
 @given(anything)
 @settings(max_examples=200, deadline=None)
 def test_a_reader_that_brings_its_own_byte_level_rules_gives_the_same_ids(text: str) -> None:
-    """`transformers` takes the vocabulary of a Qwen2 folder and puts Qwen2's pre-tokenizer around it."""
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-
-    other = tokenizers.Tokenizer(models.BPE(vocab=DATA["model"]["vocab"], merges=[]))
-    split = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    other.pre_tokenizer, other.decoder = pre_tokenizers.Sequence([split, byte_level]), decoders.ByteLevel()
-    for token in sorted(DATA["added_tokens"], key=lambda t: t["id"]):
-        other.add_tokens([AddedToken(token["content"], normalized=False, special=token["special"])])
     for name in CONTROL_TOKENS:  # there they would be parsed in text
         text = text.replace(name, "")
-    assert other.encode(text, add_special_tokens=False).ids == TOKENIZER.encode(text)
-    assert other.decode(TOKENIZER.encode(text)) == text
+    assert READER.encode(text, add_special_tokens=False).ids == TOKENIZER.encode(text)
+    assert READER.decode(TOKENIZER.encode(text)) == text
 
 
 def test_the_longest_string_wins_from_the_left_and_digits_are_single_tokens() -> None:
