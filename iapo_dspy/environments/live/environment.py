@@ -16,8 +16,7 @@ from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.errors import BudgetExceeded
-from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler
-from iapo_dspy.sampling.batches.books import Drawn
+from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger

@@ -13,29 +13,40 @@ reached the provider, so the run searches the provider's list of jobs for its ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dspy
 
-from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
-from iapo_dspy.sampling.batches.books import Answer, Books, Drawn, Entry
-from iapo_dspy.sampling.batches.jobs import Jobs, JobStatus, LiteLLMJobs, check_lm
-from iapo_dspy.sampling.batches.lines import BatchLine, LineError, chat_body, make_line, write_line
+from iapo_dspy.errors import BatchJobFailed, BudgetExceeded, ConfigurationError, LMRefused, one_line
+from iapo_dspy.sampling.batches.jobs import JobStatus, LiteLLMJobs, check_lm
+from iapo_dspy.sampling.batches.lines import (
+    BatchLine,
+    LineError,
+    LineResult,
+    chat_body,
+    make_line,
+    read_choices,
+    write_line,
+)
 from iapo_dspy.sampling.batches.running import BatchAPI, JobRunner
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
+from iapo_dspy.sampling.ledger.field_values import encode_prediction
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, PullKey, Record
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, secrets_of
+from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.prepare import quiet_adapter
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
-from iapo_dspy.sampling.spending.budget import Meter, Spent
-from iapo_dspy.sampling.spending.pricing import Price, Prices
+from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
+from iapo_dspy.sampling.spending.pricing import Price, Prices, batch_price
+from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
 __all__ = ["Ask", "BatchAPI", "BatchSampler", "Drawn", "check_program"]
@@ -48,6 +59,10 @@ _WORTH = 0.1  # the least part of the missing requests that is worth waiting for
 _ROUNDING = 1e-9  # dollars; the meter counts in whole picodollars, rounded up
 _FATAL = frozenset({401, 402, 403, 404})
 _NOT_ABOUT_N = ("context_length_exceeded", "content_filter", "content_policy_violation")
+_LOST = "no_line"
+
+Drawn = list[tuple[CompletionRecord, dspy.Prediction | None]]
+"""Completions as the ledger keeps them and as programs return them; None for a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +115,7 @@ def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | 
     return ready
 
 
-@dataclass
+@dataclass(kw_only=True, eq=False)
 class _Want:
     """An ask while it is being answered."""
 
@@ -111,12 +126,16 @@ class _Want:
     drawn: Drawn = field(default_factory=list)
     problem: LineError | None = None
 
-    def take(self, answer: Answer) -> None:
-        """Add the completions that a job brought."""
-        self.drawn += answer.drawn
-        came = {record.index for record, _ in answer.drawn}
-        self.missing = [i for i in self.missing if i not in came]
-        self.problem = answer.problem or self.problem
+
+@dataclass(kw_only=True, eq=False)
+class _Entry:
+    """A line of a job with the ask that it is for; `drawn` and `problem` are its answer."""
+
+    want: _Want
+    line: BatchLine
+    content: bytes = b""  # of the input file; empty where an earlier process wrote it
+    drawn: Drawn = field(default_factory=list)
+    problem: LineError | None = None
 
 
 class BatchSampler:
@@ -129,7 +148,6 @@ class BatchSampler:
         journal: Makes the record of the run's spending by now.
         notify: Called with a few words about the job that the run waits for.
         prices: The user's own prices.
-        jobs: Makes the port to an LM's jobs; for tests and other transports.
     """
 
     def __init__(
@@ -141,24 +159,27 @@ class BatchSampler:
         journal: Callable[[], Record],
         notify: Callable[[str], None] = lambda _: None,
         prices: Prices | None = None,
-        jobs: Callable[[dspy.BaseLM], Jobs] = LiteLLMJobs,
     ) -> None:
         self._settings = settings
         self._meter = meter
         self._ledger = ledger
-        self._terms: IdentityCache[tuple[Jobs, Price | None]] = IdentityCache()
-        self._make = jobs
+        self._journal = journal
         self._prices = prices
+        self._terms: IdentityCache[tuple[LiteLLMJobs, Price | None]] = IdentityCache()
         self._secrets: tuple[str, ...] = ()
         self._one_by_one: set[str] = set()  # models that do not take n
         self._took_n: set[str] = set()
         self._runner = JobRunner(settings, ledger=ledger, notify=notify, secrets=lambda: self._secrets)
-        self._books = Books(meter, ledger, journal=journal, line=self._line)
+        self._held: dict[str, BatchRecord] = {}
 
     @property
     def held(self) -> Spent:
-        """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`."""
-        return self._books.held
+        """Upper bounds of the jobs that run; the tokens stand under `completion_tokens`.
+
+        The journal leaves them out, because a job that is on disk has a record of its own.
+        """
+        jobs = list(self._held.values())
+        return Spent(completion_tokens=sum(j.reserved_tokens for j in jobs), usd=sum(j.reserved_usd for j in jobs))
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -200,21 +221,18 @@ class BatchSampler:
                 raise
             except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: failures, which cost nothing
                 drawn[ask.key] = self._failed(ask, ask.missing, self._line(error))
-        by_key = {w.ask.key: w for w in wants}
         waiting, first = wants, True
         while waiting:
             entries = [e for w in waiting for e in self._entries(w)]
             chosen = self._affordable(entries)
             if not chosen or (not first and len(chosen) < _WORTH * len(entries)):
                 break  # the budget does not pay for the rest
-            answers = [a for some in await _together([self._job(c) for c in _chunks(chosen)]) for a in some]
-            if not answers:
+            answered = [e for some in await _together([self._job(c) for c in _chunks(chosen)]) for e in some]
+            if not answered:
                 break
-            for answer in answers:
-                by_key[answer.entry.line.pull].take(answer)
-            self._judge(answers, by_key)
+            self._judge(answered)
             waiting, first = [w for w in waiting if w.missing], False
-        drawn.update({key: w.drawn for key, w in by_key.items()})
+        drawn.update({w.ask.key: w.drawn for w in wants})
         return {key: sorted(some, key=lambda pair: pair[0].index) for key, some in drawn.items()}
 
     # -- requests
@@ -223,7 +241,7 @@ class BatchSampler:
         ready = check_program(ask.program, ask.inputs, ask.decoding)
         return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries)
 
-    def _entries(self, want: _Want) -> list[Entry]:
+    def _entries(self, want: _Want) -> list[_Entry]:
         """Return the lines for missing completions: one, or one for each completion where n is not taken."""
         ready, model = want.ready, want.ready.lm.model
         together = (
@@ -246,57 +264,52 @@ class BatchSampler:
                 alone=not together,
             )
             body = chat_body(ready.lm, ready.messages, ready.params, n=len(indices), seed=line.seed)
-            entries.append(Entry(line=line, ready=ready, price=price, content=write_line(line, body, url=jobs.url)))
+            entries.append(_Entry(want=want, line=line, content=write_line(line, body, url=jobs.url)))
         return entries
 
-    def _affordable(self, entries: Sequence[Entry]) -> list[Entry]:
+    def _affordable(self, entries: Sequence[_Entry]) -> list[_Entry]:
         """Return as many of the first entries as the budget surely pays for."""
         budget, spent, reserved = self._meter.budget, self._meter.spent, self._meter.reserved
-        if budget is None or not entries:
+        if budget is None:
             return list(entries)
         if self._meter.exhausted:
             return []
-        tokens = usd = math.inf
-        if budget.tokens is not None:
-            tokens = budget.tokens - spent.tokens - reserved.tokens
-        if budget.usd is not None:
-            usd = budget.usd - spent.usd - reserved.usd - _ROUNDING
-        chosen: list[Entry] = []
-        for entry in entries:
+        tokens = math.inf if budget.tokens is None else budget.tokens - spent.tokens - reserved.tokens
+        usd = math.inf if budget.usd is None else budget.usd - spent.usd - reserved.usd - _ROUNDING
+        for i, entry in enumerate(entries):
             tokens, usd = tokens - entry.line.tokens, usd - entry.line.usd
             if tokens < 0 or usd < 0:
-                logger.info("The budget pays for %d of %d requests of a batch job.", len(chosen), len(entries))
-                break
-            chosen.append(entry)
-        return chosen
+                logger.info("The budget pays for %d of %d requests of a batch job.", i, len(entries))
+                return list(entries[:i])
+        return list(entries)
 
     # -- jobs
 
-    def _at(self, lm: dspy.BaseLM) -> tuple[Jobs, Price | None]:
-        """Return the port to an LM's jobs, and their price."""
+    def _at(self, lm: dspy.BaseLM) -> tuple[LiteLLMJobs, Price | None]:
+        """Return the provider's jobs for an LM, and their price."""
 
-        def make() -> tuple[Jobs, Price | None]:
+        def make() -> tuple[LiteLLMJobs, Price | None]:
             self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs)})
-            return self._make(lm), self._settings.price_of(lm, self._prices)
+            return LiteLLMJobs(lm), batch_price(lm, self._settings.discount, self._prices)
 
         return self._terms.get(lm, make)
 
-    async def _job(self, entries: Sequence[Entry]) -> list[Answer]:
-        """Run one job from its intention to its end."""
-        jobs, _ = self._at(entries[0].ready.lm)
+    async def _job(self, entries: Sequence[_Entry]) -> Sequence[_Entry]:
+        """Run one job from its intention to its end; return its entries, none where the budget has no room for it."""
+        jobs, _ = self._at(entries[0].want.ready.lm)
         record = BatchRecord(
             tag=f"iapo-{uuid.uuid4().hex}",
             state="intended",
-            lines=[e.line.encode() for e in entries],
+            lines=[asdict(e.line) for e in entries],
             reserved_tokens=sum(e.line.tokens for e in entries),
             reserved_usd=sum(e.line.usd for e in entries),
         )
-        with self._books.hold(record) as fits:
-            if not fits:
+        with self._hold(record) as reservation:
+            if reservation is None:
                 return []
             record = self._runner.write(record)
             record = await self._runner.submit(jobs, record, b"".join(e.content for e in entries))
-            status, answers = await self._finish(jobs, record, entries)
+            status = await self._finish(jobs, record, entries, reservation)
         if status.status in ("failed", "cancelled"):
             end = "was cancelled" if status.status == "cancelled" else "was refused"
             why = "; ".join(status.problems) or "the provider does not say why"
@@ -304,16 +317,14 @@ class BatchSampler:
                 f"The batch job {status.id} {end}: {why}. Its answers so far are in the ledger; mend the cause and "
                 "run the same again to go on."
             )
-        return answers
+        return entries
 
     async def _resume(self, record: BatchRecord, ask_of: Callable[[BatchLine], Ask]) -> None:
         """Finish a job of an earlier process."""
-        entries = []
-        for line in (BatchLine.decode(data) for data in record.lines):
-            ready = self._want(ask_of(line)).ready
-            entries.append(Entry(line=line, ready=ready, price=self._at(ready.lm)[1]))
-        jobs, _ = self._at(entries[0].ready.lm)
-        with self._books.hold(record):  # it is paid for, even where the budget was lowered since
+        lines = [BatchLine.decode(data) for data in record.lines]
+        entries = [_Entry(want=self._want(ask_of(line)), line=line) for line in lines]
+        jobs, _ = self._at(entries[0].want.ready.lm)
+        with self._hold(record) as reservation:  # it is paid for, even where the budget was lowered since
             if record.job is None:
                 found = await self._runner.search(jobs, record)
                 if found is None:
@@ -321,52 +332,119 @@ class BatchSampler:
                     self._runner.write(BatchRecord(tag=record.tag, state="closed", status="not submitted"))
                     return
                 record = found
-            status, _ = await self._finish(jobs, record, entries, keep=True)
+            status = await self._finish(jobs, record, entries, reservation or Reservation(self._meter), keep=True)
         if status.problems:
             logger.warning("The batch job %s: %s.", status, "; ".join(status.problems))
 
+    @contextlib.contextmanager
+    def _hold(self, record: BatchRecord) -> Iterator[Reservation | None]:
+        """Reserve a job's upper bound while it runs; None where the budget has no room for it."""
+        self._held[record.tag] = record  # before the reservation, which writes the journal
+        reservation = None
+        try:
+            reservation = self._meter.reserve(tokens=record.reserved_tokens, usd=record.reserved_usd)
+        except BudgetExceeded:
+            del self._held[record.tag]
+        try:
+            yield reservation
+        finally:
+            self._held.pop(record.tag, None)
+            if reservation is not None:
+                reservation.release()
+
     async def _finish(
-        self, jobs: Jobs, record: BatchRecord, entries: Sequence[Entry], *, keep: bool = False
-    ) -> tuple[JobStatus, list[Answer]]:
-        """Wait for a job that was submitted, and put its completions on disk."""
+        self,
+        jobs: LiteLLMJobs,
+        record: BatchRecord,
+        entries: Sequence[_Entry],
+        reservation: Reservation,
+        *,
+        keep: bool = False,
+    ) -> JobStatus:
+        """Wait for a job that was submitted; put its completions on disk, together with its usage and its end.
+
+        `keep` says whether the completions can be looked up in the ledger from now on.
+        """
         status = await self._runner.wait(jobs, record)
         results = await self._runner.fetch(jobs, status)
-        return status, self._books.close(record, status, entries, results, keep=keep)
+        total = sum((self._read(e, results.get(e.line.id) or _no_line(status)) for e in entries), Usage())
+        self._held.pop(record.tag, None)
+        reservation.settle(requests=len(entries), usage=total)
+        closed = BatchRecord(tag=record.tag, state="closed", job=record.job, status=status.status)
+        completions = [completion for e in entries for completion, _ in e.drawn]
+        self._ledger.extend([self._journal(), *completions, closed], keep=keep)
+        self._ledger.flush()
+        return status
+
+    def _read(self, entry: _Entry, result: LineResult) -> Usage:
+        """Put an answer into its entry, and return the usage of the request."""
+        ready, line = entry.want.ready, entry.line
+        # A lost answer may be billed, at a price that the run cannot learn.
+        lost = Usage(completion_tokens=line.tokens, usd=line.usd)
+        if isinstance(result, LineError):
+            entry.problem = result
+            return lost if result.code == _LOST else Usage()
+        try:
+            choices, usage = read_choices(ready, line, result, self._at(ready.lm)[1])
+        except Exception as error:  # noqa: BLE001 - an answer that is not a chat completion, of whatever shape
+            entry.problem = LineError(self._line(error), status_code=502)
+            return lost
+        entry.drawn = [self._drawn(entry.want, i, c) for i, c in zip(line.indices, choices, strict=False)]
+        if not entry.drawn:
+            entry.problem = LineError("The answer has no choice.", status_code=502)
+        return usage
+
+    def _drawn(self, want: _Want, index: int, choice: Choice) -> tuple[CompletionRecord, dspy.Prediction | None]:
+        with dspy.context(send_stream=None, callbacks=[]):
+            prediction, failure = want.ready.read(choice, self._secrets)
+        record = _record(
+            want.ask,
+            index,
+            text=choice.text,
+            fields=None if prediction is None else encode_prediction(prediction),
+            failure=failure,
+            usage=choice.usage,
+            seed=choice.seed,
+        )
+        return record, prediction
 
     # -- second requests
 
-    def _judge(self, answers: Sequence[Answer], wants: Mapping[PullKey, _Want]) -> None:
+    def _judge(self, answered: Sequence[_Entry]) -> None:
         """Decide which completions are asked for again and which have failed, after all jobs of a round are over.
 
         Raises:
             LMRefused: A request was refused as every other one would be.
         """
-        for problem in (a.problem for a in answers):
+        for entry in answered:
+            problem, want = entry.problem, entry.want
             if problem is not None and (problem.status_code in _FATAL or is_fatal(problem)):
                 raise LMRefused(f"The provider refuses every request: {self._line(problem)}")
-        switched = self._learn_n(answers)
-        for want in (wants[key] for key in dict.fromkeys(a.entry.line.pull for a in answers)):
-            if want.ready.lm.model in switched:
-                want.problem = None
+            want.drawn += entry.drawn
+            came = {record.index for record, _ in entry.drawn}
+            want.missing = [i for i in want.missing if i not in came]
+            want.problem = problem or want.problem
+        switched = self._learn_n(answered)
+        for want in dict.fromkeys(e.want for e in answered):
+            problem, want.problem = want.problem, None
             if not want.missing or want.ready.lm.model in switched:
                 continue
-            problem = want.problem or LineError("The provider answered with fewer completions than were asked for.")
+            problem = problem or LineError("The provider answered with fewer completions than were asked for.")
             if want.jobs_left > 0 and is_retryable(problem):
                 want.jobs_left -= 1
-                want.problem = None
                 continue
             want.drawn += self._failed(want.ask, want.missing, self._line(problem))
             want.missing = []
 
-    def _learn_n(self, answers: Sequence[Answer]) -> set[str]:
+    def _learn_n(self, answered: Sequence[_Entry]) -> set[str]:
         """Return the models found not to take n in this round: they refuse it, or answer with one choice."""
-        several = [a for a in answers if len(a.entry.line.indices) > 1]
+        several = [e for e in answered if len(e.line.indices) > 1]
         switched = set()
-        for model in {a.entry.ready.lm.model for a in several} - self._took_n:
-            mine = [a for a in several if a.entry.ready.lm.model == model]
-            if any(len(a.drawn) > 1 for a in mine):
+        for model in {e.want.ready.lm.model for e in several} - self._took_n:
+            mine = [e for e in several if e.want.ready.lm.model == model]
+            if any(len(e.drawn) > 1 for e in mine):
                 self._took_n.add(model)
-            elif any(len(a.drawn) == 1 or _may_refuse_n(a.problem) for a in mine):
+            elif any(len(e.drawn) == 1 or _may_refuse_n(e.problem) for e in mine):
                 logger.info("%s does not take n; completions are asked for one by one.", model)
                 switched.add(model)
         self._one_by_one |= switched
@@ -374,18 +452,7 @@ class BatchSampler:
 
     def _failed(self, ask: Ask, indices: Sequence[int], problem: str) -> Drawn:
         """Count completions as failed: nothing was paid for them."""
-        records = [
-            CompletionRecord(
-                round=ask.key[0],
-                position=ask.key[1],
-                index=i,
-                prompt=ask.prompt,
-                query=ask.query,
-                failure=problem,
-                error=True,
-            )
-            for i in indices
-        ]
+        records = [_record(ask, i, failure=problem, error=True) for i in indices]
         self._ledger.extend(records)
         return [(record, None) for record in records]
 
@@ -393,16 +460,28 @@ class BatchSampler:
         return one_line(error, self._secrets)
 
 
+def _record(ask: Ask, index: int, **more: Any) -> CompletionRecord:
+    round, position = ask.key
+    return CompletionRecord(round=round, position=position, index=index, prompt=ask.prompt, query=ask.query, **more)
+
+
+def _no_line(status: JobStatus) -> LineError:
+    """Return the error of a request for which the files of a job have no line."""
+    if status.status == "completed":
+        return LineError("The job's files have no line for the request.", code=_LOST)
+    return LineError(f"The job {status.status} before the request was answered.", code=status.status)
+
+
 def _may_refuse_n(problem: LineError | None) -> bool:
     return problem is not None and problem.status_code in (400, 422) and problem.code not in _NOT_ABOUT_N
 
 
-def _chunks(entries: Sequence[Entry]) -> list[list[Entry]]:
+def _chunks(entries: Sequence[_Entry]) -> list[list[_Entry]]:
     """Divide entries into jobs: one LM each, and no larger than providers take."""
-    chunks: list[list[Entry]] = []
-    for lm in {id(e.ready.lm): None for e in entries}:
+    chunks: list[list[_Entry]] = []
+    for lm in {id(e.want.ready.lm): None for e in entries}:
         size = _MOST_BYTES
-        for entry in (e for e in entries if id(e.ready.lm) == lm):
+        for entry in (e for e in entries if id(e.want.ready.lm) == lm):
             if size + len(entry.content) > _MOST_BYTES or len(chunks[-1]) >= _MOST_LINES:
                 chunks.append([])
                 size = 0

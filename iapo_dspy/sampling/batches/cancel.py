@@ -7,7 +7,7 @@ import os
 import dspy
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, one_line
-from iapo_dspy.sampling.batches.jobs import Jobs, LiteLLMJobs
+from iapo_dspy.sampling.batches.jobs import LiteLLMJobs
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches, read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord
@@ -64,7 +64,7 @@ def cancel_batches(log_dir: str | os.PathLike[str], lm: dspy.BaseLM | None = Non
     return tuple(stopped)
 
 
-async def _stopped(jobs: Jobs, job: str) -> bool:
+async def _stopped(jobs: LiteLLMJobs, job: str) -> bool:
     """Stop a job; False where it is over already."""
     try:
         await jobs.cancel(job)

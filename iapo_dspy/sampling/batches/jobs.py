@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import import_litellm
 
-__all__ = ["JobStatus", "Jobs", "LiteLLMJobs", "check_lm"]
+__all__ = ["JobStatus", "LiteLLMJobs", "check_lm"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,34 +73,6 @@ class JobStatus:
         return f"{self.id}: {self.status}, {self.done} of {self.total} requests"
 
 
-class Jobs(Protocol):
-    """The port to a provider's batch jobs.
-
-    Attributes:
-        url: The address of a request in a line of an input file.
-    """
-
-    url: str
-
-    async def upload(self, content: bytes, name: str) -> str:
-        """Store an input file; return its id. Not billed."""
-
-    async def submit(self, file_id: str, tag: str) -> str:
-        """Start a job with a tag; return its id. Billed from here on; sent once, never silently again."""
-
-    async def look(self, job: str) -> JobStatus:
-        """Return how far a job is."""
-
-    async def find(self, tag: str, since: float) -> str | None:
-        """Return the id of the job with a tag, made after a moment (seconds since 1970); None if there is none."""
-
-    async def fetch(self, file_id: str) -> bytes:
-        """Return a file's content."""
-
-    async def cancel(self, job: str) -> None:
-        """Stop a job; its answers so far stay, and are billed."""
-
-
 def check_lm(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
     """Return the provider of an LM that can be asked by batch jobs, with its address and key.
 
@@ -152,6 +124,9 @@ class LiteLLMJobs:
     Args:
         lm: The language model; only read.
 
+    Attributes:
+        url: The address of a request in a line of an input file.
+
     Raises:
         ConfigurationError: See `check_lm`.
     """
@@ -172,13 +147,13 @@ class LiteLLMJobs:
         self.url = "/chat/completions" if provider == "azure" else "/v1/chat/completions"
 
     async def upload(self, content: bytes, name: str) -> str:
-        """Store an input file."""
+        """Store an input file; return its id. Not billed."""
         file = (name, content, "application/jsonl")
         made = await import_litellm().acreate_file(file=file, purpose="batch", **self._call)
         return str(made.id)
 
     async def submit(self, file_id: str, tag: str) -> str:
-        """Start a job."""
+        """Start a job with a tag; return its id. Billed from here on; sent once, never silently again."""
         # A proxy would try again by itself where its own connection to the provider breaks.
         once = {"extra_body": {"max_retries": 0}} if self._call["custom_llm_provider"] == "litellm_proxy" else {}
         made = await import_litellm().acreate_batch(
@@ -199,7 +174,7 @@ class LiteLLMJobs:
         return _status(found)
 
     async def find(self, tag: str, since: float) -> str | None:
-        """Return the id of the job with a tag."""
+        """Return the id of the job with a tag, made after a moment (seconds since 1970); None if there is none."""
         after: str | None = None
         for _ in range(_PAGES):
             page = await self._list(after)
@@ -236,7 +211,7 @@ class LiteLLMJobs:
         return bytes(found.content)
 
     async def cancel(self, job: str) -> None:
-        """Stop a job."""
+        """Stop a job; its answers so far stay, and are billed."""
         await import_litellm().acancel_batch(batch_id=job, **self._call)
 
 

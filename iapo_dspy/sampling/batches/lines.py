@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -78,15 +78,10 @@ class BatchLine:
         """Its `custom_id`, unique within its job: round, position and first completion."""
         return f"{self.pull[0]}-{self.pull[1]}-{self.indices[0]}"
 
-    def encode(self) -> dict[str, Any]:
-        """Return it as JSON data."""
-        return asdict(self)
-
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> BatchLine:
-        """Return the line that `encode` wrote."""
-        first, second = data["pull"]
-        return cls(**{**data, "pull": (first, second), "indices": tuple(data["indices"])})
+        """Return the line that `dataclasses.asdict` and JSON have made plain."""
+        return cls(**{**data, "pull": tuple(data["pull"]), "indices": tuple(data["indices"])})
 
 
 def make_line(

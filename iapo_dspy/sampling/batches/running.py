@@ -16,7 +16,7 @@ import dspy
 from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
-from iapo_dspy.sampling.batches.jobs import Jobs, JobStatus
+from iapo_dspy.sampling.batches.jobs import JobStatus, LiteLLMJobs
 from iapo_dspy.sampling.batches.lines import LineResult, read_results
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
@@ -121,7 +121,7 @@ class JobRunner:
         self._ledger.flush()
         return record
 
-    async def submit(self, jobs: Jobs, record: BatchRecord, content: bytes) -> BatchRecord:
+    async def submit(self, jobs: LiteLLMJobs, record: BatchRecord, content: bytes) -> BatchRecord:
         """Submit a job whose intention is on disk; return its record with the provider's id.
 
         Raises:
@@ -158,7 +158,7 @@ class JobRunner:
             raise LMRefused(f"The provider refuses batch jobs: {problem}")
         raise BatchJobFailed(f"The provider does not take the batch job {record.tag}: {problem}")
 
-    async def search(self, jobs: Jobs, record: BatchRecord) -> BatchRecord | None:
+    async def search(self, jobs: LiteLLMJobs, record: BatchRecord) -> BatchRecord | None:
         """Look for a job that may have been submitted; None where the provider does not have it."""
         deadline = time.monotonic() + self._settings.settle_seconds
         while True:
@@ -175,7 +175,7 @@ class JobRunner:
         self.write(BatchRecord(tag=record.tag, state="submitted", job=job))
         return replace(record, state="submitted", job=job)
 
-    async def wait(self, jobs: Jobs, record: BatchRecord) -> JobStatus:
+    async def wait(self, jobs: LiteLLMJobs, record: BatchRecord) -> JobStatus:
         """Return when nothing more will come of a job.
 
         Raises:
@@ -205,7 +205,7 @@ class JobRunner:
             await asyncio.sleep(delay)
             delay = min(1.5 * delay, self._settings.poll_seconds)
 
-    async def fetch(self, jobs: Jobs, status: JobStatus) -> dict[str, LineResult]:
+    async def fetch(self, jobs: LiteLLMJobs, status: JobStatus) -> dict[str, LineResult]:
         """Return the results of a job that is over, by `custom_id`."""
         found: dict[str, LineResult] = {}
         for file_id in (status.error_file, status.output_file):

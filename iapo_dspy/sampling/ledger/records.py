@@ -135,7 +135,7 @@ class BatchRecord:
         state: "intended": it is about to be submitted, so the provider may or may not have it. "submitted": it has.
             "closed": its completions are in the ledger, or it will never bring any.
         job: The provider's id of the job; None before it is known.
-        lines: The requests of the job (`BatchLine.encode`); only in the first record of a tag.
+        lines: The requests of the job (`BatchLine`); only in the first record of a tag.
         reserved_tokens: Upper bound of its tokens, where the budget needs one; only in the first record.
         reserved_usd: Upper bound of its dollars; only in the first record.
         status: The last status that the provider gave, once it is closed.

@@ -225,14 +225,10 @@ class Sampler:
             return predictor_call(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
 
     def _read(self, call: PredictorCall, choice: Choice, record: bool) -> Rollout:
-        prediction: dspy.Prediction | None = None
-        failure = None if choice.error is None else self._line(choice.error)
         if choice.error is None:
-            try:
-                prediction = call.parse(choice.output)
-            except Exception as caught:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
-                cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
-                failure = self._line(caught) + cut
+            prediction, failure = call.read(choice, self._secrets)
+        else:
+            prediction, failure = None, self._line(choice.error)
         return Rollout(
             prediction=prediction,
             failure=failure,

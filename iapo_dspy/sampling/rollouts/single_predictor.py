@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
+from iapo_dspy.errors import one_line
 from iapo_dspy.sampling.lm.params import request_params
+from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.types import Decoding
 
 __all__ = ["PredictorCall", "predictor_call", "predictor_of"]
@@ -39,6 +41,14 @@ class PredictorCall:
             self.rendered_signature, self.signature, [output], self.lm, self.config
         )
         return dspy.Prediction.from_completions([value], signature=self.signature)
+
+    def read(self, choice: Choice, secrets: Iterable[str]) -> tuple[dspy.Prediction | None, str | None]:
+        """Return the prediction of a completion; or None, and in one line why it cannot be read."""
+        try:
+            return self.parse(choice.output), None
+        except Exception as error:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
+            cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
+            return None, one_line(error, secrets) + cut
 
 
 def predictor_of(program: Any) -> dspy.Predict | None:

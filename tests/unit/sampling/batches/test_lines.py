@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,7 +203,7 @@ def test_an_answer_is_read_like_any_other() -> None:
 )
 def test_lines_survive_the_ledger(pull: tuple[int, int], indices: list[int], seed: int | None) -> None:
     line = BatchLine(pull=pull, prompt=1, query=2, indices=tuple(indices), seed=seed, tokens=3, usd=0.5)
-    assert BatchLine.decode(json.loads(json.dumps(line.encode()))) == line
+    assert BatchLine.decode(json.loads(json.dumps(asdict(line)))) == line
     assert line.id == f"{pull[0]}-{pull[1]}-{indices[0]}"
 
 
