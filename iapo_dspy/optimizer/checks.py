@@ -131,7 +131,7 @@ def check_judge(judge: dspy.BaseLM | Beside | None, settings: Settings) -> None:
         judge.check_budget(settings.budget, settings.cost.prices)
         return
     try:
-        _check_budget(judge, judge.kwargs, settings)
+        check_budget(judge, judge.kwargs, settings.budget, settings.cost.prices)
     except ConfigurationError as exc:
         raise ConfigurationError(f"The metric asks an LM, whose calls count in the budget. {exc}") from exc
 
@@ -152,13 +152,8 @@ def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:
 
 
 def _check_limits(lm: dspy.BaseLM, params: dict[str, Any], settings: Settings) -> None:
-    _check_budget(lm, params, settings)
+    check_budget(lm, params, settings.budget, settings.cost.prices)
     settings.cost.check(lm)
-
-
-def _check_budget(lm: dspy.BaseLM, params: dict[str, Any], settings: Settings) -> None:
-    budget, prices = settings.budget, settings.cost.prices
-    check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None, prices=prices)
 
 
 def check_resources(prompts: Sequence[Prompt], settings: Settings) -> None:

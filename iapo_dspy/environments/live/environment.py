@@ -20,8 +20,8 @@ from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
-from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
-from iapo_dspy.sampling.rollouts.pipeline import Upstreams
+from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord, PullKey
+from iapo_dspy.sampling.rollouts.pipeline import Upstream
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.cost import Cost
@@ -109,7 +109,10 @@ class LiveEnvironment:
         self._round = 0
         self._unjudged = 0
         self._stored = StoredCompletions(ledger)
-        self._upstreams = Upstreams(ledger.calls, ledger.append)
+        known: dict[int, list[CallRecord]] = {}
+        for record in ledger.calls:
+            known.setdefault(record.query, []).append(record)
+        self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in range(len(examples))]
         self._tracker = Tracker(len(prompts), meter=meter, max_errors=max_errors, kept=kept, progress=progress)
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, len(prompts), len(self._examples))
@@ -197,7 +200,8 @@ class LiveEnvironment:
                 tasks[position] = asyncio.ensure_future(self._pull_one(start, drawn.get(start.key), places))
             await asyncio.gather(*tasks.values())
         except BaseException:
-            self._upstreams.cancel()
+            for upstream in self._upstreams:
+                upstream.cancel()
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)

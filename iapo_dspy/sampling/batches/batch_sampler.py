@@ -45,7 +45,7 @@ from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.prepare import quiet_adapter
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
-from iapo_dspy.sampling.spending.pricing import Price, Prices, batch_price
+from iapo_dspy.sampling.spending.pricing import Price, Prices
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
@@ -70,13 +70,9 @@ class Ask:
     """A request for completions of one pull.
 
     Attributes:
-        key: Round and position.
-        prompt: Index of the prompt.
-        query: Index of the query.
-        missing: Which of the pull's completions.
+        key: Round and position of the pull.
+        missing: Which of the pull's completions are asked for.
         program: A single predictor.
-        inputs: Its keyword arguments.
-        decoding: How it decodes.
     """
 
     key: PullKey
@@ -290,7 +286,7 @@ class BatchSampler:
 
         def make() -> tuple[LiteLLMJobs, Price | None]:
             self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs)})
-            return LiteLLMJobs(lm), batch_price(lm, self._settings.discount, self._prices)
+            return LiteLLMJobs(lm), self._settings.price_of(lm, self._prices)
 
         return self._terms.get(lm, make)
 

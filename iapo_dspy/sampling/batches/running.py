@@ -16,6 +16,7 @@ import dspy
 from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, one_line
+from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.batches.jobs import JobStatus, LiteLLMJobs
 from iapo_dspy.sampling.batches.lines import LineResult, read_results
 from iapo_dspy.sampling.concurrency.retrying import retrying
@@ -57,16 +58,16 @@ class BatchAPI:
     settle_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name, least in (("poll_seconds", 0.0), ("timeout_hours", 0.0), ("settle_seconds", -1e-9)):
+        for name, positive in (("poll_seconds", True), ("timeout_hours", True), ("settle_seconds", False)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value < float("inf"):
+            if not is_number(value) or value < 0 or (positive and not value):
                 raise ConfigurationError(
-                    f"BatchAPI {name}={value!r}: give a finite number{' > 0' if not least else ''}."
+                    f"BatchAPI {name}={value!r}: give a finite number {'>' if positive else '>='} 0."
                 )
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise ConfigurationError(f"BatchAPI retries={self.retries!r}: give a whole number >= 0.")
         share = self.discount
-        if share is not None and (isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1):
+        if share is not None and not (is_number(share) and 0 <= share < 1):
             raise ConfigurationError(f"BatchAPI discount={share!r}: give the share saved, e.g. 0.5, or leave it out.")
 
     def price_of(self, lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:

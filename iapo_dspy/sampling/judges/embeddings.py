@@ -102,8 +102,8 @@ async def request_embeddings(
         ConfigurationError: The budget cannot be held; see `EmbeddingRequest.check_budget`.
         Exception: The last attempt failed.
     """
-    if meter.limits is not None:
-        request.check_budget(meter.limits, prices)
+    if meter.budget is not None:
+        request.check_budget(meter.budget, prices)
 
     async def attempt() -> Embeddings:
         async with contextlib.nullcontext() if gate is None else gate():

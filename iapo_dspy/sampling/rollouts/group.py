@@ -2,7 +2,7 @@
 
 The rollouts of a pull run in threads of their own. Their LM calls arrive at a `Group`, which counts: as soon as every
 unfinished rollout waits for an LM, equal calls are put together and sent, one request for each set of equal calls. No
-clock is involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety
+clock is involved, so the number of requests is the same on a fast and on a slow machine. `_PATIENCE` is only a safety
 net: a rollout may wait for something that another one holds, such as a lock, and would hold up all of them.
 """
 
@@ -25,7 +25,8 @@ from iapo_dspy.sampling.concurrency.loop import Mailbox, background_loop
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import canonical, limit_output, max_output_tokens
 from iapo_dspy.sampling.lm.refusals import is_fatal
-from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Exchange
+from iapo_dspy.sampling.requests.history import Recorder
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
@@ -33,6 +34,7 @@ from iapo_dspy.types import Decoding
 __all__ = ["Aborted", "Group", "Seat"]
 
 T = TypeVar("T")
+_PATIENCE = 1.0  # seconds without any news after which waiting requests are sent, all present or not
 
 
 class Aborted(BaseException):
@@ -122,8 +124,7 @@ class Group:
         key: Names the pull; equal keys give equal seeds.
         completer: Finds the completer of an LM.
         decoding: Applies to every LM call of the pull.
-        recorder: Makes the recorder of an LM; None where nothing is recorded.
-        patience: Seconds without any news after which waiting requests are sent, all present or not.
+        record: Whether requests are written to DSPy's history.
         longest: Seconds that a program may work without asking an LM; None does not limit it.
         most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
         upstream: Given for pipelines around an inner module: the answers to the calls before that module. The decoding
@@ -137,8 +138,7 @@ class Group:
         key: Any,
         completer: Callable[[dspy.BaseLM], Completer],
         decoding: Decoding | None = None,
-        recorder: Callable[[dspy.BaseLM], Callable[[Exchange], None]] | None = None,
-        patience: float = 1.0,
+        record: bool = False,
         longest: float | None = None,
         most_tokens: int | None = None,
         upstream: Upstream | None = None,
@@ -147,11 +147,9 @@ class Group:
         self._upstream = upstream
         self.decoding = decoding
         self.fatal: BaseException | None = None
-        self.records = recorder is not None
+        self.records = record
         self._key = key
         self._completer = completer
-        self._recorder = recorder
-        self._patience = patience
         self._longest = longest
         self._most_tokens = most_tokens
         self._watch: asyncio.TimerHandle | None = None
@@ -256,17 +254,17 @@ class Group:
             # One turn of the loop later, because a rollout may hand in several calls at a time.
             self._loop.call_soon(self._send_if_ready)
         elif self._timer is None and self._waiting and not self._holds():
-            self._timer = self._loop.call_later(self._patience, self._lose_patience)
+            self._timer = self._loop.call_later(_PATIENCE, self._lose_patience)
 
     def _lose_patience(self) -> None:
         self._timer = None
         if not self._waiting or self._holds():
             return
         quiet = self._loop.time() - self._news
-        if quiet >= self._patience:
+        if quiet >= _PATIENCE:
             self._send()
         else:  # there was news: one timer that looks again costs less than one per piece of news
-            self._timer = self._loop.call_later(self._patience - quiet, self._lose_patience)
+            self._timer = self._loop.call_later(_PATIENCE - quiet, self._lose_patience)
 
     def _ready(self) -> bool:
         return bool(self._waiting) and not self._thinking and not self._holds()
@@ -365,7 +363,7 @@ class Group:
             params=ticket.params,
             key=self._key,
             first=first,
-            record=self._recorder(ticket.lm) if self._recorder else None,
+            record=Recorder(ticket.lm) if self.records else None,
         )
         try:
             choices = await self._completer(ticket.lm).complete(request)

@@ -22,7 +22,7 @@ from iapo_dspy.sampling.lm.params import canonical, generation_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.rollout import InnerCall
 
-__all__ = ["WATCH", "InnerModule", "Phase", "Upstream", "Upstreams", "Watch", "call_of", "current_watch"]
+__all__ = ["WATCH", "InnerModule", "Phase", "Upstream", "Watch", "call_of", "current_watch"]
 
 Phase = Literal["before", "inside", "after"]
 
@@ -116,7 +116,9 @@ class Upstream:
     ) -> None:
         self.query = query
         self._keep = keep
-        self._known: dict[Key, Choice] = {(r.call, r.repeat): _choice(r) for r in known}
+        self._known: dict[Key, Choice] = {
+            (r.call, r.repeat): Choice(text=r.text, output=r.output, usage=r.usage, seed=r.seed) for r in known
+        }
         self._open: AsyncOnce[Key, Choice] = AsyncOnce()
 
     async def answer(self, call: str, repeat: int, draw: Callable[[], Coroutine[Any, Any, Choice]]) -> Choice:
@@ -154,43 +156,7 @@ class Upstream:
         self._open.cancel()
 
 
-class Upstreams:
-    """The answers of all queries of a run.
-
-    Args:
-        known: The answers that earlier processes of the run got.
-        keep: Told of every answer before it is used.
-    """
-
-    def __init__(self, known: Iterable[CallRecord], keep: Callable[[CallRecord], None]) -> None:
-        self._keep = keep
-        self._stored: dict[int, list[CallRecord]] = {}
-        for record in known:
-            self._stored.setdefault(record.query, []).append(record)
-        self._made: dict[int, Upstream] = {}
-
-    def __getitem__(self, query: int) -> Upstream:
-        """Return those of one query."""
-        if query not in self._made:
-            self._made[query] = Upstream(query, known=self._stored.pop(query, ()), keep=self._keep)
-        return self._made[query]
-
-    def cancel(self) -> None:
-        """Cancel the requests that are in flight."""
-        for upstream in self._made.values():
-            upstream.cancel()
-
-
 def call_of(lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str:
     """Return a hash that is equal for equal requests in every process; keys and addresses have no part in it."""
     text = canonical([lm.model, list(messages), generation_params(params)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _choice(record: CallRecord) -> Choice:
-    return Choice(
-        text=record.text,
-        output=record.output,
-        usage=record.usage,
-        seed=record.seed,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,21 +51,20 @@ def prepare(program: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Pre
     attributes.
     """
     state = state_of(program)
-    lms = {id(lm): lm for lm in _bound_lms(program)}
+    lms = {id(v): v for m in _modules(program) for v in vars(m).values() if isinstance(v, dspy.BaseLM)}
     several = any(p.config.get("n") or p.config.get("num_generations") for p in predictors_of(program))
     kept = tuple(x for p in predictors_of(program) for x in (p.signature, p.demos, p.lm))
     if not lms and not several:
         return Prepared(program=program, originals={}, state=state, kept=kept)
-    stand_ins = {key: stand_in(lm) for key, lm in lms.items()}
-    # deepcopy finds the stand-ins where it would copy the LMs, however deep they lie (bound methods, tools).
-    memo: dict[int, Any] = dict(stand_ins)
+    stand_ins: dict[int, Any] = {key: stand_in(lm) for key, lm in lms.items()}
     try:
-        copied = copy.deepcopy(program, memo)
+        # deepcopy finds the stand-ins where it would copy the LMs, however deep they lie (bound methods, tools).
+        copied = copy.deepcopy(program, dict(stand_ins))
     except Exception as error:  # noqa: BLE001 - locks and clients refuse in many ways; sharing them is right then
         logger.debug("A %s is shared instead of copied (%s).", type(program).__name__, type(error).__name__)
-        copied = _clone(program, dict(stand_ins))
+        copied = _clone(program, stand_ins)
     originals: dict[int, Any] = {}
-    for (_, mine), (_, theirs) in zip(_modules(copied), _modules(program), strict=True):
+    for mine, theirs in zip(_modules(copied), _modules(program), strict=True):
         mine.callbacks = theirs.callbacks
         if isinstance(mine, dspy.Predict):
             originals[id(mine)] = theirs
@@ -103,8 +102,7 @@ def format_once(adapter: Any) -> Any:
     write = adapter.format
 
     def format(signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        plain = all(type(value) in _PLAIN for value in inputs.values())
-        if not plain:
+        if not all(type(value) in _PLAIN for value in inputs.values()):
             return list(write(signature, demos, inputs))
         kept = tuple(demos)  # kept beside the messages, so that no other object gets one of these ids
         key = (id(signature), tuple(map(id, kept)), tuple((k, type(v), v) for k, v in inputs.items()))
@@ -120,18 +118,13 @@ def format_once(adapter: Any) -> Any:
     return quiet
 
 
-def _modules(program: Any) -> list[tuple[str, Any]]:
-    return list(program.named_sub_modules()) if isinstance(program, BaseModule) else []
+def _modules(program: Any) -> list[Any]:
+    return [m for _, m in program.named_sub_modules()] if isinstance(program, BaseModule) else []
 
 
 def predictors_of(program: Any) -> list[Any]:
     """Return every predictor of a program; unlike `named_predictors`, also those of sub-modules marked as compiled."""
-    return [m for _, m in _modules(program) if isinstance(m, dspy.Predict)]
-
-
-def _bound_lms(program: Any) -> Iterator[dspy.BaseLM]:
-    for _, module in _modules(program):
-        yield from (v for v in vars(module).values() if isinstance(v, dspy.BaseLM))
+    return [m for m in _modules(program) if isinstance(m, dspy.Predict)]
 
 
 def _clone(value: Any, memo: dict[int, Any]) -> Any:

@@ -17,6 +17,7 @@ from dspy.primitives.base_module import BaseModule
 from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRefused, one_line
+from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
@@ -58,8 +59,6 @@ class Sampler:
             configured to something else than DSPy's default of 8, else 64.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
-        patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
-            have not come to theirs; see `group`.
         rollout_timeout: Seconds that a program of the general path may work without asking an LM, > 0, after which
             its rollout counts as failed and its thread is left to itself; None does not limit it. Waiting for an LM
             does not count.
@@ -75,7 +74,6 @@ class Sampler:
         max_concurrency: int | None = None,
         timeout: float | None = None,
         seed: int = 0,
-        patience: float = 1.0,
         rollout_timeout: float | None = None,
         completer: Callable[[dspy.BaseLM], Completer] | None = None,
         prices: Prices | None = None,
@@ -92,7 +90,6 @@ class Sampler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
         self._settings: dict[str, Any] = {"timeout": timeout, "seed": seed, "prices": prices}
-        self._patience = patience
         self._rollout_timeout = rollout_timeout
         self._make = completer
         self._secrets: tuple[str, ...] = ()
@@ -153,8 +150,7 @@ class Sampler:
                         key=key,
                         completer=self._completer,
                         decoding=decoding,
-                        recorder=Recorder if record else None,
-                        patience=self._patience,
+                        record=record,
                         longest=self._rollout_timeout,
                         most_tokens=most_tokens,
                         upstream=upstream,
@@ -341,8 +337,7 @@ class Sampler:
 
 def check_timeout(value: Any) -> None:
     """Refuse a `rollout_timeout` that is neither None nor a finite number > 0."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and 0 < value < float("inf")):
+    if value is not None and not (is_number(value) and value > 0):
         raise ConfigurationError(f"rollout_timeout={value!r}: give seconds > 0, or None for no limit.")
 
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["Budget", "Meter", "RequestMeter", "Reservation", "Spent"]
@@ -46,15 +47,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in (("completions", self.completions), ("tokens", self.tokens)):
-            if value is None and name == "tokens":
+            if name == "tokens" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"Budget {name}={value!r}: give a whole number >= 1.")
         for name, amount in (("usd", self.usd), ("seconds", self.seconds)):
-            if amount is None:
-                continue
-            number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-            if not number or not math.isfinite(amount) or amount <= 0:
+            if amount is not None and not (is_number(amount) and amount > 0):
                 raise ConfigurationError(f"Budget {name}={amount!r}: give a finite number > 0, or leave it out.")
 
     @classmethod
@@ -115,20 +113,16 @@ class Spent:
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
+@dataclass(eq=False, slots=True)
 class Reservation:
     """A share of a budget that nobody else can spend until it is settled or released; either works once."""
 
-    __slots__ = ("_meter", "_open", "completions", "judge", "picodollars", "tokens")
-
-    def __init__(
-        self, meter: Meter, completions: int = 0, tokens: int = 0, picodollars: int = 0, judge: bool = False
-    ) -> None:
-        self._meter = meter
-        self._open = True
-        self.judge = judge
-        self.completions = completions
-        self.tokens = tokens
-        self.picodollars = picodollars
+    _meter: Meter
+    completions: int = 0
+    tokens: int = 0
+    picodollars: int = 0
+    judge: bool = False
+    _open: bool = True
 
     def settle(self, *, completions: int = 0, requests: int = 0, usage: Usage | None = None) -> None:
         """Replace the reservation by the real spending; dollars that are not known count as 0."""
@@ -136,15 +130,14 @@ class Reservation:
             return
         self._open = False
         usage = usage or Usage()
-        read, written, usd = int(usage.prompt_tokens), int(usage.completion_tokens), usage.usd or 0.0
-        spent = Spent(
-            completions=completions, requests=requests, prompt_tokens=read, completion_tokens=written, usd=usd
-        )
-        if self.judge:
-            spent += Spent(
-                judge_requests=requests, judge_prompt_tokens=read, judge_completion_tokens=written, judge_usd=usd
-            )
-        self._meter._close(self, spent)
+        took: dict[str, Any] = {
+            "requests": requests,
+            "prompt_tokens": int(usage.prompt_tokens),
+            "completion_tokens": int(usage.completion_tokens),
+            "usd": usage.usd or 0.0,
+        }
+        judges = {f"judge_{name}": value for name, value in took.items()} if self.judge else {}
+        self._meter._close(self, Spent(completions=completions, **took, **judges))
 
     def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
         """Count the whole reservation as spent: the bill of a request that timed out is not known."""
@@ -164,7 +157,7 @@ class RequestMeter(Protocol):
     """The part of a meter that completers use."""
 
     @property
-    def limits(self) -> Budget | None:
+    def budget(self) -> Budget | None:
         """The budget; None counts without limiting."""
 
     @property
@@ -222,11 +215,6 @@ class Meter:
             with self._lock:
                 spent, reserved = self._spent_now(), self._reserved_now()
             self._journal(spent, reserved)
-
-    @property
-    def limits(self) -> Budget | None:
-        """The budget; None counts without limiting."""
-        return self.budget
 
     @property
     def judges(self) -> RequestMeter:
@@ -364,8 +352,8 @@ class _Judges:
         self._meter = meter
 
     @property
-    def limits(self) -> Budget | None:
-        return self._meter.limits
+    def budget(self) -> Budget | None:
+        return self._meter.budget
 
     @property
     def bounds_requests(self) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.preferences import RESOURCES, is_number
 from iapo_dspy.sampling.spending.pricing import Prices, price_of
 from iapo_dspy.sampling.spending.usage import Usage
 
@@ -93,8 +92,7 @@ class Cost:
             given["completion_tokens" if prices is None else "usd"] = 1.0
         for name, value in given.items():
             value = 0.0 if value is None else value
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise ConfigurationError(f"Cost({name}={value!r}): give a finite number >= 0.")
             object.__setattr__(self, name, float(value))
         if not any(getattr(self, name) for name in _UNITS):
@@ -148,8 +146,7 @@ class Cost:
             raise ConfigurationError(
                 "usd_per_million=None: give dollars per million (input, output) tokens, such as (0.15, 0.60)."
             )
-        weights = {name: getattr(self, name) for name in _UNITS}
-        return Cost(**weights, usd_per_million=usd_per_million)
+        return replace(self, usd_per_million=usd_per_million)
 
     def check(self, lm: dspy.BaseLM) -> None:
         """Refuse an LM whose completions have no known cost, before anything is sent.

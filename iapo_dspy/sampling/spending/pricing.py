@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.lm.params import canonical, import_litellm, max_output_tokens
-from iapo_dspy.sampling.spending.budget import RequestMeter, Reservation
+from iapo_dspy.sampling.spending.budget import Budget, RequestMeter, Reservation
 from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = [
@@ -92,15 +92,12 @@ class Prices:
 
 def _pair(value: Any) -> tuple[float, float]:
     pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    numbers = [
-        v for v in pair if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and v >= 0
-    ]
-    if len(pair) != 2 or len(numbers) != 2:
+    if len(pair) != 2 or not all(is_number(rate) and rate >= 0 for rate in pair):
         raise ConfigurationError(
             f"usd_per_million={value!r}: give dollars per million (input, output) tokens, such as (0.15, 0.60), or a "
             "mapping from model strings to such pairs."
         )
-    return float(numbers[0]), float(numbers[1])
+    return float(pair[0]), float(pair[1])
 
 
 def price_of(lm: dspy.BaseLM, prices: Prices | None = None) -> Price | None:
@@ -151,21 +148,19 @@ def _table_price(model: str) -> Price | None:
     )
 
 
-def check_budget(
-    lm: dspy.BaseLM, params: Mapping[str, Any], *, tokens: bool, usd: bool, prices: Prices | None = None
-) -> None:
+def check_budget(lm: dspy.BaseLM, params: Mapping[str, Any], budget: Budget, prices: Prices | None = None) -> None:
     """Refuse a budget that cannot be held, before anything is sent.
 
     Raises:
         ConfigurationError: The budget limits tokens or dollars, but a completion's length is not limited; or it
             limits dollars, and the price is unknown.
     """
-    if (tokens or usd) and max_output_tokens(params) is None:
+    if (budget.tokens is not None or budget.usd is not None) and max_output_tokens(params) is None:
         raise ConfigurationError(
             f"A budget of tokens or dollars needs a limit on the length of a completion, and {lm.model!r} has none. "
             "Set it: dspy.LM(..., max_tokens=1000), or Decoding(max_tokens=1000)."
         )
-    if usd and price_of(lm, prices) is None:
+    if budget.usd is not None and price_of(lm, prices) is None:
         raise ConfigurationError(
             f"A budget of dollars needs a price, and LiteLLM knows none for {lm.model!r}. Set it: "
             "IAPO(cost=Cost(usd_per_million=(0.15, 0.60))), or dspy.LM(..., input_cost_per_token=1e-7, "
@@ -209,10 +204,10 @@ async def reserve_request(
         BudgetExceeded: It does not fit into the budget.
         ConfigurationError: See `check_budget`.
     """
-    budget = meter.limits
+    budget = meter.budget
     if budget is None or not meter.bounds_requests:
         return await meter.areserve(), 0
-    check_budget(lm, params, tokens=budget.tokens is not None, usd=budget.usd is not None, prices=prices)
+    check_budget(lm, params, budget, prices)
     prompt, completion = prompt_bound(messages, params), n * (max_output_tokens(params) or 0)
     price = price_of(lm, prices) if budget.usd is not None else None
     usd = price.bound(prompt, completion) if price is not None else 0.0

@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iapo_dspy.sampling.lm.params import canonical, import_litellm
+from iapo_dspy.sampling.lm.params import canonical
+from iapo_dspy.sampling.spending.pricing import count_text, count_tokens
 from iapo_dspy.sampling.spending.usage import Usage
 
 __all__ = ["FirstChoiceCheck", "check_usage", "pieces", "whole_text"]
@@ -98,10 +99,9 @@ def check_usage(
         return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, recounted=recounted)
     if not full and not messages:
         return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
-    counter = import_litellm().token_counter
     if not (isinstance(prompt_tokens, int) and prompt_tokens > 0):
-        prompt_tokens = int(counter(model=model, messages=list(messages)))
-    counted = sum(int(counter(model=model, text=text)) for text in full)
+        prompt_tokens = count_tokens(model, messages)
+    counted = sum(count_text(model, text) for text in full)
     logger.debug("The usage that %s reports for %d choices cannot be right; it was recounted.", model, len(texts))
     return Usage(prompt_tokens=prompt_tokens, completion_tokens=max(counted, least), recounted=True)
 
