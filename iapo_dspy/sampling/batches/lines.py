@@ -98,17 +98,7 @@ def make_line(
     """Return the line that asks for some completions of a pull.
 
     A pull that is asked for as a whole gets the seed that an ordinary request would have, so that jobs draw the same
-    completions.
-
-    Args:
-        pull: Round and position.
-        prompt: Index of the prompt.
-        query: Index of the query.
-        indices: Which completions.
-        ready: The rendered request.
-        price: The job's price.
-        bounded: Whether the budget needs upper bounds.
-        alone: Whether the provider does not take n.
+    completions. `bounded` says whether the budget needs upper bounds, and `alone` that the provider does not take n.
     """
     seed = seed_of(ready.lm, list(pull), ready.messages, indices[0])
     tokens, usd = 0, 0.0
@@ -160,13 +150,7 @@ def chat_body(
 
 
 def write_line(line: BatchLine, body: Mapping[str, Any], *, url: str) -> bytes:
-    """Return a line of a job's input file.
-
-    Args:
-        line: Names the request.
-        body: The request.
-        url: Where it goes, relative to the provider's address.
-    """
+    """Return a line of a job's input file; `url` is relative to the provider's address."""
     entry = {"custom_id": line.id, "method": "POST", "url": url, "body": body}
     return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
@@ -210,13 +194,7 @@ def _result(line: Mapping[str, Any]) -> LineResult:
 def read_choices(
     ready: PredictorCall, line: BatchLine, body: Mapping[str, Any], price: Price | None
 ) -> tuple[list[Choice], Usage]:
-    """Read one answer.
-
-    Args:
-        ready: The request that it answers.
-        line: Its line.
-        body: The answer.
-        price: The job's price.
+    """Read one answer, at the job's price.
 
     Returns:
         At most as many choices as were asked for, each with its share of the usage; and the usage of the whole request.

@@ -91,14 +91,7 @@ class BatchAPI:
 
 
 class JobRunner:
-    """Submits jobs and waits for them.
-
-    Args:
-        settings: How.
-        ledger: Learns of every state of a job before anything else happens.
-        notify: Called with a few words about the job that is waited for.
-        secrets: Keys to keep out of messages.
-    """
+    """Submits jobs and waits for them. The ledger learns of every state of a job before anything else happens."""
 
     def __init__(
         self,

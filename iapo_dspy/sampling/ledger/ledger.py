@@ -187,24 +187,20 @@ class Ledger(LedgerPort):
         path = folder / "ledger.jsonl"
         plain = without_secrets(jsonable(dict(settings or {})))
         header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
-        lock = acquire(folder / "ledger.lock")
-        try:
-            with contextlib.ExitStack() as undo:
-                file = undo.enter_context(path.open("a+b"))
-                lines = _read_lines(file, path)
-                if lines:
-                    _check_header(lines[0], header, path)
-                ledger = cls(path, file, lock)
-                if lines:
-                    ledger._load(lines[1:])
-                else:
-                    ledger._write([{"kind": "header", **header}])
-                    ledger.flush()
-                undo.pop_all()
-                return ledger
-        except BaseException:
-            lock.release()
-            raise
+        with contextlib.ExitStack() as undo:
+            lock = acquire(folder / "ledger.lock")
+            undo.callback(lock.release)
+            file = undo.enter_context(path.open("a+b"))
+            lines = _read_lines(file, path)
+            ledger = cls(path, file, lock)
+            if lines:
+                _check_header(lines[0], header, path)
+                ledger._load(lines[1:])
+            else:
+                ledger._write([{"kind": "header", **header}])
+                ledger.flush()
+            undo.pop_all()
+            return ledger
 
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
         """Write records, all or none; see `LedgerPort.extend`."""

@@ -20,7 +20,7 @@ from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
 from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
-from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
+from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices, price_of, reserve_request
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.sampling.spending.usage_check import check_usage, whole_text
@@ -47,13 +47,13 @@ class CallableCompleter:
         lm: dspy.BaseLM,
         *,
         gate: Gate,
-        meter: RequestMeter | None = None,
+        meter: RequestMeter,
         timeout: float | None = None,
         prices: Prices | None = None,
     ) -> None:
         self._lm = lm
         self._gate = gate
-        self._meter: RequestMeter = meter or Meter()
+        self._meter = meter
         self._timeout = timeout
         self._prices = prices
         self._price = price_of(lm, prices)
@@ -69,13 +69,13 @@ class CallableCompleter:
         ]
 
     async def _call(self, request: CompletionRequest, index: int) -> Choice:
-        params, seed = dict(request.params), seed_of(self._lm, request.key, request.messages, index)
+        params, own = dict(request.params), self._lm.kwargs
+        seed = seed_of(self._lm, request.key, request.messages, index)
         if seed is not None:
             params["seed"] = seed
-        for name in ("input_cost_per_token", "output_cost_per_token"):
-            params.pop(name, None)
         # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
-        params = {k: v for k, v in params.items() if k not in self._lm.kwargs or self._lm.kwargs[k] != v}
+        prices = ("input_cost_per_token", "output_cost_per_token")
+        params = {k: v for k, v in params.items() if k not in prices and (k not in own or own[k] != v)}
         async with self._gate() as slot:
             reservation, prompt = await reserve_request(
                 self._meter, self._lm, request.messages, request.params, 1, self._prices
@@ -135,8 +135,7 @@ def completer_for(
     lm: dspy.BaseLM,
     *,
     gate: Gate,
-    meter: RequestMeter | None = None,
-    num_retries: int | None = None,
+    meter: RequestMeter,
     timeout: float | None = None,
     seed: int = 0,
     prices: Prices | None = None,
@@ -144,18 +143,8 @@ def completer_for(
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
     if dspy.settings.get(METERING) is None:
         lm = getattr(lm, "metered_lm", lm)  # a judge's wrapper, used as an ordinary LM
-    replicated = isinstance(lm, ReplicatedLM)
-    if replicated or _litellm_reaches(lm):
-        return LiteLLMCompleter(
-            lm,
-            gate=gate,
-            meter=meter,
-            num_retries=num_retries,
-            timeout=timeout,
-            seed=seed,
-            prices=prices,
-            send=lm.acompletion if replicated else None,
-        )
+    if isinstance(lm, ReplicatedLM) or _litellm_reaches(lm):
+        return LiteLLMCompleter(lm, gate=gate, meter=meter, timeout=timeout, seed=seed, prices=prices)
     return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout, prices=prices)
 
 

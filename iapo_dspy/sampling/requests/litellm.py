@@ -8,7 +8,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -28,9 +28,10 @@ from iapo_dspy.sampling.lm.refusals import (
     raise_fatal,
     retry_after,
 )
+from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange
-from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Reservation
+from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices, billed, price_of, reserve_request
 from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck
 
@@ -59,12 +60,10 @@ class LiteLLMCompleter:
     Args:
         lm: The language model; only read.
         gate: Bounds the HTTP requests in flight.
-        meter: Reserves and counts tokens and dollars; None does not count.
-        num_retries: Attempts after the first one; None takes the LM's.
+        meter: Reserves and counts tokens and dollars.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts.
         prices: The user's own prices.
-        send: Takes the place of `litellm.acompletion`, such as a Router's.
     """
 
     def __init__(
@@ -72,18 +71,15 @@ class LiteLLMCompleter:
         lm: dspy.BaseLM,
         *,
         gate: Gate,
-        meter: RequestMeter | None = None,
-        num_retries: int | None = None,
+        meter: RequestMeter,
         timeout: float | None = None,
         seed: int = 0,
         prices: Prices | None = None,
-        send: Callable[..., Coroutine[Any, Any, Any]] | None = None,
     ) -> None:
         self._lm = lm
-        self._ask = send
         self._gate = gate
-        self._meter: RequestMeter = meter or Meter()
-        self._retries = lm.num_retries if num_retries is None else num_retries
+        self._meter = meter
+        self._retries: int = lm.num_retries
         self._timeout = timeout
         self._rng = random.Random(seed)
         self._prices = prices
@@ -100,8 +96,7 @@ class LiteLLMCompleter:
         asked = request.first
         while (missing := request.n - len(choices)) > 0:
             most = self._most_n if self._takes_n(request.params) else 1
-            whole, rest = divmod(missing, most)
-            sizes = [most] * whole + [rest] * bool(rest)
+            sizes = [min(most, missing - i) for i in range(0, missing, most)]
             draws = [self._draw(request, size, asked + i) for i, size in enumerate(sizes)]
             results = [await draws[0]] if len(draws) == 1 else await asyncio.gather(*draws, return_exceptions=True)
             raise_fatal([r for r in results if isinstance(r, BaseException)])
@@ -187,39 +182,6 @@ class LiteLLMCompleter:
                 raise
             latency = time.perf_counter() - start
             slot.succeeded()
-        return self._read(request, params, response, n, seed, latency, reservation)
-
-    def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Coroutine[Any, Any, Any]:
-        sent = {
-            k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
-        }
-        timeout = self._timeout or params.get("timeout") or _TIMEOUT
-        if n > 1:
-            sent["n"] = n
-        litellm = import_litellm()
-        if litellm.cache is not None:  # asking for no cache costs time even where there is none
-            sent["cache"] = {"no-cache": True, "no-store": True}
-        sent |= without_retries(request.model, params)
-        call = (self._ask or litellm.acompletion)(
-            model=request.model,
-            messages=list(request.messages),
-            num_retries=0,
-            timeout=timeout,
-            **sent,
-        )
-        limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
-        return within(call, limit)
-
-    def _read(
-        self,
-        request: CompletionRequest,
-        params: dict[str, Any],
-        response: Any,
-        n: int,
-        seed: int | None,
-        latency: float,
-        reservation: Reservation,
-    ) -> list[Choice]:
         try:
             told = getattr(response, "usage", None)
             reported = getattr(told, "prompt_tokens", None), getattr(told, "completion_tokens", None)
@@ -244,3 +206,25 @@ class LiteLLMCompleter:
         # A single completion does not show whether completions share a prompt; that depends on whether n is taken.
         shared = len(reading.outputs) > 1 or (n == 1 and self._takes_n(params))
         return replace(reading, usage=usage).choices(n, shared=shared, price=self._price, seed=seed)
+
+    def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Coroutine[Any, Any, Any]:
+        sent = {
+            k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
+        }
+        timeout = self._timeout or params.get("timeout") or _TIMEOUT
+        if n > 1:
+            sent["n"] = n
+        litellm = import_litellm()
+        if litellm.cache is not None:  # asking for no cache costs time even where there is none
+            sent["cache"] = {"no-cache": True, "no-store": True}
+        sent |= without_retries(request.model, params)
+        send = self._lm.acompletion if isinstance(self._lm, ReplicatedLM) else litellm.acompletion
+        call = send(
+            model=request.model,
+            messages=list(request.messages),
+            num_retries=0,
+            timeout=timeout,
+            **sent,
+        )
+        limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
+        return within(call, limit)

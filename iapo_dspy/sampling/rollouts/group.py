@@ -25,7 +25,7 @@ from iapo_dspy.sampling.concurrency.loop import Mailbox, background_loop
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import canonical, limit_output, max_output_tokens
 from iapo_dspy.sampling.lm.refusals import is_fatal
-from iapo_dspy.sampling.requests.history import Recorder
+from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
 from iapo_dspy.sampling.spending.usage import Usage
@@ -363,7 +363,7 @@ class Group:
             params=ticket.params,
             key=self._key,
             first=first,
-            record=Recorder(ticket.lm) if self.records else None,
+            record=recorder(ticket.lm) if self.records else None,
         )
         try:
             choices = await self._completer(ticket.lm).complete(request)

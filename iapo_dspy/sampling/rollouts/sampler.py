@@ -26,7 +26,7 @@ from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings, r
 from iapo_dspy.sampling.lm.params import deployment_of, limit_output
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
-from iapo_dspy.sampling.requests.history import Recorder
+from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
 from iapo_dspy.sampling.rollouts.pipeline import WATCH, Upstream
@@ -162,7 +162,7 @@ class Sampler:
                     n=m,
                     params=limit_output(call.params, call.lm.model, most_tokens),
                     key=key,
-                    record=Recorder(call.lm) if record else None,
+                    record=recorder(call.lm) if record else None,
                 )
                 choices = await self._completer(call.lm).complete(request)
                 with _heard(record):

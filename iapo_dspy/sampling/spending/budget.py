@@ -187,14 +187,14 @@ class Meter:
         self.budget = None if budget is None else Budget.of(budget)
         self._clock = clock
         self._start = clock() - (spent.seconds if spent else 0.0)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._spent = spent or Spent()
         self._pico = round(self._spent.usd * _PICO)
         self._judge_pico = round(self._spent.judge_usd * _PICO)
         self._reserved_completions = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
-        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiters: list[asyncio.Future[None]] = []
         self._journal: Callable[[Spent, Spent], None] | None = None
         self._journal_lock = threading.Lock()
 
@@ -213,7 +213,7 @@ class Meter:
             return
         with self._journal_lock:  # the order of the entries is the order in which they were true
             with self._lock:
-                spent, reserved = self._spent_now(), self._reserved_now()
+                spent, reserved = self.spent, self.reserved
             self._journal(spent, reserved)
 
     @property
@@ -230,28 +230,22 @@ class Meter:
     def spent(self) -> Spent:
         """The spending so far."""
         with self._lock:
-            return self._spent_now()
+            return replace(
+                self._spent,
+                usd=self._pico / _PICO,
+                judge_usd=self._judge_pico / _PICO,
+                seconds=self._clock() - self._start,
+            )
 
     @property
     def reserved(self) -> Spent:
         """The reservations of this moment; the tokens stand under `completion_tokens`."""
         with self._lock:
-            return self._reserved_now()
-
-    def _spent_now(self) -> Spent:
-        return replace(
-            self._spent,
-            usd=self._pico / _PICO,
-            judge_usd=self._judge_pico / _PICO,
-            seconds=self._clock() - self._start,
-        )
-
-    def _reserved_now(self) -> Spent:
-        return Spent(
-            completions=self._reserved_completions,
-            completion_tokens=self._reserved_tokens,
-            usd=self._reserved_pico / _PICO,
-        )
+            return Spent(
+                completions=self._reserved_completions,
+                completion_tokens=self._reserved_tokens,
+                usd=self._reserved_pico / _PICO,
+            )
 
     @property
     def exhausted(self) -> bool:
@@ -287,21 +281,22 @@ class Meter:
             try:
                 return self.reserve(tokens=tokens, usd=usd, judge=judge)
             except BudgetExceeded:
-                loop = asyncio.get_running_loop()
-                waiter: asyncio.Future[None] = loop.create_future()
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 with self._lock:
                     nothing_in_flight = not self._reserved_tokens and not self._reserved_pico
                     if nothing_in_flight and self._obstacle(0, tokens, pico) is None:
                         continue
                     if nothing_in_flight or self._obstacle(0, tokens, pico, spent_only=True) is not None:
                         raise
-                    self._waiters.append((loop, waiter))
+                    self._waiters.append(waiter)
             await waiter
 
     def charge(self, spent: Spent) -> None:
         """Count spending that had no reservation, such as the stored completions of a resumed run."""
         with self._lock:
-            self._add(spent)
+            self._pico += _picodollars(spent.usd)
+            self._judge_pico += _picodollars(spent.judge_usd)
+            self._spent += spent
 
     def _obstacle(self, completions: int, tokens: int, pico: int, *, spent_only: bool = False) -> str | None:
         """Say which limit an addition would exceed, None if it fits. Needs no lock to be safe, only to be exact."""
@@ -322,17 +317,12 @@ class Meter:
             return f"The {budget.seconds} seconds of the budget are over."
         return None
 
-    def _add(self, spent: Spent) -> None:
-        self._pico += _picodollars(spent.usd)
-        self._judge_pico += _picodollars(spent.judge_usd)
-        self._spent += spent
-
     def _close(self, reservation: Reservation, spent: Spent) -> None:
         with self._lock:
             self._reserved_completions -= reservation.completions
             self._reserved_tokens -= reservation.tokens
             self._reserved_pico -= reservation.picodollars
-            self._add(spent)
+            self.charge(spent)
             waiters, self._waiters = self._waiters, []
         beyond = []
         if self.bounds_requests and spent.tokens > reservation.tokens > 0:
@@ -341,8 +331,10 @@ class Meter:
             beyond.append(f"{spent.completions} completions instead of at most {reservation.completions}")
         if beyond:
             logger.warning("A request took more than its upper bound: %s.", "; ".join(beyond))
-        for loop, waiter in waiters:
-            _wake(loop, waiter)
+        for waiter in waiters:
+            loop = waiter.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_wake, waiter)
 
 
 class _Judges:
@@ -368,10 +360,6 @@ def _picodollars(usd: float) -> int:
     return math.ceil(round(usd * _PICO, 3))
 
 
-def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None]) -> None:
-    def finish(*_: Any) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(finish)
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 __all__ = ["Usage"]
 
+_ADDED = ("prompt_tokens", "completion_tokens", "shared_tokens", "shared_completion_tokens", "shared_usd")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
@@ -60,24 +62,13 @@ class Usage:
         if not (self.unpriced or other.unpriced or (self.usd is None and other.usd is None)):
             usd = (self.usd or 0.0) + (other.usd or 0.0)
         return Usage(
-            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
-            completion_tokens=self.completion_tokens + other.completion_tokens,
             usd=usd,
-            shared_tokens=self.shared_tokens + other.shared_tokens,
-            shared_completion_tokens=self.shared_completion_tokens + other.shared_completion_tokens,
-            shared_usd=self.shared_usd + other.shared_usd,
             latency_s=max(self.latency_s, other.latency_s),
             recounted=self.recounted or other.recounted,
+            **{name: getattr(self, name) + getattr(other, name) for name in _ADDED},
         )
 
     def share(self, n: int) -> Usage:
         """Return the usage of each of n >= 1 completions: an n-th of everything but the latency."""
-        return replace(
-            self,
-            prompt_tokens=self.prompt_tokens / n,
-            completion_tokens=self.completion_tokens / n,
-            usd=None if self.usd is None else self.usd / n,
-            shared_tokens=self.shared_tokens / n,
-            shared_completion_tokens=self.shared_completion_tokens / n,
-            shared_usd=self.shared_usd / n,
-        )
+        parts = {name: getattr(self, name) / n for name in _ADDED}
+        return replace(self, usd=None if self.usd is None else self.usd / n, **parts)
