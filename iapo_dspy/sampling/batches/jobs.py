@@ -87,7 +87,17 @@ def check_lm(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
         )
     if lm.model_type != "chat":
         raise ConfigurationError(f"{kind} with model_type={lm.model_type!r}; batch jobs need model_type='chat'.")
-    provider, base, key = _provider(lm)
+    given = lm.kwargs.get("api_base") or lm.kwargs.get("base_url")
+    try:  # as LiteLLM resolves them for completions, from the environment too
+        _, provider, key, base = import_litellm().get_llm_provider(
+            model=lm.model, custom_llm_provider=lm.kwargs.get("custom_llm_provider"), api_base=given
+        )
+    except Exception as error:
+        raise ConfigurationError(
+            f"LiteLLM knows no provider of {lm.model!r}; batch jobs need one of {', '.join(PROVIDERS)}: "
+            "dspy.LM('openai/gpt-4o-mini')."
+        ) from error
+    base, key = given or base, lm.kwargs.get("api_key") or key
     if provider not in PROVIDERS:
         why = _REFUSED.get(provider, "LiteLLM has no batch API for it")
         raise ConfigurationError(
@@ -100,22 +110,7 @@ def check_lm(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
             f"{lm.model!r} has no address: give dspy.LM({lm.model!r}, api_base='http://...'). vLLM's own server has no "
             "batch endpoints; LiteLLM's proxy in front of it has."
         )
-    return provider, base, key
-
-
-def _provider(lm: dspy.BaseLM) -> tuple[str, str | None, str | None]:
-    """Return the provider, its address and key as LiteLLM resolves them for completions, from the environment too."""
-    given = lm.kwargs.get("api_base") or lm.kwargs.get("base_url")
-    try:
-        _, provider, key, base = import_litellm().get_llm_provider(
-            model=lm.model, custom_llm_provider=lm.kwargs.get("custom_llm_provider"), api_base=given
-        )
-    except Exception as error:
-        raise ConfigurationError(
-            f"LiteLLM knows no provider of {lm.model!r}; batch jobs need one of {', '.join(PROVIDERS)}: "
-            "dspy.LM('openai/gpt-4o-mini')."
-        ) from error
-    return str(provider), given or base, lm.kwargs.get("api_key") or key
+    return str(provider), base, key
 
 
 class LiteLLMJobs:

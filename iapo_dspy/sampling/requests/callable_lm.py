@@ -69,13 +69,15 @@ class CallableCompleter:
         ]
 
     async def _call(self, request: CompletionRequest, index: int) -> Choice:
-        params, own = dict(request.params), self._lm.kwargs
-        seed = seed_of(self._lm, request.key, request.messages, index)
-        if seed is not None:
-            params["seed"] = seed
+        seed, own = seed_of(self._lm, request.key, request.messages, index), self._lm.kwargs
+        params = {**request.params, **({} if seed is None else {"seed": seed})}
         # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
-        prices = ("input_cost_per_token", "output_cost_per_token")
-        params = {k: v for k, v in params.items() if k not in prices and (k not in own or own[k] != v)}
+        known = {
+            "input_cost_per_token",
+            "output_cost_per_token",
+            *(k for k in params if k in own and own[k] == params[k]),
+        }
+        params = {k: v for k, v in params.items() if k not in known}
         async with self._gate() as slot:
             reservation, prompt = await reserve_request(
                 self._meter, self._lm, request.messages, request.params, 1, self._prices

@@ -2,7 +2,7 @@
 
 The rollouts of a pull run in threads of their own. Their LM calls arrive at a `Group`, which counts: as soon as every
 unfinished rollout waits for an LM, equal calls are put together and sent, one request for each set of equal calls. No
-clock is involved, so the number of requests is the same on a fast and on a slow machine. `_PATIENCE` is only a safety
+clock is involved, so the number of requests is the same on a fast and on a slow machine. `patience` is only a safety
 net: a rollout may wait for something that another one holds, such as a lock, and would hold up all of them.
 """
 
@@ -34,7 +34,6 @@ from iapo_dspy.types import Decoding
 __all__ = ["Aborted", "Group", "Seat"]
 
 T = TypeVar("T")
-_PATIENCE = 1.0  # seconds without any news after which waiting requests are sent, all present or not
 
 
 class Aborted(BaseException):
@@ -125,6 +124,7 @@ class Group:
         completer: Finds the completer of an LM.
         decoding: Applies to every LM call of the pull.
         record: Whether requests are written to DSPy's history.
+        patience: Seconds without any news after which waiting requests are sent, all present or not.
         longest: Seconds that a program may work without asking an LM; None does not limit it.
         most_tokens: Output tokens that each rollout may take, all its LM calls together; None does not limit them.
         upstream: Given for pipelines around an inner module: the answers to the calls before that module. The decoding
@@ -139,6 +139,7 @@ class Group:
         completer: Callable[[dspy.BaseLM], Completer],
         decoding: Decoding | None = None,
         record: bool = False,
+        patience: float = 1.0,
         longest: float | None = None,
         most_tokens: int | None = None,
         upstream: Upstream | None = None,
@@ -148,6 +149,7 @@ class Group:
         self.decoding = decoding
         self.fatal: BaseException | None = None
         self.records = record
+        self._patience = patience
         self._key = key
         self._completer = completer
         self._longest = longest
@@ -254,17 +256,17 @@ class Group:
             # One turn of the loop later, because a rollout may hand in several calls at a time.
             self._loop.call_soon(self._send_if_ready)
         elif self._timer is None and self._waiting and not self._holds():
-            self._timer = self._loop.call_later(_PATIENCE, self._lose_patience)
+            self._timer = self._loop.call_later(self._patience, self._lose_patience)
 
     def _lose_patience(self) -> None:
         self._timer = None
         if not self._waiting or self._holds():
             return
         quiet = self._loop.time() - self._news
-        if quiet >= _PATIENCE:
+        if quiet >= self._patience:
             self._send()
         else:  # there was news: one timer that looks again costs less than one per piece of news
-            self._timer = self._loop.call_later(_PATIENCE - quiet, self._lose_patience)
+            self._timer = self._loop.call_later(self._patience - quiet, self._lose_patience)
 
     def _ready(self) -> bool:
         return bool(self._waiting) and not self._thinking and not self._holds()

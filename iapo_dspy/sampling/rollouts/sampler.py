@@ -59,6 +59,8 @@ class Sampler:
             configured to something else than DSPy's default of 8, else 64.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
+        patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
+            have not come to theirs; see `group`.
         rollout_timeout: Seconds that a program of the general path may work without asking an LM, > 0, after which
             its rollout counts as failed and its thread is left to itself; None does not limit it. Waiting for an LM
             does not count.
@@ -74,6 +76,7 @@ class Sampler:
         max_concurrency: int | None = None,
         timeout: float | None = None,
         seed: int = 0,
+        patience: float = 1.0,
         rollout_timeout: float | None = None,
         completer: Callable[[dspy.BaseLM], Completer] | None = None,
         prices: Prices | None = None,
@@ -90,6 +93,7 @@ class Sampler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
         self._settings: dict[str, Any] = {"timeout": timeout, "seed": seed, "prices": prices}
+        self._patience = patience
         self._rollout_timeout = rollout_timeout
         self._make = completer
         self._secrets: tuple[str, ...] = ()
@@ -151,6 +155,7 @@ class Sampler:
                         completer=self._completer,
                         decoding=decoding,
                         record=record,
+                        patience=self._patience,
                         longest=self._rollout_timeout,
                         most_tokens=most_tokens,
                         upstream=upstream,

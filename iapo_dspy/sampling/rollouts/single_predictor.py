@@ -56,11 +56,9 @@ def predictor_of(program: Any) -> dspy.Predict | None:
 
     A subclass may do anything in `forward`. So only the exact types count, and classes that say they stand for one.
     """
-    if _kind(program) is dspy.Predict:
-        return program
-    if _kind(program) is dspy.ChainOfThought and _kind(program.predict) is dspy.Predict:
-        return program.predict
-    return None
+    if _kind(program) is dspy.ChainOfThought:
+        program = program.predict
+    return program if _kind(program) is dspy.Predict else None
 
 
 def _kind(module: Any) -> type:

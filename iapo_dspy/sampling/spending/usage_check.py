@@ -97,8 +97,6 @@ def check_usage(
     if sound and completion_tokens >= least:
         recounted = completion_tokens != told
         return Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens, recounted=recounted)
-    if not full and not messages:
-        return Usage(prompt_tokens=0, completion_tokens=0, recounted=True)
     if not (isinstance(prompt_tokens, int) and prompt_tokens > 0):
         prompt_tokens = count_tokens(model, messages)
     counted = sum(count_text(model, text) for text in full)
