@@ -117,12 +117,7 @@ def chat_body(
 ) -> dict[str, Any]:
     """Return the body that LiteLLM would send for a request, without the connection's settings and keys.
 
-    Args:
-        lm: The language model; its provider decides the form.
-        messages: The prompt.
-        params: The request's settings (`params.request_params`).
-        n: Completions.
-        seed: Sent where it is not None.
+    The LM's provider decides the form; `params` are the request's settings (`params.request_params`).
     """
     litellm = import_litellm()
     from litellm.types.utils import LlmProviders, all_litellm_params

@@ -155,7 +155,7 @@ class Ledger(LedgerPort):
         self._file = file
         self._lock_file = lock
         self._unsynced = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @classmethod
     def open(
@@ -212,14 +212,16 @@ class Ledger(LedgerPort):
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""
         with self._lock:
-            self._sync()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._unsynced = 0
 
     def close(self) -> None:
         """Flush, close the file and let another process in. Closing twice is fine."""
         with self._lock:
             if self._file.closed:
                 return
-            self._sync()
+            self.flush()
             self._file.close()
             self._lock_file.release()
 
@@ -233,12 +235,7 @@ class Ledger(LedgerPort):
             self._file.flush()
             self._unsynced += len(records)
             if self._unsynced >= _SYNC_EVERY:
-                self._sync()
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._unsynced = 0
+                self.flush()
 
     def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
         records = [decode_record(line) for line in lines]

@@ -20,11 +20,7 @@ __all__ = ["Reading", "read_response", "seed_of"]
 def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
     """Return the seed of a request, made from the LM's own seed; None where the LM has none.
 
-    Args:
-        lm: The language model.
-        key: Names what is drawn for.
-        messages: The prompt.
-        index: How many identical requests were made before.
+    `key` names what is drawn for, and `index` says how many identical requests were made before.
     """
     base = lm.kwargs.get("seed")
     if isinstance(base, bool) or not isinstance(base, int):
@@ -82,15 +78,9 @@ def read_response(
     reported: tuple[Any, Any],
     first_choice: FirstChoiceCheck | None = None,
 ) -> Reading:
-    """Read LiteLLM's response to one request.
+    """Read LiteLLM's response to a request with these settings and this prompt.
 
-    Args:
-        lm: The language model that was asked.
-        response: The response.
-        params: The settings that were sent.
-        messages: The prompt that was sent.
-        reported: Prompt and completion tokens as the server says.
-        first_choice: Remembers how the server counts; see `check_usage`.
+    `reported` are the prompt and completion tokens as the server says; see `check_usage`, also for `first_choice`.
 
     Raises:
         Exception: It is not a chat completion.

@@ -84,7 +84,6 @@ class LiteLLMCompleter:
         self._rng = random.Random(seed)
         self._prices = prices
         self._price = price_of(lm, prices)
-        self._own_price = lm.kwargs.get("input_cost_per_token") is not None or bool(prices and prices.of(lm.model))
         self._first_choice = FirstChoiceCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
@@ -188,7 +187,7 @@ class LiteLLMCompleter:
             reading = read_response(
                 self._lm, response, params, request.messages, reported=reported, first_choice=self._first_choice
             )
-            usd = billed(response, reading.usage, self._price, own=self._own_price)
+            usd = billed(response, reading.usage, self._price)
         except BaseException:
             reservation.forfeit(requests=1)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -44,6 +44,7 @@ class Price:
     completion: float
     prompt_bound: float
     completion_bound: float
+    own: bool = False  # the user's, or of the LM's settings; not of LiteLLM's table
 
     def of(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Return the dollars of one request."""
@@ -122,7 +123,7 @@ def price_of_model(
 
 def _flat(prompt: Any, completion: Any) -> Price:
     read, written = float(prompt or 0.0), float(completion or 0.0)
-    return Price(prompt=read, completion=written, prompt_bound=read, completion_bound=written)
+    return Price(prompt=read, completion=written, prompt_bound=read, completion_bound=written, own=True)
 
 
 @functools.lru_cache(maxsize=256)
@@ -224,13 +225,13 @@ def count_tokens(model: str, messages: Sequence[Mapping[str, Any]]) -> int:
     return int(import_litellm().token_counter(model=model, messages=list(messages)))
 
 
-def billed(response: Any, usage: Usage, price: Price | None, *, own: bool) -> float | None:
+def billed(response: Any, usage: Usage, price: Price | None) -> float | None:
     """Return the dollars of one request, None where the price is unknown.
 
-    LiteLLM's own sum includes discounts for cached prompt tokens. Ours is used for the user's prices (`own`) and for
-    usage that was recounted.
+    LiteLLM's own sum includes discounts for cached prompt tokens. Ours is used for the user's prices and for usage that
+    was recounted.
     """
-    if not own and not usage.recounted:
+    if not usage.recounted and not (price is not None and price.own):
         cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
         if isinstance(cost, (int, float)):
             return float(cost)
@@ -253,12 +254,12 @@ def batch_price(lm: dspy.BaseLM, discount: float | None = None, prices: Prices |
     if price is None:
         return None
     read = write = 1.0 - (discount or 0.0)
-    own = lm.kwargs.get("input_cost_per_token") is not None or (prices is not None and prices.of(lm.model) is not None)
-    if discount is None and not own:
+    if discount is None and not price.own:
         info = import_litellm().get_model_info(lm.model)
         read = _share(info.get("input_cost_per_token_batches"), price.prompt)
         write = _share(info.get("output_cost_per_token_batches"), price.completion)
-    return Price(
+    return replace(
+        price,
         prompt=price.prompt * read,
         completion=price.completion * write,
         prompt_bound=price.prompt_bound * read,

@@ -110,6 +110,8 @@ def test_the_price_of_jobs() -> None:
     assert known is not None and full is not None
     assert known.completion == full.completion  # the table has a batch price for its input only
     assert batch_price(dspy.LM("openai/unknown")) is None
+    given = batch_price(dspy.LM("openai/unknown", output_cost_per_token=4.0))
+    assert given is not None and (given.prompt, given.completion) == (0.0, 4.0)
 
 
 @pytest.mark.parametrize(
