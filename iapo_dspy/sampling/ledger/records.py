@@ -174,7 +174,10 @@ _USAGE: dict[type, tuple[str, ...]] = {
 def encode_record(record: Record) -> dict[str, Any]:
     """Return a record as one line's JSON data. Usage and spending are flat in it."""
     if isinstance(record, SpentRecord):
-        return {"kind": "spent", **_encode_spent(record)}
+        spent = {name: value for name, value in asdict(record.spent).items() if name != "completions"}
+        judges = {name: spent.pop(name) for name in list(spent) if name.startswith("judge_")}
+        reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
+        return {"kind": "spent", **spent, "finished": record.finished, **reserved, **judges}
     line: dict[str, Any] = {"kind": _KINDS[type(record)]}
     for f in fields(record):
         value = getattr(record, f.name)
@@ -198,11 +201,3 @@ def decode_record(line: Mapping[str, Any]) -> Record | None:
         values["usage"] = Usage(**{name: line[name] for name in _USAGE[cls] if name in line})
     record: Record = cls(**values)
     return record
-
-
-def _encode_spent(record: SpentRecord) -> dict[str, Any]:
-    spent = asdict(record.spent)
-    del spent["completions"]
-    tasks = {name: value for name, value in spent.items() if not name.startswith("judge_")}
-    reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
-    return {**tasks, "finished": record.finished, **reserved, **spent}

@@ -12,16 +12,14 @@ from typing import Any
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
-from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
 from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter
-from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
-from iapo_dspy.sampling.spending.budget import RequestMeter
-from iapo_dspy.sampling.spending.pricing import Prices, price_of, reserve_request
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Terms
+from iapo_dspy.sampling.spending.pricing import price_of, reserve_request
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.sampling.spending.usage_check import check_usage, whole_text
 
@@ -36,27 +34,13 @@ class CallableCompleter:
 
     Args:
         lm: The language model. It is never changed; its history is only written when a request is recorded.
-        gate: Bounds the calls in flight.
-        meter: Reserves and counts tokens and dollars.
-        timeout: Seconds per call; None leaves it to the LM.
-        prices: The user's own prices.
+        terms: How it is asked.
     """
 
-    def __init__(
-        self,
-        lm: dspy.BaseLM,
-        *,
-        gate: Gate,
-        meter: RequestMeter,
-        timeout: float | None = None,
-        prices: Prices | None = None,
-    ) -> None:
+    def __init__(self, lm: dspy.BaseLM, terms: Terms) -> None:
         self._lm = lm
-        self._gate = gate
-        self._meter = meter
-        self._timeout = timeout
-        self._prices = prices
-        self._price = price_of(lm, prices)
+        self._terms = terms
+        self._price = price_of(lm, terms.prices)
         self._is_async = _has_async_form(lm)
 
     async def complete(self, request: CompletionRequest) -> list[Choice]:
@@ -78,14 +62,16 @@ class CallableCompleter:
             *(k for k in params if k in own and own[k] == params[k]),
         }
         params = {k: v for k, v in params.items() if k not in known}
-        async with self._gate() as slot:
+        async with self._terms.gate() as slot:
             reservation, prompt = await reserve_request(
-                self._meter, self._lm, request.messages, request.params, 1, self._prices
+                self._terms.meter, self._lm, request.messages, request.params, 1, self._terms.prices
             )
             start = time.perf_counter()
             try:
                 with _usage(recorded=request.record is not None) as tracker:
-                    outputs = await asyncio.wait_for(self._outputs(request.messages, params, index), self._timeout)
+                    outputs = await asyncio.wait_for(
+                        self._outputs(request.messages, params, index), self._terms.timeout
+                    )
             except BaseException as error:
                 reservation.forfeit(requests=1, prompt_tokens=prompt)
                 if is_throttled(error):
@@ -94,7 +80,7 @@ class CallableCompleter:
             latency = time.perf_counter() - start
             slot.succeeded()
         usage = _total(tracker)
-        if usage.recounted and self._meter.bounds_requests:
+        if usage.recounted and self._terms.meter.bounds_requests:
             # An LM that reports no tokens must not escape a budget of tokens.
             usage = check_usage(
                 model=request.model,
@@ -133,21 +119,12 @@ class CallableCompleter:
         return await in_thread(call)
 
 
-def completer_for(
-    lm: dspy.BaseLM,
-    *,
-    gate: Gate,
-    meter: RequestMeter,
-    timeout: float | None = None,
-    seed: int = 0,
-    prices: Prices | None = None,
-) -> Completer:
+def completer_for(lm: dspy.BaseLM, terms: Terms) -> Completer:
     """Return the completer that fits an LM: LiteLLM directly wherever it can reach the model, else the LM itself."""
     if dspy.settings.get(METERING) is None:
         lm = getattr(lm, "metered_lm", lm)  # a judge's wrapper, used as an ordinary LM
-    if isinstance(lm, ReplicatedLM) or _litellm_reaches(lm):
-        return LiteLLMCompleter(lm, gate=gate, meter=meter, timeout=timeout, seed=seed, prices=prices)
-    return CallableCompleter(lm, gate=gate, meter=meter, timeout=timeout, prices=prices)
+    reached = isinstance(lm, ReplicatedLM) or _litellm_reaches(lm)
+    return LiteLLMCompleter(lm, terms) if reached else CallableCompleter(lm, terms)
 
 
 def _litellm_reaches(lm: dspy.BaseLM) -> bool:

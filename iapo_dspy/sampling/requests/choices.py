@@ -30,17 +30,11 @@ def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], in
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The content of one chat completion.
+    """The content of one chat completion."""
 
-    Attributes:
-        outputs: Its choices as DSPy adapters expect them.
-        reasons: Why each of them ended, as the provider says.
-        usage: The tokens of the request.
-    """
-
-    outputs: Sequence[Any]
-    reasons: Sequence[str | None]
-    usage: Usage
+    outputs: Sequence[Any]  # its choices as DSPy adapters expect them
+    reasons: Sequence[str | None]  # why each of them ended, as the provider says
+    usage: Usage  # of the request
 
     def choices(self, n: int, *, shared: bool, price: Price | None, seed: int | None) -> list[Choice]:
         """Return the first n choices, each with its share of the usage.

@@ -16,7 +16,6 @@ import dspy
 from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import IAPOError
-from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.loop import within
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.lm.params import import_litellm, supports_n, without_retries
@@ -30,9 +29,8 @@ from iapo_dspy.sampling.lm.refusals import (
 )
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
-from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange
-from iapo_dspy.sampling.spending.budget import RequestMeter
-from iapo_dspy.sampling.spending.pricing import Prices, billed, price_of, reserve_request
+from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange, Terms
+from iapo_dspy.sampling.spending.pricing import billed, price_of, reserve_request
 from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck
 
 __all__ = ["LiteLLMCompleter"]
@@ -59,31 +57,16 @@ class LiteLLMCompleter:
 
     Args:
         lm: The language model; only read.
-        gate: Bounds the HTTP requests in flight.
-        meter: Reserves and counts tokens and dollars.
-        timeout: Seconds per attempt; None takes the LM's, or ten minutes.
-        seed: Seed of the jitter between attempts.
-        prices: The user's own prices.
+        terms: How it is asked. Without a timeout of theirs, the LM's holds, or ten minutes.
     """
 
-    def __init__(
-        self,
-        lm: dspy.BaseLM,
-        *,
-        gate: Gate,
-        meter: RequestMeter,
-        timeout: float | None = None,
-        seed: int = 0,
-        prices: Prices | None = None,
-    ) -> None:
+    def __init__(self, lm: dspy.BaseLM, terms: Terms) -> None:
         self._lm = lm
-        self._gate = gate
-        self._meter = meter
+        self._terms = terms
+        self._gate = terms.gate
         self._retries: int = lm.num_retries
-        self._timeout = timeout
-        self._rng = random.Random(seed)
-        self._prices = prices
-        self._price = price_of(lm, prices)
+        self._rng = random.Random(terms.seed)
+        self._price = price_of(lm, terms.prices)
         self._first_choice = FirstChoiceCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
@@ -164,7 +147,7 @@ class LiteLLMCompleter:
     ) -> list[Choice]:
         async with self._gate() as slot:
             reservation, prompt = await reserve_request(
-                self._meter, self._lm, request.messages, request.params, n, self._prices
+                self._terms.meter, self._lm, request.messages, request.params, n, self._terms.prices
             )
             start = time.perf_counter()
             try:
@@ -210,7 +193,7 @@ class LiteLLMCompleter:
         sent = {
             k: v for k, v in params.items() if k not in ("input_cost_per_token", "output_cost_per_token", "timeout")
         }
-        timeout = self._timeout or params.get("timeout") or _TIMEOUT
+        timeout = self._terms.timeout or params.get("timeout") or _TIMEOUT
         if n > 1:
             sent["n"] = n
         litellm = import_litellm()

@@ -30,9 +30,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.spending.budget import RequestMeter
+from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange"]
+__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "Terms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,25 @@ class CompletionRequest:
     key: Any = ()
     first: int = 0
     record: Callable[[Exchange], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The terms on which an LM is asked.
+
+    Attributes:
+        gate: Bounds the requests in flight.
+        meter: Reserves and counts tokens and dollars.
+        timeout: Seconds per attempt; None leaves it to the LM.
+        seed: Seed of the jitter between attempts.
+        prices: The user's own prices.
+    """
+
+    gate: Gate
+    meter: RequestMeter
+    timeout: float | None = None
+    seed: int = 0
+    prices: Prices | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,14 +27,14 @@ from iapo_dspy.sampling.lm.params import deployment_of, limit_output
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.requests.history import recorder
-from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
+from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Terms
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
 from iapo_dspy.sampling.rollouts.pipeline import WATCH, Upstream
 from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
-from iapo_dspy.sampling.spending.budget import Meter
+from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding
 
@@ -92,7 +92,8 @@ class Sampler:
         self.max_concurrency = max_concurrency
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
-        self._settings: dict[str, Any] = {"timeout": timeout, "seed": seed, "prices": prices}
+        self._timeout = timeout
+        self._seed = seed
         self._patience = patience
         self._rollout_timeout = rollout_timeout
         self._make = completer
@@ -186,8 +187,7 @@ class Sampler:
         To be awaited on the sampling loop.
         """
         self._bind()
-        meter = self.meter.judges
-        completer = self._judges.get(lm, lambda: completer_for(lm, gate=self._gate, meter=meter, **self._settings))
+        completer = self._judges.get(lm, lambda: completer_for(lm, self._terms(self._gate, self.meter.judges)))
         return await completer.complete(request)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -330,11 +330,14 @@ class Sampler:
             if self._make is not None:
                 return self._make(lm)
             if isinstance(lm, SamplingLM):  # inside a rollout: its requests wait at the outer gate
-                return CallableCompleter(lm, gate=Gate(_UNBOUNDED), meter=self.meter)
+                return CallableCompleter(lm, Terms(gate=Gate(_UNBOUNDED), meter=self.meter))
             gate = self._gates.setdefault(deployment_of(lm), Gate(self.max_concurrency, within=self._gate))
-            return completer_for(lm, gate=gate, meter=self.meter, **self._settings)
+            return completer_for(lm, self._terms(gate, self.meter))
 
         return self._completers.get(lm, make)
+
+    def _terms(self, gate: Gate, meter: RequestMeter) -> Terms:
+        return Terms(gate=gate, meter=meter, timeout=self._timeout, seed=self._seed, prices=self._prices)
 
     def _line(self, error: BaseException) -> str:
         return one_line(error, self._secrets)
