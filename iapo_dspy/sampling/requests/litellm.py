@@ -201,12 +201,6 @@ class LiteLLMCompleter:
             sent["cache"] = {"no-cache": True, "no-store": True}
         sent |= without_retries(request.model, params)
         send = self._lm.acompletion if isinstance(self._lm, ReplicatedLM) else litellm.acompletion
-        call = send(
-            model=request.model,
-            messages=list(request.messages),
-            num_retries=0,
-            timeout=timeout,
-            **sent,
-        )
+        call = send(model=request.model, messages=list(request.messages), num_retries=0, timeout=timeout, **sent)
         limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
         return within(call, limit)

@@ -31,21 +31,13 @@ class PredictorCall:
     config: dict[str, Any]
     params: dict[str, Any]
 
-    def parse(self, output: Any) -> dspy.Prediction:
-        """Read one completion on its own.
-
-        Raises:
-            Exception: The adapter cannot read it.
-        """
-        (value,) = self.adapter._call_postprocess(
-            self.rendered_signature, self.signature, [output], self.lm, self.config
-        )
-        return dspy.Prediction.from_completions([value], signature=self.signature)
-
     def read(self, choice: Choice, secrets: Iterable[str]) -> tuple[dspy.Prediction | None, str | None]:
-        """Return the prediction of a completion; or None, and in one line why it cannot be read."""
+        """Return the prediction of a completion; or None, and in one line why the adapter cannot read it."""
         try:
-            return self.parse(choice.output), None
+            (value,) = self.adapter._call_postprocess(
+                self.rendered_signature, self.signature, [choice.output], self.lm, self.config
+            )
+            return dspy.Prediction.from_completions([value], signature=self.signature), None
         except Exception as error:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
             cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
             return None, one_line(error, secrets) + cut

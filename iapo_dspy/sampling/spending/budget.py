@@ -337,11 +337,11 @@ class Meter:
                 loop.call_soon_threadsafe(_wake, waiter)
 
 
+@dataclass(frozen=True)
 class _Judges:
     """A meter's share for judges; see `Meter.judges`."""
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    _meter: Meter
 
     @property
     def budget(self) -> Budget | None:

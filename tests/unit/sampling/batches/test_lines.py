@@ -190,7 +190,8 @@ def test_an_answer_is_read_like_any_other() -> None:
             "usage": {"prompt_tokens": 10, "completion_tokens": 30, "total_tokens": 40}}  # fmt: skip
     price = Price(prompt=1.0, completion=2.0, prompt_bound=1.0, completion_bound=2.0)
     found, usage = read_choices(request, line, body, price)
-    assert [request.parse(c.output).answer for c in found] == ["0", "1"]  # more than were asked for are left out
+    predictions = [request.read(choice, ())[0] for choice in found]
+    assert [p.answer for p in predictions if p is not None] == ["0", "1"]  # more than were asked for are left out
     assert (usage.prompt_tokens, usage.completion_tokens, usage.usd) == (10, 30, 70.0)  # but they are billed
     assert [(c.usage.prompt_tokens, c.usage.completion_tokens, c.usage.usd) for c in found] == [(5.0, 15.0, 35.0)] * 2
     assert read_choices(request, line, {**body, "choices": []}, price)[0] == []
