@@ -20,7 +20,7 @@ __all__ = ["Reading", "read_response", "seed_of"]
 def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
     """Return the seed of a request, made from the LM's own seed; None where the LM has none.
 
-    `key` names what is drawn for, and `index` says how many identical requests were made before.
+    `key` names the draw, and `index` says how many identical requests were made before.
     """
     base = lm.kwargs.get("seed")
     if isinstance(base, bool) or not isinstance(base, int):

@@ -285,7 +285,7 @@ class Sampler:
         try:
             prediction, trace = await seat.group.start(seat, run)
             if not isinstance(prediction, dspy.Prediction):
-                failure, error = f"TypeError: the program returned {type(prediction).__name__}, no Prediction", True
+                failure, error = f"TypeError: the program returned {type(prediction).__name__}, not a Prediction", True
                 prediction = None
         except Exception as caught:  # noqa: BLE001 - a rollout that raises is a failed completion
             failure = self._line(caught)

@@ -179,7 +179,7 @@ def test_plain_function_and_wrong_result() -> None:
         bad = draw(sampler, lambda question: "text", QUESTION, 2, key=0)
     assert [r.ok for r in good] == [True] * 3
     assert server.requests == 1
-    assert [r.failure for r in bad] == ["TypeError: the program returned str, no Prediction"] * 2
+    assert [r.failure for r in bad] == ["TypeError: the program returned str, not a Prediction"] * 2
 
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["deepcopy", "unpicklable"])
