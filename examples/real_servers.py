@@ -171,7 +171,7 @@ async def answer(path: Path, heldout: int) -> list[Row]:
             Row(
                 preference=str(preference.name),
                 n=arm.n,
-                instruction=program.policy.label_of(arm.prompt),
+                instruction=program.policy.programs.label(arm.prompt),
                 accuracy=right / heldout,
                 tokens=tokens / heldout,
             )

@@ -55,7 +55,7 @@ measured: dict[tuple[str, Arm], tuple[float, float]] = {}
 async def measure(program: CompiledProgram, preference: Preference) -> tuple[str, Arm, float, float]:
     """Ask every held-out question as an application would; return prompt, arm, accuracy and dollars a question."""
     arm = program.solve(preference)
-    name = program.policy.label_of(arm.prompt)
+    name = program.policy.programs.label(arm.prompt)
     if not name.endswith("]"):  # a run with one LM does not name it
         name += f" [{program.models[0]}]"
     if (name, arm) not in measured:
@@ -70,7 +70,7 @@ async def ask(program: CompiledProgram, example: dspy.Example, preference: Prefe
     try:
         prediction = await program.acall(**example.inputs(), preference=preference)
     except AllCompletionsFailed as failed:
-        model = program.policy.runnable(program.solve(preference).prompt).get_lm().model
+        model = program.policy.programs.runnable(program.solve(preference).prompt).get_lm().model
         rates = zip(USD_PER_MILLION[model], (failed.prompt_tokens, failed.completion_tokens), strict=True)
         return False, sum(rate * tokens / 1e6 for rate, tokens in rates)
     return task.metric(example, prediction), prediction.iapo.usd
@@ -82,7 +82,7 @@ async def main() -> None:
     print("policy of the program that may use both, per worth of one hundredth of accuracy:")
     for preference in PREFERENCES:
         arm = programs["both"].solve(preference)
-        print(f"  {preference.name:<9} N={arm.n:<3} {programs['both'].policy.label_of(arm.prompt)}")
+        print(f"  {preference.name:<9} N={arm.n:<3} {programs['both'].policy.programs.label(arm.prompt)}")
 
     print(f"\n{HELD_OUT} held-out questions; utility is accuracy - dollars x .01 / worth:")
     print(f"{'worth of .01':<14}{'program':<12}{'accuracy':>9}{'$/1000':>9}{'utility':>9}  arm")

@@ -18,7 +18,12 @@ __all__ = ["RESOURCES", "Preference", "is_number", "preference_grid"]
 RESOURCES = ("tokens", "prompt_tokens", "usd", "seconds")
 """Resources of a call, the R axis: output tokens, prompt tokens, dollars, and seconds until its last completion."""
 
-_CAPS = {"max_tokens": "tokens", "max_usd": "usd", "max_latency_s": "seconds"}
+CAPS = {"max_tokens": "tokens", "max_usd": "usd", "max_latency_s": "seconds"}
+"""Hard cap -> the resource that it caps."""
+
+UNITS = {"tokens": "output tokens", "prompt_tokens": "prompt tokens", "usd": "dollars", "seconds": "seconds"}
+"""Resource -> its unit in words."""
+
 _HUNDREDTH = 0.01
 _MOST_POINTS = 10_000
 
@@ -78,7 +83,7 @@ class Preference:
             rates = {k: _weight(v, f"{label}: rate of {k}") for k, v in self.rates.items()}
             rates = {k: v for k, v in sorted(rates.items()) if v}
             object.__setattr__(self, "rates", rates or None)
-        for name in _CAPS:
+        for name in CAPS:
             value = getattr(self, name)
             whole = name != "max_tokens" or (isinstance(value, (int, np.integer)) and value >= 1)
             if value is not None and not (is_number(value) and value > 0 and whole):
@@ -148,18 +153,12 @@ class Preference:
     @property
     def caps(self) -> dict[str, float]:
         """Resource -> most that a call may take of it."""
-        return {unit: float(getattr(self, name)) for name, unit in _CAPS.items() if getattr(self, name) is not None}
+        return {unit: float(getattr(self, name)) for name, unit in CAPS.items() if getattr(self, name) is not None}
 
     @property
     def resources(self) -> frozenset[str]:
         """The resources that it prices or caps by themselves, beside the run's cost."""
         return frozenset([*(self.rates or ()), *self.caps])
-
-    @property
-    def terms(self) -> list[str]:
-        """Its exchange rates and caps in words."""
-        worth = [f"0.01 worth {_HUNDREDTH / v:.4g} {_words(k)}" for k, v in (self.rates or {}).items()]
-        return worth + [f"at most {v:.6g} {_words(k)}" for k, v in self.caps.items()]
 
     def vector(self, objectives: Sequence[str]) -> NDArray[np.float64]:
         """Return the weights [K] in the order of `objectives`.
@@ -193,7 +192,8 @@ class Preference:
         """Return it in words."""
         said = [f"weights {', '.join(f'{k}={v:g}' for k, v in self.weights.items())}"] if self.weights else []
         said += [f"cost weight {self.cost:g}"] if self.cost or not self.rates else []
-        said += self.terms
+        said += [f"0.01 worth {_HUNDREDTH / v:.4g} {UNITS[k]}" for k, v in (self.rates or {}).items()]
+        said += [f"at most {v:.6g} {UNITS[k]}" for k, v in self.caps.items()]
         return f"{self.name or 'unnamed'} ({', '.join(said)})"
 
 
@@ -252,10 +252,6 @@ def preference_grid(
 
 def _short(number: float) -> str:
     return f"{number:.12g}"
-
-
-def _words(unit: str) -> str:
-    return {"tokens": "output tokens", "prompt_tokens": "prompt tokens", "usd": "dollars"}.get(unit, unit)
 
 
 def _weight(value: Any, what: str) -> float:

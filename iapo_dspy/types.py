@@ -21,7 +21,7 @@ another), turned into utility by `cost_scale`. A query costs an overhead once an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -78,15 +78,6 @@ class Stop:
             raise ConfigurationError(f"Stop(confidence={self.confidence!r}): give a number in (0.5, 1], or None.")
         if self.threshold is not None and not is_number(self.threshold):
             raise ConfigurationError(f"Stop(threshold={self.threshold!r}): give a finite number, or None.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON data that `from_dict` reads back."""
-        return {"waves": list(self.waves), "confidence": self.confidence, "threshold": self.threshold}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Stop:
-        """Read data that `to_dict` wrote."""
-        return cls(waves=tuple(data["waves"]), confidence=data["confidence"], threshold=data["threshold"])
 
 
 @dataclass(frozen=True)
@@ -250,9 +241,8 @@ class Pulls:
         return len(self.size)
 
     def __iter__(self) -> Iterator[Pull]:
-        """Yield the pulls one by one."""
-        for p, x, m in zip(self.prompt.tolist(), self.query.tolist(), self.size.tolist(), strict=True):
-            yield Pull(p, x, m)
+        """Return the pulls one by one."""
+        return map(Pull, self.prompt.tolist(), self.query.tolist(), self.size.tolist())
 
     @property
     def completions(self) -> int:

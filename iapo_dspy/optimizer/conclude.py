@@ -11,8 +11,8 @@ from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.mlflow import log_compile
 from iapo_dspy.optimizer.results import make_result
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.program.policy import CompiledPolicy, PromptCosts, rounded
-from iapo_dspy.prompts.prompt_state import prompt_states
+from iapo_dspy.program.policy import CompiledPolicy, rounded
+from iapo_dspy.prompts.prompt import prompt_states
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
     """
     _warn(found)
     plan, outcome, settings = found.plan, found.outcome, found.plan.settings
-    evidence = rounded(outcome.observations)
     policy = CompiledPolicy(
         preferences=settings.preferences,
         arms=outcome.policy.arms,
@@ -39,10 +38,9 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         algorithm=settings.algorithm,
         stopping=settings.stopping,
         strategy=found.strategy.to_dict(),
-        evidence=evidence,
+        evidence=rounded(outcome.observations),
         spent=found.spent.to_dict(),
         cost=settings.cost,
-        prompt_costs=PromptCosts.of(evidence, len(plan.prompts)),
     )
     programs = [p.program for p in plan.prompts]
     program = CompiledProgram(
@@ -68,7 +66,7 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         log_compile(settings.to_dict(), program.detailed_results)
     if plan.pipeline is None:
         return program
-    pipeline = plan.pipeline.deployed(program)
+    pipeline = plan.pipeline.with_inner(program)
     pipeline.detailed_results = program.detailed_results
     return pipeline
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,7 @@ def draw(plan: Plan) -> Findings:
             meter=meter,
             ledger=ledger,
             max_errors=settings.max_errors,
-            progress=stack.enter_context(_ProgressBar(settings)),
+            progress=stack.enter_context(_progress(settings)),
             cost=settings.cost,
             batch=settings.batch,
         )
@@ -128,7 +128,7 @@ def _ledger(plan: Plan) -> LedgerPort:
         "n_prompts": len(plan.prompts),
         "n_queries": len(plan.examples),
         "objectives": list(plan.settings.strategy.objectives),
-        "labels": [p.label for p in plan.prompts] if plan.shown is plan.prompts else [],
+        "labels": [p.label for p in plan.prompts] if plan.prompts.shape is None else [],
     }
     return Ledger.open(directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": about})
 
@@ -172,28 +172,20 @@ def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]
         )  # fmt: skip
 
 
-class _ProgressBar:
-    """A tqdm bar over the budget, or the user's own function."""
+@contextmanager
+def _progress(settings: Settings) -> Iterator[Callable[[Progress], None]]:
+    """Show how far the run is: by the user's own function, or by a tqdm bar over the budget."""
+    if callable(settings.progress):
+        yield settings.progress
+        return
+    total, wanted = settings.budget.completions, settings.progress
+    with tqdm(total=total, unit="completion", desc="IAPO", disable=not wanted) as bar:
 
-    def __init__(self, settings: Settings) -> None:
-        wanted, total = settings.progress, settings.budget.completions
-        self._callback = wanted if callable(wanted) else None
-        self._bar = None if callable(wanted) or not wanted else tqdm(total=total, unit="completion", desc="IAPO")
-
-    def __enter__(self) -> Callable[[Progress], None]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, progress: Progress) -> None:
-        """Show how far the run is."""
-        if self._callback is not None:
-            self._callback(progress)
-        elif self._bar is not None:
-            self._bar.update(progress.completions - self._bar.n)
+        def show(progress: Progress) -> None:
+            bar.update(progress.completions - bar.n)
             if progress.spent.usd or progress.waiting:
                 usd = {"usd": f"{progress.spent.usd:.2f}"} if progress.spent.usd else {}
                 waiting = {"batch": progress.waiting} if progress.waiting else {}
-                self._bar.set_postfix({**usd, **waiting}, refresh=bool(waiting))
+                bar.set_postfix({**usd, **waiting}, refresh=bool(waiting))
+
+        yield show

@@ -42,10 +42,10 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     return {
         **facts,
         "student": type(plan.student.module).__qualname__,
-        "prompts": digest([[program_state(p.program), p.decoding.as_kwargs()] for p in plan.shown]),
+        "prompts": digest([[program_state(p.program), p.decoding.as_kwargs()] for p in plan.prompts.shown]),
         "adapter": digest(dspy.settings.adapter),
         "examples": _examples(plan.examples),
-        "lms": digest([[public_params(lm) for lm in p.student.lms.values()] for p in plan.shown]),
+        "lms": digest([[public_params(lm) for lm in p.student.lms.values()] for p in plan.prompts.shown]),
         "strategy": settings.strategy.to_dict(),
         "preferences": [p.to_dict() for p in settings.preferences],
         "max_n": settings.max_n,

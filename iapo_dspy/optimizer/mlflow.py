@@ -22,14 +22,10 @@ _LONGEST_PARAM = 500
 
 
 def log_compile(params: Mapping[str, Any], result: CompileResult) -> None:
-    """Log settings and results into MLflow's active run, if autologging of compiles is on.
+    """Log settings (`IAPO.get_params()`) and results into MLflow's active run, if autologging of compiles is on.
 
     MLflow is never imported here: a user who logs with it has imported it. A store that cannot be reached costs a
     warning only, because the run has been paid for.
-
-    Args:
-        params: The optimizer's settings (`IAPO.get_params()`).
-        result: Its findings.
     """
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or "mlflow.dspy" not in sys.modules:

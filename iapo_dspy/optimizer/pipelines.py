@@ -67,15 +67,8 @@ class Pipeline:
         mine = {id(p) for _, p in self.inner.named_predictors()}
         return [(name, p) for name, p in self.outer.named_predictors() if id(p) not in mine]
 
-    def sampled(self, program: dspy.Module) -> dspy.Module:
-        """Return the pipeline with another program in the place of the inner module, which tells when it is called."""
-        return self._with(_watched(program))
-
-    def deployed(self, program: CompiledProgram) -> dspy.Module:
-        """Return the pipeline with the compiled program in the place of the inner module."""
-        return self._with(program)
-
-    def _with(self, module: dspy.Module) -> dspy.Module:
+    def with_inner(self, module: dspy.Module) -> dspy.Module:
+        """Return a copy of the pipeline with another program in the place of the inner module."""
         twin = clone(self.outer, instead={id(self.inner): module})
         if not any(m is module for _, m in twin.named_sub_modules(dspy.Module)):
             # A pipeline that refuses to be copied deeply was copied part by part, with a copy of the inner module.
@@ -100,7 +93,7 @@ def attach(pipeline: dspy.Module, inner: str, strategy: Strategy | None = None, 
         ConfigurationError: There is no such module.
     """
     found = Pipeline.of(pipeline, inner)
-    return found.deployed(CompiledProgram(found.inner, strategy, **settings))
+    return found.with_inner(CompiledProgram(found.inner, strategy, **settings))
 
 
 class LivePrompts(Sequence[LivePrompt]):
@@ -121,13 +114,11 @@ class LivePrompts(Sequence[LivePrompt]):
         return len(self._prompts)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return a prompt by its number, or several by a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+        """Return a prompt by its number."""
         if index not in self._made:
             prompt, pipeline = self._prompts[index], self._pipeline
             self._made[index] = LivePrompt(
-                program=prompt.program if pipeline is None else pipeline.sampled(prompt.program),
+                program=prompt.program if pipeline is None else pipeline.with_inner(_watched(prompt.program)),
                 decoding=prompt.decoding,
                 inner=None if pipeline is None else prompt.program,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,6 @@ from iapo_dspy.optimizer.probe import probe
 from iapo_dspy.optimizer.recompile import unwrap
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set
-from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
@@ -70,11 +69,6 @@ class Plan:
     search: Algorithm
     judged: bool = False
     pipeline: Pipeline | None = None
-
-    @property
-    def shown(self) -> Sequence[Prompt]:
-        """Prompts that have everything between them that can be chosen: all, unless they are too many to look at."""
-        return self.prompts.shown
 
     def drawn(self, outcome: Outcome) -> Plan:
         """Return the plan with the prompts that a run has looked at, where it did not look at all of them."""
@@ -117,15 +111,7 @@ def make_plan(
     valset: Any = None,
     inner: str | None = None,
 ) -> Plan:
-    """Check a run from end to end without an LM call.
-
-    Args:
-        settings: The optimizer's.
-        student: As for `IAPO.compile`, like the other arguments.
-        trainset: The training examples.
-        candidates: Candidates of this call; None takes those of the settings.
-        valset: Examples that have no part in the choice.
-        inner: The path of the module that is compiled, if the student is a pipeline around it.
+    """Check a run from end to end without an LM call. Arguments are those of `IAPO.compile`.
 
     Raises:
         ConfigurationError: Something cannot work; a subclass where there is one.

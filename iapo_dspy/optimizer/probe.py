@@ -45,12 +45,6 @@ def probe(
 ) -> list[dspy.BaseLM | Beside | None]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
 
-    Args:
-        strategy: Reads and scores predictions.
-        metric: The user's.
-        examples: The training set; the first of them are tried.
-        student: The whole program, which makes the predictions.
-
     Returns:
         The LMs that it asks, as far as they are known: the configured one (None where there is none), or metered ones.
     """

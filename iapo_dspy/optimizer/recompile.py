@@ -20,11 +20,7 @@ def unwrap(student: Any, candidates: Iterable[Any] | None) -> tuple[Any, Iterabl
     """Return the student within a compiled program, and its arms as they are now as the first candidates.
 
     Without this, the arms would be drawn N times within each of N draws. A candidate that is one of the arms is left
-    out, so that the optimizer that compiled the program can be used again.
-
-    Args:
-        student: Any student; any other object than a compiled program is returned as it is.
-        candidates: The user's; they are added to the arms.
+    out, so that the optimizer that compiled the program can be used again. Other students are returned as they are.
     """
     if not isinstance(student, CompiledProgram) or not student.arms:
         return student, candidates

@@ -54,7 +54,7 @@ class Drawn:
 
     @property
     def usage(self) -> Usage:
-        """What the completions took together."""
+        """The usage of all completions together."""
         return sum((r.usage for r in self.rollouts), Usage())
 
 

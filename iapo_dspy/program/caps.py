@@ -9,14 +9,13 @@ import numpy as np
 
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.errors import CapsTooTight, ConfigurationError
-from iapo_dspy.preferences import RESOURCES, Preference
+from iapo_dspy.preferences import CAPS, RESOURCES, UNITS, Preference
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.types import Arm, Observations
 
-__all__ = ["check_caps", "check_known", "tokens_of_each"]
+__all__ = ["check_caps", "check_known", "prompt_tokens_of_call", "tokens_of_each"]
 
-_UNITS = {"tokens": "output tokens", "usd": "dollars", "seconds": "seconds"}
-_NAMES = {"tokens": "max_tokens", "usd": "max_usd", "seconds": "max_latency_s"}
+_NAMES = {unit: name for name, unit in CAPS.items()}
 
 
 def check_known(preference: Preference, evidence: Sequence[Observations]) -> None:
@@ -49,12 +48,6 @@ def check_known(preference: Preference, evidence: Sequence[Observations]) -> Non
 def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -> None:
     """Refuse an arm that breaks the caps of a preference: then every arm does, and this one comes nearest.
 
-    Args:
-        preference: With caps.
-        arm: The arm that was chosen for it.
-        charges: Of this preference alone.
-        label: The arm's prompt in words.
-
     Raises:
         CapsTooTight: It breaks a cap.
     """
@@ -66,7 +59,7 @@ def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -
     least = {unit: float(upper[RESOURCES.index(unit)]) * times.get(unit, 1) for unit in preference.caps}
     broken = {unit: cap for unit, cap in preference.caps.items() if not least[unit] <= cap}
     wanted = ", ".join(f"{_NAMES[unit]}={cap:.6g}" for unit, cap in broken.items())
-    takes = ", ".join(f"{_up(unit, least[unit])} {_UNITS[unit]}" for unit in broken)
+    takes = ", ".join(f"{_up(unit, least[unit])} {UNITS[unit]}" for unit in broken)
     raise CapsTooTight(
         f"No arm keeps {wanted} of {preference}. The cheapest is prompt {arm.prompt} with N={arm.n} ({label!r}): a "
         f"call of it takes up to {takes}, by estimate plus its uncertainty. Raise the cap to that, or compile "
@@ -84,22 +77,23 @@ def _up(unit: str, value: float) -> str:
     return f"{math.ceil(value / step) * step:.6g}"
 
 
-def tokens_of_each(preference: Preference, arm: Arm, charges: Charges, price: Price | None) -> int | None:
+def prompt_tokens_of_call(arm: Arm, charges: Charges) -> float:
+    """Return the prompt tokens that a call of an arm takes at most, by estimate plus its uncertainty."""
+    request, completion = (part[RESOURCES.index("prompt_tokens"), arm.prompt] for part in charges.upper_parts())
+    waves = len(arm.stop.waves) if arm.stop is not None else 1
+    return float(waves * request + arm.n * completion)
+
+
+def tokens_of_each(preference: Preference, arm: Arm, prompt_tokens: float, price: Price | None) -> int | None:
     """Return the output tokens that each of the arm's completions may take, so that its caps are kept; None: any.
 
-    Args:
-        preference: The preference.
-        arm: Its arm.
-        charges: Of this preference alone.
-        price: The price of the arm's LM; None where it is not known, or where the arm has several LMs.
+    `prompt_tokens` are those that a call takes at most; `price` is None where it is not known, or where the arm has
+    several LMs.
     """
     limits = []
     if preference.max_tokens is not None:
         limits.append(preference.max_tokens // arm.n)
     if preference.max_usd is not None and price is not None and price.completion > 0:
-        request, completion = (part[RESOURCES.index("prompt_tokens"), arm.prompt] for part in charges.upper_parts())
-        waves = len(arm.stop.waves) if arm.stop is not None else 1
-        prompt_tokens = float(waves * request + arm.n * completion)
         left = (preference.max_usd - prompt_tokens * price.prompt) / price.completion
         limits.append(math.floor(left / arm.n))
     return max(min(limits), 1) if limits else None

@@ -269,13 +269,13 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         return Call(
             preference=preference,
             arm=arm,
-            label=table.label_of(arm.prompt),
+            label=table.programs.label(arm.prompt),
             inputs=kwargs,
-            program=table.runnable(arm.prompt),
+            program=table.programs.runnable(arm.prompt),
             decoding=table.ready.prompts[arm.prompt].decoding,
             strategy=table.strategy,
             cost=table.ready.cost,
-            tokens_each=chosen.tokens_each,
+            tokens_each=table.tokens_of_each(preference, chosen) if preference.caps else None,
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 import numpy as np
+from pydantic_core import to_jsonable_python
 
 from iapo_dspy.bandit.inference import Z95, choices
 from iapo_dspy.bandit.outcome import Outcome
@@ -83,13 +83,8 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {
-            **plain,
-            "chosen": dataclasses.asdict(self.chosen),
-            "alternatives": [dataclasses.asdict(option) for option in self.alternatives],
-            "call": self.call.model_dump(mode="json") if self.call is not None else None,
-        }
+        plain: dict[str, Any] = to_jsonable_python(self)
+        return plain
 
     def __str__(self) -> str:
         """Return a few lines for people."""
@@ -158,13 +153,15 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
                 "explain it by the program that made the call."
             )
         arm = Arm(report.prompt, report.planned)  # the program was compiled or loaded anew since that call
-    outcome = data.solve(preference, table.strategy)
+    outcome = data.solve([preference], table.strategy)
     chosen = _option(table, outcome, "chosen", arm)
     sure = choices(outcome)
     own = sure is not None and outcome.policy[0].prompt == arm.prompt
     error = outcome.estimates.standard_error
+    single = 0.01 * preference.cost
+    meaning = f": an average single completion costs {single:.3g} of the objective" if single else ""
     return Explanation(
-        preference=in_words(preference),
+        preference=f"{preference}{meaning}",
         chosen=chosen,
         stop=_stop_in_words(arm.stop) if arm.stop is not None else None,
         standard_error=_known(error[0, arm.prompt, arm.n - 1]) if error is not None else None,
@@ -208,7 +205,7 @@ def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option
     return Option(
         what=what,
         prompt=arm.prompt,
-        label=table.label_of(arm.prompt),
+        label=table.programs.label(arm.prompt),
         n=arm.n,
         completions=stopped.completions if stopped is not None else float(arm.n),
         utility=utility,
@@ -219,21 +216,6 @@ def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option
 
 def _known(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def in_words(preference: Preference) -> str:
-    """Return a preference in words."""
-    parts = []
-    if preference.weights:
-        parts.append("weights " + ", ".join(f"{k} {v:g}" for k, v in preference.weights.items()))
-    if preference.cost:
-        single = 0.01 * preference.cost
-        parts.append(
-            f"cost weight {preference.cost:g}, so that an average single completion costs {single:.3g} of the objective"
-        )
-    elif not preference.rates:
-        parts.append("the best, whatever it costs")
-    return f"{preference.name or 'ad hoc'} ({'; '.join([*parts, *preference.terms])})"
 
 
 def _stop_in_words(stop: Stop) -> str:

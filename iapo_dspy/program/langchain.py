@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import dspy
 from langchain_core.messages import BaseMessage
@@ -15,27 +15,11 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.prompts.student import Student
 
 __all__ = ["ProgramRunnable"]
 
 Output = Literal["fields", "prediction"]
-
-
-class Deployed(Protocol):
-    """The parts of a `CompiledProgram` that a Runnable uses."""
-
-    policy: PolicyTable
-
-    def with_preference(self, preference: str | Preference) -> Deployed:
-        """Return the program with another default preference."""
-
-    def __call__(self, **inputs: Any) -> dspy.Prediction:
-        """Run it."""
-
-    async def acall(self, **inputs: Any) -> dspy.Prediction:
-        """Run it without blocking the event loop."""
 
 
 class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types are not followed
@@ -50,7 +34,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     A stream has one chunk: the winner is not known before all completions are there.
 
     Args:
-        program: The program.
+        program: A `CompiledProgram`.
         preference: The preference of calls that name none; None leaves it to the program.
         output: "fields" returns a dictionary of the output fields; "prediction" the `dspy.Prediction`, with the report.
 
@@ -59,7 +43,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     """
 
     def __init__(
-        self, program: Deployed, preference: str | Preference | None = None, *, output: Output = "fields"
+        self, program: dspy.Module, preference: str | Preference | None = None, *, output: Output = "fields"
     ) -> None:
         if output not in ("fields", "prediction"):
             raise ConfigurationError(f"as_runnable(output={output!r}): give 'fields' or 'prediction'.")
@@ -96,9 +80,7 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
 
     def get_input_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
         """Return a model of the input fields, with their types as the signature has them."""
-        fields: dict[str, Any] = {
-            name: (annotation, default) for name, (annotation, default) in _inputs(self._student).items()
-        }
+        fields: dict[str, Any] = _inputs(self._student)
         return create_model(self.get_name("Input"), __config__=_LENIENT, **fields)
 
     def get_output_schema(self, config: RunnableConfig | None = None) -> type[BaseModel]:
@@ -121,7 +103,9 @@ class ProgramRunnable(Runnable[Any, Any]):  # type: ignore[misc]  # its types ar
     def _result(self, prediction: dspy.Prediction) -> Any:
         return prediction if self.output == "prediction" else dict(prediction.items())
 
-    def _resolve(self, input: Any, config: RunnableConfig, kwargs: dict[str, Any]) -> tuple[Deployed, dict[str, Any]]:
+    def _resolve(
+        self, input: Any, config: RunnableConfig, kwargs: dict[str, Any]
+    ) -> tuple[dspy.Module, dict[str, Any]]:
         bound = kwargs.pop("preference", None)
         if kwargs:
             raise ConfigurationError(f"The Runnable of a compiled program takes preference=..., not {sorted(kwargs)}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,47 +20,19 @@ from iapo_dspy.errors import StateError, UnknownPreference
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.reprice import at_prices
-from iapo_dspy.prompts.prompt_state import PromptState
+from iapo_dspy.prompts.prompt import PromptState
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
 from iapo_dspy.types import Arm, Contexts, FloatArray, Observations, Pulls, Stop
 
-__all__ = ["CompiledPolicy", "PromptCosts", "rounded"]
+__all__ = ["CompiledPolicy", "rounded"]
 
 FORMAT = "iapo_dspy.policy"
 # 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
 # that calls take.
 VERSION = 4
 _PLAIN = ("default", "max_n", "n_queries", "cost_scale", "strategy", "spent")  # saved as they are
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptCosts:
-    """Mean costs of calls of each prompt, in the raw unit of the run's `Cost`: fixed + n * per_completion.
-
-    Attributes:
-        fixed: Per query, whatever n is [P]; None for a prompt without evidence.
-        per_completion: Per completion [P]; None for a prompt without evidence.
-    """
-
-    fixed: tuple[float | None, ...]
-    per_completion: tuple[float | None, ...]
-
-    @classmethod
-    def of(cls, evidence: Sequence[Observations], n_prompts: int) -> PromptCosts:
-        """Average over everything that was observed."""
-        costs = AffineCosts(n_prompts)
-        for observations in evidence:
-            costs.update(observations)
-        parts = (costs.fixed.tolist(), costs.per_completion.tolist())
-        fixed, per_completion = (tuple(None if v != v else float(f"{v:.9g}") for v in part) for part in parts)
-        return cls(fixed=fixed, per_completion=per_completion)
-
-    def call(self, arm: Arm) -> float | None:
-        """Return the mean cost of a call of this arm; None without evidence."""
-        fixed, each = self.fixed[arm.prompt], self.per_completion[arm.prompt]
-        return None if fixed is None or each is None else fixed + arm.n * each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +53,6 @@ class CompiledPolicy:
         evidence: The observations, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
         cost: The unit of costs.
-        prompt_costs: Mean costs of calls of each prompt.
     """
 
     preferences: tuple[Preference, ...]
@@ -96,7 +68,15 @@ class CompiledPolicy:
     evidence: tuple[Observations, ...] = field(repr=False)
     spent: Mapping[str, Any]
     cost: Cost
-    prompt_costs: PromptCosts
+
+    @functools.cached_property
+    def prompt_costs(self) -> dict[str, list[float | None]]:
+        """Mean raw costs of each prompt: "fixed" per query and "per_completion" [P]; None without evidence."""
+        costs = AffineCosts(len(self.prompts))
+        for observations in self.evidence:
+            costs.update(observations)
+        parts = {"fixed": costs.fixed, "per_completion": costs.per_completion}
+        return {name: [None if v != v else float(f"{v:.9g}") for v in part.tolist()] for name, part in parts.items()}
 
     def named(self, name: str) -> Preference:
         """Return the compiled preference of this name.
@@ -120,17 +100,6 @@ class CompiledPolicy:
                 return arm
         return None
 
-    def problem(self, contexts: Contexts, strategy: Strategy) -> Problem:
-        """Return the run's bandit problem for other contexts."""
-        return Problem(
-            n_prompts=len(self.prompts),
-            n_queries=self.n_queries,
-            max_n=self.max_n,
-            contexts=contexts,
-            aggregator=strategy.aggregator(),
-            cost_scale=self.cost_scale,
-        )
-
     def charges(self, preference: Preference) -> Charges:
         """Return the charges of calls, by the stored evidence, as one preference prices and caps them.
 
@@ -144,20 +113,22 @@ class CompiledPolicy:
             charges.update(observations)
         return charges
 
-    def solve(self, preference: Preference, strategy: Strategy) -> Outcome:
-        """Solve a preference that was not compiled from the stored evidence, without LM calls.
+    def solve(self, preferences: Sequence[Preference], strategy: Strategy) -> Outcome:
+        """Solve any preferences from the stored evidence, without LM calls.
 
         Raises:
-            ConfigurationError: It prices or caps something that was not measured.
+            ConfigurationError: One of them prices or caps something that was not measured.
         """
-        return self.solve_all([preference], strategy)
-
-    def solve_all(self, preferences: Sequence[Preference], strategy: Strategy) -> Outcome:
-        """Solve several preferences at once; see `solve`."""
         for preference in preferences:
             check_known(preference, self.evidence)
-        contexts = Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy))
-        problem = self.problem(contexts, strategy)
+        problem = Problem(
+            n_prompts=len(self.prompts),
+            n_queries=self.n_queries,
+            max_n=self.max_n,
+            contexts=Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy)),
+            aggregator=strategy.aggregator(),
+            cost_scale=self.cost_scale,
+        )
         outcome = self.algorithm.solve(problem, self.evidence)
         return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
 
@@ -172,9 +143,8 @@ class CompiledPolicy:
         Raises:
             ConfigurationError: The evidence does not say how many tokens calls took.
         """
-        evidence = rounded([at_prices(o, cost, prices) for o in self.evidence])
-        policy = replace(self, cost=cost, evidence=evidence, prompt_costs=PromptCosts.of(evidence, len(self.prompts)))
-        outcome = policy.solve_all(self.preferences, strategy)
+        policy = replace(self, cost=cost, evidence=rounded([at_prices(o, cost, prices) for o in self.evidence]))
+        outcome = policy.solve(self.preferences, strategy)
         return replace(policy, arms=outcome.policy.arms), outcome
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,7 +153,7 @@ class CompiledPolicy:
             "format": FORMAT,
             "version": VERSION,
             "preferences": [
-                {**p.to_dict(), "arm": [a.prompt, a.n], **({"stop": a.stop.to_dict()} if a.stop is not None else {})}
+                {**p.to_dict(), "arm": [a.prompt, a.n], **({"stop": asdict(a.stop)} if a.stop is not None else {})}
                 for p, a in zip(self.preferences, self.arms, strict=True)
             ],
             "default": self.default,
@@ -192,10 +162,7 @@ class CompiledPolicy:
             "n_queries": self.n_queries,
             "cost": self.cost.to_dict(),
             "cost_scale": self.cost_scale,
-            "prompt_costs": {
-                "fixed": list(self.prompt_costs.fixed),
-                "per_completion": list(self.prompt_costs.per_completion),
-            },
+            "prompt_costs": self.prompt_costs,
             **saved_algorithm(self.algorithm),
             "stopping": self.stopping,
             "strategy": dict(self.strategy),
@@ -217,20 +184,18 @@ class CompiledPolicy:
                 f"The saved policy has version {data['version']}; this iapo_dspy reads up to {VERSION}. Upgrade it."
             )
         try:
-            evidence = tuple(_load(o) for o in data["evidence"])
             return cls(
                 preferences=tuple(Preference.from_dict(p) for p in data["preferences"]),
                 arms=tuple(
-                    Arm(p["arm"][0], p["arm"][1], Stop.from_dict(p["stop"]) if "stop" in p else None)
+                    Arm(p["arm"][0], p["arm"][1], Stop(**p["stop"]) if "stop" in p else None)
                     for p in data["preferences"]
                 ),
                 prompts=tuple(PromptState.from_dict(p) for p in data["prompts"]),
                 algorithm=read_algorithm(data),
                 stopping=data.get("stopping"),  # up to version 3, all N were drawn at once
-                evidence=evidence,
+                evidence=tuple(_load(o) for o in data["evidence"]),
                 # Version 1 always counted output tokens.
                 cost=Cost.from_dict(data["cost"]) if "cost" in data else Cost(),
-                prompt_costs=PromptCosts.of(evidence, len(data["prompts"])),
                 **{name: data[name] for name in _PLAIN},
             )
         except (KeyError, TypeError, ValueError) as exc:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import RESOURCES
-from iapo_dspy.prompts.lms import ModelName
+from iapo_dspy.prompts.prompt import PromptState
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.types import Observations
@@ -21,28 +20,12 @@ __all__ = ["at_prices", "prices_of"]
 _TOKENS, _PROMPT, _USD, _SECONDS = (RESOURCES.index(r) for r in ("tokens", "prompt_tokens", "usd", "seconds"))
 
 
-class _Priced(Protocol):
-    """A saved prompt: the LMs that it brought of its own, by predictor, and its predictors."""
-
-    @property
-    def state(self) -> Mapping[str, Any]:
-        """Predictor name -> its state."""
-
-    @property
-    def lms(self) -> Mapping[str, ModelName]:
-        """Predictor name -> an LM of its own."""
-
-
 def prices_of(
-    prompts: Sequence[_Priced], programs: Sequence[dspy.Module], cost: Cost, model: str | None
+    prompts: Sequence[PromptState], programs: Sequence[dspy.Module], cost: Cost, model: str | None
 ) -> list[Price]:
     """Return the price of each prompt's LM: of the one that it was measured with, its predictor's, or the configured.
 
-    Args:
-        prompts: Saved prompts.
-        programs: Their programs.
-        cost: With the user's prices.
-        model: Model string of the LM of predictors without one of their own; None where it is not known.
+    `model` is the model string of the LM of predictors without one of their own; None where it is not known.
 
     Raises:
         ConfigurationError: There is no price for an LM, or a prompt's predictors have LMs of different prices.
@@ -51,8 +34,9 @@ def prices_of(
     assert table is not None  # `Cost.repriced` was given some
     found: list[Price] = []
     for index, (prompt, program) in enumerate(zip(prompts, programs, strict=True)):
-        own = {name: p.lm.model for name, p in program.named_predictors() if p.lm is not None}
-        models = sorted({_model(prompt, name) or own.get(name) or model or "" for name in prompt.state})
+        own = {name: p.lm for name, p in program.named_predictors() if p.lm is not None}
+        asked = {**own, **prompt.lms}
+        models = sorted({asked[name].model if name in asked else model or "" for name in prompt.state})
         prices = {table.of(m) for m in models}
         if None in prices:
             raise ConfigurationError(
@@ -66,10 +50,6 @@ def prices_of(
             )
         found.extend(p for p in prices if p is not None)
     return found
-
-
-def _model(prompt: _Priced, predictor: str) -> str | None:
-    return prompt.lms[predictor].model if predictor in prompt.lms else None
 
 
 def at_prices(observations: Observations, cost: Cost, prices: Sequence[Price]) -> Observations:

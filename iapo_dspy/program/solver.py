@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import logging
+import operator
 import threading
 from dataclasses import dataclass
+from typing import Any
 
-import dspy
 import numpy as np
-from cachetools import FIFOCache
+from cachetools import FIFOCache, cachedmethod
 
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.caps import check_caps, tokens_of_each
+from iapo_dspy.program.caps import check_caps, prompt_tokens_of_call
 from iapo_dspy.program.policy import CompiledPolicy
-from iapo_dspy.prompts.programs import Programs
-from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm
 
@@ -23,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Chosen", "Solver"]
 
-_MOST_SOLVED = 256  # ad hoc preferences whose arms are remembered
+_MOST_SOLVED = 256  # preferences whose arms are remembered
 _THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled deserves a warning
 _WIDE_ERROR = 0.1  # standard error, in units of the range of the completions' rewards, above which it does, too
 _REMEMBERING = threading.Lock()
@@ -35,59 +33,43 @@ class Chosen:
 
     Attributes:
         arm: Its arm.
-        tokens_each: Output tokens that each of its completions may take, so that its caps are kept; None: any.
+        prompt_tokens: Prompt tokens that a call takes at most, by estimate plus its uncertainty; 0 without caps.
     """
 
     arm: Arm
-    tokens_each: int | None = None
+    prompt_tokens: float = 0.0
 
 
 class Solver:
-    """Answers for any preference, and remembers its answers.
+    """Answers for any preference, and remembers its answers: they depend on the policy and on nothing else.
 
     Args:
         policy: The arms of compiled preferences, and the evidence that answers for others.
         strategy: The strategy that the policy was compiled with.
-        programs: The programs of its prompts.
     """
 
-    def __init__(self, policy: CompiledPolicy, strategy: Strategy, programs: Programs) -> None:
+    def __init__(self, policy: CompiledPolicy, strategy: Strategy) -> None:
         self.policy = policy
         self.strategy = strategy
-        self._programs = programs
-        self._solved: FIFOCache[Preference, Chosen] = FIFOCache(_MOST_SOLVED)
+        self._solved: FIFOCache[Any, Chosen] = FIFOCache(_MOST_SOLVED)
 
-    def over(self, programs: Programs) -> Solver:
-        """Return a solver over copies of the programs, with the same answers so far."""
-        twin = copy.copy(self)
-        twin._programs = programs
-        with _REMEMBERING:
-            twin._solved = FIFOCache(_MOST_SOLVED)
-            twin._solved.update(self._solved)
-        return twin
-
-    def forget(self) -> None:
-        """Forget the answers: they depend on the prices of the programs' LMs."""
-        with _REMEMBERING:
-            self._solved.clear()
-
+    @cachedmethod(operator.attrgetter("_solved"), lock=lambda _: _REMEMBERING)
     def choose(self, preference: Preference) -> Chosen:
-        """Return the arm of any preference, and the limit of each of its completions.
+        """Return the arm of any preference.
 
         Raises:
             CapsTooTight: No arm keeps its caps.
             ConfigurationError: It prices or caps something that was not measured.
         """
-        with _REMEMBERING:
-            found = self._solved.get(preference)
-        if found is None:
-            found = self._within_caps(preference, self.policy.arm(preference) or self._solve(preference))
-            with _REMEMBERING:
-                self._solved[preference] = found
-        return found
+        arm = self.policy.arm(preference) or self._solve(preference)
+        if not preference.caps:
+            return Chosen(arm=arm)
+        charges = self.policy.charges(preference)
+        check_caps(preference, arm, charges, self.policy.prompts[arm.prompt].label)
+        return Chosen(arm=arm, prompt_tokens=prompt_tokens_of_call(arm, charges))
 
     def _solve(self, preference: Preference) -> Arm:
-        outcome = self.policy.solve(preference, self.strategy)
+        outcome = self.policy.solve([preference], self.strategy)
         arm = outcome.policy[0]
         evidence = int(outcome.evidence[0])
         if evidence < _THIN_EVIDENCE:
@@ -106,17 +88,3 @@ class Solver:
                     "firmer choice.", preference, arm.prompt, arm.n, error, evidence,
                 )  # fmt: skip
         return arm
-
-    def _within_caps(self, preference: Preference, arm: Arm) -> Chosen:
-        if not preference.caps:
-            return Chosen(arm=arm)
-        charges = self.policy.charges(preference)
-        check_caps(preference, arm, charges, self._programs.label(arm.prompt))
-        price = self._price(arm.prompt) if preference.max_usd is not None else None
-        return Chosen(arm=arm, tokens_each=tokens_of_each(preference, arm, charges, price))
-
-    def _price(self, prompt: int) -> Price | None:
-        """Return the price of a prompt's LM; None where it is not known, or where its predictors have several."""
-        lms = [p.lm or dspy.settings.lm for _, p in self._programs.of(prompt).named_predictors()]
-        prices = {price_of(lm, self.policy.cost.prices) if isinstance(lm, dspy.BaseLM) else None for lm in lms}
-        return prices.pop() if len(prices) == 1 else None

@@ -65,11 +65,6 @@ def winner_chunks(programs: Programs, prompt: int, trace: Sequence[TraceEntry]) 
     """Return the chunks of the winner: the fields that listeners ask for, or all fields where there are no listeners.
 
     A listener without `allow_reuse` gets its field once, as from any other program.
-
-    Args:
-        programs: The compiled program's.
-        prompt: The prompt that was run.
-        trace: The winner's predictor calls, in order.
     """
     listeners = dspy.settings.stream_listeners or []
     slots = _slots(programs, prompt)

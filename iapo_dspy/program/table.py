@@ -12,12 +12,14 @@ from dspy.predict.parameter import Parameter
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.preferences import Preference
+from iapo_dspy.program.caps import tokens_of_each
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
-from iapo_dspy.program.solver import Solver
+from iapo_dspy.program.solver import Chosen, Solver
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.programs import Programs, ways
 from iapo_dspy.prompts.prompt import program_state
 from iapo_dspy.prompts.student import Student
+from iapo_dspy.sampling.spending.pricing import price_of
 from iapo_dspy.scoring.strategies import Calibrates, Strategy, fitted
 from iapo_dspy.scoring.strategies.saved import functions_of, rebuilt, without_functions
 
@@ -32,13 +34,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     DSPy saves and loads parameters by name wherever they are nested, which it does not do for a module's own
     `dump_state`. The table therefore holds everything that the compiled program needs.
 
-    Args:
-        student: The program that was compiled, or a fresh one of its class; it is copied.
-        strategy: The strategy; None for one that the saved state describes completely.
-        data: The policy; None before one is loaded.
-        programs: The program of every prompt, as it was measured; None makes them from the student and the policy.
-        preference_field: The keyword by which a call chooses its preference, or None.
-        lms: LMs for prompts that have LMs of their own, found by model string.
+    It is made of the arguments of `CompiledProgram`.
 
     Attributes:
         default: The preference of calls that name none; None is the policy's own default.
@@ -88,39 +84,31 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         """The program that was compiled, without a candidate's instructions."""
         return self.programs.student
 
-    def label_of(self, prompt: int) -> str:
-        """Return a prompt in words, as it is now."""
-        return self.programs.label(prompt)
-
-    def runnable(self, prompt: int) -> dspy.Module:
-        """Return the program of a prompt, on its LMs.
-
-        Raises:
-            ConfigurationError: An LM that it was measured with is not there.
-        """
-        return self.programs.runnable(prompt)
+    def tokens_of_each(self, preference: Preference, chosen: Chosen) -> int | None:
+        """Return the output tokens that each completion of a call may take, at the prices of today; None: any."""
+        lms = [p.lm or dspy.settings.lm for _, p in self.programs.of(chosen.arm.prompt).named_predictors()]
+        prices = {price_of(lm, self.ready.cost.prices) if isinstance(lm, dspy.BaseLM) else None for lm in lms}
+        price = prices.pop() if len(prices) == 1 else None  # not known where predictors have several
+        return tokens_of_each(preference, chosen.arm, chosen.prompt_tokens, price)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyTable:
         """Copy the programs; policies are frozen and strategies hold the user's functions, so they are shared."""
         twin = copy.copy(self)
         memo[id(self)] = twin
-        return twin._over(copy.deepcopy(self.programs, memo))
+        twin.programs = copy.deepcopy(self.programs, memo)
+        return twin
 
     def with_default(self, preference: str | Preference) -> PolicyTable:
         """Return a table of the same programs with another default preference."""
         view = copy.copy(self)
         view.default = preference
-        return view._over(self.programs.view())  # loading into the view must not change this table
-
-    def _over(self, programs: Programs) -> PolicyTable:
-        self.programs = programs
-        self._solver = None if self._solver is None else self._solver.over(programs)
-        return self
+        view.programs = self.programs.view()  # loading into the view must not change this table
+        return view
 
     def replace_data(self, data: CompiledPolicy) -> None:
         """Take another policy over the same prompts; the programs stay as they are, also where they were changed."""
         self.programs.use(_in_use(data))
-        self._solver = Solver(data, self.strategy, self.programs)
+        self._solver = Solver(data, self.strategy)
 
     def _adopt(self, data: CompiledPolicy, measured: Sequence[dspy.Module] | None = None) -> None:
         strategy = self._given_strategy or _rebuilt(data.strategy)
@@ -129,7 +117,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         if isinstance(strategy, Calibrates) and data.strategy.get("calibration"):
             strategy = strategy.restore(data.strategy["calibration"])  # the scales of the run, whatever was given
         self.programs.load(data.prompts, _in_use(data), measured)
-        self._solver = Solver(data, strategy, self.programs)
+        self._solver = Solver(data, strategy)
 
     # -- the interface of a DSPy parameter
 
@@ -170,8 +158,6 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         Optimizers such as BootstrapFewShot start from `reset_copy()`; without its policy the copy could not run.
         """
         self.programs.lm = None
-        if self._solver is not None:
-            self._solver.forget()
 
     def _warn(self) -> None:
         """Say which LMs the compiled arms lack."""
@@ -188,13 +174,8 @@ def _in_use(data: CompiledPolicy) -> list[int]:
 
 
 def _rebuilt(data: Mapping[str, Any]) -> Strategy:
-    """Rebuild a strategy that needs no code of the user's.
-
-    Raises:
-        StateError: It has callables (objectives, a custom `normalize`), which JSON cannot hold.
-    """
-    strategy = rebuilt(data)
-    if strategy is not None:
+    """Rebuild a strategy that needs no code of the user's; refuse others."""
+    if (strategy := rebuilt(data)) is not None:
         return strategy
     names = functions_of(data) or [str(data.get("kind"))]
     raise StateError(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import dspy
 
@@ -13,25 +12,13 @@ from iapo_dspy.errors import ConfigurationError
 __all__ = ["Proposal", "read_candidates", "read_options"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """One candidate: instructions for some predictors of the student, or a program of its own.
-
-    Attributes:
-        instructions: Predictor name -> instruction. Predictors left out keep the student's.
-        program: A whole program, with its instructions and demos; then `instructions` is empty.
-    """
-
-    instructions: Mapping[str, str]
-    program: dspy.Module | None = None
+Proposal: TypeAlias = dspy.Module | dict[str, str]
+"""One candidate: a whole program with its instructions and demos, or predictor name -> instruction. Predictors that are
+left out keep the student's."""
 
 
 def read_candidates(candidates: Iterable[Any] | None, predictors: Sequence[str]) -> tuple[Proposal, ...]:
-    """Read the user's candidates.
-
-    Args:
-        candidates: Strings, dictionaries and programs, mixed as they come.
-        predictors: Names of the student's predictors.
+    """Read the user's candidates: strings, dictionaries and programs, mixed as they come.
 
     Raises:
         ConfigurationError: None are given, or one of them is empty, of the wrong type, names a predictor that the
@@ -54,7 +41,7 @@ def read_candidates(candidates: Iterable[Any] | None, predictors: Sequence[str])
 
 def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
     if isinstance(candidate, dspy.Module):
-        return Proposal(instructions={}, program=candidate)
+        return candidate
     if isinstance(candidate, str):
         if len(predictors) > 1:
             raise ConfigurationError(
@@ -74,7 +61,7 @@ def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
             raise ConfigurationError(f"{where} names the predictor {name!r}; the student has {list(predictors)}.")
         if not isinstance(text, str) or not text.strip():
             raise ConfigurationError(f"{where}: the instruction of {name!r} is {text!r}; give a non-empty string.")
-    return Proposal(instructions=dict(candidate))
+    return dict(candidate)
 
 
 def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

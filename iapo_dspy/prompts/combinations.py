@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -67,11 +67,6 @@ class Combinations(Sequence[Prompt]):
             )
 
     @property
-    def free(self) -> int:
-        """Coordinates with a choice."""
-        return sum(k > 1 for k in self.shape)
-
-    @property
     def shown(self) -> Sequence[Prompt]:
         """The first combination, and with each other option of one coordinate in it: every option is in one of them."""
         found = [self[0]]
@@ -100,10 +95,6 @@ class Combinations(Sequence[Prompt]):
             self._made[combination] = self._make(combination)
         return self._made[combination][configuration]
 
-    def __iter__(self) -> Iterator[Prompt]:
-        """Make all of them."""
-        return (self[i] for i in range(len(self)))
-
     def _make(self, combination: int) -> list[Prompt]:
         place = [int(i) for i in np.unravel_index(combination, self.shape[:-1])]
         program = clone(self._student)
@@ -121,17 +112,7 @@ PromptSet: TypeAlias = PromptList | Combinations
 def prompt_set(
     student: Student, candidates: Any, decodings: Decodings, joint_limit: int, lms: Sequence[LMs] = ()
 ) -> PromptSet:
-    """Return the prompt set P.
-
-    Args:
-        student: The program to optimize; it is not changed.
-        candidates: A list of candidates, or for each predictor a list of instructions.
-        decodings: Decoding configurations, of all LMs or of each.
-        joint_limit: The largest product of such lists (and configurations) that is looked at as a whole.
-        lms: The run's LMs; none for the configured one.
-
-    Returns:
-        A list, all of which takes part; or `Combinations`, which are searched one coordinate at a time.
+    """Return the prompt set P: a list, or `Combinations` where there are more than `joint_limit` of them.
 
     Raises:
         ConfigurationError: The candidates cannot be used with this student.
@@ -139,5 +120,5 @@ def prompt_set(
     if not isinstance(candidates, Mapping):
         return PromptList(build_prompts(student, candidates, decodings, lms))
     combinations = Combinations(student, candidates, decodings, lms)
-    small = len(combinations) <= joint_limit or combinations.free < 2  # one coordinate alone is a list as any other
-    return PromptList(combinations) if small else combinations
+    free = sum(k > 1 for k in combinations.shape)  # one coordinate alone is a list as any other
+    return PromptList(combinations) if len(combinations) <= joint_limit or free < 2 else combinations

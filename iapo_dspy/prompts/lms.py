@@ -20,10 +20,10 @@ from iapo_dspy.types import Decoding
 __all__ = [
     "LMs",
     "ModelName",
-    "Pool",
     "Served",
     "combine",
     "default_cost",
+    "find_lm",
     "model_names",
     "models_of",
     "read_decodings",
@@ -95,11 +95,7 @@ def read_lms(lms: Any) -> tuple[LMs, ...]:
 
 
 def read_distinct_lms(lms: Any) -> tuple[LMs, ...]:
-    """Read LMs that are to be compared: like `read_lms`, but two of them must not be the same.
-
-    Raises:
-        ConfigurationError: See `read_lms`; or two elements would get the same answers.
-    """
+    """Read LMs that are to be compared: as `read_lms` does, but two that would get the same answers are refused."""
     found = read_lms(lms)
     _refuse_twins([e if isinstance(e, Mapping) else {"": e} for e in found])
     return found
@@ -204,11 +200,6 @@ class Served:
 def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings) -> tuple[Served, ...]:
     """Fold LMs and decodings into the list that every candidate is combined with, LM after LM.
 
-    Args:
-        lms: The run's LMs; none for the configured one.
-        predictors: Names of the student's predictors.
-        decodings: As `read_decodings` returns them.
-
     Raises:
         ConfigurationError: A mapping names a predictor that the student lacks, or two elements are the same.
     """
@@ -247,42 +238,27 @@ def _words(names: Mapping[str, ModelName], predictors: Sequence[str]) -> str:
 
 
 def model_names(bound: Sequence[Mapping[str, dspy.BaseLM]]) -> tuple[dict[str, ModelName], ...]:
-    """Name the LMs of every prompt, or of every element of `lms`.
+    """Name the LMs of every prompt, or of every element of `lms`: predictor name -> LM becomes predictor name -> name.
 
-    Args:
-        bound: Predictor name -> LM, one mapping each.
-
-    Returns:
-        Predictor name -> name, one mapping each. Among the LMs of one predictor, those of one model string are numbered
-        in the order in which they come.
-    """
-    pool = Pool(bound)
-    return tuple({predictor: pool.name(predictor, lm) for predictor, lm in lms.items()} for lms in bound)
-
-
-class Pool:
-    """The LMs that the programs of a policy may run on.
-
-    Args:
-        elements: LMs, or mappings from predictor names to LMs. Those of one model string are told apart by their order.
+    Among the LMs of one predictor, those of one model string are numbered in the order in which they come.
     """
 
-    def __init__(self, elements: Iterable[LMs] = ()) -> None:
-        self._elements = tuple(elements)
+    def name(predictor: str, lm: dspy.BaseLM) -> ModelName:
+        same = [id(other) for other in _of_model(bound, predictor, lm.model)]
+        return ModelName(lm.model, 1 + same.index(id(lm)))
 
-    def find(self, predictor: str, name: ModelName) -> dspy.BaseLM | None:
-        """Return the LM of this name for a predictor; None where there is none."""
-        found = self._of_model(predictor, name.model)
-        return found[name.nth - 1] if len(found) >= name.nth else None
+    return tuple({predictor: name(predictor, lm) for predictor, lm in lms.items()} for lms in bound)
 
-    def name(self, predictor: str, lm: dspy.BaseLM) -> ModelName:
-        """Name an LM of the pool."""
-        position = next(i for i, other in enumerate(self._of_model(predictor, lm.model)) if other is lm)
-        return ModelName(lm.model, position + 1)
 
-    def _of_model(self, predictor: str, model: str) -> list[dspy.BaseLM]:
-        lms = [lm for e in self._elements if (lm := _at(e, predictor)) is not None and lm.model == model]
-        return list({id(lm): lm for lm in lms}.values())
+def find_lm(elements: Sequence[LMs], predictor: str, name: ModelName) -> dspy.BaseLM | None:
+    """Return the LM of this name for a predictor, among LMs as the user gave them; None where there is none."""
+    found = _of_model(elements, predictor, name.model)
+    return found[name.nth - 1] if len(found) >= name.nth else None
+
+
+def _of_model(elements: Sequence[LMs], predictor: str, model: str) -> list[dspy.BaseLM]:
+    lms = [lm for e in elements if (lm := _at(e, predictor)) is not None and lm.model == model]
+    return list({id(lm): lm for lm in lms}.values())
 
 
 def models_of(program: dspy.Module) -> str | tuple[str, ...]:

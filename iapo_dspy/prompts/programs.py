@@ -10,9 +10,8 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.prompts.lms import LMs, ModelName, Pool
-from iapo_dspy.prompts.prompt import Prompt, clone, restore
-from iapo_dspy.prompts.prompt_state import PromptState
+from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
+from iapo_dspy.prompts.prompt import Prompt, PromptState, clone, restore
 
 __all__ = ["Programs", "ways"]
 
@@ -41,7 +40,7 @@ class Programs:
         self.arms: list[dspy.Module] = []
         self.in_use: tuple[int, ...] = ()
         self.lm: dspy.BaseLM | None = None
-        self._pool = Pool(lms)
+        self._lms = tuple(lms)
         self._prompts: tuple[PromptState, ...] = ()
         self._measured: tuple[dspy.Module, ...] | None = None
         self._others: dict[int, dspy.Module] = {}
@@ -153,7 +152,7 @@ class Programs:
         students: dspy.BaseLM | None = dict(self.student.named_predictors())[predictor].lm
         if name is None:
             return students
-        found = self._pool.find(predictor, name)
+        found = find_lm(self._lms, predictor, name)
         return students if found is None and _is(students, name) else found
 
     def _missing(self, prompt: int) -> Mapping[str, ModelName]:

@@ -1,4 +1,4 @@
-"""Prompts: candidate programs, each with its LMs and its decoding, made from copies of the student."""
+"""Prompts and their saved form: candidate programs, made from copies of the student, each with its LMs and decoding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.prompts.candidates import Proposal, read_candidates
-from iapo_dspy.prompts.lms import Decodings, LMs, Served, combine
+from iapo_dspy.prompts.lms import Decodings, LMs, ModelName, Served, combine, model_names
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.types import Decoding
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Prompt", "build_prompts", "clone", "configured", "program_state", "restore"]
+__all__ = ["Prompt", "PromptState", "build_prompts", "clone", "configured", "program_state", "prompt_states", "restore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +124,7 @@ def _revive(cls: type, state: Mapping[str, Any]) -> Any:
 def build_prompts(
     student: Student, candidates: Iterable[Any] | None, decodings: Decodings, lms: Sequence[LMs] = ()
 ) -> tuple[Prompt, ...]:
-    """Fold candidates, LMs and decoding configurations into the prompt set P.
-
-    Args:
-        student: The program to optimize; it is not changed.
-        candidates: The user's candidates.
-        decodings: Every candidate is combined with every decoding, or with those of its model.
-        lms: Every candidate is combined with every LM; none for the student's or the configured one.
+    """Return the prompt set P: every candidate with every LM, and with every decoding or those of its model.
 
     Raises:
         ConfigurationError: A candidate or a mapping of LMs cannot be used with this student, or two prompts are the
@@ -138,10 +132,9 @@ def build_prompts(
     """
     names = list(student.predictors)
     servers = combine(lms, names, decodings)
-    proposals = read_candidates(candidates, names)
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for index, proposal in enumerate(proposals):
+    for index, proposal in enumerate(read_candidates(candidates, names)):
         program = _apply(student, proposal, index)
         bound = {name: p.lm for name, p in program.named_predictors()}
         ids = [id(lm) for lm in bound.values()]
@@ -173,12 +166,7 @@ def configured(
 ) -> list[Prompt]:
     """Return a candidate's prompts: the program on every choice of LMs, under every decoding.
 
-    Args:
-        program: The candidate.
-        candidate: Its number.
-        servers: Every candidate is combined with each of these (`combine`).
-        own: LMs that the candidate brought; there are none where the run has a choice of LMs.
-        options: See `Prompt`.
+    `own` are LMs that the candidate brought; there are none where the run has a choice of LMs.
     """
     return [
         Prompt(
@@ -189,7 +177,8 @@ def configured(
             model=served.model,
             options=options,
         )
-        for served, bound in ((served, _served(program, served)) for served in servers)
+        for served in servers
+        for bound in [_served(program, served)]
         for decoding in served.decodings
     ]
 
@@ -205,13 +194,13 @@ def _served(program: dspy.Module, served: Served) -> dspy.Module:
 
 
 def _apply(student: Student, proposal: Proposal, index: int) -> dspy.Module:
-    if proposal.program is None:
+    if isinstance(proposal, dict):
         program = clone(student.module)
         for name, predictor in program.named_predictors():
-            if name in proposal.instructions:
-                predictor.signature = predictor.signature.with_instructions(proposal.instructions[name])
+            if name in proposal:
+                predictor.signature = predictor.signature.with_instructions(proposal[name])
         return program
-    given, mine = proposal.program, student.module
+    given, mine = proposal, student.module
     fields, others = _shape(student), _shape(Student(given))
     if _kind(given) is not _kind(mine) or fields != others:
         raise ConfigurationError(
@@ -296,3 +285,61 @@ def restore(student: dspy.Module, state: Mapping[str, Any]) -> dspy.Module:
         predictor.load_state(dict(state[name]))
         predictor.lm = lm
     return program
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptState:
+    """A prompt in its saved form. Attributes that are not listed are those of `Prompt`.
+
+    Attributes:
+        state: Predictor name -> its DSPy state (instructions, demos), without an LM.
+        label: A short text for tables.
+        lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
+    """
+
+    state: Mapping[str, Any]
+    decoding: Decoding
+    candidate: int
+    label: str
+    lms: Mapping[str, ModelName]
+    model: str = ""
+    options: Mapping[str, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data that `from_dict` reads back."""
+        return {
+            "state": dict(self.state),
+            "decoding": self.decoding.as_kwargs(),
+            "candidate": self.candidate,
+            "label": self.label,
+            "lms": {name: lm.to_json() for name, lm in self.lms.items()},
+            "model": self.model,
+            **({"options": dict(self.options)} if self.options is not None else {}),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PromptState:
+        """Read data that `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: The data are damaged.
+        """
+        lms = {name: ModelName.from_json(lm) for name, lm in data["lms"].items()}
+        return cls(**{**data, "decoding": Decoding(**data["decoding"]), "lms": lms})
+
+
+def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
+    """Save the prompts of a run."""
+    names = model_names([p.lms for p in prompts])
+    return tuple(
+        PromptState(
+            state=program_state(p.program),
+            decoding=p.decoding,
+            candidate=p.candidate,
+            label=p.label,
+            lms=lms,
+            model=p.model,
+            options=p.options,
+        )
+        for p, lms in zip(prompts, names, strict=True)
+    )

@@ -86,7 +86,7 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[E
         ConfigurationError: `output_tokens` does not fit the prompts.
         LedgerError: There is a ledger, and it cannot be read.
     """
-    if plan.pipeline is not None or plan.shown is not plan.prompts:
+    if plan.pipeline is not None or plan.prompts.shape is not None:
         return None, (
             "an expectation is not made for pipelines, nor for prompts that are varied one predictor at a time",
         )
@@ -108,7 +108,10 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[E
         basis = "output_tokens as given" if given is not None else f"the ledger in {log_dir}"
     notes = ("the metric asks LMs, which come on top of the expectation",) if plan.judged and ledger is None else ()
     quality = ledger.quality(plan) if ledger is not None else None
-    runs = np.stack([_simulate(plan, lengths, quality, seed) for seed in range(_RUNS)])
+    guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
+    for guess in guesses:
+        drive(plan.start(), guess)
+    runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))
     spread = {name: (float(column.min()), float(column.max())) for name, column in zip(names, runs.T, strict=True)}
@@ -267,13 +270,8 @@ class _Ledger:
 class _Guess:
     """An environment of answers that are made up and lengths that are known.
 
-    It is not known how good a prompt is: its mean score is drawn anew for every simulated run, around the scores seen.
-
-    Args:
-        plan: The run.
-        lengths: The spend of pulls.
-        quality: Scores seen of each prompt [P, 2]: their number, and their mean as a share of the bounds.
-        seed: Number of the simulated run.
+    It is not known how good a prompt is: its mean score is drawn anew for every simulated run, around the scores seen
+    (`quality`, as `_Ledger.quality` returns it).
     """
 
     def __init__(self, plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int) -> None:
@@ -343,9 +341,3 @@ def _bounds(plan: Plan) -> FloatArray:
         found.insert(0, (about.get("vote") or about).get("bounds", (0.0, 1.0)))
     unknown = len(columns_of(plan.strategy)) - len(found)
     return np.array([*found, *[(0.0, 1.0)] * unknown], dtype=float)
-
-
-def _simulate(plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int) -> FloatArray:
-    environment = _Guess(plan, lengths, quality, seed)
-    drive(plan.start(), environment)
-    return environment.taken

@@ -83,9 +83,9 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
         notes.append("the student's own forward decides how often it calls the LM, so requests and tokens are unknown")
     else:
         requests = _requests(plan, total)
-        longest = [_longest_prompt(p, plan.examples) for p in plan.shown]
+        longest = [_longest_prompt(p, plan.examples) for p in plan.prompts.shown]
         prompt_tokens = requests * max(longest)
-        limits = [_output_limit(p) for p in plan.shown]
+        limits = [_output_limit(p) for p in plan.prompts.shown]
         known = [n for n in limits if n is not None]
         if len(known) < len(limits):
             notes.append("set max_tokens on the LM, or Decoding(max_tokens=...), to bound output tokens and dollars")
@@ -117,7 +117,7 @@ def _least(*bounds: Number | None) -> Number | None:
 
 def _requests(plan: Plan, total: int) -> int:
     """The first batch is known; after it the worst case is one request per completion."""
-    if not all(supports_n(lm.model, None) for p in plan.shown for lm in p.student.lms.values()):
+    if not all(supports_n(lm.model, None) for p in plan.prompts.shown for lm in p.student.lms.values()):
         return total
     run = plan.start()
     first = next(run, None)
@@ -136,7 +136,7 @@ def _output_limit(prompt: Prompt) -> int | None:
 
 def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
     """Bound the dollars of a run that may spend each request and each completion on the dearest prompt."""
-    found = [plan.price_of(lm) for p in plan.shown for lm in p.student.lms.values()]
+    found = [plan.price_of(lm) for p in plan.prompts.shown for lm in p.student.lms.values()]
     prices = [p for p in found if p is not None]
     if prompt_tokens is None or completion_tokens is None or len(prices) < len(found):
         return None
@@ -149,7 +149,7 @@ def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion
     total = plan.settings.budget.completions
     sizes = [
         (price, _longest_prompt(p, plan.examples), _output_limit(p) or 0)
-        for price, p in zip(prices, plan.shown, strict=True)
+        for price, p in zip(prices, plan.prompts.shown, strict=True)
     ]
     first = max(price.bound(prompt, limit) for price, prompt, limit in sizes)
     more = max(price.bound(0, limit) for price, _, limit in sizes)

@@ -95,7 +95,7 @@ def test_unseen_preferences_are_solved_without_calls_and_after_loading(
 
 
 def test_the_runs_own_preferences_are_solved_to_the_runs_own_arms(compiled: CompiledProgram) -> None:
-    outcome = compiled.policy.ready.solve_all(PREFERENCES, MajorityVote("answer"))
+    outcome = compiled.policy.ready.solve(PREFERENCES, MajorityVote("answer"))
     assert outcome.policy.arms == compiled.policy.ready.arms
 
 

@@ -319,6 +319,17 @@ def test_dollars_that_nobody_knows_say_what_to_do(saved: Path) -> None:
     assert priced.solve(Preference("poor", max_usd=0.0003)).prompt == 1  # 130 prompt tokens, and 10 dollars a million
 
 
+def test_the_limit_of_a_dollar_cap_follows_the_lm_that_answers(saved: Path) -> None:
+    with Loopback(world) as server, dspy.context(lm=server.lm()):
+        program = load(saved).reprice({"fake": PRICES, "dear": (2 * PRICES[0], 2 * PRICES[1])})
+        poor = Preference("poor", max_usd=0.0015)
+        for lm in (server.lm(), server.lm("openai/dear"), server.lm()):
+            program.set_lm(lm)
+            program(question="3 + 4", preference=poor)
+        limits = [body["max_tokens"] for body in server.bodies]
+        assert limits[0] == limits[2] > 2 * limits[1]
+
+
 @pytest.mark.slow
 def test_dollars_of_every_completion_are_limited() -> None:
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm()):

@@ -56,7 +56,7 @@ def test_estimates_are_those_of_the_run(compiled: Any) -> None:
 def test_alternatives_are_the_best_of_their_kind(compiled: Any) -> None:
     _, program = compiled
     told = program.explain(preference="quality")
-    q = program.policy.ready.solve(PREFERENCES[0], program.policy.strategy).q[0]
+    q = program.policy.ready.solve([PREFERENCES[0]], program.policy.strategy).q[0]
     by_what = {option.what: option for option in told.alternatives}
     other = by_what["best other prompt"]
     assert other.prompt != told.chosen.prompt
@@ -77,7 +77,7 @@ def test_a_call_is_told_as_it_was(compiled: Any) -> None:
     assert told == program.explain(prediction.iapo) and told.call is prediction.iapo
     assert (told.chosen.prompt, told.chosen.n) == (prediction.iapo.prompt, prediction.iapo.planned)
     text = str(told)
-    assert text.startswith("Preference: quality (the best, whatever it costs).\nArm: N=")
+    assert text.startswith("Preference: quality (cost weight 0).\nArm: N=")
     report = prediction.iapo
     drew = f"drew all {report.n}" if report.n == report.planned else f"drew {report.n} of {report.planned}"
     assert CAREFUL in text and f"{drew} in {report.waves} wave" in text and "votes '7'" in text
@@ -91,7 +91,7 @@ def test_ad_hoc_preferences_are_told_from_their_call(compiled: Any) -> None:
     odd = Preference(cost=2.5)
     with dspy.context(lm=server.lm(seed=1)):
         told = program.explain(program(question="3 + 4", preference=odd))
-    assert "ad hoc (cost weight 2.5, so that an average single completion costs 0.025" in told.preference
+    assert "unnamed (cost weight 2.5): an average single completion costs 0.025" in told.preference
     assert (told.chosen.prompt, told.chosen.n) == (program.solve(odd).prompt, program.solve(odd).n)
 
 

@@ -130,7 +130,7 @@ def test_loading_binds_by_model_string_in_any_order(
     assert not caplog.records
     odd = Preference(cost=3.0)
     assert loaded.solve(odd) == program.solve(odd)
-    assert loaded.policy.label_of(loaded.solve("quality").prompt) == f"{WORK} [{LARGE}]"
+    assert loaded.policy.programs.label(loaded.solve("quality").prompt) == f"{WORK} [{LARGE}]"
     with dspy.context(lm=None):
         for preference in ("quality", "thrifty", odd):
             assert loaded(question="1 + 2", preference=preference).iapo.model == (
@@ -181,7 +181,7 @@ def test_set_lm_runs_every_arm_on_one_lm(server: Loopback, program: CompiledProg
     for one in (program.deepcopy(), loaded):
         one.set_lm(server.lm("openai/chosen"))
         idle = next(p for p in range(4) if p not in one.policy.programs.in_use)  # no compiled preference uses it
-        assert one.policy.runnable(idle).lm.model == "openai/chosen"
+        assert one.policy.programs.runnable(idle).lm.model == "openai/chosen"
         assert one(question="1 + 2", preference="quality").iapo.model == "openai/chosen"
     one = program.deepcopy()
     one.set_lm(server.lm("openai/chosen"))
@@ -210,7 +210,7 @@ def test_nested_programs_find_their_models(server: Loopback, program: CompiledPr
             assert outer(question="1 + 2", preference="thrifty").iapo.model == SMALL
         fresh.set_lm(server.lm("openai/chosen"))  # DSPy's own, which knows nothing of the arms that are not in use
         idle = next(p for p in range(4) if p not in fresh.inner.policy.programs.in_use)
-        assert fresh.inner.policy.runnable(idle).lm.model == "openai/chosen"
+        assert fresh.inner.policy.programs.runnable(idle).lm.model == "openai/chosen"
         assert fresh(question="1 + 2", preference="quality").iapo.model == "openai/chosen"
         lost = Outer(CompiledProgram(student()))
         lost.load(tmp_path / "outer.json")
@@ -228,11 +228,11 @@ def test_two_lms_of_one_model_string_are_told_apart_by_their_order(server: Loopb
     loaded = CompiledProgram(student(), lms=[server.lm(SMALL, temperature=0.7), server.lm(SMALL, temperature=1.7)])
     loaded.load(tmp_path / "p.json")
     for prompt, temperature in ((2, 0.7), (3, 1.7)):
-        assert loaded.policy.runnable(prompt).lm.kwargs["temperature"] == temperature
+        assert loaded.policy.programs.runnable(prompt).lm.kwargs["temperature"] == temperature
     short = CompiledProgram(student(), lms=[server.lm(SMALL)])
     short.load(tmp_path / "p.json")
     with dspy.context(lm=server.lm(SMALL)), pytest.raises(ConfigurationError, match=r"small \(2\).*order"):
-        short.policy.runnable(3)
+        short.policy.programs.runnable(3)
 
 
 # -- programs of several predictors
@@ -248,15 +248,15 @@ def test_predictors_may_have_different_models(server: Loopback, tmp_path: Path) 
         rows = compiled.detailed_results
         assert rows.models == (SMALL, (SMALL, LARGE), LARGE)
         assert f"[plan: {SMALL}, ask: {LARGE}]" in rows.labels[1]
-        assert compiled.policy.runnable(2).plan.lm is None  # left out: the configured one
+        assert compiled.policy.programs.runnable(2).plan.lm is None  # left out: the configured one
     compiled.save(tmp_path / "p.json")
     for given in ([small, large], lms):
         loaded = CompiledProgram(TwoSteps(), lms=given)
         loaded.load(tmp_path / "p.json")
         with dspy.context(lm=None):
-            mixed = loaded.policy.runnable(1)
+            mixed = loaded.policy.programs.runnable(1)
             assert (mixed.plan.lm.model, mixed.ask.lm.model) == (SMALL, LARGE)
-            assert loaded.policy.runnable(0)(question="1 + 2").answer and asked(server) == "small"
+            assert loaded.policy.programs.runnable(0)(question="1 + 2").answer and asked(server) == "small"
     with dspy.context(lm=None), pytest.raises(ConfigurationError, match=r"has the models|no LM"):
         optimizer(lms=lms, candidates=[{"ask": WORK}]).compile(TwoSteps(), trainset=questions(3))
 

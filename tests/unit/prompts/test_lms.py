@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_dspy import ConfigurationError, Cost, Decoding
-from iapo_dspy.prompts.lms import ModelName, Pool, combine, default_cost, model_names, models_of, read_distinct_lms
+from iapo_dspy.prompts.lms import ModelName, combine, default_cost, find_lm, model_names, models_of, read_distinct_lms
 from iapo_dspy.sampling.lm.params import check_decoding, request_params
 
 
@@ -31,12 +31,11 @@ def test_every_lm_is_found_by_its_name(choices: list[dict[str, int]]) -> None:
         lm("x/c", n=2),
     ]
     bound = [{name: lms[i] for name, i in choice.items()} for choice in choices]
-    pool = Pool(bound)
     for names, mine in zip(model_names(bound), bound, strict=True):
         assert names.keys() == mine.keys()
         for predictor, name in names.items():
             assert ModelName.from_json(name.to_json()) == name
-            assert pool.find(predictor, name) is mine[predictor]
+            assert find_lm(bound, predictor, name) is mine[predictor]
 
 
 def test_names_number_lms_of_one_model_string_for_each_predictor() -> None:
@@ -47,9 +46,9 @@ def test_names_number_lms_of_one_model_string_for_each_predictor() -> None:
         {"p": "openai/a (2)", "q": "openai/a"},
         {"p": "openai/b"},
     ]
-    pool = Pool([other, first, {"q": second}])
-    assert pool.find("p", ModelName("openai/a")) is first and pool.find("p", ModelName("openai/a", 2)) is None
-    assert pool.find("q", ModelName("openai/a", 2)) is second
+    pool = [other, first, {"q": second}]
+    assert find_lm(pool, "p", ModelName("openai/a")) is first and find_lm(pool, "p", ModelName("openai/a", 2)) is None
+    assert find_lm(pool, "q", ModelName("openai/a", 2)) is second
 
 
 def test_combining_keeps_the_order_and_names_the_models() -> None:
