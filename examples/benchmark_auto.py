@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from auto_variants import VARIANTS, variant
 from tqdm import tqdm
 
 from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, Auto
@@ -40,7 +41,6 @@ from iapo_dspy.simulation.entrants import Entrant, entrants
 from iapo_dspy.simulation.runner import SimulatedRun, Trial, simulate
 from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
 from iapo_dspy.simulation.summaries import wilcoxon
-from iapo_dspy.simulation.variants import VARIANTS, variant
 
 AIM = ("psst", 20_000)  # auto is to reach its ACR
 RIVALS = ("psst", "psst+k8")

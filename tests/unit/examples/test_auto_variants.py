@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from auto_variants import VARIANTS, PairedEstimator, PairedEvidence, cell_blocks, variant
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
@@ -11,7 +12,6 @@ from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
-from iapo_dspy.simulation.variants import VARIANTS, PairedEstimator, PairedEvidence, cell_blocks, variant
 from iapo_dspy.types import Pulls
 
 MAKES = (synthetic_bernoulli, synthetic_categorical)
