@@ -28,6 +28,7 @@ from iapo_dspy.errors import ConfigurationError, one_line
 __all__ = ["load", "save"]
 
 VERSION = 1
+_KINDS: dict[str, type[Recording]] = {"vote": VotingRecording, "best-of": BestOfRecording}
 _KEY = b"iapo_dspy.recording"
 _FIELDS = {
     "vote": ("probs", "answers", "cost", "cost_weights", "credit", "overhead"),
@@ -53,7 +54,9 @@ def save(recording: Recording, path: str | Path) -> None:
         ImportError: `.parquet` without pyarrow.
     """
     path = Path(path)
-    kind = _kind_of(recording)
+    kind = next((name for name, known in _KINDS.items() if isinstance(recording, known)), None)
+    if kind is None:
+        raise ConfigurationError(f"Cannot write a {type(recording).__name__}: only the two known kinds have a format.")
     arrays = {name: getattr(recording, name) for name in _FIELDS[kind]}
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     if not arrays["overhead"].any():
@@ -87,22 +90,13 @@ def load(path: str | Path) -> Recording:
         raise ConfigurationError(f"{path.name} is not a recording: {one_line(error)}. {_NEEDED}") from error
 
 
-def _kind_of(recording: Recording) -> str:
-    if isinstance(recording, VotingRecording):
-        return "vote"
-    if isinstance(recording, BestOfRecording):
-        return "best-of"
-    raise ConfigurationError(f"Cannot write a {type(recording).__name__}: only the two known kinds have a format.")
-
-
 def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
-    kind = str(data["kind"]) if "kind" in data else ("best-of" if "outcomes" in data else "vote")
-    number = data["version"] if "version" in data else np.array(VERSION)
+    kind = str(data.get("kind", "best-of" if "outcomes" in data else "vote"))
+    number = data.get("version", np.array(VERSION))
     if number.shape != () or number.dtype.kind not in "iu":
         raise ConfigurationError(f"{path.name}: `version` must be one whole number.")
-    version = int(number)
-    if version != VERSION or kind not in _FIELDS:
-        raise ConfigurationError(f"{path.name} is a recording of kind {kind!r}, version {version}; known is {VERSION}.")
+    if number != VERSION or kind not in _FIELDS:
+        raise ConfigurationError(f"{path.name} is a recording of kind {kind!r}, version {number}; known is {VERSION}.")
     fields = {name: data[name] for name in _FIELDS[kind] if name in data}
     unknown = sorted(set(data) - {*_FIELDS[kind], "kind", "version"})
     if unknown:
@@ -110,24 +104,20 @@ def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
     missing = [name for name in _FIELDS[kind] if name not in fields and name not in _OPTIONAL]
     if missing:
         raise ConfigurationError(f"{path.name} lacks the arrays {missing} of a {kind!r} recording.")
-    return VotingRecording(**fields) if kind == "vote" else BestOfRecording(**fields)
+    return _KINDS[kind](**fields)
 
 
 def _save_parquet(kind: str, arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
     pa, parquet = _pyarrow()
-    n_prompts, n_queries = arrays["probs"].shape[:2]
-    columns = {
-        "prompt": np.repeat(np.arange(n_prompts), n_queries),
-        "query": np.tile(np.arange(n_queries), n_prompts),
-    }
-    lists = {name: list(arrays[name].reshape(n_prompts * n_queries, -1)) for name in _TABLES if name in arrays}
+    prompt, query = (axis.reshape(-1) for axis in np.indices(arrays["probs"].shape[:2]))
+    lists = {name: list(arrays[name].reshape(len(query), -1)) for name in _TABLES if name in arrays}
     about = {
         "kind": kind,
         "version": VERSION,
         "shapes": {name: arrays[name].shape for name in lists},
         "arrays": {name: array.tolist() for name, array in arrays.items() if name not in lists},
     }
-    table = pa.table({**columns, **lists})
+    table = pa.table({"prompt": prompt, "query": query, **lists})
     parquet.write_table(table.replace_schema_metadata({_KEY: json.dumps(about)}), path)
 
 
@@ -157,11 +147,11 @@ def _load_parquet(path: Path) -> dict[str, NDArray[Any]]:
 
 def _order(table: Any, n_prompts: int, n_queries: int, path: Path) -> NDArray[Any]:
     # Tools that sort or filter Parquet keep the metadata, so that only the cells themselves say where rows belong.
-    cells = [table.column(name).to_numpy() for name in ("prompt", "query")]
-    for cell, n in zip(cells, (n_prompts, n_queries), strict=True):
+    prompt, query = table.column("prompt").to_numpy(), table.column("query").to_numpy()
+    for cell, n in ((prompt, n_prompts), (query, n_queries)):
         if cell.dtype.kind not in "iu" or (cell < 0).any() or (cell >= n).any():
             raise ConfigurationError(f"{path.name}: `prompt` and `query` must be whole numbers in range(P), range(X).")
-    number = cells[0].astype(np.int64) * n_queries + cells[1].astype(np.int64)
+    number = prompt.astype(np.int64) * n_queries + query.astype(np.int64)
     order = np.argsort(number, kind="stable")
     if len(number) != n_prompts * n_queries or (number[order] != np.arange(len(number))).any():
         raise ConfigurationError(

@@ -59,12 +59,24 @@ class ExactValues:
         return np.asarray(reward.mean(axis=2)[self.row] - self.contexts.cost[:, None, None] * price)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Recording(ABC):
-    """The methods that both kinds of recording share."""
+    """The parts that both kinds of recording share.
+
+    Attributes:
+        probs: Probability of each outcome, in a vote of each answer class [P, X, M].
+        cost: Cost of one completion [P], in utility.
+        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
+    """
 
     probs: FloatArray
     cost: FloatArray
-    overhead: FloatArray
+    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+
+    def __post_init__(self) -> None:
+        probs = _probabilities(self.probs)
+        overhead = np.zeros(len(probs)) if self.overhead is None else _costs("overhead", self.overhead, probs)
+        _store(self, probs=probs, cost=_costs("cost", self.cost, probs), overhead=overhead)
 
     @property
     def n_prompts(self) -> int:
@@ -137,39 +149,31 @@ class VotingRecording(Recording):
     """Answers of a majority-vote task.
 
     Attributes:
-        probs: Probability of each answer class [P, X, A].
         answers: The right class of each query [X]; -1 where none is right.
-        cost: Cost of one completion [P], in utility.
         cost_weights: Cost weight of each context [C].
         credit: Score of each class [X, A] where scores are graded; `None` means 1 for the right one and 0 elsewhere.
-        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
         scores: `credit`, filled in [X, A].
     """
 
-    probs: FloatArray
     answers: IntArray
-    cost: FloatArray
     cost_weights: FloatArray
     credit: FloatArray | None = None
-    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     scores: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
-        probs = _probabilities(self.probs)
-        answers = _whole(self.answers)
-        n_answers = probs.shape[2]
-        if answers.shape != probs.shape[1:2] or (answers < -1).any() or (answers >= n_answers).any():
-            raise ConfigurationError(f"answers must be [X={probs.shape[1]}] classes below {n_answers}, or -1.")
+        super().__post_init__()
+        answers, cost_weights = _real("answers", self.answers), _real("cost_weights", self.cost_weights)
+        _, n_queries, n_answers = self.probs.shape
+        known = (answers == np.floor(answers)) & (answers >= -1) & (answers < n_answers)
+        if answers.shape != (n_queries,) or not known.all():
+            raise ConfigurationError(f"answers must be [X={n_queries}] whole numbers below {n_answers}, or -1.")
         exact = np.arange(n_answers) == answers[:, None]
         scores = exact.astype(float) if self.credit is None else _real("credit", self.credit)
-        if scores.shape != probs.shape[1:] or not np.isfinite(scores).all():
-            raise ConfigurationError(f"credit must be finite [X, A] = {probs.shape[1:]}, got {scores.shape}.")
-        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
-        _store(self, probs=probs, answers=answers, scores=scores, cost=cost, overhead=overhead)
-        cost_weights = _real("cost_weights", self.cost_weights)
+        if scores.shape != exact.shape or not np.isfinite(scores).all():
+            raise ConfigurationError(f"credit must be finite [X, A] = {exact.shape}, got {scores.shape}.")
         if cost_weights.ndim != 1:
             raise ConfigurationError(f"cost_weights must be [C], got shape {cost_weights.shape}.")
-        _store(self, cost_weights=cost_weights)
+        _store(self, answers=answers.astype(np.int64), scores=scores, cost_weights=cost_weights)
         _ = self.contexts
 
     @property
@@ -208,31 +212,22 @@ class BestOfRecording(Recording):
 
     Attributes:
         outcomes: Scores of each outcome [P, X, M, K]; axes of length 1 are repeated, for outcomes shared by cells.
-        probs: Probability of each outcome [P, X, M].
-        cost: Cost of one completion [P], in utility.
         weights: Weights of each context [C, K + 1]; the last one is the cost's.
-        overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
     """
 
     outcomes: FloatArray
-    probs: FloatArray
-    cost: FloatArray
     weights: FloatArray
-    overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
 
     def __post_init__(self) -> None:
-        probs = _probabilities(self.probs)
-        outcomes = _real("outcomes", self.outcomes)
+        super().__post_init__()
+        outcomes, weights, shape = _real("outcomes", self.outcomes), _real("weights", self.weights), self.probs.shape
         if outcomes.ndim != 4 or not np.isfinite(outcomes).all():
             raise ConfigurationError(f"outcomes must be finite [P, X, M, K], got shape {outcomes.shape}.")
-        if any(have not in (1, want) for have, want in zip(outcomes.shape[:3], probs.shape, strict=True)):
-            raise ConfigurationError(f"outcomes {outcomes.shape} do not fit probs {probs.shape}.")
-        weights = _real("weights", self.weights)
+        if any(have not in (1, want) for have, want in zip(outcomes.shape[:3], shape, strict=True)):
+            raise ConfigurationError(f"outcomes {outcomes.shape} do not fit probs {shape}.")
         if weights.ndim != 2 or weights.shape[1] != outcomes.shape[3] + 1:
             raise ConfigurationError(f"weights must be [C, K + 1 = {outcomes.shape[3] + 1}], got {weights.shape}.")
-        outcomes = np.broadcast_to(outcomes, (*probs.shape, outcomes.shape[3]))
-        cost, overhead = _costs("cost", self.cost, probs), _costs("overhead", self.overhead, probs)
-        _store(self, probs=probs, outcomes=outcomes, weights=weights, cost=cost, overhead=overhead)
+        _store(self, outcomes=np.broadcast_to(outcomes, (*shape, outcomes.shape[3])), weights=weights)
         _ = self.contexts
 
     @property
@@ -274,6 +269,7 @@ class RecordedEnvironment:
     """
 
     def __init__(self, recording: Recording, seed: tuple[int, ...]) -> None:
+        self.n_prompts, self.n_queries = recording.n_prompts, recording.n_queries
         self._recording = recording
         self._rng = np.random.default_rng(seed)
         # One ascending table for all cells: the entries of cell i lie in [i, i + 1], so one binary search draws.
@@ -284,16 +280,6 @@ class RecordedEnvironment:
         below[complete, -1] = 1.0
         self._table = (below + cells).reshape(-1)
         self._largest = np.where(complete, self._outcomes - 1, self._outcomes)
-
-    @property
-    def n_prompts(self) -> int:
-        """P."""
-        return self._recording.n_prompts
-
-    @property
-    def n_queries(self) -> int:
-        """X."""
-        return self._recording.n_queries
 
     def pull(self, pulls: Pulls) -> Observations:
         """Draw every completion of the pulls independently."""
@@ -314,13 +300,6 @@ def _real(name: str, values: object) -> FloatArray:
     return array.astype(float)
 
 
-def _whole(values: object) -> IntArray:
-    array = _real("answers", values)
-    if not np.isfinite(array).all() or (array != np.floor(array)).any() or (np.abs(array) > 2**53).any():
-        raise ConfigurationError("answers must be whole numbers.")
-    return array.astype(np.int64)
-
-
 def _probabilities(values: FloatArray) -> FloatArray:
     probs = _real("probs", values)
     if probs.ndim != 3 or not probs.size:
@@ -333,9 +312,7 @@ def _probabilities(values: FloatArray) -> FloatArray:
     return np.where(off, probs / np.where(off, total, 1.0), probs)
 
 
-def _costs(name: str, values: FloatArray | None, probs: FloatArray) -> FloatArray:
-    if values is None and name == "overhead":
-        return np.zeros(len(probs))
+def _costs(name: str, values: FloatArray, probs: FloatArray) -> FloatArray:
     cost = _real(name, values)
     if cost.shape != probs.shape[:1] or not np.isfinite(cost).all() or (cost < 0).any():
         raise ConfigurationError(f"{name} must be [P={probs.shape[0]}] finite numbers >= 0, got shape {cost.shape}.")
