@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
+from iapo_dspy.types import IntArray, Observations, Pulls
 
 __all__ = ["Delay", "Drift", "Failures", "Noise", "Some"]
 
@@ -18,6 +19,7 @@ __all__ = ["Delay", "Drift", "Failures", "Noise", "Some"]
 class _Wrapper:
     def __init__(self, inner: Environment) -> None:
         self._inner = inner
+        self.n_prompts, self.n_queries = inner.n_prompts, inner.n_queries
         self.depth: int = getattr(inner, "depth", 0) + 1
 
     def _stream(self, seed: int, kind: int) -> np.random.Generator:
@@ -27,16 +29,6 @@ class _Wrapper:
         trouble would strike just the completions that came out a certain way.
         """
         return np.random.default_rng([seed, self.depth, kind])
-
-    @property
-    def n_prompts(self) -> int:
-        """P."""
-        return self._inner.n_prompts
-
-    @property
-    def n_queries(self) -> int:
-        """X."""
-        return self._inner.n_queries
 
 
 class Noise(_Wrapper):
@@ -149,25 +141,21 @@ class Drift(_Wrapper):
             for mask, environment in ((~changed, self._inner), (changed, self._later))
             if mask.any()
         ]
-        made = Pulls(*(np.concatenate([getattr(s.pulls, f) for s in parts]) for f in ("prompt", "query", "size")))
+        seen = joined(parts)
         # Where pulls are missing, neither part says which: then those of one part come after those of the other.
-        whole = made.completions == pulls.completions
-        found = np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)]) if whole else np.arange(len(made))
+        found = np.arange(len(seen.pulls))
+        if seen.pulls.completions == pulls.completions:
+            found = np.concatenate([np.flatnonzero(~changed), np.flatnonzero(changed)])
         order = np.argsort(found)
-        completions = np.argsort(np.repeat(found, made.size), kind="stable")
-
-        def joined(name: str, index: IntArray) -> FloatArray:
-            return np.concatenate([getattr(s, name) for s in parts])[index]
-
-        measured = all(s.used is not None for s in parts)
+        completions = np.argsort(np.repeat(found, seen.pulls.size), kind="stable")
         return Observations(
-            pulls=made.take(order),
-            label=joined("label", completions).astype(np.int64),
-            score=joined("score", completions),
-            cost=joined("cost", completions),
-            overhead=joined("overhead", order),
-            used=joined("used", order) if measured else None,
-            once=joined("once", order) if measured else None,
+            pulls=seen.pulls.take(order),
+            label=seen.label[completions],
+            score=seen.score[completions],
+            cost=seen.cost[completions],
+            overhead=seen.overhead[order],
+            used=None if seen.used is None else seen.used[order],
+            once=None if seen.once is None else seen.once[order],
             exhausted=any(s.exhausted for s in parts),
         )
 
@@ -184,11 +172,7 @@ class Some(_Wrapper):
         super().__init__(inner)
         self._prompts = np.asarray(prompts, dtype=np.int64)
         self._order = np.argsort(self._prompts)
-
-    @property
-    def n_prompts(self) -> int:
-        """P."""
-        return len(self._prompts)
+        self.n_prompts = len(self._prompts)
 
     def pull(self, pulls: Pulls) -> Observations:
         """Implement `Environment.pull`."""

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.simulation.runner import need
 
 __all__ = ["plot_simulation"]
 
+_PSST = ("psst", "psst+k1", "psst+k4", "psst+k8")
 _PANELS = {
-    "Exploration strategies": (
-        "psst",
-        "psst+k1",
-        "psst+k4",
-        "psst+k8",
-        "uniform",
-        "epsilon-greedy",
-        "softmax",
-        "ucb",
-        "random",
-    ),
-    "Inference-awareness": ("psst", "psst+k1", "psst+k4", "psst+k8", "triple", "triple-random", "disjoint"),
+    "Exploration strategies": (*_PSST, "uniform", "epsilon-greedy", "softmax", "ucb", "random"),
+    "Inference-awareness": (*_PSST, "triple", "triple-random", "disjoint"),
 }
 
 
@@ -44,10 +35,7 @@ def plot_simulation(summary: Mapping[str, Any], path: str | Path) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
-    try:
-        figures = importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib: pip install "iapo_dspy[plots]"') from error
+    figures = need("matplotlib.figure", "plots")
     names = list(dict.fromkeys(r["algorithm"] for r in summary["results"]))
     budgets = list(dict.fromkeys(r["budget"] for r in summary["results"]))
     figure = figures.Figure(figsize=(12, 5.5), layout="constrained")

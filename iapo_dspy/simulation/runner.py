@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, Literal
 
 import numpy as np
@@ -102,40 +103,26 @@ def simulate(
             f"budgets={list(budgets)}, jobs={jobs}."
         )
     done: list[SimulatedRun] = []
-    for finished in _map(source, entrants, budgets, runs, seed, jobs, backend):
+    for finished in _map([(source, entrants, budgets, seed, run) for run in range(runs)], jobs, backend):
         done.append(finished)
         if progress:
             progress(len(done))
     return done
 
 
-def _map(
-    source: Source,
-    entrants: Sequence[Entrant],
-    budgets: Sequence[int],
-    runs: int,
-    seed: int,
-    jobs: int,
-    backend: Backend,
-) -> Iterator[SimulatedRun]:
+_Task = tuple[Source, Sequence[Entrant], Sequence[int], int, int]  # arguments of `_one_run`
+
+
+def _map(tasks: Sequence[_Task], jobs: int, backend: Backend) -> Iterator[SimulatedRun]:
     if jobs == 1 and backend == "processes":
-        for run in range(runs):
-            yield _one_run(source, entrants, budgets, seed, run)
+        yield from starmap(_one_run, tasks)
         return
-    joblib = need("joblib", "simulation")
-    tasks = (joblib.delayed(_one_run)(source, entrants, budgets, seed, run) for run in range(runs))
-    with _backend(joblib, backend):
+    joblib, ray = need("joblib", "simulation"), backend == "ray"
+    with _ray(joblib) if ray else nullcontext():
         # joblib's Ray backend hands all results back together, the processes one after the other.
-        return_as = "list" if backend == "ray" else "generator"
         # One job at a time would run in this process, not on the cluster.
-        n_jobs = -1 if backend == "ray" and jobs == 1 else jobs
-        yield from joblib.Parallel(n_jobs=n_jobs, return_as=return_as)(tasks)
-
-
-def _backend(joblib: Any, backend: Backend) -> AbstractContextManager[Any]:
-    if backend == "processes":
-        return nullcontext()
-    return _ray(joblib)
+        parallel = joblib.Parallel(n_jobs=-1 if ray and jobs == 1 else jobs, return_as="list" if ray else "generator")
+        yield from parallel(joblib.delayed(_one_run)(*task) for task in tasks)
 
 
 @contextmanager

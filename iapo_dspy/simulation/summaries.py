@@ -18,7 +18,7 @@ from iapo_dspy.types import FloatArray
 __all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
 
 
-_NUMBERS = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
+_MEANS = {"spent": "spent", "regret": "regret", "best_arm": "best", "completions": "completions", "waves": "waves"}
 
 
 def summarize(
@@ -59,17 +59,13 @@ def summarize(
 def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
     made = [t for t in trials if t is not None]
     if len(made) < len(trials):  # a budget is refused in every run or in none
-        return {"runs": 0, **dict.fromkeys(_NUMBERS)}
+        return {"runs": 0, **dict.fromkeys(("acr", "sem", *_MEANS))}
     acr = np.array([t.acr for t in made])
     return {
         "runs": len(made),
         "acr": float(acr.mean()),
         "sem": float(acr.std(ddof=1) / math.sqrt(len(acr))) if len(acr) > 1 else None,
-        "spent": float(np.mean([t.spent for t in made])),
-        "regret": float(np.mean([t.regret for t in made])),
-        "best_arm": float(np.mean([t.best for t in made])),
-        "completions": float(np.mean([t.completions for t in made])),
-        "waves": float(np.mean([t.waves for t in made])),
+        **{name: float(np.mean([getattr(t, field) for t in made])) for name, field in _MEANS.items()},
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,23 +91,12 @@ class Standing:
 
 
 def joined(rounds: Sequence[Observations]) -> Observations:
-    """Return several rounds, at least one, as one."""
-
-    def together(pick: Callable[[Observations], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-        return np.concatenate([pick(o) for o in rounds])
-
-    used, once = [o.used for o in rounds if o.used is not None], [o.once for o in rounds if o.once is not None]
-    return Observations(
-        pulls=Pulls(
-            together(lambda o: o.pulls.prompt), together(lambda o: o.pulls.query), together(lambda o: o.pulls.size)
-        ),
-        label=together(lambda o: o.label),
-        score=together(lambda o: o.score),
-        cost=together(lambda o: o.cost),
-        overhead=together(lambda o: o.overhead),
-        used=np.concatenate(used) if len(used) == len(rounds) else None,
-        once=np.concatenate(once) if len(once) == len(rounds) else None,
-    )
+    """Return several rounds, at least one, as one; without resources where a round did not measure them."""
+    pulls = Pulls(*(np.concatenate([getattr(o.pulls, name) for o in rounds]) for name in ("prompt", "query", "size")))
+    names = ["label", "score", "cost", "overhead"]
+    if all(o.used is not None for o in rounds):
+        names += ["used", "once"]
+    return Observations(pulls=pulls, **{name: np.concatenate([getattr(o, name) for o in rounds]) for name in names})
 
 
 def no_observations(n_objectives: int) -> Observations:
