@@ -53,9 +53,12 @@ class OverspendingTriple(Triple):
 class OverspendingUniform(Uniform):
     """Uniform exploration with at least one pull of each prompt, whatever the budget."""
 
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
-        """Implement `Algorithm.start`."""
-        check_budget(budget, seed, least=1, what="uniform exploration")
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`."""
+        return 1
+
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Implement `Baseline.run`."""
         state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
         return pull_all(problem, state, max(1, budget // (problem.n_prompts * problem.max_n)), seed)
 

@@ -12,7 +12,7 @@ from iapo_dspy.bandit.baselines.triple import Triple
 from iapo_dspy.bandit.baselines.uniform import Baseline
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem
 
 __all__ = ["Disjoint"]
 
@@ -34,12 +34,8 @@ class Disjoint(Baseline):
         chosen = min(problem.n_prompts, problem.n_contexts)
         return max(2 * problem.n_prompts, 2 * chosen * problem.max_n - 1)
 
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
-        """Implement `Algorithm.start`."""
-        check_budget(budget, seed, least=self.least(problem), what="disjoint optimization")
-        return self._run(problem, budget, seed)
-
-    def _run(self, problem: Problem, budget: int, seed: int) -> Run:
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Implement `Baseline.run`."""
         first = yield from Triple().start(problem, budget=budget // 2, seed=seed)
         state = Elimination(problem, estimator=BlockEstimator)
         state.active[:] = False

@@ -10,7 +10,7 @@ from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.baselines.uniform import Baseline
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem
 
 __all__ = ["RandomPolicy"]
 
@@ -23,12 +23,8 @@ class RandomPolicy(Baseline):
         """Implement `Algorithm.least`."""
         return 0
 
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
-        """Implement `Algorithm.start`; the budget is not used."""
-        check_budget(budget, seed, least=0, what="a random policy")
-        return self._run(problem, seed)
-
-    def _run(self, problem: Problem, seed: int) -> Run:
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Implement `Baseline.run`; the budget is not used."""
         state = Elimination(problem, estimator=BlockEstimator)
         arms = problem.n_prompts * problem.max_n
         chosen = np.random.default_rng(seed).integers(arms, size=problem.n_contexts)

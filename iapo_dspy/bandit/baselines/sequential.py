@@ -9,7 +9,7 @@ bias towards or against it, depending on where the utility's zero happens to lie
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,14 @@ from iapo_dspy.bandit.baselines.uniform import Baseline
 from iapo_dspy.bandit.costs.scale import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Outcome, Round, Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
 __all__ = ["UCB", "EpsilonGreedy", "Sequential", "Softmax", "pick_best"]
 
 
-class Sequential(Baseline, ABC):
+class Sequential(Baseline):
     """Pulls one arm at a time until no completion is left; its outcomes have one `Round` for all steps."""
 
     @abstractmethod
@@ -55,12 +55,12 @@ class Sequential(Baseline, ABC):
         Raises:
             ConfigurationError: Also where contexts price or cap resources by themselves.
         """
-        check_budget(budget, seed, least=1, what=type(self).__name__)
         if not problem.contexts.plain:
             raise ConfigurationError("This algorithm knows costs only; rates and caps need 'auto' or 'psst'.")
-        return self._run(problem, budget, seed)
+        return super().start(problem, budget=budget, seed=seed)
 
-    def _run(self, problem: Problem, budget: int, seed: int) -> Run:
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Implement `Baseline.run`."""
         rng = np.random.default_rng(seed)
         table = _Table(problem)
         scale_of = np.tile(np.arange(1, problem.max_n + 1), problem.n_prompts)
@@ -162,7 +162,7 @@ def pick_best(rng: np.random.Generator, values: FloatArray) -> int:
 
 
 class _Table:
-    """Estimates of all arms, refreshed one prompt at a time."""
+    """Estimates of all arms, the arms of one prompt after those of another."""
 
     def __init__(self, problem: Problem) -> None:
         self.q = np.zeros((problem.n_contexts, problem.n_prompts * problem.max_n))
@@ -170,27 +170,20 @@ class _Table:
         self._problem = problem
         self._estimator = BlockEstimator(problem)
         self._scale = CostScale(problem)
-        self._used_scale = self._scale.value
         self._observations: list[Observations] = []
 
     def observe(self, observations: Observations) -> None:
         self._observations.append(observations)
         self._estimator.update(observations)
         self._scale.observe(observations)
-        if self._scale.value != self._used_scale:  # only while a scale is being learnt
-            self._used_scale = self._scale.value
-            q = self._estimator.estimates().utility(self._problem.contexts, self._used_scale)
-            self.q[:] = np.where(np.isnan(q), 0.0, q).reshape(self.q.shape)
-        prompt = int(observations.pulls.prompt[0])
-        found = self._estimator.of_prompt(prompt)
-        arms = slice(prompt * self._problem.max_n, (prompt + 1) * self._problem.max_n)
-        q = found.reward - self._problem.contexts.cost[:, None] * (self._used_scale * found.cost)
-        self.q[:, arms] = np.where(found.count > 0, q, 0.0)
-        self.count[arms] = found.count
+        estimates = self._estimator.estimates()
+        q = estimates.utility(self._problem.contexts, self._scale.value)
+        self.q = np.where(np.isnan(q), 0.0, q).reshape(self.q.shape)
+        self.count = estimates.count.reshape(-1)
 
     def outcome(self, spent: int, steps: int, complete: bool) -> Outcome:
         estimates = self._estimator.estimates()
-        q = estimates.utility(self._problem.contexts, self._used_scale)
+        q = estimates.utility(self._problem.contexts, self._scale.value)
         everything = np.ones(self._problem.shape, dtype=bool)
         return Outcome(
             policy=best_arms(q, estimates.cost, everything),
@@ -199,6 +192,6 @@ class _Table:
             spent=spent,
             rounds=(Round(active=everything, pulls=steps, completions=spent),),
             observations=(joined(self._observations),) if self._observations else (),
-            cost_scale=self._used_scale,
+            cost_scale=self._scale.value,
             complete=complete,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +18,21 @@ from iapo_dspy.types import Observations
 __all__ = ["Baseline", "Uniform", "pull_all"]
 
 
-class Baseline:
+class Baseline(ABC):
     """Base of algorithms that keep every arm alive to the end."""
+
+    @abstractmethod
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`."""
+
+    @abstractmethod
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Make a run with a budget that has been checked."""
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        check_budget(budget, seed, least=self.least(problem), what=type(self).__name__)
+        return self.run(problem, budget, seed)
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Implement `Algorithm.solve`: the best arm by the block estimates of everything that was drawn."""
@@ -39,11 +53,10 @@ class Uniform(Baseline):
         """Implement `Algorithm.least`: one pull of each prompt at its largest scale."""
         return problem.n_prompts * problem.max_n
 
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
-        """Implement `Algorithm.start`."""
-        each = self.least(problem)
-        check_budget(budget, seed, least=each, what="uniform exploration")
-        return pull_all(problem, Elimination(problem, estimator=BlockEstimator), budget // each, seed)
+    def run(self, problem: Problem, budget: int, seed: int) -> Run:
+        """Implement `Baseline.run`."""
+        times = budget // self.least(problem)
+        return pull_all(problem, Elimination(problem, estimator=BlockEstimator), times, seed)
 
 
 def pull_all(problem: Problem, state: Elimination, times: int, seed: int) -> Run:

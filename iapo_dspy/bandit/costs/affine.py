@@ -50,11 +50,6 @@ class AffineCosts:
         scales = np.arange(1, max_n + 1)
         return np.asarray(self.fixed[:, None] + scales * self.per_completion[:, None])
 
-    def of_prompt(self, prompt: int, max_n: int) -> FloatArray:
-        """Return the cost of one prompt's arms [N], a row of `arms`."""
-        scales = np.arange(1, max_n + 1)
-        return np.asarray(self._fixed.mean(prompt) + scales * self._completion.mean(prompt))
-
 
 class _Means:
     """Mean of each group's values, exact where all values of a group are equal.
@@ -82,11 +77,6 @@ class _Means:
         self._first[present[new]] = values[position[new]]
         self._count += np.bincount(group, minlength=len(self._count))
         self._excess += np.bincount(group, weights=values - self._first[group], minlength=len(self._count))
-
-    def mean(self, group: int) -> float:
-        """Return the mean of one group, NaN where it is empty."""
-        count = self._count[group]
-        return float(self._first[group] + self._excess[group] / count) if count else float("nan")
 
     def means(self) -> FloatArray:
         """Return the mean of every group [n], NaN where it is empty."""

@@ -50,13 +50,6 @@ class BlockEstimator:
         cost = np.where(self._count > 0, self._costs.arms(self._problem.max_n), np.nan)
         return Estimates(reward=self._reward / blocks, cost=cost, count=self._count.copy())
 
-    def of_prompt(self, prompt: int) -> Estimates:
-        """Return the estimates of one prompt's arms: arrays as in `Estimates`, without the axis P."""
-        count = self._count[prompt]
-        blocks = np.where(count > 0, count, np.nan)
-        cost = np.where(count > 0, self._costs.of_prompt(prompt, self._problem.max_n), np.nan)
-        return Estimates(reward=self._reward[:, prompt] / blocks, cost=cost, count=count.copy())
-
     def _batches(self, observations: Observations) -> Iterator[IntArray]:
         """Split the pulls into groups of similar size, sorted by prompt.
 

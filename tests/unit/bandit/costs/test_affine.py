@@ -53,7 +53,6 @@ def test_fixed_and_per_completion_parts_by_hand() -> None:
     np.testing.assert_allclose(costs.per_completion, [4.0, 5.0, NAN])  # a mean over completions
     np.testing.assert_allclose(costs.arms(3), [[79.0, 83.0, 87.0], [12.0, 17.0, 22.0], [NAN, NAN, NAN]])
     costs.update(observe([(2, 2)], [1, 3], [10]))  # one pull takes the short way
-    np.testing.assert_allclose(costs.of_prompt(2, 2), [12.0, 14.0])
     np.testing.assert_allclose(costs.arms(2)[2], [12.0, 14.0])
 
 
@@ -75,7 +74,6 @@ def test_block_estimates_price_every_arm_with_the_overhead_once() -> None:
     estimator.update(observe([(0, 3), (1, 2)], [1, 1, 4, 2, 2], [10, 0]))
     found = estimator.estimates()
     np.testing.assert_allclose(found.cost, [[12.0, 14.0, 16.0], [2.0, 4.0, NAN]])  # NaN: no block of three of prompt 1
-    np.testing.assert_allclose(estimator.of_prompt(0).cost, found.cost[0])
 
 
 def test_the_scale_makes_the_average_call_for_one_completion_cost_a_hundredth() -> None:
