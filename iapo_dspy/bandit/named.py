@@ -139,20 +139,11 @@ class Unknown:
 
     name: str
 
-    def least(self, problem: Problem) -> int:
-        """Raise; see `solve`."""
-        return self._refuse()
-
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
-        """Raise; see `solve`."""
-        return self._refuse()
-
-    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         """Raise `ConfigurationError`: only the preferences that were compiled have arms."""
-        return self._refuse()
-
-    def _refuse(self) -> NoReturn:
         raise ConfigurationError(
             f"This program was compiled with the algorithm {self.name}, which was saved by its name only, so that only "
             "the preferences that it was compiled with can be served. Compile again with this preference."
         )
+
+    least = start = solve = _refuse

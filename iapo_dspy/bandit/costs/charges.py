@@ -64,11 +64,6 @@ class Charges:
         self._pulls.append((observations.pulls.prompt, observations.pulls.size, used, once))
         self._upper = None
 
-    @property
-    def measured(self) -> bool:
-        """Whether the resources of calls were measured."""
-        return bool(self._pulls)
-
     def parts(self) -> tuple[FloatArray, FloatArray]:
         """Return mean use per request and per completion of every prompt [R, P] each; NaN where it is not known."""
         if not self._pulls:

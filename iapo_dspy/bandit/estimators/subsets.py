@@ -99,17 +99,14 @@ def subset_positions(n: int, k: int, count: int = SUBSETS) -> IntArray:
     return np.concatenate(orders)
 
 
-def sampled_subsets(
-    cells: Cells, aggregator: Aggregator, weights: FloatArray, max_n: int, count: int = SUBSETS
-) -> FloatArray:
-    """Return the mean reward of subsets of every cell's completions.
+def sampled_subsets(cells: Cells, aggregator: Aggregator, weights: FloatArray, max_n: int) -> FloatArray:
+    """Return the mean reward of `SUBSETS` or more subsets of every cell's completions, as far as there are so many.
 
     Args:
         cells: The completions.
         aggregator: Any aggregator.
         weights: Rows of objective weights [W, K].
         max_n: Largest scale.
-        count: Subsets of each cell and scale at least, as far as there are so many.
 
     Returns:
         Task rewards [W, G, N]; NaN at scales above a cell's number of completions.
@@ -118,7 +115,7 @@ def sampled_subsets(
     for n in np.unique(cells.size).tolist():
         members = np.flatnonzero(cells.size == n)
         for k in range(1, min(n, max_n) + 1):
-            chosen = subset_positions(n, k, count)
+            chosen = subset_positions(n, k)
             step = max(1, _CHUNK // (chosen.size * max(len(weights), cells.score.shape[1])))
             for begin in range(0, len(members), step):
                 part = members[begin : begin + step]

@@ -78,6 +78,11 @@ class LiveEnvironment:
         progress: Called after every pull.
         cost: Turns usage into costs.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
+
+    Attributes:
+        n_prompts: P.
+        n_queries: X.
+        unjudged: Completions that were drawn, but not scored, because their judge did not fit into the budget.
     """
 
     def __init__(
@@ -101,13 +106,14 @@ class LiveEnvironment:
             if isinstance(ledger, NullLedger)
             else "All completions that were paid for are in the ledger; mend the cause and compile again to go on."
         )
+        self.n_prompts, self.n_queries = len(prompts), len(examples)
+        self.unjudged = 0
         self._prompts = prompts
         self._examples = tuple(examples)
         self._sampler = sampler
         self._meter = meter
         self._ledger = ledger
         self._round = 0
-        self._unjudged = 0
         self._stored = StoredCompletions(ledger)
         known: dict[int, list[CallRecord]] = {}
         for record in ledger.calls:
@@ -128,16 +134,6 @@ class LiveEnvironment:
         )
 
     @property
-    def n_prompts(self) -> int:
-        """P."""
-        return len(self._prompts)
-
-    @property
-    def n_queries(self) -> int:
-        """X."""
-        return len(self._examples)
-
-    @property
     def strategy(self) -> Strategy:
         """The strategy, with the scales that the first batch of pulls has set."""
         return self._scorer.strategy
@@ -146,11 +142,6 @@ class LiveEnvironment:
     def failures(self) -> FailureReport:
         """Failed completions so far."""
         return self._tracker.report()
-
-    @property
-    def unjudged(self) -> int:
-        """Completions that were drawn, but not scored, because their judge did not fit into the budget."""
-        return self._unjudged
 
     @property
     def output_tokens(self) -> FloatArray:
@@ -254,7 +245,7 @@ class LiveEnvironment:
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
                 reservation.settle(completions=len(drawn))
                 known.update((record.index, Completion(record=record, prediction=said)) for record, said in drawn)
-            elif reservation is not None and self._unjudged:  # further completions could not be judged either
+            elif reservation is not None and self.unjudged:  # further completions could not be judged either
                 reservation.release()
             elif reservation is not None:
                 rollouts = await self._sampler.sample(
@@ -275,6 +266,6 @@ class LiveEnvironment:
             completions = [known[i] for i in sorted(known)]
             scored = await self._scorer.score(example, completions)
             pulled = self._observer.pulled(pull.prompt, completions, scored)
-            self._unjudged += len(scored) - len(pulled.scored)
+            self.unjudged += len(scored) - len(pulled.scored)
             self._tracker.add(pull.prompt, pulled.scored)
             return pulled

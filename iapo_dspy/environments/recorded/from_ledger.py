@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, Kind] = {"majority_vote": "vote", "best_of_n": "best-of"}
 _SHOWN = 5  # missing cells that a message names
-_Cells = dict[tuple[int, int], list["_Scored"]]
 
 
 def recording_of(
@@ -57,10 +57,9 @@ def recording_of(
         ConfigurationError: Cells without completions, or a prompt that the run does not have.
     """
     header, records = read_ledger(log_dir)
-    settings = header.get("settings") or {}
-    kind = _KINDS.get(str((settings.get("strategy") or {}).get("kind")))
-    about = _about(header)
+    settings, about = header.get("settings") or {}, _about(header)
     strategy = (settings.get("strategy") or {}).get("kind")
+    kind = _KINDS.get(str(strategy))
     if kind is None and strategy is not None:
         raise LedgerError(
             f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
@@ -77,10 +76,13 @@ def recording_of(
         raise LedgerError(
             f"{unscored} completions in {log_dir} were never scored: the run was stopped. Compile again to finish it."
         )
-    cells: _Cells = {}
+    cells: dict[tuple[int, int], list[_Scored]] = {}
     for s in everything:
         cells.setdefault((s.completion.prompt, s.completion.query), []).append(s)
-    kept = _prompts(prompts, int(about["n_prompts"]))
+    n_prompts = int(about["n_prompts"])
+    kept = list(range(n_prompts)) if prompts is None else [int(p) for p in prompts]
+    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
+        raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")
     queries = list(range(int(about["n_queries"])))
     if common_queries:
         queries = [x for x in queries if all((p, x) in cells for p in kept)]
@@ -97,7 +99,7 @@ def recording_of(
     objectives = [str(name) for name in about["objectives"]]
     contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
     overhead, cost = _costs(table, Cost.from_dict(settings.get("cost") or {}))
-    place: Callable[[Any], Sequence[float]] = _first
+    place: Callable[[Any], Sequence[float]] = itemgetter(slice(1))
     columns = 1
     if kind == "best-of":
         first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
@@ -107,10 +109,6 @@ def recording_of(
     names: list[dict[str, int]] = [{} for _ in queries]  # the answers of each query
     drawn = [[_drawn(cell, names[x], place, columns) for x, cell in enumerate(row)] for row in table]
     return empirical_recording(kind, drawn, cost=cost, overhead=overhead, contexts=contexts, cost_scale=cost_scale)
-
-
-def _first(scores: Sequence[float]) -> Sequence[float]:
-    return scores[:1]
 
 
 def _drawn(
@@ -138,10 +136,3 @@ def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[Fl
         overhead[p] = np.mean([once for once, _ in parts])
         each[p] = np.mean([c for _, costs in parts for c in costs])
     return overhead, each
-
-
-def _prompts(prompts: Sequence[int] | None, n_prompts: int) -> list[int]:
-    kept = list(range(n_prompts)) if prompts is None else [int(p) for p in prompts]
-    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
-        raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")
-    return kept

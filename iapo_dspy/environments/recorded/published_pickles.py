@@ -55,16 +55,6 @@ class _Scalar(_Stub):
     pass
 
 
-class _Skipped(_Stub):
-    """Stands in for the parts of numpy's random generators."""
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        del state
-
-
 class _Record(_Stub):
     """Stands in for an object of a known class: its attributes, none of its code."""
 
@@ -89,20 +79,16 @@ class _Context(_Record):
     pass
 
 
-class _Ndarray(_Stub):
-    """Named by pickled arrays, never made."""
-
-    def __new__(cls, *_: Any) -> _Ndarray:
-        raise pickle.UnpicklingError("it makes an ndarray other than numpy's pickles do")
+def _ndarray(*_: Any) -> Any:
+    """Stand in for a class that pickled arrays name and never make."""
+    raise pickle.UnpicklingError("it makes an ndarray other than numpy's pickles do")
 
 
-class _Latin1(_Stub):
-    """How protocols before 3 hold bytes."""
-
-    def __new__(cls, text: Any, encoding: Any) -> Any:
-        if type(text) is not str or encoding != "latin1":
-            raise pickle.UnpicklingError("it encodes something other than the bytes of an array")
-        return text.encode("latin1")
+def _latin1(text: Any, encoding: Any) -> Any:
+    """Return bytes as protocols before 3 hold them."""
+    if type(text) is not str or encoding != "latin1":
+        raise pickle.UnpicklingError("it encodes something other than the bytes of an array")
+    return text.encode("latin1")
 
 
 _CLASSES: dict[str, type[_Record]] = {
@@ -111,7 +97,7 @@ _CLASSES: dict[str, type[_Record]] = {
     "CostContext": _Context,
     "Context": _Context,
 }
-_NUMPY: dict[str, type[_Stub]] = {"ndarray": _Ndarray, "dtype": _Dtype}
+_NUMPY = {"ndarray": _ndarray, "dtype": _Dtype}
 _NUMPY_CORE: dict[str, type[_Stub]] = {"_reconstruct": _Array, "_frombuffer": _Buffer, "scalar": _Scalar}
 _CORE = {f"numpy.{core}.{module}" for core in ("core", "_core") for module in ("multiarray", "numeric")}
 
@@ -133,9 +119,9 @@ class _Unpickler(_Base):  # type: ignore[misc]
         if module in _CORE and name in _NUMPY_CORE:
             return _NUMPY_CORE[name]
         if (module, name) == ("_codecs", "encode"):
-            return _Latin1
+            return _latin1
         if module.startswith("numpy.random."):
-            return _Skipped
+            return _Stub
         if name in _CLASSES and not module.startswith(("numpy", "builtins")):
             return _CLASSES[name]
         raise pickle.UnpicklingError(
@@ -148,17 +134,15 @@ class _Unpickler(_Base):  # type: ignore[misc]
         _Base.load_build(self)
 
     def _setitem(self) -> None:
-        _hashable(self.stack[-2])
+        _check_keys(self.stack[-2:-1])
         _Base.load_setitem(self)
 
     def _setitems(self) -> None:
-        for key in self.stack[::2]:
-            _hashable(key)
+        _check_keys(self.stack[::2])
         _Base.load_setitems(self)
 
     def _dict(self) -> None:
-        for key in self.stack[::2]:
-            _hashable(key)
+        _check_keys(self.stack[::2])
         _Base.load_dict(self)
 
     def _refuse(self) -> None:
@@ -183,10 +167,10 @@ class _Unpickler(_Base):  # type: ignore[misc]
         dispatch[_code[0]] = _refuse
 
 
-def _hashable(key: Any) -> None:
-    # Hashing nested tuples that share their parts can take forever.
-    if type(key) not in (str, int, float, bool, bytes, type(None)):
-        raise pickle.UnpicklingError(f"a dictionary has a {type(key).__name__} as a key")
+def _check_keys(keys: list[Any]) -> None:
+    for key in keys:  # hashing nested tuples that share their parts can take forever
+        if type(key) not in (str, int, float, bool, bytes, type(None)):
+            raise pickle.UnpicklingError(f"a dictionary has a {type(key).__name__} as a key")
 
 
 def read_published(path: str | Path) -> Recording:
@@ -217,11 +201,9 @@ def read_published(path: str | Path) -> Recording:
 
 
 def _recording(found: Any) -> Recording:
-    if not isinstance(found, _Record):
-        raise TypeError(f"it holds a {type(found).__name__}")
+    if not isinstance(found, _Voting | _BestOf) or type(found.state) is not dict:
+        raise TypeError(f"it holds a {type(found).__name__}, which is not an environment with attributes")
     data = found.state
-    if type(data) is not dict:
-        raise TypeError("it has no attributes")
     if isinstance(found, _Voting):
         coefficients = data["cost_coeffs"]
         return VotingRecording(
@@ -230,21 +212,17 @@ def _recording(found: Any) -> Recording:
             cost=_array(data["cost_per_prompt"]),
             cost_weights=np.array([_number(coefficients[level]) for level in ("low", "mid", "high")]),
         )
-    if isinstance(found, _BestOf):
-        contexts = data["_contexts"]
-        if type(contexts) not in (list, tuple) or len(contexts) > _MOST_CONTEXTS:
-            raise TypeError(f"_contexts is not a list of at most {_MOST_CONTEXTS} contexts")
-        weights = np.array([_weights(context) for context in contexts])
-        weights[:, -1] = np.abs(weights[:, -1])  # there the cost's weight is <= 0 and added, here >= 0 and subtracted
-        return BestOfRecording(
-            outcomes=np.concatenate(
-                [_array(data["outcome_vectors_train"]), _array(data["outcome_vectors_test"])], axis=1
-            ),
-            probs=np.concatenate([_array(data["outcome_probs_train"]), _array(data["outcome_probs_test"])], axis=1),
-            cost=_array(data["cost_per_prompt"]),
-            weights=weights,
-        )
-    raise TypeError("it holds a context")
+    contexts = data["_contexts"]
+    if type(contexts) not in (list, tuple) or len(contexts) > _MOST_CONTEXTS:
+        raise TypeError(f"_contexts is not a list of at most {_MOST_CONTEXTS} contexts")
+    weights = np.array([_weights(context) for context in contexts])
+    weights[:, -1] = np.abs(weights[:, -1])  # there the cost's weight is <= 0 and added, here >= 0 and subtracted
+    return BestOfRecording(
+        outcomes=np.concatenate([_array(data["outcome_vectors_train"]), _array(data["outcome_vectors_test"])], axis=1),
+        probs=np.concatenate([_array(data["outcome_probs_train"]), _array(data["outcome_probs_test"])], axis=1),
+        cost=_array(data["cost_per_prompt"]),
+        weights=weights,
+    )
 
 
 def _weights(context: Any) -> list[float]:

@@ -51,12 +51,10 @@ class StoppedValues:
     Attributes:
         recording: The law of the completions.
         sequences: Sequences of completions per query that votes are replayed on.
-        seed: Seed of the sequences.
     """
 
     recording: Recording
     sequences: int = SEQUENCES
-    seed: int = 0
     _sampled: dict[tuple[int, int], VoteTally] = field(default_factory=dict, repr=False)
     _known: dict[tuple[int, Arm], FloatArray] = field(default_factory=dict, repr=False)
 
@@ -119,7 +117,7 @@ class StoppedValues:
             below = np.minimum(np.cumsum(recording.probs[prompt], axis=1), 1.0)
             uniform = np.stack(
                 [
-                    np.random.default_rng([self.seed, _STREAM, prompt, i]).random((recording.n_queries, self.sequences))
+                    np.random.default_rng([0, _STREAM, prompt, i]).random((recording.n_queries, self.sequences))
                     for i in range(n)
                 ],
                 axis=2,

@@ -125,7 +125,7 @@ def test_what_is_not_known_matters_only_to_those_who_count_it() -> None:
 
 def test_observations_without_uses_serve_costs_only() -> None:
     plain = charges([Preference("plain", cost=1)], ROWS, measured=False)
-    assert not plain.measured and np.isnan(plain.upper()).all() and plain.keeps().all()
+    assert np.isnan(plain.upper()).all() and plain.keeps().all()
     for preference in (Preference("x", rates={"tokens": 1}), Preference("x", max_usd=1)):
         with pytest.raises(ConfigurationError, match=r"Preference\(cost="):
             charges([preference], ROWS, measured=False)
