@@ -124,7 +124,7 @@ class _Chooser:
     def choose(self) -> Iterator[StoppedArm]:
         """Yield the arm of every context."""
         if self._evidence is None:
-            yield from map(self._unmodelled, range(self._problem.n_contexts))
+            yield from (self._settling(c, self._plain_arm(c)) for c in range(self._problem.n_contexts))
             return
         rules = [self._rules(self._evidence, row) for row in range(len(self._evidence.values))]
         for context, row in enumerate(self._evidence.row.tolist()):
@@ -165,36 +165,26 @@ class _Chooser:
             utility=float(reward - waves * prices.fixed[at] - completions * prices.each[at]),
         )
 
-    def _settling(self, context: int, arm: Arm, rules: StopEstimates | None) -> StoppedArm:
-        """Give an arm waves that end where its result is settled, if they cost no more by the model."""
-        aggregator = self._problem.aggregator
+    def _settling(self, context: int, arm: Arm, rules: StopEstimates | None = None) -> StoppedArm:
+        """Give an arm waves that end where its result is settled, where they are allowed and cost no more."""
+        aggregator, plain = self._problem.aggregator, self._described(context, arm)
         stop = aggregator.settling(arm.n) if isinstance(aggregator, Stoppable) else None
-        if stop is None or rules is None or stop not in rules.stops or arm.prompt not in rules.prompts:
-            return self._described(context, arm)
-        at = int(np.searchsorted(rules.prompts, arm.prompt)), rules.stops.index(stop)
-        return self._if_cheaper(context, arm, stop, rules.completions[at], rules.waves[at])
+        if stop is None or len(stop.waves) > self._prices.most_waves[context, arm.prompt, arm.n - 1]:
+            return plain
+        arm = replace(arm, stop=stop)
+        calls = self._observed(context, arm) if self._evidence is None else _estimated(arm, stop, rules)
+        stopped = plain if calls is None else self._described(context, arm, 0.0, *calls)
+        return stopped if stopped.utility >= plain.utility and stopped.cost <= plain.cost else plain
 
-    def _unmodelled(self, context: int) -> StoppedArm:
-        """Do the same as `_settling` by observation alone."""
-        problem, arm = self._problem, self._plain_arm(context)
-        stop = problem.aggregator.settling(arm.n) if isinstance(problem.aggregator, Stoppable) else None
-        if stop is None:
-            return self._described(context, arm)
-        cells = Cells.of(self._outcome.observations, problem.n_prompts, problem.contexts.n_objectives)
-        calls = observed_calls(problem, cells, context, replace(arm, stop=stop))
+    def _observed(self, context: int, arm: Arm) -> tuple[float, float] | None:
+        """Return completions and waves of a call by observation alone; None where no cell has N completions."""
+        cells = Cells.of(self._outcome.observations, self._problem.n_prompts, self._problem.contexts.n_objectives)
+        calls = observed_calls(self._problem, cells, context, arm)
         known = ~np.isnan(calls[0])
         if not known.any():
-            return self._described(context, arm)
-        _, drawn, waves = calls[:, known].mean(axis=1)
-        return self._if_cheaper(context, arm, stop, drawn, waves)
-
-    def _if_cheaper(self, context: int, arm: Arm, stop: Stop, completions: float, waves: float) -> StoppedArm:
-        """Return the arm with these waves, which change no answer, where they are allowed and cost no more."""
-        plain = self._described(context, arm)
-        stopped = self._described(context, replace(arm, stop=stop), 0.0, float(completions), float(waves))
-        allowed = len(stop.waves) <= self._prices.most_waves[context, arm.prompt, arm.n - 1]
-        no_worse = stopped.utility >= plain.utility and stopped.cost <= plain.cost
-        return stopped if allowed and no_worse else plain
+            return None
+        _, completions, waves = calls[:, known].mean(axis=1).tolist()
+        return completions, waves
 
     def _tuned(self, context: int, evidence: Evidence, rules: StopEstimates | None) -> StoppedArm:
         """Choose prompt, N and rule together; arms that are as good up to a near-tie give way to the cheapest."""
@@ -239,6 +229,14 @@ class _Chooser:
         fixed = np.maximum(prices.fixed[context], rate * (prices.raw_fixed + WAVE * prices.raw_each))
         each = np.maximum(prices.each[context], rate * prices.raw_each)
         return fixed, each
+
+
+def _estimated(arm: Arm, stop: Stop, rules: StopEstimates | None) -> tuple[float, float] | None:
+    """Return completions and waves of a call by the model; None where it does not know the rule."""
+    if rules is None or stop not in rules.stops or arm.prompt not in rules.prompts:
+        return None
+    at = int(np.searchsorted(rules.prompts, arm.prompt)), rules.stops.index(stop)
+    return float(rules.completions[at]), float(rules.waves[at])
 
 
 def _candidates(values: FloatArray, count: int) -> set[int]:

@@ -240,8 +240,5 @@ def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:
     scale = np.maximum(se, 1e-12)
     z = np.maximum(difference / scale, -40.0)  # where there is no evidence the difference is -inf, the gain 0
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    return np.asarray(scale * (density + z * _normal_cdf(z)))
-
-
-def _normal_cdf(z: FloatArray) -> FloatArray:
-    return np.array([0.5 * math.erfc(-v / math.sqrt(2.0)) for v in np.atleast_1d(z).tolist()])
+    below = np.array([0.5 * math.erfc(-v / math.sqrt(2.0)) for v in z.tolist()])
+    return np.asarray(scale * (density + z * below))

@@ -99,7 +99,7 @@ class Coordinate:
             )
         least = self.least(problem)
         check_budget(budget, seed, least=least, what=f"looking at {least} combinations once, one coordinate at a time,")
-        return _Search(problem, tuple(self.shape), int(budget), seed, int(self.passes), self.estimator).run()
+        return _Search(self, problem, int(budget), seed).run()
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Implement `Algorithm.solve` for the combinations that were drawn, which are the problem's prompts here."""
@@ -114,21 +114,13 @@ def first_pass(shape: Sequence[int]) -> int:
 class _Search:
     """One run. Combinations that were drawn have slots, numbered in the order of first draws."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        shape: Combination,
-        budget: int,
-        seed: int,
-        passes: int,
-        estimator: Callable[[Problem], ComparingEstimator],
-    ) -> None:
+    def __init__(self, settings: Coordinate, problem: Problem, budget: int, seed: int) -> None:
         self._problem = problem
-        self._shape = shape
+        self._shape = tuple(settings.shape)
         self._budget = budget
-        self._estimator = estimator
-        new = first_pass(shape)
-        self._passes = max(1, min(passes, budget // (new * _FIRST_QUERIES * FIRST_PULL * ROUNDS)))
+        self._estimator = settings.estimator
+        new = first_pass(self._shape)
+        self._passes = max(1, min(int(settings.passes), budget // (new * _FIRST_QUERIES * FIRST_PULL * ROUNDS)))
         self._slots: dict[Combination, int] = {}
         self._numbers: IntArray = np.empty(0, dtype=np.int64)  # of the combination in each slot [V]
         self._rounds: list[Observations] = []

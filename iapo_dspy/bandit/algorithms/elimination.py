@@ -84,7 +84,7 @@ class Elimination(Standing):
         if self._screened is not None:
             seen = np.any(self.active & ~np.isnan(q), axis=(1, 2), keepdims=True)
             screened = self.utility(self._screened.reward, self._screened.cost)
-            screened[:, ~self.answered] = np.nan
+            screened[:, ~self.charges.answered] = np.nan
             choice = np.where(seen, q, screened)
             cost = np.where(np.isnan(cost), self._screened.cost, cost)
         policy = best_arms(choice, self._price(cost), self._eligible(choice))

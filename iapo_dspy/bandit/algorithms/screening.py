@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -52,10 +53,5 @@ class Screening:
             first = self.budget(total)
             return first >= problem.n_prompts and total - first >= after
 
-        low, high = 0, 1
-        while not enough(high):
-            low, high = high, 2 * high
-        while high - low > 1:  # both conditions hold for every larger total once they hold
-            middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle, high)
-        return high
+        # Both conditions hold for every larger total once they hold.
+        return bisect.bisect_left(range(2**62), True, key=enough)

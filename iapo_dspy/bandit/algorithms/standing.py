@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,6 @@ class Standing:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
-        self.answered = np.zeros(problem.n_prompts, dtype=bool)
         self._scale = CostScale(problem)
         self._rounds: list[Round] = []
         self._observations: list[Observations] = []
@@ -52,7 +52,6 @@ class Standing:
             return False
         self.charges.update(observations)
         self._scale.observe(observations)
-        self.answered[np.repeat(pulls.prompt, pulls.size)[~observations.failed]] = True
         return True
 
     def utility(self, reward: FloatArray, cost: FloatArray) -> FloatArray:
@@ -68,8 +67,8 @@ class Standing:
         q = reward - contexts.cost[:, None, None] * (self._scale.value * cost)
         if not contexts.plain:
             q = np.where(self.charges.allowed(), q - self.charges.surcharge(), np.nan)
-        if self.answered.any():
-            q[:, ~self.answered] = np.nan
+        if self.charges.answered.any():
+            q[:, ~self.charges.answered] = np.nan
         return np.asarray(q)
 
     def report(
@@ -96,7 +95,8 @@ def joined(rounds: Sequence[Observations]) -> Observations:
     names = ["label", "score", "cost", "overhead"]
     if all(o.used is not None for o in rounds):
         names += ["used", "once"]
-    return Observations(pulls=pulls, **{name: np.concatenate([getattr(o, name) for o in rounds]) for name in names})
+    parts: dict[str, Any] = {name: np.concatenate([getattr(o, name) for o in rounds]) for name in names}
+    return Observations(pulls=pulls, **parts)
 
 
 def no_observations(n_objectives: int) -> Observations:

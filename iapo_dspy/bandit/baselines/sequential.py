@@ -178,7 +178,7 @@ class _Table:
         self._scale.observe(observations)
         estimates = self._estimator.estimates()
         q = estimates.utility(self._problem.contexts, self._scale.value)
-        self.q = np.where(np.isnan(q), 0.0, q).reshape(self.q.shape)
+        self.q[:] = np.where(np.isnan(q), 0.0, q).reshape(self.q.shape)
         self.count = estimates.count.reshape(-1)
 
     def outcome(self, spent: int, steps: int, complete: bool) -> Outcome:

@@ -31,6 +31,9 @@ class Charges:
         contexts: Their cost weights, rates and caps.
         n_prompts: P.
         max_n: N.
+
+    Attributes:
+        answered: Which prompts have answered, with a completion that did not fail [P].
     """
 
     def __init__(self, contexts: Contexts, n_prompts: int, max_n: int) -> None:
@@ -39,7 +42,7 @@ class Charges:
         self._max_n = max_n
         self._costs = AffineCosts(n_prompts)
         self._pulls: list[tuple[IntArray, IntArray, FloatArray, FloatArray]] = []
-        self._answered = np.zeros(n_prompts, dtype=bool)
+        self.answered = np.zeros(n_prompts, dtype=bool)
         self._upper: FloatArray | None = None
 
     def update(self, observations: Observations) -> None:
@@ -51,7 +54,7 @@ class Charges:
         if not len(observations.pulls):
             return
         self._costs.update(observations)
-        self._answered[np.repeat(observations.pulls.prompt, observations.pulls.size)[~observations.failed]] = True
+        self.answered[np.repeat(observations.pulls.prompt, observations.pulls.size)[~observations.failed]] = True
         used, once = observations.used, observations.once
         if used is None or once is None:
             if not self._contexts.plain:
@@ -187,7 +190,7 @@ class Charges:
 
     def _usable(self) -> NDArray[np.bool_]:
         """Return which prompts have answered [P]; all of them where none has."""
-        return self._answered if self._answered.any() else np.ones(self._n_prompts, dtype=bool)
+        return self.answered if self.answered.any() else np.ones(self._n_prompts, dtype=bool)
 
     def _joined(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
         prompt, size, used, once = (np.concatenate(parts) for parts in zip(*self._pulls, strict=True))

@@ -91,13 +91,7 @@ class BlockEstimator:
         if not real.all():  # a block with padding in it does not count
             reward = np.where(layout.end[:, None] <= size, reward, 0.0)
 
-        prompt, begin = _runs(observations.pulls.prompt[pulls])
+        prompt, begin = np.unique(observations.pulls.prompt[pulls], return_index=True)
         by_scale = np.add.reduceat(reward, layout.first, axis=1)
         self._reward[:, prompt, : len(scales)] += np.add.reduceat(by_scale, begin, axis=2).transpose(0, 2, 1)
         self._count[prompt, : len(scales)] += np.add.reduceat(blocks, begin, axis=1).T
-
-
-def _runs(values: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the distinct values of a sorted array and where each one's run begins."""
-    begin = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    return values[begin], begin

@@ -71,12 +71,7 @@ def synthetic_bernoulli(*seed: int, n_prompts: int = 32, n_queries: int = 520) -
     theta[plain] = _logistic(_logit(rng.uniform(0.25, 0.50, len(plain))) - 0.8 * difficulty + 0.5 * noise[plain])
     ease = np.argsort(np.argsort(difficulty + noise[deceptive], axis=1), axis=1) / n_queries
     theta[deceptive] = np.where(ease < rng.uniform(0.60, 0.66, len(deceptive))[:, None], 0.96, 0.22)
-    return VotingRecording(
-        probs=np.stack([theta, 1.0 - theta], axis=2),
-        answers=np.zeros(n_queries, dtype=np.int64),
-        cost=rng.uniform(0.005, 0.010, n_prompts),
-        cost_weights=np.array(COST_WEIGHTS),
-    )
+    return _right_or_wrong(theta, rng)
 
 
 def synthetic_categorical(*seed: int, n_prompts: int = 32, n_queries: int = 512) -> BestOfRecording:
@@ -131,12 +126,7 @@ def synthetic_unstructured(*seed: int, n_prompts: int = 32, n_queries: int = 520
     mean[plain], total[plain] = rng.uniform(0.30, 0.55, len(plain)), rng.uniform(0.3, 1.4, len(plain))
     right, wrong = (mean * total)[:, None], ((1.0 - mean) * total)[:, None]
     theta = rng.beta(right, wrong, size=(n_prompts, n_queries))
-    return VotingRecording(
-        probs=np.stack([theta, 1.0 - theta], axis=2),
-        answers=np.zeros(n_queries, dtype=np.int64),
-        cost=rng.uniform(0.005, 0.010, n_prompts),
-        cost_weights=np.array(COST_WEIGHTS),
-    )
+    return _right_or_wrong(theta, rng)
 
 
 def _kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray, IntArray]:
@@ -146,6 +136,16 @@ def _kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray
     order = rng.permutation(n_prompts)
     good, deceptive = max(1, round(_GOOD * n_prompts)), max(1, round(_DECEPTIVE * n_prompts))
     return order[:good], order[good : good + deceptive], order[good + deceptive :]
+
+
+def _right_or_wrong(theta: FloatArray, rng: np.random.Generator) -> VotingRecording:
+    """Return the recording with these probabilities of a right answer [P, X]."""
+    return VotingRecording(
+        probs=np.stack([theta, 1.0 - theta], axis=2),
+        answers=np.zeros(theta.shape[1], dtype=np.int64),
+        cost=rng.uniform(0.005, 0.010, len(theta)),
+        cost_weights=np.array(COST_WEIGHTS),
+    )
 
 
 def _logit(p: FloatArray) -> FloatArray:
