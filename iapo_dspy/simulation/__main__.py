@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress=lambda _: bar.update(),
             )
         names = ("runs", "seed", "ties", "rule", "max_n", "prompts", "queries")
-        settings = {name: getattr(asked, name) for name in names}
-        summary = summarize(where.name, runs, settings)
+        summary = summarize(where.name, runs, {name: getattr(asked, name) for name in names})
     except (ConfigurationError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

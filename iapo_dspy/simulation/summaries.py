@@ -21,16 +21,13 @@ __all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
 _MEANS = {"spent": "spent", "regret": "regret", "best_arm": "best", "completions": "completions", "waves": "waves"}
 
 
-def summarize(
-    environment: str, runs: Sequence[SimulatedRun], settings: Mapping[str, Any], *, alpha: float = 0.05
-) -> dict[str, Any]:
+def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Summarize runs as plain data.
 
     Args:
         environment: Its name.
         runs: The runs.
         settings: Settings of the simulation; stored as they are.
-        alpha: Level of the paired tests.
 
     Returns:
         `{"environment", "settings", "references", "results", "tests"}`. Each result has `algorithm`, `budget`, `runs`,
@@ -52,7 +49,7 @@ def summarize(
             "oracle": float(np.mean([r.oracle for r in runs])),
         },
         "results": results,
-        "tests": paired_tests(runs, alpha=alpha),
+        "tests": paired_tests(runs),
     }
 
 

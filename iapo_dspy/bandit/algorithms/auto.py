@@ -220,14 +220,13 @@ class Ranking(Standing):
 
     def outcome(self, *, complete: bool) -> Outcome:
         """Report the run."""
+        if self._evidence is None:
+            nothing = np.full(self.problem.shape, np.nan)
+            estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(nothing.shape[1:], dtype=np.int64))
+        else:
+            estimates = self._evidence.estimates()
         detail = self._evidence if isinstance(self._evidence, Evidence) else None
-        return self.report(self.policy(), self._q(), self._estimates(), complete=complete, detail=detail)
-
-    def _estimates(self) -> Estimates:
-        if self._evidence is not None:
-            return self._evidence.estimates()
-        nothing = np.full(self.problem.shape, np.nan)
-        return Estimates(reward=nothing, cost=nothing[0], count=np.zeros(self.problem.shape[1:], dtype=np.int64))
+        return self.report(self.policy(), self._q(), estimates, complete=complete, detail=detail)
 
     def _q(self) -> FloatArray:
         if self._evidence is None:

@@ -81,27 +81,17 @@ class StoppedValues:
             out = np.zeros((3, self.recording.n_queries))
             out[1], out[2] = arm.n, 1.0
             return out
-        row = self._row(context)
+        weights = self.recording.contexts.weights
+        row = int((weights == weights[context]).all(axis=1).argmax())  # the first context with the same weights
         if (row, arm) not in self._known:
             if isinstance(self.recording, VotingRecording):
                 self._known[row, arm] = self._vote(self.recording, arm.prompt, arm.stop)
             elif isinstance(self.recording, BestOfRecording):
-                weights = self.recording.contexts.weights[context]
-                values, probs = self.recording.outcomes[arm.prompt] @ weights, self.recording.probs[arm.prompt]
-                self._known[row, arm] = best_of_stopped(values, probs, arm.stop)
+                values = self.recording.outcomes[arm.prompt] @ weights[context]
+                self._known[row, arm] = best_of_stopped(values, self.recording.probs[arm.prompt], arm.stop)
             else:
                 raise ConfigurationError(f"Stopped arms of a {type(self.recording).__name__} cannot be valued.")
-        law = self._known[row, arm]
-        if isinstance(self.recording, VotingRecording):
-            return np.concatenate([law[:1] * self.recording.contexts.weights[context, 0], law[1:]])
-        return law
-
-    def _row(self, context: int) -> int:
-        """Return the first context with the same weights; votes are the same for all."""
-        if isinstance(self.recording, VotingRecording):
-            return 0
-        weights = self.recording.contexts.weights
-        return int((weights == weights[context]).all(axis=1).argmax())
+        return self._known[row, arm]
 
     def _vote(self, recording: VotingRecording, prompt: int, stop: Stop) -> FloatArray:
         tally = self._tally(recording, prompt, _LENGTH * math.ceil(stop.waves[-1] / _LENGTH))
@@ -115,17 +105,11 @@ class StoppedValues:
             if len(self._sampled) >= _KEPT:
                 self._sampled.pop(next(iter(self._sampled)))
             below = np.minimum(np.cumsum(recording.probs[prompt], axis=1), 1.0)
-            uniform = np.stack(
-                [
-                    np.random.default_rng([0, _STREAM, prompt, i]).random((recording.n_queries, self.sequences))
-                    for i in range(n)
-                ],
-                axis=2,
-            )
+            streams = (np.random.default_rng([0, _STREAM, prompt, i]) for i in range(n))
+            uniform = np.stack([rng.random((recording.n_queries, self.sequences)) for rng in streams], axis=2)
             label = (uniform[..., None] >= below[:, None, None, :]).sum(axis=3)
             complete = recording.probs[prompt].sum(axis=1) > 1 - 1e-9
-            last = np.where(complete, below.shape[1] - 1, below.shape[1])[:, None, None]
-            label = np.minimum(label, last)
+            label = np.minimum(label, np.where(complete, below.shape[1] - 1, below.shape[1])[:, None, None])
             label = np.where(label == below.shape[1], -1, label)
             self._sampled[prompt, n] = VoteTally(label.reshape(-1, n), below.shape[1])
         return self._sampled[prompt, n]
