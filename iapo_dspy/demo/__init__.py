@@ -22,12 +22,6 @@ __all__ = ["DemoServer", "DemoTask", "addition_task", "register", "splitting_tas
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
-    home = _HOME.get(name)
-    if home is None:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{home}"), name)
-
-
-def __dir__() -> list[str]:
-    """The public names."""
-    return sorted(__all__)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -10,8 +10,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from iapo_dspy.demo.experiment import Experiment, Row, TaskReport
+import dspy
 
+from iapo_dspy.demo.experiment import Experiment, Row, TaskReport
+from iapo_dspy.demo.tasks import MODEL, addition_task, splitting_task
+from iapo_dspy.preferences import Preference
+
+EVEN = {"correctness": 0.5, "brevity": 0.5}
+PREFERENCES = {
+    "mv": (
+        Preference("quality", cost=0.0),
+        Preference("balanced", cost=0.2),
+        Preference("thrifty", cost=1.0),
+        Preference("frugal", cost=5.0),
+    ),
+    "bon": (
+        Preference("exact", cost=0.0, weights={"correctness": 0.95, "brevity": 0.05}),
+        Preference("balanced", cost=0.2, weights=EVEN),
+        Preference("short", cost=0.5, weights={"correctness": 0.2, "brevity": 0.8}),
+        Preference("frugal", cost=3.0, weights=EVEN),
+    ),
+}
 SETTINGS = {
     "mv": {"budget": 4000, "train": 400, "heldout": 100, "max_n": 32},
     "bon": {"budget": 1600, "train": 200, "heldout": 80, "max_n": 16},
@@ -42,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR)
     start = time.perf_counter()
     _configure(arguments.model, arguments.api_base, arguments.seed)
-    _introduce(arguments.model)
     reports = {}
     for name in ("mv", "bon") if arguments.task == "both" else (arguments.task,):
         experiment = _experiment(name, arguments.seed, arguments.scale, arguments.progress)
@@ -57,47 +75,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _configure(model: str | None, api_base: str | None, seed: int) -> None:
-    import dspy
-
     if model is None:
-        from iapo_dspy.demo.provider import register
-        from iapo_dspy.demo.tasks import MODEL
+        from iapo_dspy.demo.provider import register  # LiteLLM takes seconds to import
 
         register()
         lm = dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=200, cache=False, seed=seed)
+        print(
+            "The LM is a real sampler of about one million parameters, made for this demo. It exercises the whole\n"
+            "path from prompt to vote and is no evidence about large language models."
+        )
     else:
-        extra = {"api_base": api_base} if api_base else {}
-        if api_base:
-            extra["api_key"] = "none"  # local servers want one to be there
+        extra = {"api_base": api_base, "api_key": "none"} if api_base else {}  # local servers want a key to be there
         lm = dspy.LM(model, engine="litellm", temperature=1.0, max_tokens=400, cache=False, **extra)
+        print(f"The LM is {model}.")
     dspy.configure(lm=lm)
 
 
 def _experiment(name: str, seed: int, scale: float, progress: bool) -> Experiment:
-    from iapo_dspy.demo.tasks import addition_task, splitting_task
-    from iapo_dspy.preferences import Preference
-
-    if name == "mv":
-        task = addition_task()
-        preferences = (
-            Preference("quality", cost=0.0),
-            Preference("balanced", cost=0.2),
-            Preference("thrifty", cost=1.0),
-            Preference("frugal", cost=5.0),
-        )
-    else:
-        task = splitting_task()
-        both = {"correctness": 0.5, "brevity": 0.5}
-        preferences = (
-            Preference("exact", cost=0.0, weights={"correctness": 0.95, "brevity": 0.05}),
-            Preference("balanced", cost=0.2, weights=both),
-            Preference("short", cost=0.5, weights={"correctness": 0.2, "brevity": 0.8}),
-            Preference("frugal", cost=3.0, weights=both),
-        )
+    task = addition_task() if name == "mv" else splitting_task()
     settings = SETTINGS[name]
     return Experiment(
         task=task,
-        preferences=preferences,
+        preferences=PREFERENCES[name],
         max_n=settings["max_n"],
         budget=max(round(settings["budget"] * scale), len(task.instructions) * settings["max_n"]),
         train=settings["train"],
@@ -105,16 +104,6 @@ def _experiment(name: str, seed: int, scale: float, progress: bool) -> Experimen
         seed=seed,
         progress=progress,
     )
-
-
-def _introduce(model: str | None) -> None:
-    if model is None:
-        print(
-            "The LM is a real sampler of about one million parameters, made for this demo. It exercises the whole\n"
-            "path from prompt to vote and is no evidence about large language models."
-        )
-    else:
-        print(f"The LM is {model}.")
 
 
 def _show(experiment: Experiment, report: TaskReport) -> None:

@@ -20,7 +20,6 @@ import uuid
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, Final
 
 from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
@@ -56,11 +55,11 @@ class DemoServer:
         allow_remote: bool = False,
         batcher: Batcher | None = None,
     ) -> None:
-        """Checks the host; see the class for the arguments."""
         if not allow_remote and not _is_loopback(host):
             raise ValueError(f"{host!r} is not a loopback address; pass allow_remote=True to serve other machines")
         self._address = (host, port)
         self._batcher = batcher
+        self._models = tuple(BITS) if batcher is None else (MODEL_NAME,)
         self._seeds = SeedSource(seed)
         self._lock = threading.Lock()
         self._server: _Server | None = None
@@ -93,12 +92,11 @@ class DemoServer:
             OSError: The port is taken.
         """
         if self._server is None:
-            if self._batcher is None:
-                shared_batcher()
-            self._server = _Server(self._address, self, self._batcher)
+            self._batcher_of(MODEL_NAME)
+            self._server = _Server(self._address, self)
             self._thread = threading.Thread(target=self._server.serve_forever, name="iapo-demo-server", daemon=True)
             self._thread.start()
-            _log.info("serving %s at %s", ", ".join(self._server.models), self.api_base)
+            _log.info("serving %s at %s", ", ".join(self._models), self.api_base)
         return self
 
     def stop(self) -> None:
@@ -112,15 +110,32 @@ class DemoServer:
     def __enter__(self) -> DemoServer:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def _count(self, *, requests: int = 0, completions: int = 0) -> None:
+    def _batcher_of(self, model: str) -> Batcher:
+        return self._batcher or shared_batcher(model)
+
+    def _complete(self, data: bytes) -> dict[str, Any]:
         with self._lock:
-            self.requests += requests
-            self.completions += completions
+            self.requests += 1
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise InvalidRequestError("the body must be a JSON object")
+        model = body.get("model")
+        if model not in self._models:
+            message = f"The model {model!r} does not exist; this server has {', '.join(self._models)}."
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "model_not_found", message)
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise InvalidRequestError("messages must be a list of objects")
+        batcher = self._batcher_of(model)
+        seed = self._seeds.next(json.dumps(body, sort_keys=True))
+        request = parse_request(messages, body, batcher.model.tokenizer, seed=seed)
+        result = batcher.submit(request).result(timeout=_MOST_SECONDS)
+        with self._lock:
+            self.completions += len(result.choices)
+        return _response(result, model)
 
 
 class _Server(ThreadingHTTPServer):
@@ -128,25 +143,18 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 256
 
-    def __init__(self, address: tuple[str, int], owner: DemoServer, batcher: Batcher | None) -> None:
+    def __init__(self, address: tuple[str, int], owner: DemoServer) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
         self.owner = owner
-        self.models = tuple(BITS) if batcher is None else (MODEL_NAME,)
-        self._batcher = batcher
-
-    def batcher_of(self, model: str) -> Batcher:
-        return self._batcher or shared_batcher(model)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.debug("connection from %s broke off", client_address, exc_info=True)
 
 
-class _ApiError(Exception):
-    def __init__(self, status: HTTPStatus, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
+class _RefusedError(Exception):
+    """A request that gets an error: its HTTP status, code and message."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -159,61 +167,43 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.rstrip("/") == "/v1/models":
             about = {"object": "model", "created": 0, "owned_by": "iapo_dspy", "max_model_len": 512}
-            self._reply(HTTPStatus.OK, {"object": "list", "data": [{"id": m, **about} for m in self.server.models]})
+            models = self.server.owner._models
+            self._reply(HTTPStatus.OK, {"object": "list", "data": [{"id": m, **about} for m in models]})
         else:
-            self._fail(_ApiError(HTTPStatus.NOT_FOUND, f"no such path: {self.path}", "not_found"))
+            self._fail(HTTPStatus.NOT_FOUND, "not_found", f"no such path: {self.path}")
 
     def do_POST(self) -> None:
         try:
             body = self._body()
             if self.path.rstrip("/") != "/v1/chat/completions":
-                raise _ApiError(HTTPStatus.NOT_FOUND, f"no such path: {self.path}", "not_found")
-            self.server.owner._count(requests=1)
-            self._reply(HTTPStatus.OK, self._complete(json.loads(body)))
-        except _ApiError as error:
-            self._fail(error)
+                raise _RefusedError(HTTPStatus.NOT_FOUND, "not_found", f"no such path: {self.path}")
+            self._reply(HTTPStatus.OK, self.server.owner._complete(body))
+        except _RefusedError as error:
+            self._fail(*error.args)
         except ContextLengthError as error:
-            self._fail(_ApiError(HTTPStatus.BAD_REQUEST, str(error), "context_length_exceeded"))
+            self._fail(HTTPStatus.BAD_REQUEST, "context_length_exceeded", str(error))
         except (InvalidRequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            self._fail(_ApiError(HTTPStatus.BAD_REQUEST, str(error), "invalid_request"))
+            self._fail(HTTPStatus.BAD_REQUEST, "invalid_request", str(error))
         except FutureTimeoutError:
-            self._fail(_ApiError(HTTPStatus.SERVICE_UNAVAILABLE, "the model took too long", "timeout"))
+            self._fail(HTTPStatus.SERVICE_UNAVAILABLE, "timeout", "the model took too long")
         except Exception:  # noqa: BLE001 (the client gets an answer, the log the traceback)
             _log.exception("a request failed")
-            self._fail(_ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error", "internal_error"))
+            self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "internal error")
 
     def _body(self) -> bytes:
         try:
             length = int(self.headers.get("Content-Length", ""))
         except ValueError:
             self.close_connection = True
-            raise _ApiError(HTTPStatus.LENGTH_REQUIRED, "a Content-Length is needed") from None
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, None, "a Content-Length is needed") from None
         if not 0 <= length <= _MOST_BYTES:
             self.close_connection = True
-            raise _ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {_MOST_BYTES} bytes are read")
+            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, f"at most {_MOST_BYTES} bytes are read")
         return self.rfile.read(length)
 
-    def _complete(self, body: Any) -> dict[str, Any]:
-        if not isinstance(body, dict):
-            raise InvalidRequestError("the body must be a JSON object")
-        model = body.get("model")
-        if model not in self.server.models:
-            message = f"The model {model!r} does not exist; this server has {', '.join(self.server.models)}."
-            raise _ApiError(HTTPStatus.NOT_FOUND, message, "model_not_found")
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-            raise InvalidRequestError("messages must be a list of objects")
-        batcher = self.server.batcher_of(model)
-        seed = self.server.owner._seeds.next(json.dumps(body, sort_keys=True))
-        request = parse_request(messages, body, batcher.model.tokenizer, seed=seed)
-        result = batcher.submit(request).result(timeout=_MOST_SECONDS)
-        self.server.owner._count(completions=len(result.choices))
-        return _response(result, model)
-
-    def _fail(self, error: _ApiError) -> None:
-        kind = "invalid_request_error" if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        content = {"message": str(error), "type": kind, "param": None, "code": error.code}
-        self._reply(error.status, {"error": content})
+    def _fail(self, status: HTTPStatus, code: str | None, message: str) -> None:
+        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        self._reply(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
 
     def _reply(self, status: HTTPStatus, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
@@ -222,7 +212,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
-        self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
