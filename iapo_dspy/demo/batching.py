@@ -71,33 +71,20 @@ def parse_request(
 
 
 class SeedSource:
-    """Seeds for requests that bring none: fresh ones, or reproducible ones after `reset`. Thread-safe."""
+    """Seeds for requests that bring none. Thread-safe.
+
+    Args:
+        seed: The k-th request with the same content always gets the same seed, in whatever order different requests
+            arrive. None draws fresh seeds.
+    """
 
     def __init__(self, seed: int | None = None) -> None:
-        """Starts with fresh seeds, or with reproducible ones if ``seed`` is given."""
         self._lock = threading.Lock()
-        self.reset(seed)
-
-    def reset(self, seed: int | None) -> None:
-        """Starts over.
-
-        Args:
-            seed: The k-th request with the same content then always gets the same seed, in whatever order different
-                requests arrive. None goes back to fresh seeds.
-        """
-        with self._lock:
-            self._seed = seed
-            self._seen: Counter[bytes] = Counter()
+        self._seed = seed
+        self._seen: Counter[bytes] = Counter()
 
     def next(self, content: object) -> int:
-        """The seed for a request.
-
-        Args:
-            content: Anything whose ``repr`` identifies the request.
-
-        Returns:
-            A whole number in 0..2**63-1.
-        """
+        """The seed, in 0..2**63-1, for a request that the ``repr`` of ``content`` identifies."""
         with self._lock:
             if self._seed is None:
                 return secrets.randbits(63)
@@ -120,7 +107,6 @@ class Batcher:
     """
 
     def __init__(self, model: TinyLM, *, slots: int = 128, workers: int | None = None) -> None:
-        """Prepares the queue; see the class for the arguments."""
         self.model = model
         self._slots = slots
         self._workers = workers or min(2, os.cpu_count() or 1)
@@ -129,14 +115,7 @@ class Batcher:
         self._threads: list[threading.Thread] = []
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
-        """Queues a request.
-
-        Args:
-            request: What to generate.
-
-        Returns:
-            A future for the completions; its exception is `ContextLengthError` if the prompt is too long.
-        """
+        """Queues a request; the future's exception is `ContextLengthError` if the prompt is too long."""
         future: Future[Generation] = Future()
         with self._changed:
             # After a fork the threads are gone in the child: is_alive is then false.

@@ -49,13 +49,11 @@ class Engine:
     """
 
     def __init__(self, model: TinyLM, *, slots: int = 128, prefixes: int = 128) -> None:
-        """Allocates the batch; see the class for the arguments."""
         if slots < MANY_ROWS or slots % MANY_ROWS:
             raise ValueError(f"slots must be a positive multiple of {MANY_ROWS}, got {slots}")
         self.model = model
         self._slots = slots
         self._waiting: deque[_Job] = deque()
-        self._waiting_choices = 0
         self._owners: list[tuple[_Job, int]] = []  # one (job, index of the choice) for each active slot
         self._prefixes: LRUCache[tuple[int, ...], Prefix] = LRUCache(prefixes)
         shape = (len(model._layers), slots, model.kv_heads, 2 * CACHE_ROUND, model.head_size)
@@ -73,14 +71,10 @@ class Engine:
     @property
     def waiting(self) -> int:
         """The number of completions that have no slot yet."""
-        return self._waiting_choices
+        return sum(job.request.n - job.started for job in self._waiting)
 
     def submit(self, request: GenerationRequest, done: Callable[[Generation], None]) -> None:
-        """Queues a request.
-
-        Args:
-            request: What to generate.
-            done: Called from `step` with the result; it must not raise.
+        """Queues a request; `step` calls ``done`` with the result.
 
         Raises:
             ContextLengthError: The prompt has no room for one more token.
@@ -93,16 +87,11 @@ class Engine:
             )
         limit = min(room, request.max_tokens or room)
         self._waiting.append(_Job(request=request, done=done, limit=limit))
-        self._waiting_choices += request.n
 
     def step(self) -> bool:
-        """Lets waiting sequences in and adds one token to each sequence.
-
-        Returns:
-            Whether work is left.
-        """
+        """Lets waiting sequences in, adds one token to each sequence, and returns whether work is left."""
         free = self._slots - self.active
-        if self._waiting and (free >= self._slots // 8 or free >= self._waiting_choices):
+        if self._waiting and (free >= self._slots // 8 or free >= self.waiting):
             self._admit(free)
         if self._owners:
             # Whole groups of sixteen rows: BLAS then works on every row the same way, whatever the batch is.
@@ -157,19 +146,11 @@ class Engine:
                 self._owners.append((job, index))
             rows += [prefix.logits] * count
             job.started += count
-            self._waiting_choices -= count
         self._take(first, self.active, np.stack(rows))
 
     def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Prefix]:
-        out: dict[tuple[int, ...], Prefix] = {}
-        missing: list[tuple[int, ...]] = []
-        for prompt in dict.fromkeys(prompts):
-            known = self._prefixes.get(prompt)
-            if known is None:
-                missing.append(prompt)
-            else:
-                out[prompt] = known
-        missing.sort(key=len)
+        out = {prompt: self._prefixes[prompt] for prompt in dict.fromkeys(prompts) if prompt in self._prefixes}
+        missing = sorted(dict.fromkeys(prompt for prompt in prompts if prompt not in out), key=len)
         for start in range(0, len(missing), 32):
             some = missing[start : start + 32]
             for prompt, prefix in zip(some, self.model.prefill(some), strict=True):
@@ -224,11 +205,8 @@ class Engine:
         self._owners.pop()
         job.choices[index] = choice
         if len(job.choices) == job.request.n:
-            job.done(
-                Generation(
-                    choices=tuple(job.choices[i] for i in range(job.request.n)), prompt_tokens=len(job.request.prompt)
-                )
-            )
+            choices = tuple(job.choices[i] for i in range(job.request.n))
+            job.done(Generation(choices=choices, prompt_tokens=len(job.request.prompt)))
 
 
 def draw(

@@ -27,6 +27,8 @@ from iapo_dspy.types import Arm
 
 __all__ = ["Experiment", "Row", "TaskReport"]
 
+FIXED_N = 16  # of the baseline that samples the student as it is
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -111,8 +113,6 @@ class Experiment:
             for it looks at N = 1 alone; the tuning of that prompt's N a quarter.
         train: Training questions.
         heldout: Held-out questions.
-        fixed_n: N of the baseline that samples the student as it is.
-        algorithm: The algorithm of the compilation.
         seed: Root of the random choices.
         progress: Whether bars are shown.
     """
@@ -123,8 +123,6 @@ class Experiment:
     budget: int
     train: int
     heldout: int
-    fixed_n: int = 16
-    algorithm: str = "auto"
     seed: int = 0
     progress: bool = False
     _measured: dict[Any, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
@@ -140,7 +138,6 @@ class Experiment:
         start = time.perf_counter()
         program = self._compile(self.task.instructions, self.max_n, self.budget, train)
         seconds = time.perf_counter() - start
-        result: CompileResult = program.detailed_results
         say(f"{self.task.name}: the baselines")
         single = self._compile(self.task.instructions, 1, self.budget // 8, train)
         # A prompt that was chosen without a thought of N: the best one for the first preference, at N = 1.
@@ -148,17 +145,17 @@ class Experiment:
         tuned = self._compile([best], self.max_n, self.budget // 4, train)
         say(f"{self.task.name}: {self.heldout} held-out questions")
         heldout = self.task.heldout(self.heldout, self.seed)
-        return asyncio.run(self._evaluate(program, result, best, tuned, heldout, seconds))
+        return asyncio.run(self._evaluate(program, best, tuned, heldout, seconds))
 
     async def _evaluate(
         self,
         program: CompiledProgram,
-        result: CompileResult,
         best: str,
         tuned: CompiledProgram,
         heldout: Sequence[dspy.Example],
         seconds: float,
     ) -> TaskReport:
+        result: CompileResult = program.detailed_results
         scale = result.cost_scale
         rows, baselines = [], []
         for preference in self.preferences:
@@ -172,7 +169,7 @@ class Experiment:
                 ("student as it is", program, Arm(student, 1)),
                 ("best single-shot prompt", program, Arm(single, 1)),
                 ("best single-shot prompt, N tuned", tuned, tuned.solve(preference)),
-                (f"student, {fixed} at N={self.fixed_n}", program, Arm(student, min(self.fixed_n, self.max_n))),
+                (f"student, {fixed} at N={FIXED_N}", program, Arm(student, min(FIXED_N, self.max_n))),
             ]
             for name, source, arm in plain:
                 baselines.append(await self._row(source, arm, name, preference, heldout, scale))
@@ -236,26 +233,18 @@ class Experiment:
         weights = preference.vector(list(self.task.objectives))
         return float(np.dot(weights, [f(example, prediction) for f in self.task.objectives.values()]))
 
-    def _strategy(self) -> Strategy:
-        if not self.task.objectives:
-            return MajorityVote(self.task.answer_field)
-        return BestOfN([Objective(name, function) for name, function in self.task.objectives.items()])
-
     def _compile(
-        self,
-        candidates: Sequence[str],
-        max_n: int,
-        budget: int,
-        train: Sequence[dspy.Example],
+        self, candidates: Sequence[str], max_n: int, budget: int, train: Sequence[dspy.Example]
     ) -> CompiledProgram:
+        objectives = [Objective(name, function) for name, function in self.task.objectives.items()]
+        strategy: Strategy = BestOfN(objectives) if objectives else MajorityVote(self.task.answer_field)
         optimizer = IAPO(
-            metric=None if self.task.objectives else self.task.metric,
-            strategy=self._strategy(),
+            metric=None if objectives else self.task.metric,
+            strategy=strategy,
             preferences=self.preferences,
             max_n=max_n,
             budget=budget,
             candidates=candidates,
-            algorithm=self.algorithm,
             seed=self.seed,
             progress=self.progress,
         )

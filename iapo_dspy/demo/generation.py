@@ -26,6 +26,9 @@ class GenerationRequest:
         max_tokens: The longest completion in tokens, at least 1; longer than the context's rest means the rest.
         stop: Texts that end a completion and are left out of it.
         seed: Completion i of equal requests with equal seeds is equal, whatever else is in the batch.
+
+    Raises:
+        InvalidRequestError: A value is out of its range; the message names it.
     """
 
     prompt: tuple[int, ...]
@@ -38,11 +41,6 @@ class GenerationRequest:
     seed: int
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            InvalidRequestError: A value is out of its range; the message names it.
-        """
         checks = (
             ("prompt", len(self.prompt) >= 1, "at least one token"),
             ("n", 1 <= self.n <= 1024, "between 1 and 1024"),
@@ -79,7 +77,6 @@ class Generation:
     Attributes:
         choices: One `SampledText` for each of the n completions, in order.
         prompt_tokens: The length of the prompt, counted once.
-        completion_tokens: All generated tokens, end tokens included.
     """
 
     choices: tuple[SampledText, ...]

@@ -72,7 +72,6 @@ class TinyLM:
     def __init__(
         self, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer
     ) -> None:
-        """Prepares the weights; see the class for the arguments."""
         if config.get("model_type") != "qwen2" or not config.get("tie_word_embeddings"):
             raise ValueError("the demo model must be a qwen2 with tied embeddings")
         if config["vocab_size"] != len(tokenizer):
@@ -118,14 +117,7 @@ class TinyLM:
 
     @classmethod
     def load(cls, folder: Path = WEIGHTS) -> TinyLM:
-        """Loads a model folder.
-
-        Args:
-            folder: Holds ``config.json``, ``model.safetensors`` and ``tokenizer.json``.
-
-        Returns:
-            The model.
-        """
+        """Loads a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return cls(config, read_safetensors(folder / "model.safetensors"), Tokenizer.load(folder / "tokenizer.json"))
 
@@ -184,8 +176,9 @@ class TinyLM:
         kept: list[tuple[FloatArray, FloatArray]] = []
 
         def attend(q: npt.NDArray[Any], k: npt.NDArray[Any], v: npt.NDArray[Any]) -> FloatArray:
-            keys = np.ascontiguousarray(k.reshape(count, longest, self.kv_heads, -1).transpose(0, 2, 1, 3))
-            values = np.ascontiguousarray(v.reshape(count, longest, self.kv_heads, -1).transpose(0, 2, 1, 3))
+            keys, values = (
+                np.ascontiguousarray(a.reshape(count, longest, self.kv_heads, -1).transpose(0, 2, 1, 3)) for a in (k, v)
+            )
             kept.append((keys, values))
             queries = q.reshape(count, longest, self.kv_heads, groups, -1).transpose(0, 2, 3, 1, 4)
             scores = queries @ keys[:, :, None].swapaxes(-1, -2) + hidden  # (count, J, G, T, T)
@@ -243,16 +236,10 @@ class TinyLM:
 
 
 def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Reads a safetensors file of float16 or float32 tensors.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by name.
+    """Reads the tensors of a safetensors file by name.
 
     Raises:
-        ValueError: A tensor has another type.
+        ValueError: A tensor is neither float16 nor float32.
     """
     blob = path.read_bytes()
     (size,) = struct.unpack("<Q", blob[:8])

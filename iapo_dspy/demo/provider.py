@@ -15,13 +15,15 @@ The models are test fixtures of about a million parameters and no evidence about
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Final
 
-from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
-from iapo_dspy.demo.generation import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.batching import SeedSource, parse_request, shared_batcher
+from iapo_dspy.demo.generation import ContextLengthError, Generation, InvalidRequestError
 from iapo_dspy.demo.shipped import BITS, MODEL_NAME
 from iapo_dspy.sampling.lm.params import import_litellm
 
@@ -53,20 +55,16 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
             litellm.BadRequestError: Another option is wrong.
             litellm.NotFoundError: The model's name is unknown.
         """
-        try:
-            future = _batcher(model).submit(_request(model, messages, options))
-            return _fill(options["model_response"], model, future.result(timeout=_seconds(options.get("timeout"))))
-        except InvalidRequestError as error:
-            raise _translated(error, model) from error
+        with _translated(model):
+            result = _submit(model, messages, options).result(timeout=_seconds(options.get("timeout")))
+            return _fill(options["model_response"], model, result)
 
     async def acompletion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
         """Serves a request without blocking the event loop; see `completion`."""
-        try:
-            future = asyncio.wrap_future(_batcher(model).submit(_request(model, messages, options)))
+        with _translated(model):
+            future = asyncio.wrap_future(_submit(model, messages, options))
             result = await asyncio.wait_for(future, timeout=_seconds(options.get("timeout")))
             return _fill(options["model_response"], model, result)
-        except InvalidRequestError as error:
-            raise _translated(error, model) from error
 
 
 def register(*, seed: int | None = None) -> None:
@@ -106,26 +104,24 @@ def set_seed(seed: int | None) -> None:
     Args:
         seed: Any whole number, or None for fresh randomness.
     """
-    _seeds.reset(seed)
+    global _seeds
+    _seeds = SeedSource(seed)
 
 
-def _batcher(model: str) -> Batcher:
+def _submit(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Future[Generation]:
     if model not in BITS:
         raise litellm.NotFoundError(
             message=f"the demo provider has the models {list(BITS)}, got {model!r}",
             model=model,
             llm_provider=PROVIDER,
         )
-    return shared_batcher(model)
-
-
-def _request(model: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> GenerationRequest:
+    batcher = shared_batcher(model)
     given = dict(options.get("optional_params") or {})
     sampling = {**given, **(given.pop("extra_body", None) or {})}
     # The first model's seeds are those that it had when it was the only one.
     which = () if model == MODEL_NAME else (model,)
     seed = _seeds.next((*which, messages, sorted(sampling.items(), key=lambda item: item[0])))
-    return parse_request(messages, sampling, shared_batcher(model).model.tokenizer, seed=seed)
+    return batcher.submit(parse_request(messages, sampling, batcher.model.tokenizer, seed=seed))
 
 
 def _fill(response: Any, model: str, result: Generation) -> Any:
@@ -147,10 +143,13 @@ def _fill(response: Any, model: str, result: Generation) -> Any:
     return response
 
 
-def _translated(error: InvalidRequestError, model: str) -> Exception:
-    kind = litellm.ContextWindowExceededError if isinstance(error, ContextLengthError) else litellm.BadRequestError
-    translated: Exception = kind(message=str(error), model=model, llm_provider=PROVIDER)
-    return translated
+@contextlib.contextmanager
+def _translated(model: str) -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequestError as error:
+        kind = litellm.ContextWindowExceededError if isinstance(error, ContextLengthError) else litellm.BadRequestError
+        raise kind(message=str(error), model=model, llm_provider=PROVIDER) from error
 
 
 def _seconds(timeout: object) -> float | None:

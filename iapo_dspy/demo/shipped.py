@@ -30,13 +30,7 @@ GROUP: Final = 32
 
 
 def load_shipped(name: str = MODEL_NAME) -> TinyLM:
-    """Loads a shipped model.
-
-    Args:
-        name: A key of `BITS`.
-
-    Returns:
-        The model.
+    """Loads a shipped model, one of `BITS`.
 
     Raises:
         ValueError: No model of that name ships.
@@ -52,17 +46,10 @@ def load_shipped(name: str = MODEL_NAME) -> TinyLM:
 
 
 def quantized(tensors: Mapping[str, npt.NDArray[Any]], bits: int) -> dict[str, npt.NDArray[Any]]:
-    """Rounds the matrices of a model, embeddings excepted, as round-to-nearest builds do.
-
-    Args:
-        tensors: The weights under their Hugging Face names.
-        bits: Bits of a weight, 2 to 8.
-
-    Returns:
-        The weights; vectors and embeddings are those given.
+    """Rounds the matrices of a model to ``bits`` a weight, as round-to-nearest builds do; not vectors and embeddings.
 
     Raises:
-        ValueError: ``bits`` is out of range.
+        ValueError: ``bits`` is not between 2 and 8.
     """
     if not 2 <= bits <= 8:
         raise ValueError(f"bits must be between 2 and 8, got {bits}")

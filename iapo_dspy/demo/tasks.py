@@ -106,14 +106,7 @@ class DemoTask:
     objectives: Mapping[str, Objective] = field(default_factory=lambda: MappingProxyType({}))
 
     def student(self, *, reasoning: bool = False) -> dspy.Module:
-        """A fresh student program.
-
-        Args:
-            reasoning: Whether the student is a `dspy.ChainOfThought` instead of a `dspy.Predict`.
-
-        Returns:
-            The module, with DSPy's default instruction.
-        """
+        """A fresh `dspy.Predict`, or `dspy.ChainOfThought` with ``reasoning``, with DSPy's default instruction."""
         import dspy
 
         return dspy.ChainOfThought(self.signature) if reasoning else dspy.Predict(self.signature)
@@ -141,15 +134,7 @@ def has_carry(a: int, b: int) -> bool:
 
 
 def draw_pair(rng: np.random.Generator, *, heldout: bool) -> tuple[int, int]:
-    """Draws operands of three digits whose sum has three digits; about 38 % of them carry.
-
-    Args:
-        rng: The source of randomness.
-        heldout: Whether the pair comes from the held-out fifth of all pairs or from the other four.
-
-    Returns:
-        The operands, each in 100..899.
-    """
+    """Draws operands in 100..899 whose sum has three digits, from the held-out pairs or the others; 38 % carry."""
     wants_carry = rng.random() < CARRY_SHARE
     while True:
         a, b = (int(v) for v in rng.integers(100, 900, size=2))
@@ -174,11 +159,7 @@ def _addition_examples(n: int, seed: int, *, heldout: bool) -> list[dspy.Example
 def normalise_number(text: object) -> str:
     """The digits of a number without spaces, thousands separators, a final dot or leading zeros.
 
-    Args:
-        text: An answer; anything that is not one whole number gives ``""``.
-
-    Returns:
-        The number as digits, or ``""``.
+    Anything that is not one whole number gives ``""``.
     """
     found = re.fullmatch(r"\s*\+?([0-9][0-9 ,_]*)\.?\s*", str(text))
     return (re.sub(r"[ ,_]", "", found.group(1)).lstrip("0") or "0") if found else ""
@@ -200,11 +181,7 @@ def exact_match(example: Any, prediction: Any, trace: object = None) -> bool:
 
 
 def addition_task() -> DemoTask:
-    """The majority-vote task: three-digit additions, answers compared exactly.
-
-    Returns:
-        The task; its student is ``question -> answer``.
-    """
+    """The majority-vote task: three-digit additions, answers compared exactly."""
     return _task("addition", "question -> answer", ADDITION_STYLES, _addition_examples, exact_match)
 
 
@@ -233,14 +210,7 @@ def _splitting_examples(n: int, seed: int, *, heldout: bool) -> list[dspy.Exampl
 
 
 def parse_terms(text: object) -> tuple[int, ...]:
-    """Reads ``"212 + 48"`` as ``(212, 48)``.
-
-    Args:
-        text: An answer.
-
-    Returns:
-        The terms, or an empty tuple if the text is not a sum of whole numbers (or longer than 200 characters).
-    """
+    """Reads ``"212 + 48"`` as ``(212, 48)``; a text that is not a sum, or is longer than 200 characters, as ``()``."""
     plain = str(text).strip()
     if len(plain) > 200 or not re.fullmatch(r"[0-9]+(\s*\+\s*[0-9]+)*", plain):
         return ()
@@ -289,11 +259,7 @@ def adds_up(example: Any, prediction: Any, trace: object = None) -> bool:
 
 
 def splitting_task() -> DemoTask:
-    """The Best-of-N task: write a number as a sum, correctly and briefly.
-
-    Returns:
-        The task; its student is ``target -> answer`` and its objectives are ``correctness`` and ``brevity``.
-    """
+    """The Best-of-N task: write a number as a sum; its objectives are ``correctness`` and ``brevity``."""
     objectives = {"correctness": correctness, "brevity": brevity}
     return _task("splitting", "target -> answer", SPLITTING_STYLES, _splitting_examples, adds_up, objectives)
 

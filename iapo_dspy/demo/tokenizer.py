@@ -19,8 +19,6 @@ import tokenizers
 CONTROL_TOKENS: Final = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 """Control tokens, in the order of their ids. `Tokenizer.encode` never produces them from text."""
 
-_ROLES: Final = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
 
 class Tokenizer:
     """Turns text into ids and back without loss.
@@ -33,28 +31,19 @@ class Tokenizer:
     """
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
-        """Take a vocabulary; see the class for the argument."""
         if tuple(core.id_to_token(i) for i in range(len(CONTROL_TOKENS))) != CONTROL_TOKENS:
             raise ValueError(f"The vocabulary must begin with the control tokens {CONTROL_TOKENS}.")
         core.encode_special_tokens = True  # control tokens that are written in a text are plain text
         self.core = core
         self.pad_id, self.end_id, system, user, assistant = range(len(CONTROL_TOKENS))
-        self._role_ids = {"system": system, "user": user, "assistant": assistant}
+        self._role_ids = {"system": system, "developer": system, "user": user, "assistant": assistant}
         self._cached = lru_cache(maxsize=4096)(self._encode)
 
     def __len__(self) -> int:
-        """Return the number of tokens in the vocabulary."""
         return int(self.core.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Encode plain text; control tokens that are written in the text are plain characters.
-
-        Args:
-            text: Any string. Lone surrogates become "?".
-
-        Returns:
-            The ids, one or more for each character of unknown text.
-        """
+        """Encode plain text; lone surrogates become "?"."""
         return list(self._cached(text))
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -62,14 +51,7 @@ class Tokenizer:
         return tuple(self.core.encode(whole, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Turn ids back into text.
-
-        Args:
-            ids: Token ids; control tokens are left out.
-
-        Returns:
-            The text. Bytes that are not UTF-8 become U+FFFD.
-        """
+        """Turn ids back into text, without control tokens. Bytes that are not UTF-8 become U+FFFD."""
         return str(self.core.decode([i for i in ids if i >= len(CONTROL_TOKENS)]))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -89,11 +71,10 @@ class Tokenizer:
             raise ValueError("messages must hold at least one message")
         out: list[int] = []
         for position, message in enumerate(messages):
-            role = _ROLES.get(str(message.get("role")))
-            if role is None:
-                raise ValueError(
-                    f"messages[{position}].role must be one of {sorted(_ROLES)}, got {message.get('role')!r}"
-                )
+            role = str(message.get("role"))
+            if role not in self._role_ids:
+                known = sorted(self._role_ids)
+                raise ValueError(f"messages[{position}].role must be one of {known}, got {message.get('role')!r}")
             out.append(self._role_ids[role])
             out += self.encode(_text_of(message.get("content"), position))
             if role == "assistant":
@@ -111,9 +92,7 @@ def _text_of(content: object, position: int) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        parts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
-        ]
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if all(isinstance(part, str) for part in parts):
-            return "".join(str(part) for part in parts)
+            return "".join(parts)
     raise ValueError(f"messages[{position}].content must be text, got {type(content).__name__}")
