@@ -27,17 +27,14 @@ GATHER_SECONDS: Final = 0.003
 def parse_request(
     messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], tokenizer: Tokenizer, *, seed: int
 ) -> GenerationRequest:
-    """Reads the options of an OpenAI chat completion.
+    """Reads a request for an OpenAI chat completion.
 
     Args:
         messages: The conversation.
         options: ``n``, ``temperature`` (default 1), ``top_p``, ``top_k`` (0 or -1 for all), ``max_tokens`` or
             ``max_completion_tokens``, ``stop`` (a text or a list) and ``seed``; None means the default.
-        tokenizer: The model's tokenizer.
+        tokenizer: Encodes the conversation.
         seed: The seed of a request without one.
-
-    Returns:
-        The request.
 
     Raises:
         InvalidRequestError: An option has a wrong type or range, asks for something that this model cannot do

@@ -217,17 +217,9 @@ def draw(
     top_p: npt.NDArray[np.float64],
     top_k: IntArray,
 ) -> IntArray:
-    """Draws one token for each row by inverting the cumulative distribution.
+    """Draws one token for each row (B,) of logits (B, V) by inverting the cumulative distribution at `uniforms` (B,).
 
-    Args:
-        logits: (B, V).
-        uniforms: Uniform numbers in [0, 1), (B,); unused where the temperature is 0.
-        temperature: (B,), 0 for the most likely token.
-        top_p: (B,), in (0, 1].
-        top_k: (B,), 0 for all tokens.
-
-    Returns:
-        Token ids, (B,).
+    The options (B,) are those of `GenerationRequest`; where the temperature is 0, the most likely token is taken.
     """
     out: IntArray = logits.argmax(axis=1)
     rows = np.flatnonzero(temperature > 0)

@@ -26,6 +26,7 @@ from iapo_dspy.demo.tokenizer import Tokenizer
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Tensors = Mapping[str, npt.NDArray[Any]]
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
 """The folder of the shipped weights."""
@@ -69,9 +70,7 @@ class TinyLM:
         ValueError: The configuration is not a Qwen2 with tied embeddings, or does not fit the tokenizer.
     """
 
-    def __init__(
-        self, config: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer) -> None:
         if config.get("model_type") != "qwen2" or not config.get("tie_word_embeddings"):
             raise ValueError("the demo model must be a qwen2 with tied embeddings")
         if config["vocab_size"] != len(tokenizer):
@@ -116,10 +115,11 @@ class TinyLM:
         self._sin: FloatArray = np.concatenate([-np.sin(angles), np.sin(angles)], axis=1).astype(np.float32)
 
     @classmethod
-    def load(cls, folder: Path = WEIGHTS) -> TinyLM:
-        """Loads a folder with ``config.json``, ``model.safetensors`` and ``tokenizer.json``."""
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(config, read_safetensors(folder / "model.safetensors"), Tokenizer.load(folder / "tokenizer.json"))
+    def load(cls, change: Callable[[Tensors], Tensors] = lambda tensors: tensors) -> TinyLM:
+        """Loads the shipped weights, after a change."""
+        config = json.loads((WEIGHTS / "config.json").read_text(encoding="utf-8"))
+        tensors = change(read_safetensors(WEIGHTS / "model.safetensors"))
+        return cls(config, tensors, Tokenizer.load(WEIGHTS / "tokenizer.json"))
 
     def _block(
         self,

@@ -39,16 +39,7 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
     """LiteLLM's port to the demo model."""
 
     def completion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """Serves a blocking request.
-
-        Args:
-            model: The name of a shipped model, such as ``"tiny-adder"``.
-            messages: The conversation.
-            **options: What LiteLLM passes to a custom provider; ``optional_params`` holds the sampling options and
-                ``model_response`` the response to fill.
-
-        Returns:
-            A `litellm.ModelResponse` with n choices.
+        """Serves a blocking request to a shipped model; fills and returns LiteLLM's ``model_response``.
 
         Raises:
             litellm.ContextWindowExceededError: The prompt is too long.
@@ -96,14 +87,7 @@ def register(*, seed: int | None = None) -> None:
 
 
 def set_seed(seed: int | None) -> None:
-    """Makes requests without a seed reproducible.
-
-    The k-th request with the same messages and options then gives the same choices in every run, in whatever order
-    different requests arrive. A request's own ``seed`` goes before.
-
-    Args:
-        seed: Any whole number, or None for fresh randomness.
-    """
+    """Makes requests without a ``seed`` of their own reproducible, as `SeedSource` does; None makes them fresh."""
     global _seeds
     _seeds = SeedSource(seed)
 

@@ -9,7 +9,6 @@ quantised builds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,8 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from iapo_dspy.demo.model import WEIGHTS, FloatArray, TinyLM, read_safetensors
-from iapo_dspy.demo.tokenizer import Tokenizer
+from iapo_dspy.demo.model import FloatArray, Tensors, TinyLM
 
 MODEL_NAME: Final = "tiny-adder"
 SMALL_MODEL_NAME: Final = "tiny-adder-q3"
@@ -38,14 +36,10 @@ def load_shipped(name: str = MODEL_NAME) -> TinyLM:
     if name not in BITS:
         raise ValueError(f"no model {name!r} ships; there are {list(BITS)}")
     bits = BITS[name]
-    if bits is None:
-        return TinyLM.load()
-    config = json.loads((WEIGHTS / "config.json").read_text(encoding="utf-8"))
-    tensors = read_safetensors(WEIGHTS / "model.safetensors")
-    return TinyLM(config, quantized(tensors, bits), Tokenizer.load(WEIGHTS / "tokenizer.json"))
+    return TinyLM.load() if bits is None else TinyLM.load(lambda tensors: quantized(tensors, bits))
 
 
-def quantized(tensors: Mapping[str, npt.NDArray[Any]], bits: int) -> dict[str, npt.NDArray[Any]]:
+def quantized(tensors: Tensors, bits: int) -> dict[str, npt.NDArray[Any]]:
     """Rounds the matrices of a model to ``bits`` a weight, as round-to-nearest builds do; not vectors and embeddings.
 
     Raises:

@@ -4,8 +4,6 @@
 come with candidate instructions to which the demo model reacts: some are right more often when asked once, others win
 only when several samples are aggregated, and some are decoys. The effect is trained into a model of a million
 parameters: the tasks exercise the whole path on a real sampler and are **no evidence about large language models**.
-
-This module imports DSPy only where examples or students are made.
 """
 
 from __future__ import annotations
@@ -15,12 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import dspy
 import numpy as np
-
-if TYPE_CHECKING:
-    import dspy
 
 MODEL: Final = "iapo_demo/tiny-adder"
 """The LiteLLM model string of the in-process provider; see `iapo_dspy.demo.provider.register`."""
@@ -73,9 +69,8 @@ SPLITTING_STYLES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def default_instruction(signature: str) -> str:
-    """The instruction that DSPy gives a string signature without one of its own, in DSPy's own words."""
-    inputs, outputs = (", ".join(f"`{name.strip()}`" for name in side.split(",")) for side in signature.split("->"))
-    return f"Given the fields {inputs}, produce the fields {outputs}."
+    """The instruction that DSPy gives a string signature."""
+    return str(dspy.Signature(signature).instructions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +102,6 @@ class DemoTask:
 
     def student(self, *, reasoning: bool = False) -> dspy.Module:
         """A fresh `dspy.Predict`, or `dspy.ChainOfThought` with ``reasoning``, with DSPy's default instruction."""
-        import dspy
-
         return dspy.ChainOfThought(self.signature) if reasoning else dspy.Predict(self.signature)
 
 
@@ -143,8 +136,6 @@ def draw_pair(rng: np.random.Generator, *, heldout: bool) -> tuple[int, int]:
 
 
 def _addition_examples(n: int, seed: int, *, heldout: bool) -> list[dspy.Example]:
-    import dspy
-
     _check_count(n, 10_000)
     rng = np.random.default_rng([seed, int(heldout), 3])
     seen: set[tuple[int, int]] = set()
@@ -201,8 +192,6 @@ def is_heldout_target(target: int) -> bool:
 
 
 def _splitting_examples(n: int, seed: int, *, heldout: bool) -> list[dspy.Example]:
-    import dspy
-
     pool = [t for t in TARGETS if is_heldout_target(t) == heldout]
     _check_count(n, len(pool))
     rng = np.random.default_rng([seed, int(heldout), 5])

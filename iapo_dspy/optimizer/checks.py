@@ -13,7 +13,7 @@ from iapo_dspy.optimizer.pipelines import Pipeline
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student, lm_of
-from iapo_dspy.sampling.judges.metered import Beside
+from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
 
@@ -120,20 +120,22 @@ def check_reserved_fields(student: Student, inputs: Iterable[str], preference_fi
         )
 
 
-def check_judge(judge: dspy.BaseLM | Beside | None, settings: Settings) -> None:
-    """Refuse a judge whose calls cannot be held within the budget."""
+def check_judge(judge: Any, settings: Settings) -> bool:
+    """Refuse a judge whose calls cannot be held within the budget; return whether the budget counts them."""
     if judge is None:
         raise ConfigurationError(
             "The metric asks the configured LM, and there is none: call dspy.configure(lm=dspy.LM('provider/model')), "
             "or give the metric an LM of its own, metered(dspy.LM(...))."
         )
-    if not isinstance(judge, dspy.BaseLM):
+    if isinstance(judge, EmbeddingRequest):
         judge.check_budget(settings.budget, settings.cost.prices)
-        return
+    if not isinstance(judge, dspy.BaseLM):
+        return isinstance(judge, EmbeddingRequest)
     try:
         check_budget(judge, judge.kwargs, settings.budget, settings.cost.prices)
     except ConfigurationError as exc:
         raise ConfigurationError(f"The metric asks an LM, whose calls count in the budget. {exc}") from exc
+    return True
 
 
 def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dspy
@@ -33,7 +34,7 @@ from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
-from iapo_dspy.scoring.inside_pipeline import MetricOnly
+from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
 from iapo_dspy.types import Contexts
 
@@ -160,8 +161,6 @@ def make_plan(
         pipeline=pipeline,
     )
     plan.start().close()  # raises BudgetTooSmall
-    tried = strategy if pipeline is None else MetricOnly(strategy)
-    judges = probe(tried, settings.metric, examples, whole)
-    for judge in judges:
-        check_judge(judge, settings)
-    return replace(plan, judged=any(getattr(judge, "billed", True) for judge in judges))
+    trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
+    counted = [check_judge(judge, settings) for judge in probe(trial, settings.metric, examples, whole)]
+    return replace(plan, judged=any(counted))

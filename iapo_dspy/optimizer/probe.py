@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, LabelRequired, LMRefused, ScoreError, one_line
 from iapo_dspy.prompts.student import Student
-from iapo_dspy.sampling.judges.metered import Beside, refusing
-from iapo_dspy.scoring.inside_pipeline import MetricOnly
+from iapo_dspy.sampling.judges.metered import refusing
 from iapo_dspy.scoring.no_labels import label_message
 from iapo_dspy.scoring.scores import Metric
-from iapo_dspy.scoring.strategies import Strategy
 
 __all__ = ["StandIn", "probe"]
 
@@ -41,12 +39,22 @@ class _NoCalls(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
 
 
 def probe(
-    strategy: Strategy | MetricOnly, metric: Metric | None, examples: Sequence[dspy.Example], student: Student
-) -> list[dspy.BaseLM | Beside | None]:
+    trial: Callable[[dspy.Example, dspy.Prediction, Metric | None], None],
+    metric: Metric | None,
+    examples: Sequence[dspy.Example],
+    student: Student,
+) -> list[Any]:
     """Try the metric or the objectives on examples' own labels, so that a wrong one costs nothing.
 
+    Args:
+        trial: Scores one prediction, as `Strategy.probe` does.
+        metric: The user's.
+        examples: The training set; the first of them are tried.
+        student: The whole program, which makes the predictions.
+
     Returns:
-        The LMs that it asks, as far as they are known: the configured one (None where there is none), or metered ones.
+        The models that it asks, as far as they are known: the configured LM (None where there is none), or those of
+        `refusing`.
     """
     configured, silent = dspy.settings.lm, _NoCalls()
     with refusing(ProbeReachedLM()) as asked, dspy.context(lm=silent):
@@ -54,7 +62,7 @@ def probe(
             prediction = StandIn(example, student.output_fields, is_open=student.input_fields is None)
             problem: Exception | None = None
             try:
-                strategy.probe(example, prediction, metric)
+                trial(example, prediction, metric)
             except Exception as exc:  # noqa: BLE001 - explained below
                 problem = exc
             if isinstance(problem, (ConfigurationError, LMRefused)):

@@ -158,14 +158,14 @@ class Scales:
             object.__setattr__(self, "learnt", (None,) * len(self.kinds))
 
     @property
-    def ready(self) -> bool:
-        """Whether nothing needs to be learnt any more."""
-        return all(kind is None or map_ is not None for kind, map_ in zip(self.kinds, self.learnt, strict=True))
+    def missing(self) -> list[str]:
+        """Names of the scores whose calibration was not learnt yet."""
+        return [n for n, k, c in zip(self.names, self.kinds, self.learnt, strict=True) if k and c is None]
 
     def learn(self, scores: Iterable[Sequence[float]]) -> Scales:
         """Learn the missing scales from raw scores [S, K]; without scores, return these scales."""
         rows = list(scores)
-        if self.ready or not rows:
+        if not self.missing or not rows:
             return self
         learnt = [
             fit(kind, (row[k] for row in rows), what=f"Objective {name!r}") if kind and known is None else known
@@ -179,11 +179,10 @@ class Scales:
         Raises:
             StateError: A calibration was not learnt yet.
         """
-        if not self.ready:
-            missing = [n for n, k, c in zip(self.names, self.kinds, self.learnt, strict=True) if k and c is None]
+        if self.missing:
             raise StateError(
-                f"The objectives {missing} are calibrated while compiling, and were not yet: compile with IAPO, or "
-                "load a compiled program."
+                f"The objectives {self.missing} are calibrated while compiling, and were not yet: compile with IAPO, "
+                "or load a compiled program."
             )
         return tuple(s if c is None else c(s) for s, c in zip(scores, self.learnt, strict=True))
 
@@ -197,16 +196,15 @@ class Scales:
         Raises:
             StateError: It lacks a calibration, or has one of another kind.
         """
-        learnt = tuple(
-            Calibration.from_dict(data[n]) if k and n in data else None
-            for n, k in zip(self.names, self.kinds, strict=True)
-        )
-        for name, kind, found in zip(self.names, self.kinds, learnt, strict=True):
+        learnt = []
+        for name, kind in zip(self.names, self.kinds, strict=True):
+            found = Calibration.from_dict(data[name]) if kind and name in data else None
             if kind and (found is None or found.kind != kind):
                 raise StateError(
                     f"The saved program has no {kind!r} calibration of objective {name!r}; it has {dict(data)}."
                 )
-        return Scales(self.names, self.kinds, learnt)
+            learnt.append(found)
+        return Scales(self.names, self.kinds, tuple(learnt))
 
     @classmethod
     def of_saved(cls, strategy: Mapping[str, Any]) -> Scales:
@@ -224,26 +222,18 @@ class Scaled:
     @property
     def calibrated(self) -> bool:
         """Whether nothing needs to be learnt any more."""
-        return self._scales.ready
+        return not self._scales.missing
 
     def calibrate(self: S, scores: Iterable[Sequence[float]]) -> S:
         """Return this strategy with its scales learnt from raw scores [S, K]; itself if there is nothing to learn."""
         return self._with(self._scales.learn(scores))
 
     def place(self, scores: Sequence[float]) -> tuple[float, ...]:
-        """Return raw scores [K] on the scales that preferences weigh [K].
-
-        Raises:
-            StateError: A calibration was not learnt yet.
-        """
+        """Return raw scores [K] on the scales that preferences weigh [K]; see `Scales.place`."""
         return self._scales.place(scores)
 
     def restore(self: S, calibration: Mapping[str, Any]) -> S:
-        """Return this strategy with the scales of a saved program.
-
-        Raises:
-            StateError: They are not those of its objectives.
-        """
+        """Return this strategy with the scales of a saved program; see `Scales.restore`."""
         return self._with(self._scales.restore(calibration))
 
     def _with(self: S, scales: Scales) -> S:

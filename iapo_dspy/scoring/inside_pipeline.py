@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -12,7 +12,7 @@ from iapo_dspy.scoring.scores import Metric, Scored, as_score
 from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.scoring.user_functions import name_of
 
-__all__ = ["MetricOnly", "score_inside"]
+__all__ = ["probe_metric", "score_inside"]
 
 
 def score_inside(
@@ -60,17 +60,7 @@ def _bounds(strategy: Strategy) -> tuple[float, float]:
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class MetricOnly:
-    """Tries a pipeline's metric as strategies try theirs, without objectives: these see inputs that no example has.
-
-    Args:
-        strategy: Knows the metric's bounds.
-    """
-
-    strategy: Strategy
-
-    def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
-        """Score a stand-in for the pipeline's prediction."""
-        if metric is not None:
-            as_score(metric(example, prediction), what=name_of(metric), bounds=_bounds(self.strategy))
+def probe_metric(strategy: Strategy, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
+    """Try a pipeline's metric as strategies try theirs, without objectives: these see inputs that no example has."""
+    if metric is not None:
+        as_score(metric(example, prediction), what=name_of(metric), bounds=_bounds(strategy))

@@ -21,22 +21,18 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
         label_read: The label that was asked for, if any: an objective may catch the error.
     """
 
+    label_read: str | None = None
+
     def __init__(self, example: dspy.Example, *, objective: str) -> None:
         inputs = dict(example.inputs().items())
         super().__init__(base=inputs)
         self._input_keys = set(inputs)
         self._iapo_labels = frozenset(example.labels().keys())
         self._iapo_objective = objective
-        self._iapo_read: str | None = None
-
-    @property
-    def label_read(self) -> str | None:
-        """The label that was asked for, if any."""
-        return self._iapo_read
 
     def _refuse(self, name: Any) -> None:
         if name in self.__dict__.get("_iapo_labels", ()):
-            self._iapo_read = str(name)
+            self.label_read = str(name)
             raise LabelRequired(label_message(self._iapo_objective, [name]))
 
     def __getattr__(self, name: str) -> Any:
@@ -53,20 +49,12 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
         return super().get(name, default)
 
     def copy(self, **kwargs: Any) -> dspy.Example:
-        """Return an ordinary example of the inputs, as `dspy.Example.copy` does."""
+        """Return an ordinary example of the inputs; `dspy.Example` makes all its copies by this method."""
         return dspy.Example(**{**self._store, **kwargs}).with_inputs(*self._input_keys)
 
     def inputs(self) -> dspy.Example:
         """Return an ordinary example of the inputs."""
         return self.copy()
-
-    def without(self, *keys: str) -> dspy.Example:
-        """Return an ordinary example without these inputs."""
-        return self.copy().without(*keys)
-
-    def with_inputs(self, *keys: str) -> dspy.Example:
-        """Return an ordinary example with other inputs marked."""
-        return self.copy().with_inputs(*keys)
 
     def labels(self) -> dspy.Example:
         """Refuse: there are none when the program is deployed.
@@ -74,7 +62,7 @@ class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
         Raises:
             LabelRequired: Always.
         """
-        self._iapo_read = "labels()"
+        self.label_read = "labels()"
         raise LabelRequired(label_message(self._iapo_objective, ["labels()"]))
 
 

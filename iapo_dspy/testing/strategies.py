@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 
 import cloudpickle  # DSPy itself saves whole programs with it
@@ -125,35 +125,31 @@ def _check_names(trial: StrategyTrial) -> None:
 
 
 def _check_scores(trial: StrategyTrial) -> None:
-    found = [_check_score(trial, example, prediction) for example in trial.examples for prediction in trial.pool]
-    assert any(found), "the strategy can use none of the predictions: give others"
-
-
-def _check_score(trial: StrategyTrial, example: dspy.Example, prediction: dspy.Prediction) -> bool:
-    """Check one completion, and tell whether it can be used."""
-    strategy = trial.strategy
-    before = repr(sorted(prediction.items()))
-    scored = _called("score", strategy.score, example, prediction, trial.metric)
-    read = _called("read", strategy.read, dict(example.inputs().items()), prediction)
-    assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
-    assert (scored.scores is None) == (scored.failure is not None), (
-        f"score must return scores or say why there are none, got {scored} for {prediction}"
-    )
-    if scored.scores is None:
-        return False
-    assert len(scored.scores) == len(columns_of(strategy)), (
-        f"score returned {len(scored.scores)} numbers for the columns {columns_of(strategy)}"
-    )
-    assert np.isfinite(scored.scores).all(), f"score returned {scored.scores} for {prediction}"
-    assert read.failure is None, f"score could use {prediction}, but read says: {read.failure}"
-    assert read.answer == scored.answer, (
-        f"score and read disagree on the answer of {prediction}: {scored.answer!r} and {read.answer!r}"
-    )
-    if isinstance(strategy, Equates):
-        stored = replace(scored, value=strategy.value(prediction))
-        labels, _ = grouped([read, stored, scored], classes_of(strategy))
-        assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
-    return True
+    usable = 0
+    for example, prediction in product(trial.examples, trial.pool):
+        strategy, before = trial.strategy, repr(sorted(prediction.items()))
+        scored = _called("score", strategy.score, example, prediction, trial.metric)
+        read = _called("read", strategy.read, dict(example.inputs().items()), prediction)
+        assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
+        assert (scored.scores is None) == (scored.failure is not None), (
+            f"score must return scores or say why there are none, got {scored} for {prediction}"
+        )
+        if scored.scores is None:
+            continue
+        usable += 1
+        assert len(scored.scores) == len(columns_of(strategy)), (
+            f"score returned {len(scored.scores)} numbers for the columns {columns_of(strategy)}"
+        )
+        assert np.isfinite(scored.scores).all(), f"score returned {scored.scores} for {prediction}"
+        assert read.failure is None, f"score could use {prediction}, but read says: {read.failure}"
+        assert read.answer == scored.answer, (
+            f"score and read disagree on the answer of {prediction}: {scored.answer!r} and {read.answer!r}"
+        )
+        if isinstance(strategy, Equates):
+            stored = replace(scored, value=strategy.value(prediction))
+            labels, _ = grouped([read, stored, scored], classes_of(strategy))
+            assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
+    assert usable, "the strategy can use none of the predictions: give others"
 
 
 def _called(name: str, function: Any, *args: Any) -> Scored:
@@ -315,12 +311,6 @@ def _partition(at: Sequence[int], label: IntArray) -> frozenset[frozenset[int]]:
     return frozenset(frozenset(c) for c in classes.values())
 
 
-STRATEGY_RULES: Mapping[str, Callable[[StrategyTrial], None]] = {
-    "names": _check_names,
-    "scores": _check_scores,
-    "choice": _check_choice,
-    "settled": _check_settled,
-    "identity": _check_identity,
-    "rewards": _check_rewards,
-}
+_RULES = (_check_names, _check_scores, _check_choice, _check_settled, _check_identity, _check_rewards)
+STRATEGY_RULES: Mapping[str, Callable[[StrategyTrial], None]] = {r.__name__.removeprefix("_check_"): r for r in _RULES}
 """The rules by name; each raises AssertionError where it is broken."""

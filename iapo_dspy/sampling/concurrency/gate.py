@@ -7,7 +7,6 @@ import collections
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 __all__ = ["Gate", "Slot"]
 
@@ -40,9 +39,7 @@ class Slot:
         self.sent = gate._clock()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Give it back."""
         if self._gate._within is not None:
             self._gate._within._leave()

@@ -35,14 +35,9 @@ def background_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None or _loop.is_closed() or _owner != os.getpid():
             loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(loop,), name="iapo-dspy-loop", daemon=True).start()
+            threading.Thread(target=loop.run_forever, name="iapo-dspy-loop", daemon=True).start()
             _loop, _owner = loop, os.getpid()
         return _loop
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
 
 
 def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -61,7 +56,8 @@ def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
             pass
     except BaseException:
         future.cancel()
-        _settle(loop)
+        # Give cancelled tasks a moment to undo their reservations.
+        concurrent.futures.wait([asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop)], timeout=_FAREWELL)
         raise
     return future.result()
 
@@ -72,15 +68,6 @@ async def await_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
     if _running_loop() is loop:
         return await coroutine
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
-
-
-def _settle(loop: asyncio.AbstractEventLoop) -> None:
-    """Give cancelled tasks a moment to undo their reservations."""
-
-    async def tick() -> None:
-        await asyncio.sleep(0.05)
-
-    concurrent.futures.wait([asyncio.run_coroutine_threadsafe(tick(), loop)], timeout=_FAREWELL)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -105,10 +92,9 @@ class Mailbox:
     def of(cls, loop: asyncio.AbstractEventLoop) -> Mailbox:
         """Return the mailbox of a loop."""
         with _lock:
-            box = _mailboxes.get(loop)
-            if box is None:
-                box = _mailboxes[loop] = cls(loop)
-            return box
+            if loop not in _mailboxes:
+                _mailboxes[loop] = cls(loop)
+            return _mailboxes[loop]
 
     def post(self, call: Callable[..., object], *args: Any) -> None:
         """Have the loop make a call soon; from any thread, in order.

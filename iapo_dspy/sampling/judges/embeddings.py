@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from iapo_dspy.sampling.concurrency.once import Once
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.lm.params import import_litellm
-from iapo_dspy.sampling.lm.proxy import METERING
+from iapo_dspy.sampling.lm.proxy import METERING, noted
 from iapo_dspy.sampling.lm.refusals import is_refused
 from iapo_dspy.sampling.spending.budget import Budget, Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of_model
@@ -54,8 +53,6 @@ class EmbeddingRequest:
     model: str
     texts: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # it holds the key
-
-    billed = True
 
     def price(self, prices: Prices | None) -> Price | None:
         """Return the user's price, that of the settings, or LiteLLM's; None where nobody knows it."""
@@ -178,7 +175,8 @@ class Embedder:
         Raises:
             Exception: The request of a text failed. A failure is not remembered.
         """
-        return [self._result(vector) for vector in self._known.all(texts, self._embed)]
+        with noted():  # asked for by another completion, perhaps: this one's case must know of its errors too
+            return [vector.result() for vector in self._known.all(texts, self._embed)]
 
     def _embed(self, texts: list[str]) -> list[FloatArray]:
         request = EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self._settings)
@@ -195,13 +193,3 @@ class Embedder:
             usage = {"prompt_tokens": read, "completion_tokens": 0, "total_tokens": read}
             tracker.add_usage(request.model, usage)
         return list(reply.vectors)
-
-    @staticmethod
-    def _result(future: Future[FloatArray]) -> FloatArray:
-        try:
-            return future.result()
-        except Exception as error:
-            scope = dspy.settings.get(METERING)
-            if scope is not None:
-                scope.note(error)  # asked for by another completion: this one's case must know of it too
-            raise

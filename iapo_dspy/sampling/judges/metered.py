@@ -27,10 +27,8 @@ from iapo_dspy.sampling.lm.proxy import METERING, StandInLM
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
-from iapo_dspy.sampling.spending.budget import Budget
-from iapo_dspy.sampling.spending.pricing import Prices
 
-__all__ = ["Beside", "Case", "MeteredLM", "Metering", "metered", "noted", "refusing", "tried"]
+__all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing", "tried"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +44,6 @@ class Asker(Protocol):
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""
-
-
-class _Scope(Protocol):
-    """The port that a metered LM finds in DSPy's settings while a run meters."""
-
-    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
-        """Return n outputs as DSPy adapters expect them."""
-
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts."""
-
-    def note(self, error: Exception) -> None:
-        """Note an error of another model that was asked."""
 
 
 def metered(lm: dspy.BaseLM) -> MeteredLM:
@@ -102,7 +87,7 @@ class MeteredLM(StandInLM):
         Raises:
             BudgetExceeded: The call does not fit into what is left of the run's budget.
         """
-        scope: _Scope | None = dspy.settings.get(METERING)
+        scope: Case | None = dspy.settings.get(METERING)
         if scope is None:
             with as_adapter(self._lm, messages):
                 return self._lm(prompt, messages=messages, **self._changed(), **kwargs)
@@ -110,7 +95,7 @@ class MeteredLM(StandInLM):
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Return outputs as DSPy adapters expect them; see `__call__`."""
-        scope: _Scope | None = dspy.settings.get(METERING)
+        scope: Case | None = dspy.settings.get(METERING)
         if scope is None:
             with as_adapter(self._lm, messages):
                 return await self._lm.acall(prompt, messages=messages, **self._changed(), **kwargs)
@@ -257,18 +242,7 @@ class Metering:
         return [choice.output for choice in choices]
 
 
-class Beside(Protocol):
-    """A model beside the LMs that an objective asks: one for embeddings, a reward model."""
-
-    @property
-    def billed(self) -> bool:
-        """Whether its calls count in budgets."""
-
-    def check_budget(self, budget: Budget, prices: Prices | None) -> None:
-        """Raise ConfigurationError if its calls cannot be held within the budget."""
-
-
-def tried(model: Beside) -> None:
+def tried(model: object) -> None:
     """Tell the check that tries objectives before a run that a model has scored one completion, which is enough."""
     refuse = getattr(dspy.settings.get(METERING), "refuse", None)
     if refuse is not None:
@@ -276,23 +250,15 @@ def tried(model: Beside) -> None:
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[None]:
-    """Report errors raised within to the run that scores, if there is one."""
-    try:
-        yield
-    except Exception as error:
-        scope: _Scope | None = dspy.settings.get(METERING)
-        if scope is not None:
-            scope.note(error)
-        raise
+def refusing(error: Exception) -> Iterator[list[Any]]:
+    """Let every metered call raise `error` instead of being made.
 
+    Yields:
+        The models that are called: LMs, requests for embeddings, and reward models, which no budget counts.
+    """
+    called: list[Any] = []
 
-@contextlib.contextmanager
-def refusing(error: Exception) -> Iterator[list[dspy.BaseLM | Beside]]:
-    """Let every metered call raise `error` instead of being made; yields the list of the models that are called."""
-    called: list[dspy.BaseLM | Beside] = []
-
-    class Refusal:
+    class Refusal:  # in the place of a `Case`
         def refuse(self, model: Any) -> Any:
             called.append(model)
             raise error

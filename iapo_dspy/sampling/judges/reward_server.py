@@ -15,8 +15,6 @@ from tenacity import Retrying
 from iapo_dspy.errors import ConfigurationError, LMRefused, ScoreError, one_line
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.lm.refusals import LATER
-from iapo_dspy.sampling.spending.budget import Budget
-from iapo_dspy.sampling.spending.pricing import Prices
 
 __all__ = ["RewardServer"]
 
@@ -38,8 +36,6 @@ class RewardServer:
     Raises:
         ConfigurationError: An address that is not HTTP, or another unusable argument.
     """
-
-    billed = False
 
     def __init__(
         self,
@@ -68,9 +64,6 @@ class RewardServer:
     def __deepcopy__(self, memo: dict[int, Any]) -> RewardServer:
         """Return itself: nothing of it ever changes."""
         return self
-
-    def check_budget(self, budget: Budget, prices: Prices | None) -> None:
-        """Accept every budget: none counts this server."""
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Return the JSON that the server answers.

@@ -13,6 +13,7 @@ from typing import Any
 
 import dspy
 import pydantic
+from dspy.utils.dummies import DummyLM
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.proxy import StandInLM
@@ -209,8 +210,6 @@ def effective_temperature(
 
     At 0 all completions of a query are the same, so that drawing more than one is money for nothing.
     """
-    from dspy.utils.dummies import DummyLM
-
     if isinstance(lm, DummyLM):  # scripted answers: its fixed temperature of 0 says nothing
         return None
     value = request_params(lm, config, decoding).get("temperature")
@@ -234,11 +233,8 @@ def limit_output(params: Mapping[str, Any], model: str, most: int | None) -> dic
 
 def max_output_tokens(params: Mapping[str, Any]) -> int | None:
     """Return the limit on the tokens of one completion, None if there is none."""
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = params.get(name)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    limits = (params.get(name) for name in ("max_completion_tokens", "max_tokens"))
+    return next((value for value in limits if isinstance(value, int) and value > 0), None)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,15 +1,30 @@
-"""The base of LMs that stand in for another one."""
+"""The base of LMs that stand in for another one, and the run that meters them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 import dspy
 
-__all__ = ["METERING", "StandInLM"]
+__all__ = ["METERING", "StandInLM", "noted"]
 
 METERING = "iapo_metering"
 """The DSPy setting under which an LM call finds the run that meters it; see `metered`."""
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Report errors raised within to the run that scores, if there is one."""
+    try:
+        yield
+    except Exception as error:
+        scope = dspy.settings.get(METERING)
+        if scope is not None:
+            scope.note(error)
+        raise
 
 
 class StandInLM(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
@@ -25,25 +40,11 @@ class StandInLM(dspy.BaseLM):  # type: ignore[misc]  # dspy ships no types
         self.kwargs = dict(lm.kwargs)
         self._lm = lm
 
-    @property
-    def supports_function_calling(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_function_calling)
-
-    @property
-    def supports_reasoning(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_reasoning)
-
-    @property
-    def supports_response_schema(self) -> bool:
-        """As the LM says."""
-        return bool(self._lm.supports_response_schema)
-
-    @property
-    def supported_params(self) -> set[str]:
-        """As the LM says."""
-        return set(self._lm.supported_params)
+    # `dspy.BaseLM` has these as properties, which `__getattr__` does not reach.
+    supports_function_calling = property(attrgetter("_lm.supports_function_calling"))
+    supports_reasoning = property(attrgetter("_lm.supports_reasoning"))
+    supports_response_schema = property(attrgetter("_lm.supports_response_schema"))
+    supported_params = property(attrgetter("_lm.supported_params"))
 
     def __getattr__(self, name: str) -> Any:
         """Take public attributes of the LM's own kind from the LM."""

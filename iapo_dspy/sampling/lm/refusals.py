@@ -70,11 +70,8 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    value = getattr(error, "status_code", None)
-    if value is None:
-        value = getattr(error, "status", None)
     try:
-        return int(value) if value is not None else None
+        return int(getattr(error, "status_code", None) or getattr(error, "status", None))
     except (TypeError, ValueError):
         return None
 
@@ -96,12 +93,10 @@ def is_retryable(error: BaseException) -> bool:
         return False
     if isinstance(error, (asyncio.TimeoutError, TimeoutError, ConnectionError)) or _names(error) & _TRANSIENT:
         return True
-    if is_unsent(error):
+    if is_unsent(error) or _is_broken(error):
         return True
-    if _is_broken(error):
-        return True
-    status = _status(error)
-    return status is not None and (status in LATER or status >= 500)
+    status = _status(error) or 0
+    return status in LATER or status >= 500
 
 
 def raise_fatal(errors: Sequence[BaseException]) -> None:
@@ -132,10 +127,7 @@ def is_refused(error: BaseException) -> bool:
     """Whether the provider surely billed nothing: it answered with an error, or was not reached."""
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or _names(error) & {"Timeout", "APITimeoutError"}:
         return False
-    if _is_broken(error):
-        return False
-    status = _status(error)
-    return status is not None and status >= 400
+    return not _is_broken(error) and (_status(error) or 0) >= 400
 
 
 def _is_broken(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import types
 import typing
 import unicodedata
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -132,7 +132,7 @@ def parsed(value: Any, annotation: Any) -> Any:
         adapter = _adapter(annotation)
     except pydantic.PydanticUserError:  # a class that pydantic knows nothing of
         return value
-    for read in (adapter.validate_python, adapter.validate_json, _from_words(annotation)):
+    for read in (adapter.validate_python, adapter.validate_json, partial(_named, annotation)):
         try:
             return read(text)
         except (ValueError, KeyError):  # pydantic's errors are ValueErrors
@@ -145,18 +145,12 @@ def _adapter(annotation: Any) -> Any:
     return pydantic.TypeAdapter(annotation)
 
 
-def _from_words(annotation: Any) -> Callable[[str], Any]:
-    """Return a reader of the names of an enum's members, and of a Literal's members that are not strings."""
-
-    def read(text: str) -> Any:
-        if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-            return annotation[text]
-        for choice in typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ():
-            if str(choice) == text:
-                return choice
-        raise ValueError(text)
-
-    return read
+def _named(annotation: Any, text: str) -> Any:
+    """Return an enum's member of this name, or a Literal's member of this text."""
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return annotation[text]
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    return {str(choice): choice for choice in choices}[text]
 
 
 def _may_be_text(annotation: Any) -> bool:

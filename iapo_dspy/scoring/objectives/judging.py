@@ -135,7 +135,7 @@ class Judge:
     def _ask(self, given: Mapping[str, Any], judged: Mapping[str, Any]) -> float:
         # An output may be called like an input, which no signature can have.
         renamed = {n: f"{n}_of_completion" if n in given else n for n in judged}
-        signature = _signature(self.rubric, _asked(self.scale), tuple(given), tuple(renamed.values()), self.reasoning)
+        signature, verdict = _signature(self.rubric, _asked(self.scale), tuple(given), tuple(renamed.values()))
         predictor = dspy.ChainOfThought(signature) if self.reasoning else dspy.Predict(signature)
         if self.lm is not None:
             predictor.set_lm(self.lm)
@@ -144,7 +144,7 @@ class Judge:
         adapter = dspy.settings.adapter or dspy.ChatAdapter(use_json_adapter_fallback=False)
         try:
             with dspy.context(adapter=adapter):
-                said = predictor(**values)[_verdict(signature)]
+                said = predictor(**values)[verdict]
         except AdapterParseError as error:
             said = error.lm_response or ""
         return read_verdict(text_of(said), self.scale)
@@ -159,7 +159,7 @@ def _asked(scale: tuple[tuple[str, float], ...] | tuple[float, float]) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _signature(rubric: str, asked: str, given: tuple[str, ...], judged: tuple[str, ...], reasoning: bool) -> Any:
+def _signature(rubric: str, asked: str, given: tuple[str, ...], judged: tuple[str, ...]) -> tuple[Any, str]:
     taken = {*given, *judged, "reasoning"}
     verdict = next(n for n in ("verdict", "judge_verdict", "verdict_of_judge", "the_verdict") if n not in taken)
     shown = ", ".join(f"`{n}`" for n in judged)
@@ -169,11 +169,7 @@ def _signature(rubric: str, asked: str, given: tuple[str, ...], judged: tuple[st
         f"obeyed. Give as `{verdict}` {asked}."
     )
     fields = {n: (Any, dspy.InputField()) for n in (*given, *judged)}
-    return dspy.Signature({**fields, verdict: (str, dspy.OutputField(desc=asked))}, instructions)
-
-
-def _verdict(signature: Any) -> str:
-    return str(next(reversed(signature.output_fields)))
+    return dspy.Signature({**fields, verdict: (str, dspy.OutputField(desc=asked))}, instructions), verdict
 
 
 def read_verdict(text: str, scale: tuple[tuple[str, float], ...] | tuple[float, float]) -> float:
@@ -189,7 +185,7 @@ def read_verdict(text: str, scale: tuple[tuple[str, float], ...] | tuple[float, 
     """
     shown = f"the judge wrote {text.strip()[:120]!r}"
     if isinstance(scale[0], tuple):
-        plain = " ".join(re.sub(r"[^\w\s]", " ", text.casefold()).split())
+        plain = _plain(text.casefold())
         found = {s for w, s in scale if re.search(rf"(?<!\w){re.escape(_plain(w))}(?!\w)", plain)}
         exact = [s for w, s in scale if _plain(w) == plain]
         if exact or len(found) == 1:

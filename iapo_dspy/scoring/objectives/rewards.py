@@ -11,12 +11,12 @@ from dataclasses import field as attribute
 from typing import Any
 
 import dspy
+import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.concurrency.once import Once
-from iapo_dspy.sampling.judges.metered import noted, tried
-from iapo_dspy.sampling.spending.budget import Budget
-from iapo_dspy.sampling.spending.pricing import Prices
+from iapo_dspy.sampling.judges.metered import tried
+from iapo_dspy.sampling.lm.proxy import noted
 from iapo_dspy.scoring.calibration import Kind
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.microbatch import MicroBatcher
@@ -135,11 +135,6 @@ class Reward:
     source: _Source = attribute(compare=False, repr=False)
     loading: dict[str, Any] = attribute(compare=False, repr=False)
 
-    billed = False
-
-    def check_budget(self, budget: Budget, prices: Prices | None) -> None:
-        """Accept every budget: none counts this model."""
-
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
         """Score one completion."""
         pair = self.pairing.of(example, prediction)
@@ -158,8 +153,6 @@ class Reward:
 
 
 def _probability(logits: Sequence[float], index: int) -> float:
-    import numpy as np
-
     if len(logits) == 1:
         return float(1.0 / (1.0 + np.exp(-logits[0])))
     shifted = np.exp(np.asarray(logits) - max(logits))

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
-from iapo_dspy.sampling.judges.metered import noted, tried
+from iapo_dspy.sampling.judges.metered import tried
 from iapo_dspy.sampling.judges.reward_server import RewardServer
+from iapo_dspy.sampling.lm.proxy import noted
 from iapo_dspy.scoring.calibration import Kind
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, check_form, known

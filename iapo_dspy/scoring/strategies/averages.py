@@ -106,7 +106,8 @@ class _Centre(OneField):
         if self.affine:
             return replace(read, scores=(self._by_metric(example, prediction, metric),))
         (value,), gold = read.scores, self._gold(example)
-        return replace(read, scores=(self._by_loss(value, gold), value, gold))
+        loss = float(loss_of(np.asarray(value), np.asarray(gold), self.loss))
+        return replace(read, scores=(1.0 - loss / self.scale, value, gold))
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Look for the label, or try the metric; raise the errors that `score` would hide."""
@@ -159,14 +160,9 @@ class _Centre(OneField):
         value = number_of(prediction[self.field])
         if value is None or not math.isfinite(value):
             return Scored(failure=f"field {self.field!r} is not a number: {str(prediction[self.field])[:80]!r}")
-        value = self._within(value)
+        if not self.affine:
+            value = min(max(value, self.range[0]), self.range[1])
         return Scored(answer=answer_key(value), scores=(value,))
-
-    def _within(self, value: float) -> float:
-        return value if self.affine else min(max(value, self.range[0]), self.range[1])
-
-    def _by_loss(self, value: float, gold: float) -> float:
-        return 1.0 - float(loss_of(np.asarray(value), np.asarray(gold), self.loss)) / self.scale
 
     def _gold(self, example: dspy.Example) -> float:
         if self.label not in example:
@@ -189,14 +185,11 @@ class _Centre(OneField):
         value = number_of(prediction[self.field])
         if value is None:
             return
-        fields = dict(prediction.items())
-        around = []
-        for moved in (value - _STEP, value + _STEP):
-            try:
-                moved_prediction = dspy.Prediction(**{**fields, self.field: moved})
-                around.append(self._by_metric(example, moved_prediction, metric))
-            except Exception:  # noqa: BLE001  # the metric cannot score a value so far away: nothing is learnt here
-                return
+        moved = [dspy.Prediction(**{**prediction, self.field: value + step}) for step in (-_STEP, _STEP)]
+        try:
+            around = [self._by_metric(example, each, metric) for each in moved]
+        except Exception:  # noqa: BLE001  # the metric cannot score a value so far away: nothing is learnt here
+            return
         if abs(around[0] + around[1] - 2.0 * middle) > 1e-6 * max(1.0, *map(abs, around)):
             raise ConfigurationError(
                 f"{self._what}: affine=True, but the metric scores {self.field}={value - _STEP:g}, {value:g} and "
