@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -125,7 +125,6 @@ class Experiment:
     heldout: int
     seed: int = 0
     progress: bool = False
-    _measured: dict[Any, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     def run(self, say: Callable[[str], None] = lambda line: None) -> TaskReport:
         """Compile, find the baselines, and evaluate all of them with the configured LM.
@@ -156,14 +155,32 @@ class Experiment:
         seconds: float,
     ) -> TaskReport:
         result: CompileResult = program.detailed_results
-        scale = result.cost_scale
-        rows, baselines = [], []
-        for preference in self.preferences:
-            arm = program.solve(preference)
-            rows.append(await self._row(program, arm, str(preference.name), preference, heldout, scale))
+        measured: dict[Any, tuple[float, float]] = {}
+
+        async def row(name: str, source: CompiledProgram, arm: Arm, preference: Preference) -> Row:
+            """Measure one arm on every held-out question, and price it by this preference."""
+            # A vote does not depend on the preference, so one measurement of an arm serves all of them.
+            weights = preference.weights if self.task.objectives else None
+            key = (id(source), arm, tuple((weights or {}).items()))
+            if key not in measured:
+                measured[key] = await self._measure(with_arm(source, preference, arm), preference, heldout)
+            reward, used = measured[key]
+            return Row(
+                name=name,
+                preference=str(preference.name),
+                cost=preference.cost,
+                instruction=source.policy.ready.prompts[arm.prompt].label,
+                n=arm.n,
+                reward=reward,
+                tokens=used,
+                utility=reward - preference.cost * result.cost_scale * used,
+            )
+
+        rows = [await row(str(p.name), program, program.solve(p), p) for p in self.preferences]
         instructions = list(self.task.instructions)
         student, single = instructions.index(default_instruction(self.task.signature)), instructions.index(best)
         fixed = "best-of-n" if self.task.objectives else "majority vote"
+        baselines = []
         for preference in self.preferences:
             plain = [
                 ("student as it is", program, Arm(student, 1)),
@@ -171,8 +188,7 @@ class Experiment:
                 ("best single-shot prompt, N tuned", tuned, tuned.solve(preference)),
                 (f"student, {fixed} at N={FIXED_N}", program, Arm(student, min(FIXED_N, self.max_n))),
             ]
-            for name, source, arm in plain:
-                baselines.append(await self._row(source, arm, name, preference, heldout, scale))
+            baselines += [await row(*each, preference) for each in plain]
         return TaskReport(
             reward_name="reward" if self.task.objectives else "accuracy",
             rows=tuple(rows),
@@ -181,33 +197,6 @@ class Experiment:
             completions=result.spent.completions,
             tokens=result.spent.tokens,
             seconds=seconds,
-        )
-
-    async def _row(
-        self,
-        program: CompiledProgram,
-        arm: Arm,
-        name: str,
-        preference: Preference,
-        heldout: Sequence[dspy.Example],
-        scale: float,
-    ) -> Row:
-        """Measure one arm on every held-out question, and price it by this preference."""
-        # A vote does not depend on the preference, so one measurement of an arm serves all of them.
-        weights = preference.weights if self.task.objectives else None
-        key = (id(program), arm, None if weights is None else tuple(weights.items()))
-        if key not in self._measured:
-            self._measured[key] = await self._measure(with_arm(program, preference, arm), preference, heldout)
-        reward, used = self._measured[key]
-        return Row(
-            name=name,
-            preference=str(preference.name),
-            cost=preference.cost,
-            instruction=program.policy.ready.prompts[arm.prompt].label,
-            n=arm.n,
-            reward=reward,
-            tokens=used,
-            utility=reward - preference.cost * scale * used,
         )
 
     async def _measure(

@@ -47,11 +47,18 @@ class Slot:
 
     def succeeded(self) -> None:
         """Say that the provider answered: a little more may be tried."""
-        self._gate._grow(self.sent)
+        gate = self._gate
+        if self.sent >= gate._halved and gate._width < gate.limit:
+            gate._width = min(gate._width + 1.0 / gate._width, float(gate.limit))
+            gate._admit()
 
     def throttled(self) -> None:
         """Say that the provider answered by a 429: half as much is tried from now on."""
-        self._gate._shrink(self.sent)
+        gate = self._gate
+        if self.sent >= gate._halved:
+            gate._halved = gate._clock()
+            gate._width = max(gate._width / 2.0, float(gate._least))
+            logger.info("The provider asks for less; at most %d requests are in flight now.", gate.width)
 
 
 class Gate:
@@ -136,15 +143,3 @@ class Gate:
             if not turn.done():  # a cancelled one has left by itself
                 self.in_flight += 1
                 turn.set_result(None)
-
-    def _grow(self, sent: float) -> None:
-        if sent >= self._halved and self._width < self.limit:
-            self._width = min(self._width + 1.0 / self._width, float(self.limit))
-            self._admit()
-
-    def _shrink(self, sent: float) -> None:
-        if sent < self._halved:
-            return
-        self._halved = self._clock()
-        self._width = max(self._width / 2.0, float(self._least))
-        logger.info("The provider asks for less; at most %d requests are in flight now.", self.width)

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 
 from iapo_dspy.sampling.concurrency.loop import Mailbox, T
 
@@ -90,26 +91,21 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
     future: asyncio.Future[T] = loop.create_future()
     context = contextvars.copy_context()
 
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
+    def deliver(settle: Callable[[], None]) -> None:
+        if not future.done():
+            settle()
 
     def work() -> None:
-        result: T | None = None
-        error: BaseException | None = None
         try:
-            result = context.run(function)
+            settle = partial(future.set_result, context.run(function))
         except BaseException as caught:  # noqa: BLE001 - handed to the awaiting task, which decides
             # A future refuses StopIteration, and an exit asked for by a program must not end the loop.
             plain = isinstance(caught, Exception) and not isinstance(caught, StopIteration)
             error = caught if plain else RuntimeError(f"{type(caught).__name__}: {caught}")
+            settle = partial(future.set_exception, error)
         if not loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed between the check and the call
-                mailbox.post(deliver, result, error)
+                mailbox.post(deliver, settle)
 
     WORKERS.submit(work)
     return future

@@ -109,13 +109,12 @@ class RewardServer:
         return ScoreError(message)
 
 
-def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+def _status(error: BaseException) -> int:
+    return error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
 
 
 def _may_pass(error: BaseException) -> bool:
-    status = _status(error)
-    return isinstance(error, httpx.TransportError) or (status is not None and (status in LATER or status >= 500))
+    return isinstance(error, httpx.TransportError) or _status(error) in LATER or _status(error) >= 500
 
 
 def _message(response: httpx.Response) -> str:

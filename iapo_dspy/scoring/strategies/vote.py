@@ -105,7 +105,7 @@ class MajorityVote(OneField):
 
     def key(self, prediction: dspy.Prediction) -> str | None:
         """Return the key under which this prediction votes; None for no vote."""
-        return answer_key(self.value(prediction), _as_it_is)
+        return answer_key(self.value(prediction), lambda value: value)
 
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction; raise the errors that `score` would hide."""
@@ -119,7 +119,7 @@ class MajorityVote(OneField):
 
     def _read_value(self, prediction: dspy.Prediction) -> Scored:
         value = self.value(prediction)
-        answer = answer_key(value, _as_it_is)
+        answer = answer_key(value, lambda value: value)
         if answer is None:
             return Scored(failure=f"field {self.field!r} is empty")
         return Scored(answer=answer, value=value if self.equal is not None else None)
@@ -159,10 +159,6 @@ class MajorityVote(OneField):
         return {"kind": "majority_vote", "field": self.field, "normalize": custom, **equal, "bounds": list(self.bounds)}
 
 
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
 def pretended_votes(
     quality: FloatArray, bounds: tuple[float, float], rng: np.random.Generator
 ) -> tuple[IntArray, FloatArray]:
@@ -180,16 +176,16 @@ class Tally:
         labels: Class of each completion, None where it has no vote.
         votes: Class -> its votes, or the sum of their weights in whole units.
         first: Class -> position of its first vote.
-        names: Class -> the answer that leads it.
+        classes: The answers that lead the classes.
         failures: Position -> why a completion has no vote.
         most: Units of a vote of full weight.
         worth: Weight, on the user's scale, of `most` units.
     """
 
-    labels: tuple[int | None, ...]
+    labels: Sequence[int | None]
     votes: Mapping[int, int]
     first: Mapping[int, int]
-    names: Mapping[int, str]
+    classes: Classes
     failures: Mapping[int, str]
     most: int = 1
     worth: float = 1
@@ -212,10 +208,7 @@ class Tally:
             if label is not None:
                 votes[label] = votes.get(label, 0) + (1 if units is None else units[i])
                 first.setdefault(label, i)
-        names = {label: classes.name(label) for label in votes}
-        return cls(
-            labels=tuple(labels), votes=votes, first=first, names=names, failures=failures, most=most, worth=worth
-        )
+        return cls(labels=labels, votes=votes, first=first, classes=classes, failures=failures, most=most, worth=worth)
 
     def ranked(self) -> list[int]:
         """Return the classes, most votes first; of equals, the one that was drawn first."""
@@ -223,9 +216,8 @@ class Tally:
 
     def shown(self) -> dict[str, float]:
         """Return answer -> votes, or the sum of their weights, most first."""
-        if self.most == 1:
-            return {self.names[label]: self.votes[label] for label in self.ranked()}
-        return {self.names[label]: self.votes[label] * self.worth / self.most for label in self.ranked()}
+        votes = {self.classes.name(label): self.votes[label] for label in self.ranked()}
+        return votes if self.most == 1 else {name: units * self.worth / self.most for name, units in votes.items()}
 
     def settled(self, remaining: int) -> bool:
         """Tell whether the leader wins even if every remaining vote goes to one other answer."""
