@@ -83,10 +83,7 @@ class DemoServer:
         return f"http://{f'[{name}]' if ':' in name else name}:{port}/v1"
 
     def start(self) -> DemoServer:
-        """Loads ``tiny-adder`` and starts to serve; other models are loaded at their first request.
-
-        Returns:
-            This server.
+        """Loads ``tiny-adder``, starts to serve and returns this server; other models load at their first request.
 
         Raises:
             OSError: The port is taken.
@@ -250,11 +247,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serves until interrupted.
-
-    Args:
-        arguments: Command-line arguments, by default those of the process.
-    """
+    """Serves until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m iapo_dspy.demo.server", description="Serves the demo model.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)

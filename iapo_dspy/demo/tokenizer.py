@@ -94,5 +94,5 @@ def _text_of(content: object, position: int) -> str:
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+            return "".join(map(str, parts))
     raise ValueError(f"messages[{position}].content must be text, got {type(content).__name__}")

@@ -62,22 +62,19 @@ class Once(Generic[K, V]):
                     new.append(key)
                     self._results[key] = Future()
                 futures[key] = self._results[key]
-        if new:  # before this caller waits for others, who may wait for these keys
-            self._compute(new, futures, compute)
-        return [futures[key] for key in keys]
-
-    def _compute(self, keys: list[K], futures: dict[K, Future[V]], compute: Callable[[list[K]], Sequence[V]]) -> None:
         try:
-            results = compute(keys)
+            # Before this caller waits for others, who may wait for these keys.
+            results = compute(new) if new else ()
         except BaseException as error:
             with self._lock:
-                for key in keys if not self._keep_errors else ():
+                for key in new if not self._keep_errors else ():
                     self._results.pop(key, None)
-            for key in keys:
+            for key in new:
                 futures[key].set_exception(error)
             raise
-        for key, result in zip(keys, results, strict=True):
+        for key, result in zip(new, results, strict=True):
             futures[key].set_result(result)
+        return [futures[key] for key in keys]
 
 
 class AsyncOnce(Generic[K, V]):

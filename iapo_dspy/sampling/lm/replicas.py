@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,13 +109,6 @@ class ReplicatedLM(dspy.LM):  # type: ignore[misc]
         """Start without connections."""
         super().__setstate__(state)
         self._start()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ReplicatedLM:
-        """Copy the settings; the connections are made anew."""
-        twin: ReplicatedLM = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return twin
 
     def _start(self) -> None:
         self._lock = threading.Lock()
