@@ -182,7 +182,7 @@ class Embedder:
         request = EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self._settings)
         scope = dspy.settings.get(METERING)
         if scope is not None:
-            found: Embeddings = run_on_loop(scope.embed(request))
+            found: Embeddings = run_on_loop(scope.metering.embed(request))
             return list(found.vectors)
         reply = run_on_loop(request_embeddings(request, meter=Meter()))
         tracker = dspy.settings.usage_tracker

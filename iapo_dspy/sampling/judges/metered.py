@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import dspy
 
@@ -23,7 +23,7 @@ from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.lm.params import NOT_SENT, canonical
-from iapo_dspy.sampling.lm.proxy import METERING, StandInLM
+from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
@@ -32,7 +32,6 @@ __all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing", "tried"]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 _REMEMBERED = 4096  # answers of judges kept for identical questions
 
 
@@ -91,7 +90,8 @@ class MeteredLM(StandInLM):
         if scope is None:
             with as_adapter(self._lm, messages):
                 return self._lm(prompt, messages=messages, **self._changed(), **kwargs)
-        return run_on_loop(scope.ask(self._lm, *self._request(prompt, messages, kwargs)))
+        with noted():
+            return run_on_loop(scope.metering.ask(self._lm, *self._request(prompt, messages, kwargs)))
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Return outputs as DSPy adapters expect them; see `__call__`."""
@@ -99,7 +99,8 @@ class MeteredLM(StandInLM):
         if scope is None:
             with as_adapter(self._lm, messages):
                 return await self._lm.acall(prompt, messages=messages, **self._changed(), **kwargs)
-        return await await_on_loop(scope.ask(self._lm, *self._request(prompt, messages, kwargs)))
+        with noted():
+            return await await_on_loop(scope.metering.ask(self._lm, *self._request(prompt, messages, kwargs)))
 
     def _changed(self) -> dict[str, Any]:
         """Settings that `copy` has given this stand-in alone."""
@@ -128,21 +129,6 @@ class Case:
     metering: Metering
     refused: BudgetExceeded | None = None
     fatal: Exception | None = None
-
-    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
-        """Answer one LM call of the metric."""
-        return await self._noting(self.metering.ask(lm, messages, params, n))
-
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts for the metric."""
-        return await self._noting(self.metering.embed(request))
-
-    async def _noting(self, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except Exception as error:
-            self.note(error)
-            raise
 
     def note(self, error: Exception) -> None:
         """Remember an error that kept a call from being answered."""
@@ -244,7 +230,8 @@ class Metering:
 
 def tried(model: object) -> None:
     """Tell the check that tries objectives before a run that a model has scored one completion, which is enough."""
-    refuse = getattr(dspy.settings.get(METERING), "refuse", None)
+    scope: Case | None = dspy.settings.get(METERING)
+    refuse = getattr(scope.metering, "refuse", None) if scope is not None else None
     if refuse is not None:
         refuse(model)
 
@@ -258,7 +245,7 @@ def refusing(error: Exception) -> Iterator[list[Any]]:
     """
     called: list[Any] = []
 
-    class Refusal:  # in the place of a `Case`
+    class Refusal:
         def refuse(self, model: Any) -> Any:
             called.append(model)
             raise error
@@ -269,8 +256,6 @@ def refusing(error: Exception) -> Iterator[list[Any]]:
         async def embed(self, request: EmbeddingRequest) -> Any:
             self.refuse(request)
 
-        def note(self, error: Exception) -> None:
-            pass
-
-    with dspy.context(**{METERING: Refusal()}):
+    refusal: Any = Refusal()
+    with dspy.context(**{METERING: Case(refusal)}):
         yield called
