@@ -70,8 +70,9 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
+    value: Any = getattr(error, "status_code", None) or getattr(error, "status", None)
     try:
-        return int(getattr(error, "status_code", None) or getattr(error, "status", None))
+        return int(value)
     except (TypeError, ValueError):
         return None
 
