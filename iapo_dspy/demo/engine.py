@@ -74,7 +74,7 @@ class Engine:
         return sum(job.request.n - job.started for job in self._waiting)
 
     def submit(self, request: GenerationRequest, done: Callable[[Generation], None]) -> None:
-        """Queues a request; `step` calls ``done`` with the result.
+        """Queues a request; `step` calls ``done``, which must not raise, with the result.
 
         Raises:
             ContextLengthError: The prompt has no room for one more token.
