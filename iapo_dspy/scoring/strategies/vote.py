@@ -216,7 +216,7 @@ class Tally:
 
     def shown(self) -> dict[str, float]:
         """Return answer -> votes, or the sum of their weights, most first."""
-        votes = {self.classes.name(label): self.votes[label] for label in self.ranked()}
+        votes: dict[str, float] = {self.classes.name(label): self.votes[label] for label in self.ranked()}
         return votes if self.most == 1 else {name: units * self.worth / self.most for name, units in votes.items()}
 
     def settled(self, remaining: int) -> bool:
