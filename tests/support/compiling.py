@@ -15,10 +15,10 @@ def optimizers(**common: Any) -> Callable[..., IAPO]:
     """Return a function that makes optimizers with these settings, and with those that it is given.
 
     Without them: a majority vote over sums, the three instructions of `worlds`, a preference for quality and a thrifty
-    one, N up to 4.
+    one, N up to 4. Preferences may be given by position.
     """
 
-    def optimizer(**own: Any) -> IAPO:
+    def optimizer(*preferences: Preference, **own: Any) -> IAPO:
         settings: dict[str, Any] = {
             "metric": exact,
             "strategy": MajorityVote("answer"),
@@ -27,6 +27,8 @@ def optimizers(**common: Any) -> Callable[..., IAPO]:
             "max_n": 4,
             "progress": False,
         }
+        if preferences:
+            own["preferences"] = preferences
         return IAPO(**(settings | common | own))
 
     return optimizer

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from tests.support.loopback import chat
-from tests.support.worlds import CAREFUL, adder
+from tests.support.worlds import CAREFUL, adder, outputs, total
 
 PROPOSED = f"{CAREFUL} Then say what the sum is."
 
@@ -18,10 +18,9 @@ PROPOSED = f"{CAREFUL} Then say what the sum is."
 def teacher(body: dict[str, Any], i: int) -> str:
     """Answer a question about a sum by `adder`; answer a proposer's request with `PROPOSED` in every field."""
     system, last = body["messages"][0]["content"], body["messages"][-1]["content"]
-    if "1. `answer`" in system.partition("output fields are:")[2] and "1. `question`" in system:
+    if outputs(body)[:1] == ["answer"] and "1. `question`" in system:
         if PROPOSED in system or len(body["messages"]) > 2:  # what optimizers add helps: instruction or demos
-            a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", last)[-1])
-            return chat(answer=str(a + b))
+            return chat(answer=str(total(body)))
         return adder(body, i)
     wanted = last.rpartition("Respond with ")[2]
     if wanted.startswith("a JSON object"):

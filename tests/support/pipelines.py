@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 
 from tests.support.loopback import chat
+from tests.support.worlds import outputs
 
 VAGUE = "Guess."  # right once in five
 WORDY = "Give the number with its unit."  # right nine times in ten, but a later step cannot read it
@@ -32,8 +33,7 @@ class Pipeline(dspy.Module):
 
 def step_of(body: dict[str, Any]) -> str:
     """Which step asks: "rewrite", "solve" or "report"."""
-    (name,) = re.findall(r"output fields are:\n1\. `(\w+)`", body["messages"][0]["content"])
-    return STEPS[name]
+    return STEPS[outputs(body)[0]]
 
 
 STEPS = {"sum": "rewrite", "number": "solve", "answer": "report"}

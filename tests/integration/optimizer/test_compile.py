@@ -39,16 +39,25 @@ from iapo_dspy import (
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.states import state_of
-from tests.support.worlds import CAREFUL, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
+from tests.support.worlds import (
+    CAREFUL,
+    LAZY,
+    QUICK,
+    TwoSteps,
+    adder,
+    after_ideas,
+    after_reasoning,
+    brevity,
+    checked,
+    exact,
+    questions,
+    student,
+)
 
 ROOT = Path(__file__).parents[3]
 
 
 optimizer = optimizers(max_n=8, budget=800, stopping=None)  # so that a call is one request of all N
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 class Around(dspy.Module):
@@ -60,12 +69,6 @@ class Around(dspy.Module):
 
     def forward(self, question: str) -> dspy.Prediction:
         return dspy.Prediction(answer=self.ask(question=question.strip()).answer, seen=question)
-
-
-def two_step_world(body: dict[str, Any], i: int) -> str:
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
-        return chat(idea="carry")
-    return adder(body, i)
 
 
 # -- the main path
@@ -145,10 +148,7 @@ def test_best_of_n_with_objectives_that_pull_apart() -> None:
 
 @pytest.mark.parametrize("make", [lambda: dspy.ChainOfThought("question -> answer"), Around])
 def test_other_students_cost_one_request_per_pull_too(make: Any) -> None:
-    def world(body: dict[str, Any], i: int) -> str:
-        return "[[ ## reasoning ## ]]\nbecause\n\n" + adder(body, i)
-
-    with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(after_reasoning(adder)) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer(budget=200).compile(make(), trainset=questions(10))
         pulls = sum(r.pulls for r in program.detailed_results.rounds)
         assert server.requests == pulls
@@ -159,7 +159,7 @@ def test_other_students_cost_one_request_per_pull_too(make: Any) -> None:
 
 def test_a_program_of_two_steps_compiles_and_runs() -> None:
     candidates = [{"ask": QUICK}, {"ask": CAREFUL, "plan": "Have an idea."}]
-    with Loopback(two_step_world) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(after_ideas(adder)) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer(candidates=candidates, budget=300).compile(TwoSteps(), trainset=questions(20))
         assert "Work carefully" in program.detailed_results.policy[0].label
         prediction = program(question="5 + 6", preference="quality")
@@ -400,11 +400,8 @@ def test_without_an_lm_the_error_says_how_to_configure_one() -> None:
 
 
 def test_an_input_called_context_works_unchanged() -> None:
-    def world(body: dict[str, Any], i: int) -> str:
-        return adder(body, i)
-
     train = [e.copy(context="maths").with_inputs("question", "context") for e in questions(10)]
-    with Loopback(world) as server, dspy.context(lm=server.lm()):
+    with Loopback(adder) as server, dspy.context(lm=server.lm()):
         program = optimizer(budget=100).compile(dspy.Predict("context, question -> answer"), trainset=train)
         assert program(question="3 + 4", context="maths", preference="thrifty").answer
 

@@ -11,13 +11,9 @@ from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, Major
 from iapo_dspy.bandit.algorithms.auto import Auto
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, QUICK, adder, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, questions, student
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)]
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 optimizer = optimizers(preferences=PREFERENCES, candidates=[QUICK, CAREFUL], max_n=8, budget=600)

@@ -14,16 +14,12 @@ from iapo_dspy.errors import LedgerMismatch
 from iapo_dspy.program.policy import VERSION
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, questions
+from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, outputs, questions, student, total
 
 LONG = "Read all of this first: " + "word " * 400  # a prompt of some 400 tokens that is answered in five
 
 
 optimizer = optimizers(budget=200, stopping=None)  # so that a call is one request of all N
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 def totals(program: CompiledProgram) -> tuple[float, float]:
@@ -57,7 +53,7 @@ def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
     first = {"words": 0}
 
     def world(body: dict[str, Any], i: int) -> str:
-        if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
+        if "idea" in outputs(body):
             first["words"] += sum(len(str(m["content"]).split()) for m in body["messages"]) if i % 4 == 0 else 0
             return chat(idea=f"idea {i}")  # no two second steps are alike
         return adder(body, i)
@@ -68,7 +64,7 @@ def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
             TwoSteps(), trainset=questions(1)
         )
     once, each = totals(program)
-    plans = [b for b in server.bodies if "`idea`" in b["messages"][0]["content"].split("output fields")[1]]
+    plans = [b for b in server.bodies if "idea" in outputs(b)]
     prompt = sum(len(str(m["content"]).split()) for b in plans for m in b["messages"])
     assert [b["n"] for b in plans] == [4, 4]
     assert once == pytest.approx(prompt)
@@ -80,9 +76,8 @@ def test_the_prompts_fixed_part_flips_the_best_prompt() -> None:
     """Both are always right. LONG is 4 words of output and some 400 of input, SHORT is 30 of output."""
 
     def world(body: dict[str, Any], i: int) -> str:
-        a, b = (int(x) for x in body["messages"][-1]["content"].split("## ]]")[1].split("\n")[1].split(" + "))
         working = "" if "Read all" in body["messages"][0]["content"] else "step " * 30 + "\n\n"
-        return working + chat(answer=str(a + b))
+        return working + chat(answer=str(total(body)))
 
     def best(cost: Cost | None) -> tuple[str, IAPO]:
         with Loopback(world) as server, dspy.context(lm=server.lm()):

@@ -13,16 +13,12 @@ from iapo_dspy import CompiledProgram
 from tests.support.compiling import PREFERENCES, optimizers
 from tests.support.loopback import Loopback
 from tests.support.optimizers import PROPOSED, teacher
-from tests.support.worlds import CAREFUL, LAZY, QUICK, exact, questions
+from tests.support.worlds import CAREFUL, LAZY, QUICK, exact, questions, student
 
 TRAIN, VAL = questions(8, start=50), questions(4, start=70)
 
 
 optimizer = optimizers(budget=250, candidates=[QUICK, CAREFUL, LAZY])
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 def instructions(program: dspy.Module) -> list[str]:

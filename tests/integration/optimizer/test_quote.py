@@ -11,7 +11,19 @@ from iapo_dspy import BestOfN, Budget, ConfigurationError, Cost, Objective, Pref
 from iapo_dspy.sampling.lm.params import import_litellm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, LAZY, QUICK, TwoSteps, adder, brevity, checked, exact, questions
+from tests.support.worlds import (
+    CAREFUL,
+    LAZY,
+    QUICK,
+    TwoSteps,
+    adder,
+    after_ideas,
+    brevity,
+    checked,
+    exact,
+    outputs,
+    questions,
+)
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("balanced", cost=0.2), Preference("thrifty", cost=1.0)]
 PRICES = Cost(completion_tokens=1, usd_per_million=(0.15, 0.60))
@@ -126,12 +138,6 @@ def test_a_dollar_budget_ends_what_is_expected() -> None:
     assert max(abs(share) for share in off.values()) <= 0.2, off
 
 
-def two_steps(body: dict[str, Any], i: int) -> str:
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
-        return chat(idea=f"idea {i}")
-    return alike(body, i)
-
-
 @pytest.mark.slow
 def test_an_earlier_ledger_tells_lengths_and_judges(tmp_path: Path) -> None:
     def judged(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> bool:
@@ -139,7 +145,7 @@ def test_an_earlier_ledger_tells_lengths_and_judges(tmp_path: Path) -> None:
         return bool(exact(example, pred))
 
     def world(body: dict[str, Any], i: int) -> str:
-        return chat(verdict="yes") if "`verdict`" in body["messages"][0]["content"] else two_steps(body, i)
+        return chat(verdict="yes") if "verdict" in outputs(body) else after_ideas(alike, "idea {i}")(body, i)
 
     candidates = [{"ask": QUICK}, {"ask": CAREFUL}]
     settings: dict[str, Any] = {"metric": judged, "candidates": candidates, "max_n": 4}

@@ -18,8 +18,18 @@ from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.types import Stop
 from tests.support.deployed import deploy
 from tests.support.listening import Listening
-from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, checked, exact, questions
+from tests.support.loopback import Loopback
+from tests.support.worlds import (
+    CAREFUL,
+    QUICK,
+    TwoSteps,
+    adder,
+    after_ideas,
+    after_reasoning,
+    checked,
+    exact,
+    questions,
+)
 
 N = 8
 ARMS = {"quality": Arm(0, N, Stop(waves=exact_waves(N))), "thrifty": Arm(1, 1)}
@@ -39,12 +49,6 @@ class Around(dspy.Module):
         return dspy.Prediction(answer=(await self.inner.acall(question=question)).answer)
 
 
-def world(body: dict[str, Any], i: int) -> str:
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
-        return chat(idea="carry")
-    return "[[ ## reasoning ## ]]\nbecause\n\n" + adder(body, i)
-
-
 STUDENTS: dict[str, tuple[Callable[[], dspy.Module], list[Any]]] = {
     "predict": (lambda: dspy.Predict("question -> answer"), [CAREFUL, QUICK]),
     "thought": (lambda: dspy.ChainOfThought("question -> answer"), [CAREFUL, QUICK]),
@@ -55,7 +59,7 @@ STUDENTS: dict[str, tuple[Callable[[], dspy.Module], list[Any]]] = {
 @pytest.fixture(scope="module", params=sorted(STUDENTS))
 def deployed(request: pytest.FixtureRequest) -> Iterator[tuple[Loopback, CompiledProgram]]:
     make, candidates = STUDENTS[request.param]
-    with Loopback(world, latency=0.002) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(after_ideas(after_reasoning(adder)), latency=0.002) as server, dspy.context(lm=server.lm(seed=1)):
         yield server, deploy(make(), MajorityVote("answer"), candidates, ARMS)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from iapo_dspy import (
-    IAPO,
     AllCompletionsFailed,
     Arm,
     BatchAPI,
@@ -19,13 +18,13 @@ from iapo_dspy import (
     CompiledProgram,
     ConfigurationError,
     Cost,
-    MajorityVote,
     Preference,
 )
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import TwoSteps, exact, questions
+from tests.support.worlds import TwoSteps, outputs, questions, student, total
 
 WORDY, BRIEF = "Work carefully.", "Answer quickly."
 ANSWER = 11  # words of an answer without working
@@ -35,32 +34,16 @@ PRICES = (1.0, 10.0)  # dollars per million
 def world(body: dict[str, Any], i: int) -> str:
     """WORDY is right 19 times in 20 and takes 51 words, now and then 131; BRIEF is right 13 times in 20, in 11."""
     rng = body.setdefault("_rng", random.Random(body.get("seed", i)))
-    system, user = body["messages"][0]["content"], body["messages"][-1]["content"]
-    if "`idea`" in system.split("output fields")[1]:
+    if "idea" in outputs(body):
         return "so " * rng.choice([2, 2, 2, 40]) + "\n\n" + chat(idea="add them")
-    numbers = user.split("## question ## ]]")[1].split("\n")[1].split(" + ")
-    total = sum(int(x) for x in numbers)
-    wordy = WORDY in system
+    correct, wordy = total(body), WORDY in body["messages"][0]["content"]
     working = "so " * rng.choice([40] * 14 + [120]) + "\n\n" if wordy else ""
-    return working + chat(answer=str(total if rng.random() < (0.95 if wordy else 0.65) else total + rng.randint(1, 9)))
+    right = rng.random() < (0.95 if wordy else 0.65)
+    return working + chat(answer=str(correct if right else correct + rng.randint(1, 9)))
 
 
-def optimizer(*preferences: Preference, **changes: Any) -> IAPO:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": preferences,
-        "max_n": 8,
-        "budget": 300,
-        "candidates": [WORDY, BRIEF],
-        "progress": False,
-        "stopping": None,  # so that a call is one request of all N
-    }
-    return IAPO(**{**settings, **changes})
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
+# Without stopping, a call is one request of all N.
+optimizer = optimizers(max_n=8, budget=300, candidates=[WORDY, BRIEF], stopping=None)
 
 
 def tokens_of(program: CompiledProgram, question: str, **kwargs: Any) -> float:

@@ -20,7 +20,7 @@ from iapo_dspy import AllCompletionsFailed, Arm, BestOfN, CompiledProgram, Major
 from iapo_dspy.types import Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, TwoSteps, adder, exact, questions
+from tests.support.worlds import CAREFUL, TwoSteps, adder, after_ideas, exact, questions
 
 ROOT = Path(__file__).parents[3]
 N = 6
@@ -30,12 +30,6 @@ WAVES = {"q": Arm(0, N, Stop(waves=(2, 4, 6)))}
 
 def some_garbage(body: dict[str, Any], i: int) -> str:
     return "garbage" if i % 3 == 0 else adder(body, i)
-
-
-def two_steps(body: dict[str, Any], i: int) -> str:
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
-        return chat(idea="carry")
-    return adder(body, i)
 
 
 def poisoned(body: dict[str, Any], i: int) -> str:
@@ -80,7 +74,7 @@ def test_http_errors_of_single_requests_do_not_fail_the_call(make: Any) -> None:
     """A provider without n: every completion is a request of its own, and some of them are refused."""
 
     candidates: list[Any] = [CAREFUL] if make is not TwoSteps else [{"ask": CAREFUL}]
-    with Loopback(two_steps) as server:
+    with Loopback(after_ideas(adder)) as server:
         with dspy.context(lm=server.lm(seed=1, num_retries=0)):
             program = deploy(make(), MajorityVote("answer"), candidates, PLAIN)
             server.faults.ignore_n = True
@@ -173,7 +167,7 @@ def drained(server: Loopback, sent: int) -> None:
 @pytest.mark.parametrize("make", [lambda: dspy.Predict("question -> answer"), TwoSteps], ids=["predict", "two steps"])
 async def test_a_cancelled_call_ends_at_once_and_sends_nothing_more(make: Any) -> None:
     candidates: list[Any] = [CAREFUL] if make is not TwoSteps else [{"ask": CAREFUL}]
-    with Loopback(two_steps) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(after_ideas(adder)) as server, dspy.context(lm=server.lm(seed=1)):
         program = await asyncio.to_thread(deploy, make(), MajorityVote("answer"), candidates, WAVES)
         server.latency = 0.3
         sent = server.requests

@@ -8,9 +8,10 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, Arm, CompiledProgram, ConfigurationError, Cost, MajorityVote, Preference
+from iapo_dspy import Arm, CompiledProgram, ConfigurationError, Cost, Preference
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import TwoSteps, exact, questions
+from tests.support.worlds import TwoSteps, outputs, questions, total
 
 WORDY, BRIEF = "Work carefully.", "Answer quickly."
 OLD, NEW = (1.0, 10.0), (8.0, 80.0)  # dollars per million tokens in and out
@@ -20,34 +21,25 @@ WORTH = [Preference.worth(f"{usd:g}", usd=usd) for usd in (3e-5, 2e-4, 1e-3, 1e-
 def world(body: dict[str, Any], i: int) -> str:
     """WORDY, or the large model, is right 19 times in 20, in 51 words; others are right 12 times in 20, in 11."""
     rng = body.setdefault("_rng", random.Random(body.get("seed", i)))
-    system, user = body["messages"][0]["content"], body["messages"][-1]["content"]
-    if "`idea`" in system.split("output fields")[1]:
+    if "idea" in outputs(body):
         return chat(idea="add them")
-    total = sum(int(x) for x in user.split("## question ## ]]")[1].split("\n")[1].split(" + "))
-    good = WORDY in system or body["model"] == "large"
+    correct, good = total(body), WORDY in body["messages"][0]["content"] or body["model"] == "large"
     working = "so " * 40 + "\n\n" if good else ""
-    return working + chat(answer=str(total if rng.random() < (0.95 if good else 0.6) else total + rng.randint(1, 9)))
+    right = rng.random() < (0.95 if good else 0.6)
+    return working + chat(answer=str(correct if right else correct + rng.randint(1, 9)))
+
+
+# Without stopping, a call takes what its N says.
+optimizer = optimizers(max_n=8, budget=300, candidates=[WORDY, BRIEF], stopping=None, track_stats=False)
 
 
 def compiled(
     server: Loopback, *preferences: Preference, prices: Any = OLD, student: Any = None, **changes: Any
 ) -> CompiledProgram:
-    settings: dict[str, Any] = {
-        "metric": exact,
-        "strategy": MajorityVote("answer"),
-        "preferences": preferences or [Preference("quality")],
-        "max_n": 8,
-        "budget": 300,
-        "candidates": [WORDY, BRIEF],
-        "cost": Cost(completion_tokens=1, usd_per_million=prices),
-        "progress": False,
-        "stopping": None,  # so that what a call takes is what its N says
-        "track_stats": False,
-    }
+    cost = Cost(completion_tokens=1, usd_per_million=prices)
     with dspy.context(lm=changes.pop("lm", None) or server.lm(seed=5)):
-        return IAPO(**{**settings, **changes}).compile(
-            student or dspy.Predict("question -> answer"), trainset=questions(30)
-        )
+        chooser = optimizer(*preferences or [Preference("quality")], **{"cost": cost, **changes})
+        return chooser.compile(student or dspy.Predict("question -> answer"), trainset=questions(30))
 
 
 @pytest.mark.parametrize("algorithm", ["auto", pytest.param("psst", marks=pytest.mark.slow)])

@@ -15,7 +15,7 @@ from iapo_dspy import AllCompletionsFailed, Arm, BestOfN, CompiledProgram, Major
 from iapo_dspy.types import Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import TwoSteps
+from tests.support.worlds import TwoSteps, outputs
 
 # Of six completions in waves of two, the first is a loser and the others agree; a second prompt gives the same.
 ARMS = {"quality": Arm(0, 6, Stop(waves=(2, 4, 6))), "thrifty": Arm(1, 6)}
@@ -26,7 +26,7 @@ _seen: set[str] = set()
 
 def world(body: dict[str, Any], i: int) -> str:
     """Answer each question with "loser" once and with "winner" from then on: the winner is never drawn first."""
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
+    if "idea" in outputs(body):
         return chat(idea="think of it")
     question = body["messages"][-1]["content"]
     answer = "winner" if question in _seen else "loser"

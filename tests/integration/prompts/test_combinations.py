@@ -17,7 +17,7 @@ from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.states import state_of
-from tests.support.worlds import TwoSteps, questions
+from tests.support.worlds import TwoSteps, questions, total
 
 PLANS = ["Plan 0.", "Plan 1.", "Plan 2.", "Plan 3."]
 ASKS = ["Ask 0.", "Ask 1.", "Ask 2.", "Ask 3."]
@@ -35,9 +35,8 @@ def world(body: dict[str, Any], i: int) -> str:
     good = rng.random() < SKILL[kind][int(option)]
     if kind == "Plan":
         return chat(idea="good" if good else "bad")
-    a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", user)[-1])
-    right = good and "good" in user.split("idea")[1]
-    return chat(answer=str(a + b if right else a + b + rng.randint(1, 30)))
+    correct, right = total(body), good and "good" in user.split("idea")[1]
+    return chat(answer=str(correct if right else correct + rng.randint(1, 30)))
 
 
 optimizer = optimizers(preferences=PREFERENCES, max_n=8, budget=400, candidates=CANDIDATES, decoding=DECODINGS)

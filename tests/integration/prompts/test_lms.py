@@ -23,7 +23,7 @@ from iapo_dspy import (
 )
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import TwoSteps, questions
+from tests.support.worlds import TwoSteps, outputs, questions, student, total
 
 SMALL, LARGE = "openai/small", "openai/large"
 CENTS = {SMALL: (1.0, 1.0), LARGE: (20.0, 20.0)}
@@ -33,11 +33,11 @@ WORK, GUESS = "Work it out.", "Guess."
 def two_models(body: dict[str, Any], i: int) -> str:
     """The large model is right on every question, the small one 6 times in 10, wrong in many ways; a guess never is."""
     rng = body.setdefault("_rng", random.Random(body.get("seed")))
-    if "`idea`" in body["messages"][0]["content"].split("output fields")[1]:
+    if "idea" in outputs(body):
         return chat(idea="carry")
-    a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", body["messages"][-1]["content"])[-1])
+    correct = total(body)
     right = WORK in body["messages"][0]["content"] and (body["model"] == "large" or rng.random() < 0.6)
-    return chat(answer=str(a + b if right else a + b + rng.randint(1, 50)))
+    return chat(answer=str(correct if right else correct + rng.randint(1, 50)))
 
 
 optimizer = optimizers(
@@ -47,10 +47,6 @@ optimizer = optimizers(
     budget=600,
     stopping=None,  # so that a call is one request of all N
 )
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from iapo_dspy import BestOfN, CompiledProgram, Objective, Preference, StateErro
 from iapo_dspy.scoring.calibration import fit
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, adder, questions
+from tests.support.worlds import CAREFUL, adder, questions, student
 
 
 def closeness(example: dspy.Example, pred: dspy.Prediction) -> float:
@@ -34,10 +34,6 @@ optimizer = optimizers(
     preferences=[Preference("right", weights={"close": 1.0}), Preference("cheap", cost=10.0)],
     budget=150,
 )
-
-
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
 
 
 def records(log_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -20,23 +20,13 @@ from iapo_dspy import (
 )
 from iapo_dspy.sampling.judges.metered import MeteredLM
 from tests.support.compiling import optimizers
-from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions
+from tests.support.loopback import Faults, Loopback
+from tests.support.worlds import CAREFUL, QUICK, adder, exact, outputs, questions, student, with_judge
 
 VERDICT = "question, guess -> verdict"
 
 
-def is_judge(body: dict[str, Any]) -> bool:
-    return "`verdict`" in body["messages"][0]["content"]
-
-
-def world(body: dict[str, Any], i: int) -> str:
-    """The task's LM and its judge on one server; the judge adds up and says yes or no."""
-    if not is_judge(body):
-        return adder(body, i)
-    content = body["messages"][-1]["content"]
-    asked, guess = (content.split(f"[[ ## {name} ## ]]\n")[1].split("\n")[0] for name in ("question", "guess"))
-    return chat(verdict="yes" if str(sum(int(x) for x in asked.split(" + "))) == guess else "no")
+world = with_judge(yes="yes", no="no", guess="guess")
 
 
 def by_judge(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) -> bool:
@@ -55,10 +45,6 @@ def careless(example: dspy.Example, pred: dspy.Prediction, trace: Any = None) ->
 optimizer = optimizers(metric=by_judge, budget=120)
 
 
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
-
-
 class Split(Loopback):
     """A server that tells judges' requests apart."""
 
@@ -66,7 +52,7 @@ class Split(Loopback):
 
     def _respond(self, handler: Any, body: dict[str, Any], fault: Any) -> None:
         with self._lock:
-            self.judge_requests += is_judge(body)
+            self.judge_requests += "verdict" in outputs(body)
         super()._respond(handler, body, fault)
 
 
@@ -212,7 +198,7 @@ def test_a_budget_that_pays_for_no_verdict_is_too_small() -> None:
 
         with pytest.raises(BudgetTooSmall, match="and its score"):
             optimizer(metric=metric, cost=cost, budget=Budget(120, usd=1.0)).compile(student(), trainset=questions(3))
-        assert not any(is_judge(body) for body in server.bodies)
+        assert not any("verdict" in outputs(body) for body in server.bodies)
 
 
 def test_limits_that_a_judge_cannot_be_held_to_are_refused_before_the_first_call() -> None:

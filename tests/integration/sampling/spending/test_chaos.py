@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import dspy
@@ -11,7 +10,7 @@ import pytest
 
 from iapo_dspy import IAPO, Budget, CompiledProgram, MajorityVote, Preference
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions, total
 
 PRICE = 1e-3
 CHAOS = {429: 0.10, 500: 0.05, "hang": 0.05, "truncated": 0.05, "fewer": 0.05, "garbage": 0.05}
@@ -20,11 +19,10 @@ CHAOS = {429: 0.10, 500: 0.05, "hang": 0.05, "truncated": 0.05, "fewer": 0.05, "
 def clear(body: dict[str, Any], i: int) -> str:
     """Arms far apart: votes of three lift the careful prompt from 0.7 to 0.8; the quick one is right half the time."""
     rng = body.setdefault("_rng", random.Random(body.get("seed")))
-    system, user = body["messages"][0]["content"], body["messages"][-1]["content"]
-    total = sum(int(x) for x in re.findall(r"(\d+) \+ (\d+)", user)[-1])
+    system, correct = body["messages"][0]["content"], total(body)
     if CAREFUL in system:
-        return "step " * 25 + "\n\n" + chat(answer=str(total if rng.random() < 0.7 else total + rng.randint(1, 9)))
-    return chat(answer=str(total if QUICK in system and total % 2 == 0 else total + 10))
+        return "step " * 25 + "\n\n" + chat(answer=str(correct if rng.random() < 0.7 else correct + rng.randint(1, 9)))
+    return chat(answer=str(correct if QUICK in system and correct % 2 == 0 else correct + 10))
 
 
 def compile_clear(server: Loopback, **kwargs: Any) -> CompiledProgram:

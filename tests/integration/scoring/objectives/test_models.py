@@ -22,25 +22,16 @@ from iapo_dspy import (
     objectives,
 )
 from iapo_dspy.testing import check_objective
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.models import ModelServer
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, questions, student, with_judge
 
 EXAMPLE = dspy.Example(question="1 + 2", answer="3").with_inputs("question")
 RUBRIC = "Is the sum right?"
 
 
-def is_judge(body: dict[str, Any]) -> bool:
-    return RUBRIC in body["messages"][0]["content"]
-
-
-def world(body: dict[str, Any], i: int) -> str:
-    """The task's LM and its judge on one server; the judge adds up and gives 10 or 2."""
-    if not is_judge(body):
-        return adder(body, i)
-    content = body["messages"][-1]["content"]
-    asked, guess = (content.split(f"[[ ## {name} ## ]]\n")[1].split("\n")[0] for name in ("question", "answer"))
-    return chat(verdict="10" if str(sum(int(x) for x in asked.split(" + "))) == guess else "2")
+world = with_judge(yes="10", no="2")
 
 
 def said(text: str) -> Loopback:
@@ -48,21 +39,9 @@ def said(text: str) -> Loopback:
     return Loopback(lambda body, i: text)
 
 
-def student() -> dspy.Module:
-    return dspy.Predict("question -> answer")
-
-
-def optimizer(objective: Objective | list[Objective], **kwargs: Any) -> IAPO:
+def optimizer(objective: Objective | list[Objective], **settings: Any) -> IAPO:
     several = objective if isinstance(objective, list) else [objective]
-    settings: dict[str, Any] = {
-        "strategy": BestOfN(several),
-        "preferences": [Preference("quality"), Preference("thrifty", cost=30.0)],
-        "max_n": 4,
-        "budget": 90,
-        "candidates": INSTRUCTIONS,
-        "progress": False,
-    }
-    return IAPO(**{**settings, **kwargs})
+    return optimizers(strategy=BestOfN(several), metric=None, budget=90)(**settings)
 
 
 def of(objective: Objective, example: dspy.Example = EXAMPLE, **fields: Any) -> float:

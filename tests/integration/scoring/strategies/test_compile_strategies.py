@@ -32,24 +32,17 @@ from iapo_dspy import (
 )
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies.port import Selection
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, checked, exact, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, checked, questions, total
 
 QUALITY = [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)]
 NOISY, BIASED = "Guess freely.", "Guess low."
 
 
 def compiled(answer: Any, student: Any, **settings: Any) -> tuple[CompiledProgram, IAPO]:
-    defaults: dict[str, Any] = {
-        "metric": exact,
-        "preferences": QUALITY,
-        "candidates": INSTRUCTIONS,
-        "max_n": 6,
-        "budget": 300,
-        "progress": False,
-    }
     trainset = settings.pop("trainset", None) or questions(25)
-    optimizer = IAPO(**{**defaults, **settings})
+    optimizer = optimizers(preferences=QUALITY, max_n=6, budget=300)(**settings)
     with Loopback(answer) as server, dspy.context(lm=server.lm(seed=1)):
         return optimizer.compile(dspy.Predict(student), trainset=trainset), optimizer
 
@@ -74,9 +67,8 @@ def saved_and_loaded(program: CompiledProgram, student: Any, path: Path, strateg
 def guesser(body: dict[str, Any], i: int) -> str:
     """Numbers around the sum in question: a noisy one that is right on average, and a steady one that is 8 too low."""
     rng = body.setdefault("_rng", random.Random(body.get("seed")))
-    a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", body["messages"][-1]["content"])[-1])
     noisy = NOISY in body["messages"][0]["content"]
-    return chat(answer=f"{a + b + (rng.gauss(0, 8) if noisy else -8 + rng.gauss(0, 0.5)):.3f}")
+    return chat(answer=f"{total(body) + (rng.gauss(0, 8) if noisy else -8 + rng.gauss(0, 0.5)):.3f}")
 
 
 def sums(n: int = 25) -> list[dspy.Example]:
@@ -244,8 +236,7 @@ def test_a_checker_as_the_weight_of_votes_beats_the_majority() -> None:
     def answer(body: dict[str, Any], i: int) -> str:
         """Wrong the same way three times out of four."""
         rng = body.setdefault("_rng", random.Random(body.get("seed")))
-        a, b = (int(x) for x in re.findall(r"(\d+) \+ (\d+)", body["messages"][-1]["content"])[-1])
-        return chat(answer=str(a + b if rng.random() < 0.35 else a + b + 10))
+        return chat(answer=str(total(body) if rng.random() < 0.35 else total(body) + 10))
 
     settings: dict[str, Any] = {"candidates": [CAREFUL], "budget": 250, "max_n": 8}
     majority, _ = compiled(answer, "question -> answer", strategy=MajorityVote("answer"), **settings)
