@@ -6,9 +6,7 @@ import pytest
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
-from iapo_dspy.environments.recorded.synthetic import (
-    synthetic_bernoulli,
-)
+from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli
 from iapo_dspy.environments.wrappers import Delay, Drift, Failures, Noise
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Pulls

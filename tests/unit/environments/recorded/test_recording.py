@@ -1,4 +1,4 @@
-"""Recorded and synthetic environments, their files, the reader of published pickles, the recorder and the wrappers."""
+"""Recordings sample and value what they hold, and bad ones are refused."""
 
 import numpy as np
 import pytest

@@ -1,10 +1,9 @@
-"""The parts of batch jobs: bodies as LiteLLM sends them, prices, files, states."""
+"""Lines of batch jobs: bodies as LiteLLM sends them, bounds, and results."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iapo_dspy.errors import ConfigurationError, LedgerError
 from iapo_dspy.sampling.batches.lines import (
     BatchLine,
     LineError,
@@ -22,12 +20,9 @@ from iapo_dspy.sampling.batches.lines import (
     read_results,
     write_line,
 )
-from iapo_dspy.sampling.batches.running import BatchAPI
-from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches
-from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call
-from iapo_dspy.sampling.spending.pricing import Price, batch_price, price_of
+from iapo_dspy.sampling.spending.pricing import Price, batch_price
 from iapo_dspy.types import Decoding
 from tests.support.loopback import Loopback, chat
 
@@ -89,52 +84,6 @@ async def test_a_line_is_what_an_ordinary_request_would_send(model: str, setting
     assert line.seed == sent["seed"] and sent["n"] == 3
     text = write_line(line, body, url="/v1/chat/completions").decode()
     assert "sk-loopback" not in text and "hidden-value" not in text and "127.0.0.1" not in text
-
-
-def test_the_price_of_jobs() -> None:
-    def price(discount: float | None = None, model: str = "openai/gpt-4o-mini", **settings: Any) -> Price:
-        found = batch_price(dspy.LM(model, **settings), discount)
-        assert found is not None
-        return found
-
-    ordinary = price_of(dspy.LM("openai/gpt-4o-mini"))
-    assert ordinary is not None
-    assert price().of(100, 10) == pytest.approx(ordinary.of(100, 10) / 2)  # as LiteLLM's table says
-    assert price().bound(100, 10) == pytest.approx(ordinary.bound(100, 10) / 2)
-    assert price(0.25).of(100, 10) == pytest.approx(0.75 * ordinary.of(100, 10))
-    own: dict[str, Any] = {"model": "openai/mine", "input_cost_per_token": 2.0, "output_cost_per_token": 4.0}
-    assert price(**own).of(1, 1) == 6.0  # nobody said that it is cheaper
-    assert price(0.5, **own).bound(1, 1) == 3.0
-    known = batch_price(dspy.LM("azure/us/gpt-4o-mini"))
-    full = price_of(dspy.LM("azure/us/gpt-4o-mini"))
-    assert known is not None and full is not None
-    assert known.completion == full.completion  # the table has a batch price for its input only
-    assert batch_price(dspy.LM("openai/unknown")) is None
-    given = batch_price(dspy.LM("openai/unknown", output_cost_per_token=4.0))
-    assert given is not None and (given.prompt, given.completion) == (0.0, 4.0)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"poll_seconds": 0},
-        {"poll_seconds": True},
-        {"timeout_hours": float("inf")},
-        {"discount": 1.0},
-        {"discount": -0.1},
-        {"retries": -1},
-        {"retries": 1.5},
-        {"settle_seconds": -1},
-    ],
-)
-def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
-        BatchAPI(**wrong)
-
-
-def test_truth_values_are_settings() -> None:
-    assert BatchAPI.of(True) == BatchAPI() and BatchAPI.of(None) is None and BatchAPI.of(False) is None
-    assert BatchAPI.of(BatchAPI(discount=0.5)) == BatchAPI(discount=0.5)
 
 
 def test_bounds_are_for_the_whole_line() -> None:
@@ -208,19 +157,3 @@ def test_lines_survive_the_ledger(pull: tuple[int, int], indices: list[int], see
     line = BatchLine(pull=pull, prompt=1, query=2, indices=tuple(indices), seed=seed, tokens=3, usd=0.5)
     assert BatchLine.decode(json.loads(json.dumps(asdict(line)))) == line
     assert line.id == f"{pull[0]}-{pull[1]}-{indices[0]}"
-
-
-def test_jobs_that_are_open_are_found_again(tmp_path: Path) -> None:
-    with Ledger.open(tmp_path, fingerprint="x") as ledger:
-        for tag in ("a", "b", "c"):
-            ledger.append(BatchRecord(tag=tag, state="intended", lines=[{"n": 1}], reserved_usd=2.0))
-        ledger.append(BatchRecord(tag="b", state="submitted", job="job-b"))
-        ledger.append(BatchRecord(tag="c", state="submitted", job="job-c"))
-        ledger.append(BatchRecord(tag="c", state="closed"))
-        assert ledger.batches == ()  # those of this process are known to who runs them
-    with Ledger.open(tmp_path, fingerprint="x") as ledger:
-        a, b = ledger.batches
-    assert (a.state, a.job, b.state, b.job) == ("intended", None, "submitted", "job-b")
-    assert [r.lines for r in (a, b)] == [[{"n": 1}]] * 2 and b.reserved_usd == 2.0
-    with pytest.raises(LedgerError, match="version 2"):
-        open_batches([BatchRecord(tag="a", state="intended", version=2)])

@@ -1,72 +1,14 @@
-"""Threads that are used again, and a gate that adapts."""
+"""A gate that adapts its width to refusals."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
-import threading
 import time
-import weakref
 
 import pytest
 
 from iapo_dspy.sampling.concurrency.gate import Gate, Slot
-from iapo_dspy.sampling.concurrency.threads import Workers
-
-
-def settle(workers: Workers) -> None:
-    deadline = time.monotonic() + 5
-    while workers.busy and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert workers.busy == 0
-
-
-def test_workers_are_used_again_and_all_run_at_once() -> None:
-    workers = Workers()
-    together = threading.Barrier(8)
-    used: set[int] = set()
-
-    def meet() -> None:
-        together.wait(5)  # breaks unless all eight run at the same time
-        used.add(threading.get_ident())
-
-    for _ in range(20):
-        for _ in range(8):
-            workers.submit(meet)
-        settle(workers)
-    assert not together.broken
-    assert len(used) == 8
-
-
-def test_idle_workers_end_and_hold_nothing() -> None:
-    class Thing:
-        pass
-
-    workers = Workers(idle=0.05)
-    thing = Thing()
-    seen = weakref.ref(thing)
-    threads: list[threading.Thread] = []
-    workers.submit(lambda held=thing: threads.append(threading.current_thread()))  # type: ignore[misc]
-    settle(workers)
-    del thing
-    gc.collect()
-    assert seen() is None
-    threads[0].join(5)
-    assert not threads[0].is_alive()
-    workers.submit(lambda: threads.append(threading.current_thread()))
-    settle(workers)
-    assert len(threads) == 2
-
-
-def test_no_work_is_lost_while_workers_time_out() -> None:
-    workers = Workers(idle=0.001)
-    done: list[int] = []
-    for i in range(300):
-        workers.submit(lambda i=i: done.append(i))  # type: ignore[misc]
-        time.sleep(0.001 * (i % 3) / 2)
-    settle(workers)
-    assert sorted(done) == list(range(300))
 
 
 class Clock:
@@ -212,3 +154,21 @@ async def test_a_pause_that_begins_while_a_request_waits_for_the_others_is_kept(
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert (mine.in_flight, other.in_flight, both.in_flight) == (0, 0, 0)
+
+
+async def test_gate_bounds_and_pauses() -> None:
+    gate = Gate(3)
+    most = 0
+
+    async def work() -> None:
+        nonlocal most
+        async with gate():
+            most = max(most, gate.in_flight)
+            await asyncio.sleep(0.005)
+
+    await asyncio.gather(*(work() for _ in range(20)))
+    assert most == 3
+    gate.pause(0.1)
+    start = time.monotonic()
+    await work()
+    assert time.monotonic() - start >= 0.1

@@ -9,7 +9,7 @@ from tenacity import AsyncRetrying, Retrying
 
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.concurrency import retrying as module
-from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.concurrency.retrying import backoff, retrying
 from iapo_dspy.sampling.lm.refusals import is_retryable
 
 
@@ -89,3 +89,14 @@ async def test_the_number_of_attempts_may_depend_on_the_error(waits: list[tuple[
             AsyncRetrying, retries=lambda e: 1 if isinstance(e, ConnectionError) else 4, rng=random.Random(0)
         )(failing.send)
     assert failing.calls == 5
+
+
+def test_waiting_grows_and_never_ends_early() -> None:
+    rng = random.Random(0)
+    waits = [backoff(i, None, rng) for i in range(12)]
+    assert all(0.25 * 2**i <= w <= 0.5 * 2**i for i, w in enumerate(waits[:7]))
+    assert max(waits) <= 60
+    assert all(2.0 <= backoff(0, 2.0, rng) <= 2.25 for _ in range(50))
+    assert [backoff(i, None, random.Random(1)) for i in range(3)] == [
+        backoff(i, None, random.Random(1)) for i in range(3)
+    ]

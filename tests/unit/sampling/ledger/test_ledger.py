@@ -1,33 +1,20 @@
+"""The ledger keeps what was stored through crashes, and refuses files that are damaged or of another run."""
+
 from __future__ import annotations
 
-import datetime
-import enum
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import dspy
-import pydantic
 import pytest
 
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
-from iapo_dspy.sampling.ledger.field_values import decode_prediction, encode_prediction
-from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, read_ledger
-from iapo_dspy.sampling.ledger.records import (
-    CallRecord,
-    CompletionRecord,
-    ScoreRecord,
-    SpentRecord,
-    decode_record,
-    encode_record,
-)
-from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, open_batches, read_ledger
+from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, ScoreRecord
 from iapo_dspy.sampling.spending.usage import Usage
 
 ROOT = Path(__file__).parents[4]
@@ -212,33 +199,6 @@ def test_no_secret_reaches_the_file(tmp_path: Path) -> None:
     assert fingerprint_of(settings) != fingerprint_of({**settings, "more": 1})
 
 
-def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
-    usage = Usage(
-        prompt_tokens=1, completion_tokens=2, usd=3, shared_tokens=4, shared_completion_tokens=5, shared_usd=6
-    )
-    one = record(0, usage=usage)
-    names = ["prompt_tokens", "completion_tokens", "usd", "shared_tokens", "shared_completion_tokens", "shared_usd"]
-    line = encode_record(one)
-    assert [line[name] for name in names] == [1, 2, 3, 4, 5, 6] and line["latency_s"] == 0 and "usage" not in line
-    assert decode_record(line) == one
-    older = {k: v for k, v in line.items() if k not in ("shared_completion_tokens", "inner")}
-    assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
-    call = CallRecord(query=1, call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
-    assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
-
-
-def test_what_was_spent_is_one_flat_line() -> None:
-    spent = Spent(requests=1, prompt_tokens=2, completion_tokens=3, usd=4.0, seconds=5.1234567, judge_requests=1)
-    record = SpentRecord(spent=spent, reserved=Spent(completion_tokens=6, usd=7.0), finished=True)
-    line = encode_record(record)
-    assert list(line) == [
-        "kind", "requests", "prompt_tokens", "completion_tokens", "usd", "seconds", "finished", "reserved_tokens",
-        "reserved_usd", "judge_requests", "judge_prompt_tokens", "judge_completion_tokens", "judge_usd",
-    ]  # fmt: skip
-    assert line["reserved_tokens"] == 6 and line["seconds"] == 5.1234567 and decode_record(line) == record
-    assert decode_record({"kind": "spent", "requests": 2}) == SpentRecord(spent=Spent(requests=2))
-
-
 def test_null_ledger_is_a_ledger() -> None:
     with NullLedger() as ledger:
         assert isinstance(ledger, LedgerPort)
@@ -255,47 +215,17 @@ def test_nothing_private_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "private" not in caplog.text
 
 
-class Colour(enum.Enum):
-    RED = "red"
-
-
-class Point(pydantic.BaseModel):
-    x: int
-    when: datetime.date
-
-
-class Typed(dspy.Signature):
-    question: str = dspy.InputField()
-    text: str = dspy.OutputField()
-    number: float = dspy.OutputField()
-    point: Point = dspy.OutputField()
-    points: list[Point] = dspy.OutputField()
-    colour: Colour = dspy.OutputField()
-    tags: set[str] = dspy.OutputField()
-    maybe: int | None = dspy.OutputField()
-
-
-def test_typed_fields_come_back_typed() -> None:
-    point = Point(x=1, when=datetime.date(2020, 1, 2))
-    values = {"text": "1", "number": 0.5, "point": point, "points": [point], "colour": Colour.RED, "tags": {"a"}}
-    prediction = dspy.Prediction(**values, maybe=None, extra=3)
-    stored = json.loads(json.dumps(encode_prediction(prediction), allow_nan=False))
-    back = decode_prediction(stored, Typed)
-    assert back.toDict() == prediction.toDict()
-    assert isinstance(back.point, Point) and isinstance(back.tags, set)
-    plain = decode_prediction(stored)
-    assert plain.point == {"x": 1, "when": "2020-01-02"}
-
-
-def test_what_json_cannot_hold() -> None:
-    odd = dspy.Prediction(number=math.nan, inner=[math.inf, -math.inf], thing=object(), key={1: 2})
-    stored = json.loads(json.dumps(encode_prediction(odd), allow_nan=False))
-    back = decode_prediction(stored, Typed)
-    assert math.isnan(back.number)
-    assert back.inner == [math.inf, -math.inf]
-    assert back.thing.startswith("<object object")
-    assert back.key == {"1": 2}
-
-
-def test_a_field_that_no_longer_fits_its_type_is_kept() -> None:
-    assert decode_prediction({"number": "many"}, Typed).number == "many"
+def test_jobs_that_are_open_are_found_again(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="x") as ledger:
+        for tag in ("a", "b", "c"):
+            ledger.append(BatchRecord(tag=tag, state="intended", lines=[{"n": 1}], reserved_usd=2.0))
+        ledger.append(BatchRecord(tag="b", state="submitted", job="job-b"))
+        ledger.append(BatchRecord(tag="c", state="submitted", job="job-c"))
+        ledger.append(BatchRecord(tag="c", state="closed"))
+        assert ledger.batches == ()  # those of this process are known to who runs them
+    with Ledger.open(tmp_path, fingerprint="x") as ledger:
+        a, b = ledger.batches
+    assert (a.state, a.job, b.state, b.job) == ("intended", None, "submitted", "job-b")
+    assert [r.lines for r in (a, b)] == [[{"n": 1}]] * 2 and b.reserved_usd == 2.0
+    with pytest.raises(LedgerError, match="version 2"):
+        open_batches([BatchRecord(tag="a", state="intended", version=2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,28 @@ def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_no_miscount() -
             usage = check(checker, [text] * n, tokens * n)
             assert usage.completion_tokens == tokens * n and not usage.recounted
     assert not checker.first_only
+
+
+@pytest.mark.parametrize(
+    ("reported", "texts", "truncated", "recounted"),
+    [
+        ((10, 5), ["a", "b"], 0, False),
+        ((10, 1), ["a", "b"], 0, True),
+        ((10, 1), ["a", None], 0, False),
+        ((None, None), ["a", "b"], 0, True),
+        ((0, 5), ["a"], 0, True),
+        ((10, 9), ["a", "b"], 1, True),  # cut off at 10 tokens, so there must be 10
+        ((10, 12), ["a", "b"], 1, False),
+    ],
+)
+def test_usage_is_checked(reported: Any, texts: Any, truncated: int, recounted: bool) -> None:
+    usage = check_usage(
+        model="openai/x",
+        messages=[{"role": "user", "content": "hi"}],
+        texts=texts,
+        truncated=truncated,
+        limit=10,
+        reported=reported,
+    )
+    assert usage.recounted == recounted
+    assert usage.prompt_tokens > 0 and usage.completion_tokens >= len([t for t in texts if t])

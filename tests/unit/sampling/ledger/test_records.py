@@ -1,0 +1,48 @@
+"""Records are flat lines of JSON, and those of older versions are read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord, SpentRecord, decode_record, encode_record
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.usage import Usage
+
+
+def record(index: int, pull: tuple[int, int] = (0, 0), **changes: Any) -> CompletionRecord:
+    fields = {"answer": f"a{index}"}
+    base: dict[str, Any] = {
+        "text": f"text {index}\nnext",
+        "fields": fields,
+        "usage": Usage(completion_tokens=2.5),
+        "seed": 7,
+    }
+    return CompletionRecord(round=pull[0], position=pull[1], index=index, prompt=3, query=4, **{**base, **changes})
+
+
+def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
+    usage = Usage(
+        prompt_tokens=1, completion_tokens=2, usd=3, shared_tokens=4, shared_completion_tokens=5, shared_usd=6
+    )
+    one = record(0, usage=usage)
+    names = ["prompt_tokens", "completion_tokens", "usd", "shared_tokens", "shared_completion_tokens", "shared_usd"]
+    line = encode_record(one)
+    assert [line[name] for name in names] == [1, 2, 3, 4, 5, 6] and line["latency_s"] == 0 and "usage" not in line
+    assert decode_record(line) == one
+    older = {k: v for k, v in line.items() if k not in ("shared_completion_tokens", "inner")}
+    assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
+    call = CallRecord(query=1, call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
+    assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
+
+
+def test_what_was_spent_is_one_flat_line() -> None:
+    spent = Spent(requests=1, prompt_tokens=2, completion_tokens=3, usd=4.0, seconds=5.1234567, judge_requests=1)
+    record = SpentRecord(spent=spent, reserved=Spent(completion_tokens=6, usd=7.0), finished=True)
+    line = encode_record(record)
+    assert list(line) == [
+        "kind", "requests", "prompt_tokens", "completion_tokens", "usd", "seconds", "finished", "reserved_tokens",
+        "reserved_usd", "judge_requests", "judge_prompt_tokens", "judge_completion_tokens", "judge_usd",
+    ]  # fmt: skip
+    assert line["reserved_tokens"] == 6 and line["seconds"] == 5.1234567 and decode_record(line) == record
+    assert decode_record({"kind": "spent", "requests": 2}) == SpentRecord(spent=Spent(requests=2))
