@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
@@ -53,6 +55,19 @@ def problem_of(
         aggregator=aggregator,
         cost_scale=cost_scale,
     )
+
+
+def small_problem(**changes: Any) -> Problem:
+    """A problem of two prompts, three queries and scales up to three, with free and with dear completions."""
+    settings: dict[str, Any] = {
+        "n_prompts": 2,
+        "n_queries": 3,
+        "max_n": 3,
+        "contexts": Contexts(np.ones((2, 1)), np.array([0.0, 1.0])),
+        "aggregator": BestOfNAggregator(),
+        "cost_scale": 1.0,
+    }
+    return Problem(**(settings | changes))
 
 
 def over_all_subsets(

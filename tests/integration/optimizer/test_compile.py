@@ -515,7 +515,7 @@ IAPO(metric=exact, strategy=MajorityVote("answer"), preferences=[Preference("q")
         assert stored > 0
         server.latency = 0.0
         before = server.completions
-        done = subprocess.run([sys.executable, "-c", script, server.base, str(tmp_path)], timeout=60, check=False)
+        done = subprocess.run([sys.executable, "-c", script, server.base, str(tmp_path)], timeout=120, check=False)
         assert done.returncode == 0
         total = (tmp_path / "ledger.jsonl").read_text().count('"kind":"completion"')
         assert server.completions - before == total - stored

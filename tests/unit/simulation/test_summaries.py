@@ -1,4 +1,4 @@
-"""Summaries, paired tests, tables and figures of simulations."""
+"""Summaries and paired tests of simulations."""
 
 import json
 import math
@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.simulation.plots import plot_simulation
 from iapo_dspy.simulation.runner import SimulatedRun, Trial
 from iapo_dspy.simulation.summaries import paired_tests, summarize, wilcoxon, write_json
-from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
 
 
 def run(i, **acr):
@@ -77,26 +75,3 @@ def test_json_is_plain_and_complete(tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == summary
     with pytest.raises(ConfigurationError, match="no folder"):
         write_json(summary, tmp_path / "missing" / "out.json")
-
-
-def test_tables_show_every_number():
-    summary = summarize("world", RUNS, {})
-    lines = acr_table(summary).splitlines()
-    assert lines[0].split() == ["ACR", "100", "200"]
-    assert lines[2].split() == ["a", "0.5550", "0.5650"] and lines[4].split() == ["c", "-", "-"]
-    assert lines[-2].split() == ["best", "train", "policy", "0.9000"]
-    assert len(details_table(summary).splitlines()) == 2 + 6
-    starred = significance_table(summary).splitlines()[2:]
-    assert len(starred) == 2 and all(line.endswith("*") for line in starred)
-
-
-@pytest.mark.extra
-def test_figures_have_the_two_panels(tmp_path):
-    summary = summarize("world", [run(i, psst=0.5 + 0.01 * i, uniform=0.4, triple=None) for i in range(3)], {})
-    plot_simulation(summary, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    plot_simulation(summary, tmp_path / "figure.svg")
-    text = (tmp_path / "figure.svg").read_text()
-    assert "Exploration strategies" in text and "Inference-awareness" in text
-    with pytest.raises(ConfigurationError, match="no folder"):
-        plot_simulation(summary, tmp_path / "missing" / "figure.png")

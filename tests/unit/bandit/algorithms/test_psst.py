@@ -7,7 +7,7 @@ import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
-from iapo_dspy.bandit.algorithms.psst import PSST
+from iapo_dspy.bandit.algorithms.psst import PSST, allocate, largest_scales
 from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
@@ -278,3 +278,13 @@ def test_replay_solves_unseen_contexts():
     assert found.policy[1] == Arm(0, 1)
     assert found.evidence.shape == (2,) and (found.evidence > 0).all()
     assert found.spent == run.spent
+
+
+def test_allocation_by_hand():
+    active = np.zeros((2, 3, 4), dtype=bool)
+    active[0, 0, [0, 3]] = True  # prompt 0 lives at 1 and 4 in one context
+    active[1, 0, 1] = True
+    active[1, 2, 1] = True  # prompt 2 lives at 2; prompt 1 is gone
+    scales = largest_scales(active)
+    assert scales.tolist() == [4, 0, 2]
+    assert [allocate(scales, b) for b in (5, 6, 11, 12, 100)] == [0, 1, 1, 2, 16]  # floor(b / 6)

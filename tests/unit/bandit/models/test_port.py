@@ -1,4 +1,4 @@
-"""The latent-trait model and its predictions: known parameters, a naive loop, exact values, and odd data."""
+"""Predictions of rewards beyond the number drawn: exact values, monotony, and odd data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from iapo_dspy.bandit.aggregators.port import Modelled
 from iapo_dspy.bandit.cells import Cells, ballots
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.models.port import Predictions
-from iapo_dspy.bandit.models.traits import LOGITS, THETA, TraitModel, Traits, expected
 from iapo_dspy.bandit.models.votes import VotePredictor
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.types import FloatArray, IntArray, Pulls
@@ -19,10 +18,6 @@ from tests.support.draws import observe
 
 NAN = float("nan")
 MV, BEST = MajorityVoteAggregator(), BestOfNAggregator()
-
-
-def sigmoid(x: FloatArray) -> FloatArray:
-    return 1.0 / (1.0 + np.exp(-x))
 
 
 def grid(p: int, v: int) -> tuple[IntArray, IntArray]:
@@ -40,139 +35,12 @@ def predict(cells: Cells, aggregator: Modelled, max_n: int, weights: FloatArray 
     return aggregator.model(rows, cells.n_prompts, max_n).predict(cells)
 
 
-# --- the model ---
-
-
-@pytest.fixture(scope="module")
-def world() -> tuple[TraitModel, Traits, FloatArray, dict[str, FloatArray]]:
-    rng = np.random.default_rng(3)
-    true = {
-        "level": np.array([-1.5, -0.5, 0.0, 0.5, 1.0, 1.5]),
-        "slope": np.array([0.3, 2.5, 1.0, 1.5, 2.0, 0.8]),
-        "sd": np.array([0.4, 0.4, 1.5, 0.4, 0.8, 1.2]),
-    }
-    v, m = 800, 12
-    difficulty = rng.normal(size=v)
-    noise = rng.normal(size=(6, v))
-    theta = sigmoid(true["level"][:, None] + true["slope"][:, None] * difficulty + true["sd"][:, None] * noise)
-    prompt, query = grid(6, v)
-    count = rng.binomial(m, theta[prompt, query])
-    model = TraitModel(1, 6)
-    for _ in range(6):
-        traits = model.fit(prompt, query, v, count[None], np.full(6 * v, m))
-    return model, traits, difficulty, true
-
-
-def test_known_parameters_come_back(world) -> None:
-    model, traits, difficulty, true = world
-    nodes = np.linspace(-2.6, 2.6, traits.query.shape[2])
-    centre = model.weights[0] @ nodes  # the learnt law of difficulties has a mean and a width of its own
-    width = np.sqrt(model.weights[0] @ (nodes - centre) ** 2)
-    np.testing.assert_allclose(model.level[0] + centre * model.slope[0], true["level"], atol=0.25)
-    np.testing.assert_allclose(width * model.slope[0], true["slope"], atol=0.25)
-    np.testing.assert_allclose(np.sqrt(model.variance[0]), true["sd"], atol=0.3)
-    np.testing.assert_allclose(model.weights.sum(axis=1), 1.0)
-    posterior = np.exp(traits.query[0] - traits.query[0].max(axis=1, keepdims=True))
-    mean = posterior @ nodes / posterior.sum(axis=1)
-    assert np.corrcoef(mean, difficulty)[0, 1] > 0.9
-
-
-def test_the_law_of_a_cell_is_a_law_and_evidence_its_likelihood(world) -> None:
-    _, traits, _, _ = world
-    np.testing.assert_allclose(traits.law.sum(axis=3), 1.0)
-    np.testing.assert_allclose(traits.evidence, np.einsum("bpdt,ut->bpdu", traits.law, traits.likelihood))
-    # 12 kinds of cells at most, one for each number of right answers out of 12.
-    assert len(traits.likelihood) <= 13 and traits.kind.max() == len(traits.likelihood) - 1
-
-
-def naive(traits: Traits, event: int, cells: Cells, table: FloatArray) -> FloatArray:
-    """What `expected` says, one cell and one sum at a time."""
-    law = traits.law[event]
-    kinds = {(int(p), int(x)): int(k) for p, x, k in zip(cells.prompt, cells.query, traits.kind[event], strict=True)}
-    out = np.zeros((2, len(law), cells.n_visited, table.shape[1]))
-    for p in range(len(law)):
-        for x in range(cells.n_visited):
-            difficulty = np.exp(traits.query[event, x] - traits.query[event, x].max())
-            kind = kinds.get((p, x))
-            if kind is not None:
-                difficulty = difficulty / (law[p] @ traits.likelihood[kind])
-            prior = sum(w * row for w, row in zip(difficulty / difficulty.sum(), law[p], strict=True))
-            posterior = prior if kind is None else prior * traits.likelihood[kind]
-            out[0, p, x] = posterior / posterior.sum() @ table
-            out[1, p, x] = prior @ table
-    return out
-
-
 def holey() -> tuple[Cells, FloatArray]:
     """Cells with 1 to 3 completions, and cells without any."""
     rng = np.random.default_rng(0)
     pulls = [(p, x, int(rng.integers(1, 4))) for p in range(4) for x in range(9) if rng.random() < 0.7]
     total = sum(m for _, _, m in pulls)
     return Cells.of([observe(pulls, rng.random(total) < 0.6)], 5, 1), rng.random((25, 3))
-
-
-def fit(cells: Cells, model: TraitModel | None = None) -> Traits:
-    right = np.add.reduceat(cells.score[:, 0] > 0.5, cells.start, dtype=np.int64)
-    model = model or TraitModel(1, cells.n_prompts)
-    return model.fit(cells.prompt, cells.query, cells.n_visited, right[None], cells.size)
-
-
-def test_expectations_are_those_of_a_naive_loop() -> None:
-    cells, table = holey()
-    traits = fit(cells)
-    slow = naive(traits, 0, cells, table)
-    np.testing.assert_allclose(expected(traits, 0, cells, table, np.arange(cells.n_visited)), slow, rtol=1e-9)
-    some = np.array([1, 4, 7])
-    np.testing.assert_allclose(expected(traits, 0, cells, table, some), slow[:, :, some], rtol=1e-9)
-    nobody = slow[:, 4]  # a prompt without a draw: both readings are the same
-    np.testing.assert_allclose(nobody[0], nobody[1])
-
-
-class Frozen(TraitModel):
-    """A model whose parameters do not learn."""
-
-    def _maximise(self, weight: FloatArray, present: FloatArray) -> None:
-        pass
-
-    def fit(self, *args, **settings) -> Traits:
-        self.weights = np.exp(-(np.linspace(-2, 2, self.weights.shape[1]) ** 2))[None]
-        self.weights /= self.weights.sum()
-        weights = self.weights
-        traits = super().fit(*args, **settings)
-        self.weights = weights
-        law, evidence = self._evidence(traits.likelihood)
-        query = np.log(weights)[:, None] + np.zeros_like(traits.query)
-        for g, (p, x) in enumerate(zip(args[0], args[1], strict=True)):
-            query[:, x] += np.log(evidence[:, p, :, traits.kind[0, g]])
-        return Traits(law=law, kind=traits.kind, likelihood=traits.likelihood, evidence=evidence, query=query)
-
-
-def test_what_others_say_does_not_know_the_cells_own_draws() -> None:
-    """With the parameters frozen, changing one cell's draws changes every reading but its own `given_others`."""
-    readings = []
-    for right in (0, 4):
-        score = np.tile([1.0, 1.0, 1.0, 0.0], 12)
-        score[:4] = np.arange(4) < right  # the cell of prompt 0 on query 0
-        cells = Cells.of([observe([(p, x, 4) for x in range(4) for p in range(3)], score)], 3, 1)
-        traits = fit(cells, Frozen(1, 3))
-        readings.append(expected(traits, 0, cells, THETA[:, None], np.arange(4)))
-    none, every = readings[0][..., 0], readings[1][..., 0]
-    assert none[1, 0, 0] == pytest.approx(every[1, 0, 0], rel=1e-9)
-    assert every[0, 0, 0] > none[0, 0, 0] + 0.1  # its own posterior
-    assert (every[1, 1:, 0] > none[1, 1:, 0] + 0.01).all()  # other prompts on that query
-    np.testing.assert_allclose(every[:, :, 1:], none[:, :, 1:], rtol=1e-9)  # other queries
-
-
-def test_a_prompt_that_shares_nothing_is_told_from_one_that_shares_everything() -> None:
-    rng = np.random.default_rng(1)
-    v, m = 400, 6
-    difficulty = rng.normal(size=v)
-    theta = sigmoid(np.stack([3 * difficulty, 3 * difficulty, 3 * difficulty, 3 * rng.normal(size=v)]))
-    prompt, query = grid(4, v)
-    model = TraitModel(1, 4)
-    model.fit(prompt, query, v, rng.binomial(m, theta[prompt, query])[None], np.full(4 * v, m))
-    assert model.slope[0, :3].min() > 5 * model.slope[0, 3]
-    assert model.variance[0, 3] > 3 * model.variance[0, :3].max()
 
 
 # --- predictions beyond the number drawn ---
@@ -316,8 +184,3 @@ def test_predictions_of_votes_grow_with_the_worth_of_a_right_answer(worth: float
     other = predict(Cells.of([observe(pulls, worth * right, 1 - right)], 3, 1), MV, 8)
     np.testing.assert_allclose(other.given_all, worth * one.given_all, rtol=1e-9)
     np.testing.assert_allclose(other.given_others, worth * one.given_others, rtol=1e-9)
-
-
-def test_the_grid_is_symmetric_and_reaches_certainty() -> None:
-    np.testing.assert_allclose(THETA + THETA[::-1], 1.0)
-    assert THETA[0] < 0.003 and len(LOGITS) == len(THETA)
