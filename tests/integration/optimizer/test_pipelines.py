@@ -286,6 +286,7 @@ def test_an_inner_module_that_is_not_called_exactly_once_is_a_failure_that_says_
         assert server.completions <= 64
 
 
+@pytest.mark.slow
 def test_objectives_of_best_of_n_see_the_inner_module() -> None:
     seen: list[tuple[set[str], set[str]]] = []
 

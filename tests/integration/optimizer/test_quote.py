@@ -84,7 +84,13 @@ def compare(quote: Any, spent: Any) -> dict[str, float]:
 @pytest.mark.parametrize(
     "case", [case if case == "a predictor" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
 )
-@pytest.mark.parametrize("shared", [True, False], ids=["n shares prompts", "a request per completion"])
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(True, id="n shares prompts"),
+        pytest.param(False, id="a request per completion", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_expected_is_within_20_percent_of_what_is_spent(
     case: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ def options(program: CompiledProgram, preference: str) -> Any:
     return program.policy.ready.prompts[program.solve(preference).prompt].options
 
 
+@pytest.mark.slow
 def test_a_small_product_is_looked_at_as_a_whole() -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer(decoding=None, budget=112).compile(TwoSteps(), trainset=questions(10))

@@ -134,6 +134,7 @@ def test_a_strategy_that_was_calibrated_before_keeps_its_scale(tmp_path: Path) -
     assert np.nanmin(np.concatenate([o.score[:, 0] for o in program.policy.ready.evidence])) > 0.85
 
 
+@pytest.mark.slow
 def test_a_recording_and_a_quote_of_the_ledger_are_on_the_scale_of_the_run(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         chooser = optimizer(log_dir=tmp_path, budget=300)

@@ -166,6 +166,7 @@ def test_unusable_commands_say_why(arguments, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_the_command_line_runs_in_a_fresh_process(recording):
     command = [
         sys.executable, "-m", "iapo_dspy.simulation", "--environment", str(recording), "--budgets", "100",

@@ -112,6 +112,7 @@ def test_a_round_is_one_job_and_finds_what_ordinary_requests_find(
     assert read_ledger(tmp_path)[1][-1].finished  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_from_its_ledger(tmp_path: Path) -> None:
     with Loopback(adder) as server:
         first = compiled(server, tmp_path)
@@ -123,8 +124,8 @@ def test_a_finished_run_is_read_from_its_ledger(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param(Faults(ignore_n=True), id="ignores n"),
-        pytest.param(Faults(refuse_n=True), id="refuses n", marks=pytest.mark.slow),
+        pytest.param(Faults(ignore_n=True), id="ignores n", marks=pytest.mark.slow),
+        pytest.param(Faults(refuse_n=True), id="refuses n"),
         pytest.param(Faults(fewer=True), id="fewer", marks=pytest.mark.slow),
         pytest.param(Faults(miscount=True), id="miscounts", marks=pytest.mark.slow),
         pytest.param(Faults(no_usage=True), id="no usage", marks=pytest.mark.slow),
@@ -403,6 +404,7 @@ def interrupted(server: Loopback, log_dir: Path, **more: Any) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_job_goes_on_and_the_next_run_picks_it_up(
     tmp_path: Path, plain: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

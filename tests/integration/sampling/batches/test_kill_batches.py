@@ -80,7 +80,8 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return json.loads((folder / "whole.json").read_text())
 
 
-@pytest.mark.parametrize("hidden", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [0, 2])
 def test_no_job_is_paid_twice_whenever_the_process_is_killed(hidden: int, tmp_path: Path, wanted: Any) -> None:
     log_dir, result = tmp_path / "run", tmp_path / "result.json"
     with Loopback(adder, batches=BatchFaults(polls=2, slow=0.05)) as server:

@@ -145,7 +145,9 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize(("path", "after"), [("general", "raise"), ("fast", "go on")])
+@pytest.mark.parametrize(
+    ("path", "after"), [pytest.param("general", "raise", marks=pytest.mark.slow), ("fast", "go on")]
+)
 def test_ctrl_c_leaves_nothing_behind(path: str, after: str) -> None:
     with Loopback(latency=0.0, faults=Faults(first=["hang"], hang=60)) as server:
         child = subprocess.Popen(
@@ -161,10 +163,10 @@ def test_ctrl_c_leaves_nothing_behind(path: str, after: str) -> None:
                 time.sleep(0.02)
             start = time.monotonic()
             child.send_signal(signal.SIGINT)
-            out, err = child.communicate(timeout=20)
+            out, err = child.communicate(timeout=60)
         finally:
             child.kill()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 40  # of the 60 seconds that the server hangs
     assert "interrupted" in out
     assert child.returncode == (-signal.SIGINT if after == "raise" else 0), err
     assert "was destroyed" not in err and "never retrieved" not in err and "Unclosed" not in err
@@ -190,6 +192,7 @@ async def many(sampler: Sampler, count: int) -> list[Any]:
     return [r for rollouts in await asyncio.gather(*pulls) for r in rollouts]
 
 
+@pytest.mark.slow
 def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "iapo_dspy.sampling.concurrency.retrying.backoff", lambda attempt, asked, rng: rng.uniform(0.02, 0.06)

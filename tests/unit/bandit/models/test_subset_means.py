@@ -59,6 +59,7 @@ def test_large_counts_of_two_answers(right: int, wrong: int, max_n: int) -> None
         assert found[k - 1] == pytest.approx(won / (2 * comb(n, k)), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_large_counts_of_many_answers_and_of_best_of() -> None:
     votes = counted([[150, 140, 90, 60, 2, 1], [0, 0, 700, 1, 0, 0]], [57, 0])
     found = vote_subsets(votes, np.array([[1.0, 0, 0, 0, 0, 0]] * 2), 300)

@@ -159,6 +159,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     Ledger.open(tmp_path, fingerprint="f").close()
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_and_leaves_no_lock(tmp_path: Path) -> None:
     child = """
 import os, sys
