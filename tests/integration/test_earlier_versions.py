@@ -1,4 +1,4 @@
-"""Ledgers and saved programs that version 0.1 wrote are opened, resumed and answered as it would have done."""
+"""Ledgers and saved programs of version 0.1 still load, resume and answer alike."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class WholePath:
         assert (once.n, often.n) == (1, MAX_N)
         assert quality.accuracy >= once.accuracy + 0.1, (quality, once)
 
-    def test_who_pays_more_per_token_gets_fewer_of_them(self, run: Run) -> None:
+    def test_a_preference_that_pays_more_per_token_gets_fewer_tokens(self, run: Run) -> None:
         quality, _, thrifty = run.report.chosen
         assert thrifty.tokens <= quality.tokens / 2, (quality, thrifty)
 

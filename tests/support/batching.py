@@ -16,7 +16,7 @@ Line = Callable[[dict[str, Any], int], Any]
 
 @dataclass
 class BatchFaults:
-    """What goes wrong with jobs.
+    """Faults of batch jobs.
 
     Attributes:
         polls: Looks at a job until it ends.
@@ -69,7 +69,7 @@ class BatchJobs:
 
     @property
     def custom_ids(self) -> list[list[str]]:
-        """What each job asked for."""
+        """The ids of the requests of each job."""
         return [[line["custom_id"] for line in self.lines(job)] for job in self.jobs]
 
     def lines(self, job: dict[str, Any]) -> list[dict[str, Any]]:

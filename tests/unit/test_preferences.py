@@ -135,7 +135,7 @@ def test_caps_and_resources() -> None:
     assert not contexts.plain and Contexts.from_preferences([Preference("plain", cost=1)], ["m"]).plain
 
 
-def test_the_name_is_no_part_of_what_it_wishes() -> None:
+def test_the_name_of_a_preference_does_not_change_what_it_wants() -> None:
     one, two = Preference("one", max_usd=0.1, weights={"a": 1}), Preference("two", max_usd=0.1, weights={"a": 1.0})
     assert one.wishes == two.wishes and one != two
     others = [

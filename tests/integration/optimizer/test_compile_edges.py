@@ -1,4 +1,4 @@
-"""What users do sooner or later: mended metrics, outages, other LMs, small budgets, judges, deep nesting."""
+"""Situations that users meet sooner or later: mended metrics, outages, other LMs, small budgets, judges, nesting."""
 
 import asyncio
 import logging

@@ -246,7 +246,7 @@ def test_a_step_after_the_inner_module_that_fails_leaves_the_vote_and_costs_the_
 
 @pytest.mark.slow
 def test_votes_do_not_even_out_what_is_before_the_inner_module() -> None:
-    """Half of the drafts mislead, whoever reads them: a deployed call has one, and so have all draws of a query."""
+    """Half of the drafts mislead every reader: a deployed call has one draft, and so have all draws of a query."""
     drafts: list[str] = []
 
     def world(body: dict[str, Any], i: int) -> str:

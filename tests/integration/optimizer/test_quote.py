@@ -1,4 +1,4 @@
-"""What a quote expects, against what a run really takes on a loopback server that counts as the model's tokenizer."""
+"""Expected spends of quotes, against real spends on a loopback server that counts as the model's tokenizer."""
 
 import functools
 from pathlib import Path

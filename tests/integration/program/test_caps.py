@@ -57,7 +57,7 @@ def tokens_of(program: CompiledProgram, question: str, **kwargs: Any) -> float:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program that was compiled without a thought of caps, at an LM whose price nobody knows."""
+    """A program that was compiled without caps, with an LM whose price is unknown."""
     path = tmp_path_factory.mktemp("saved") / "program.json"
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
         optimizer(Preference("quality")).compile(student(), trainset=questions(30)).save(str(path))
@@ -288,7 +288,7 @@ def test_capped_preferences_that_were_never_compiled(saved: Path) -> None:
         assert server.bodies[0]["max_tokens"] == 100 // arms[100].n
 
 
-def test_dollars_that_nobody_knows_say_what_to_do(saved: Path) -> None:
+def test_unknown_prices_say_what_to_do(saved: Path) -> None:
     program = load(saved)
     for preference in (Preference("cheap", max_usd=0.001), Preference.worth("careful", usd=0.001)):
         with pytest.raises(ConfigurationError, match=r"program\.reprice\(usd_per_million=.*Cost\(usd_per_million"):

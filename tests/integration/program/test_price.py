@@ -1,4 +1,4 @@
-"""What N samples cost beside `dspy.BestOfN`: requests one after another, and tokens. Wall time is the benchmark's."""
+"""The cost of N samples in requests and tokens, compared with `dspy.BestOfN`. The benchmark measures wall time."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def test_a_prompt_of_two_lms_has_no_single_price() -> None:
     assert program.reprice({"small": NEW, "large": NEW}).solve(WORTH[-1]).prompt == 0  # one price, so one sum will do
 
 
-def test_what_is_no_price_is_refused() -> None:
+def test_a_bad_price_is_refused() -> None:
     with Loopback(world) as server:
         program = compiled(server, budget=20)
     for prices in (3.0, (1.0,), (1.0, -1.0), {"small": "cheap"}, None):

@@ -1,4 +1,4 @@
-"""`dspy.streamify` shows the winner, once, and nobody else."""
+"""`dspy.streamify` shows the winner, once, and no other answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is estimated while compiling is what the deployed program does."""
+"""Estimates made while compiling agree with the deployed program."""
 
 from itertools import permutations
 from typing import Any

@@ -1,4 +1,4 @@
-"""Properties of the whole algorithm zoo on random worlds."""
+"""Properties of all algorithms on random worlds."""
 
 import numpy as np
 import pytest

@@ -47,14 +47,14 @@ def test_ballots_by_hand() -> None:
     np.testing.assert_allclose(found.worth, [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.75, 0.0, 0.0]])
 
 
-def test_nobody_votes() -> None:
+def test_cells_without_votes() -> None:
     cells = Cells.of([observe([(0, 0, 2), (1, 4, 1)], [0, NAN, 1], [-1, -1, -1])], n_prompts=2, n_objectives=1)
     found = ballots(cells)
     assert found.votes.shape == (2, 0) and found.credit.shape == found.seen.shape == (2, 0)
     assert found.silent.tolist() == [2, 1]
 
 
-def test_no_observations_are_no_cells() -> None:
+def test_without_observations_there_are_no_cells() -> None:
     for observations in ([], [observe([], np.empty((0, 2)))]):
         cells = Cells.of(observations, n_prompts=3, n_objectives=2)
         assert len(cells) == cells.n_visited == 0 and cells.score.shape == (0, 2)

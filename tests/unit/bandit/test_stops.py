@@ -310,7 +310,7 @@ def test_odd_worlds() -> None:
         with_stops(problem, empty, mode="fast")  # type: ignore[arg-type]
 
 
-def test_failed_completions_are_no_votes() -> None:
+def test_failed_completions_are_not_votes() -> None:
     recording = synthetic_bernoulli(2, n_prompts=3, n_queries=120)
     recording = replace(recording, probs=recording.probs * 0.7)
     problem, outcome = run(recording, 3_000, max_n=8)

@@ -1,4 +1,4 @@
-"""Names of LMs, how they are found by them, and what completions cost where nobody says."""
+"""LMs are found by their names, and their prices may be unknown."""
 
 from typing import Any
 

@@ -170,7 +170,7 @@ def test_what_was_learnt_is_saved_and_restored_beside_the_functions() -> None:
         BestOfN([raw("z")]).restore(data["calibration"])
 
 
-def test_who_needs_no_calibration_has_none() -> None:
+def test_without_a_need_for_calibration_there_is_none() -> None:
     bounded = BestOfN([Objective("c", logit, (0.0, 9.0))])
     assert bounded.calibrated and bounded.calibrate([(1.0,)]) is bounded and bounded.place((4.0,)) == (4.0,)
     assert "calibrate" not in json.dumps(bounded.to_dict())  # ledgers of older versions go on

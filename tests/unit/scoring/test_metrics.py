@@ -23,7 +23,7 @@ def test_exact_match_and_f1_are_dspys_own() -> None:
         metrics.f1("answer")(dspy.Example(answer=[]).with_inputs(), dspy.Prediction(answer="x"))
 
 
-def test_metrics_serve_majority_vote_and_evaluate_and_are_no_objectives() -> None:
+def test_metrics_serve_majority_vote_and_evaluate_and_are_not_objectives() -> None:
     exact = metrics.exact_match("answer")
     MajorityVote("answer").check(metric=exact)
     assert MajorityVote("answer").digest(exact) != MajorityVote("answer").digest(metrics.exact_match("answer", "gold"))

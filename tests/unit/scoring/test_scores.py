@@ -20,7 +20,7 @@ def test_scores_that_count(value: Any, score: float) -> None:
 
 
 @pytest.mark.parametrize("value", ["1", None, math.nan, math.inf, 1.5, -0.1, [1], dspy.Prediction(feedback="x")])
-def test_what_is_no_score_raises(value: Any) -> None:
+def test_a_bad_score_raises(value: Any) -> None:
     with pytest.raises(ScoreError, match="metric returned"):
         as_score(value, what="metric")
 

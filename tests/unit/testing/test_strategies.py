@@ -296,6 +296,6 @@ def test_a_digest_that_differs_in_another_process_is_caught() -> None:
         check_strategy(Hashed(), EXAMPLES, WORDS, exact, cases=2)
 
 
-def test_what_is_no_strategy_is_refused() -> None:
+def test_a_value_that_is_not_a_strategy_is_refused() -> None:
     with pytest.raises(AssertionError, match="lacks a method"):
         check_strategy(object(), EXAMPLES, WORDS, exact)  # type: ignore[arg-type]

@@ -492,7 +492,7 @@ def test_costs_in_dollars_are_those_of_ordinary_requests(faults: Faults, tmp_pat
                 budget=60,
             )
             found.append(state_of(program))
-    if faults.ignore_n:  # who finds out when that n is ignored differs, and with it a few seeds
+    if faults.ignore_n:  # which pull finds out that n is ignored differs, and with it a few seeds
         assert found[1]["spent"]["usd"] == pytest.approx(found[0]["spent"]["usd"], rel=0.2)
     else:
         assert {k: v for k, v in found[1].items() if k != "spent"} == {

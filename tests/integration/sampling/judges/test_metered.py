@@ -61,7 +61,7 @@ def test_judges_are_counted_in_the_runs_budget_and_told_apart() -> None:
         results = optimizer().compile(student(), trainset=questions(10)).detailed_results
     spent = results.spent
     pulls = sum(r.pulls for r in results.rounds)
-    assert spent.completions <= 120  # judges are no completions of the task
+    assert spent.completions <= 120  # requests of judges are not completions of the task
     assert spent.requests == server.requests == pulls + spent.judge_requests
     assert spent.judge_requests == server.judge_requests > 0
     assert spent.tokens == server.prompt_tokens + server.completion_tokens
@@ -181,7 +181,7 @@ def test_a_judge_that_does_not_fit_ends_the_run_with_the_best_policy_so_far(
     assert billed <= 25.0 and results.spent.usd == pytest.approx(billed)
     assert not results.complete and results.spent.judge_usd > 0
     assert "without a score" in caplog.text and "observations per preference" in caplog.text
-    # Whoever was not judged is no failure and no zero: QUICK is right on half of the questions, whatever was refused.
+    # A completion that was not judged is neither a failure nor a zero: QUICK is right on half of the questions anyway.
     assert results.failures.total == 0
     quick = results.labels.index(QUICK)
     assert 0.2 <= results.reward[0, quick, 0] <= 0.8

@@ -145,7 +145,7 @@ def test_missing_cells_are_named_with_the_way_out(tmp_path: Path) -> None:
             recording_of(tmp_path / "run", prompts=prompts)
 
 
-def test_a_query_that_nobody_was_asked_is_missing_too(tmp_path: Path) -> None:
+def test_a_query_that_was_never_asked_is_missing_too(tmp_path: Path) -> None:
     run(tmp_path / "run", n_queries=3)
     path = tmp_path / "run" / "ledger.jsonl"
     path.write_text(path.read_text().replace('"n_queries":3', '"n_queries":4'))

@@ -77,7 +77,7 @@ def test_every_attempt_is_seen_and_no_retry_is_silent(monkeypatch: pytest.Monkey
 def test_a_dead_replica_is_left_alone() -> None:
     with Loopback(latency=0.02) as alive, Loopback() as gone:
         lm = over(alive, gone, num_retries=3)
-        gone.__exit__()  # nobody has fewer requests in flight than who refuses them at once
+        gone.__exit__()  # a replica that refuses at once has the fewest requests in flight
         drawn, sampler = draw(lm, 60, concurrency=4)
         assert all(r.ok for r in drawn)
         assert alive.requests == 60

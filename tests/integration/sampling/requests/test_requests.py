@@ -126,7 +126,7 @@ def test_server_that_takes_so_many_at_a_time_is_asked_for_half_until_it_takes_th
     assert all(size <= 8 for size in sizes[5:]) and len(sizes) <= 5 + 2 + 5 + 3 and server.max_in_flight >= 3
 
 
-def test_bad_request_that_is_no_matter_of_n_is_not_asked_again_and_again() -> None:
+def test_a_bad_request_that_n_did_not_cause_is_not_asked_again_and_again() -> None:
     with Loopback(reasoned, faults=Faults(first=[400, 400])) as server:
         sampler = Sampler(lm=server.lm())
         rollouts = draw(sampler, dspy.Predict("question -> answer"), QUESTION, 8, key=0)

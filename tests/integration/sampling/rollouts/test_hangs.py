@@ -126,7 +126,7 @@ with Loopback(lambda body, i: chat(answer=str(i % 5))) as server:
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
-def test_a_timeout_that_is_none_is_refused(value: Any) -> None:
+def test_a_bad_timeout_is_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="rollout_timeout"):
         Sampler(rollout_timeout=value)
     with pytest.raises(ConfigurationError, match="rollout_timeout"):

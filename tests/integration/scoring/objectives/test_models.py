@@ -173,7 +173,7 @@ def test_equal_answers_of_one_call_are_judged_once_and_different_ones_each() -> 
         assert other.requests - before == 2
 
 
-def test_a_price_that_nobody_knows_makes_the_sum_unknown_and_no_judge_costs_nothing() -> None:
+def test_an_unknown_price_makes_the_sum_unknown_and_calls_without_a_judge_cost_nothing() -> None:
     with Loopback(world) as server:
         program = compiled(server, objectives.judge(RUBRIC))
         with dspy.context(lm=server.lm(seed=2)):

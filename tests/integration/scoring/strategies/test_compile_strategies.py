@@ -360,7 +360,7 @@ def test_an_affine_metric_needs_single_completions_only(tmp_path: Path) -> None:
         compiled(guesser, "question -> answer", strategy=Mean("answer", affine=True), metric=closeness, **settings)
 
 
-def test_labels_that_are_no_numbers_in_the_range_cost_nothing() -> None:
+def test_labels_that_are_not_numbers_in_the_range_are_refused() -> None:
     for strategy, message in (
         (Mean("answer", range=(0, 1)), "must be a number in the range"),
         (Mean("answer", range=(0, 1), label="gold"), "no label 'gold'"),

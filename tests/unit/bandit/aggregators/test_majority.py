@@ -61,7 +61,7 @@ def test_failed_and_unlabelled_completions_cast_no_vote():
     assert vote([5, 2, 2], [1.0, NAN, 0.0]) == 0.5
 
 
-def test_the_floor_stands_where_nobody_voted():
+def test_the_floor_stands_where_there_are_no_votes():
     assert vote([-1, 3], [1.0, NAN]) == 0.0
     assert vote([-1, 3], [1.0, NAN], floor=-0.5) == -0.5
 

@@ -1,4 +1,4 @@
-"""Optional hooks of aggregators: the built-in ones have no other way in, and a user's own gets as much through them."""
+"""Optional hooks of aggregators: built-in aggregators and a user's own offer the same through them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_tied_answers_are_represented_by_the_best_of_each() -> None:
     assert reward(mixed, [0, 1, 0, 1], score, [1.0, 1.0]) == pytest.approx((1 + 0.4 + 0.6) / 2)
 
 
-def test_failures_and_abstentions_do_not_vote_and_nobody_is_worth_the_floors() -> None:
+def test_failures_and_abstentions_do_not_vote_and_without_votes_the_floors_count() -> None:
     mixed = TallyAggregator(floors=(-1, -2, 0), style=(1,), weight=2, upper=3.0)
     assert reward(mixed, [0, 0, 1], [[1, 1, NAN], [NAN] * 3, [0.5, 0.25, 0.1]], [1, 1, 0]) == 0.75
     assert reward(mixed, [-1, 0], [[1, 1, 1], [NAN] * 3], [1, 0.5, 0]) == -2.0

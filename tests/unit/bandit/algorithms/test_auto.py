@@ -155,7 +155,7 @@ def test_prompts_alive_answer_the_same_queries_each_once_before_any_twice(budget
         assert all(share == shares[0] for share in shares)  # as many, in pulls of the same size
         together = {len(asked[p]) for p in alive.tolist()}
         now = [pulls.query[pulls.prompt == p].tolist() for p in alive]
-        if len(together) == 1:  # nobody was away in between
+        if len(together) == 1:  # none was away in between
             assert all(queries == now[0] for queries in now)
         for p, queries in zip(alive.tolist(), now, strict=True):
             asked[p].extend(queries)
@@ -322,11 +322,11 @@ def test_near_ties_go_to_the_cheapest_and_clear_differences_to_the_better() -> N
         values[1, :, 1] += lead
         q = values.mean(axis=1)[None]
         assert choose(q, evidence(values, cost)).arms == (best,)
-    # Differences that are known for sure are no ties, however small.
+    # Differences that are known for sure are not ties, however small.
     values = np.repeat(noise[:1, :, :1], 2, axis=0) + np.zeros((2, 400, 2))
     values[1, :, 1] += 0.0005
     assert choose(values.mean(axis=1)[None], evidence(values, cost)).arms == (Arm(1, 2),)
-    # Arms without an estimate are no choice.
+    # Arms without an estimate are not chosen.
     q = np.array([[[NAN, NAN], [0.1, 0.0]]])
     assert choose(q, evidence(noise, np.array([[NAN, NAN], [3.0, 4.0]]))).arms == (Arm(1, 1),)
 

@@ -79,7 +79,7 @@ def test_sequential_runs_end_early_with_the_environment(start):
     assert not outcome.complete and outcome.rounds[0].pulls == 20 and len(outcome.policy) == 2
 
 
-def test_what_the_rules_see_and_choose():
+def test_rules_see_means_and_counts_and_choose_an_arm():
     seen = []
 
     class Rule(Sequential):

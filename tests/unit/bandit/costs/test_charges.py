@@ -1,4 +1,4 @@
-"""What calls take: affine uses and prices by hand, and which arms keep a cap."""
+"""Amounts that calls take: affine uses and prices by hand, and which arms keep a cap."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def test_prices_and_surcharges_by_hand() -> None:
     np.testing.assert_allclose(whole, by_cost + surcharge)
 
 
-def test_what_is_not_known_matters_only_to_those_who_count_it() -> None:
+def test_unknown_amounts_matter_only_to_preferences_that_count_them() -> None:
     rows = [(p, m, t, q, NAN, NAN) for p, m, t, q, _, _ in ROWS]
     preferences = [Preference("tokens", rates={"tokens": 0.01}), Preference("dollars", rates={"usd": 1})]
     found = charges(preferences, rows)

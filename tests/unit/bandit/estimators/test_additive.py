@@ -1,4 +1,4 @@
-"""Aggregators that nobody has a model of: subsets, additive predictions, and the default algorithm on top."""
+"""Aggregators without a model: subsets, additive predictions, and the default algorithm on top."""
 
 from __future__ import annotations
 

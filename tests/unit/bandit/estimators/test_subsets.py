@@ -81,7 +81,7 @@ def test_an_answer_is_worth_its_own_completions_scores() -> None:
 
 
 def test_half_needs_one_scored_answer() -> None:
-    """As exact values do: half the best winner's credit is no sum over answers."""
+    """As exact values do: half the best winner's credit is not a sum over answers."""
     cells = Cells.of([observe([(0, 0, 2)], [1, 0.5], [0, 1])], 1, 1)
     with pytest.raises(ConfigurationError, match="half"):
         cell_subsets(cells, MajorityVoteAggregator(ties="half"), np.ones((1, 1)), 2)

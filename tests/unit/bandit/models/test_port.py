@@ -120,7 +120,7 @@ def test_predictions_grow_with_the_number_of_tries() -> None:
 
 
 def test_new_values_are_taken_in_after_a_first_batch_without_any() -> None:
-    """Success is rare: nobody had any in the first batch. The second one must not be blind to it."""
+    """Success is rare: the first batch had none. The second one must not be blind to it."""
     rng = np.random.default_rng(5)
     model = BEST.model(np.ones((1, 1)), 2, 8)
     first = observe(every_cell(2, 4, 2), np.zeros(16))
@@ -167,7 +167,7 @@ def test_odd_data_has_finite_predictions_within_range(aggregator: Modelled, shap
             assert found.given_all[:, :p].mean() < 0
 
 
-def test_nobody_right_is_taken_for_hard_and_always_right_for_easy() -> None:
+def test_queries_without_a_right_answer_are_taken_for_hard_and_always_right_ones_for_easy() -> None:
     pulls = every_cell(2, 40, 4)
     wrong = Cells.of([observe(pulls, np.zeros(320), np.tile([1, 1, 2, 1], 80))], 2, 1)
     right = Cells.of([observe(pulls, np.ones(320), np.zeros(320, int))], 2, 1)
@@ -176,7 +176,7 @@ def test_nobody_right_is_taken_for_hard_and_always_right_for_easy() -> None:
 
 @pytest.mark.parametrize("worth", [0.7, 3.0])
 def test_predictions_of_votes_grow_with_the_worth_of_a_right_answer(worth: float) -> None:
-    """A mean of equal scores is off by rounding: that is still the best answer, and not one nobody has given."""
+    """A mean of equal scores is off by rounding: that is still the best answer, and not one that was never given."""
     rng = np.random.default_rng(7)
     right = rng.random(3 * 30 * 3) < 0.6
     pulls = every_cell(3, 30, 3)

@@ -65,7 +65,7 @@ def test_large_counts_of_many_answers_and_of_best_of() -> None:
     found = vote_subsets(votes, np.array([[1.0, 0, 0, 0, 0, 0]] * 2), 300)
     assert np.isfinite(found).all() and (found >= 0).all() and (found <= 1 + 1e-9).all()
     np.testing.assert_allclose(found[:, 0], [150 / 500, 0])
-    # The credits of all answers and of a vote by nobody are one vote.
+    # The credits of all answers and of an empty vote are one vote.
     everything = vote_subsets(votes, np.ones((2, 6)), 300, floor=1.0)
     np.testing.assert_allclose(everything, 1.0, atol=1e-9)
     values = np.arange(3_000.0)[None, None]

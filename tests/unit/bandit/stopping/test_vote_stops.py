@@ -1,4 +1,4 @@
-"""What stopped votes gain and take, in closed form, against enumeration."""
+"""Gains and lengths of stopped votes in closed form, against enumeration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAWS = np.array([[0.5, 0.25, 0.15, 0.1], [0.2, 0.5, 0.1, 0.2], [0.7, 0.2, 0.05, 
 
 
 def enumerated(law: FloatArray, stops: tuple[Stop, ...]) -> Ended:
-    """Every sequence of one N with its probability; the last kind votes for nobody."""
+    """Every sequence of one N with its probability; the last kind casts no vote."""
     sequences = np.array(list(product([0, 1, 2, -1], repeat=stops[0].waves[-1])))
     credit = np.tile([1.0, 0.0, 0.0], (len(sequences), 1))
     ended = vote_ends(VoteTally(sequences, 3), credit, stops)

@@ -44,7 +44,7 @@ def test_recording_a_best_of_environment_keeps_failures():
     np.testing.assert_allclose(found.exact(5).q(), truth.exact(5).q(), atol=0.04)
 
 
-def test_recorded_failures_are_no_votes_whatever_their_label():
+def test_recorded_failures_are_not_votes_whatever_their_label():
     class HalfFails:
         n_prompts, n_queries = 1, 2
 

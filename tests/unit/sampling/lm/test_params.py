@@ -59,6 +59,6 @@ def test_equal_requests_are_equal_text() -> None:
     assert canonical(schema(int)) != canonical(schema(str))
 
 
-def test_who_takes_n() -> None:
+def test_providers_that_take_n() -> None:
     assert supports_n("openai/whatever") and supports_n("hosted_vllm/whatever") and supports_n("unknown_provider/x")
     assert not supports_n("anthropic/claude-3-5-sonnet-20240620") and not supports_n("ollama/x")

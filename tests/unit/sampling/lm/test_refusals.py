@@ -35,7 +35,7 @@ def test_retry_after_in_all_its_forms() -> None:
     assert retry_after(late) == 4.0
 
 
-def test_which_errors_are_what() -> None:
+def test_errors_are_told_apart() -> None:
     assert is_retryable(RateLimitError()) and is_refused(RateLimitError()) and not is_fatal(RateLimitError())
     assert is_fatal(RateLimitError("insufficient_quota")) and not is_retryable(RateLimitError("insufficient_quota"))
     assert is_fatal(ConfigurationError("x"))

@@ -1,4 +1,4 @@
-"""What a completion costs, by hand."""
+"""The cost of a completion, by hand."""
 
 import json
 import math

@@ -105,7 +105,7 @@ def test_once_found_out_it_stays_so_and_short_answers_are_scaled_too() -> None:
         assert check(checker, [short] * 8, 6).completion_tokens == 8 * 6
 
 
-def test_hidden_reasoning_is_no_miscount_and_a_first_choice_without_text_is_no_evidence() -> None:
+def test_hidden_reasoning_is_not_a_miscount_and_a_first_choice_without_text_is_not_evidence() -> None:
     checker = FirstChoiceCheck()
     for _ in range(20):
         texts = [chat(answer="yes")] * 8
@@ -125,7 +125,7 @@ def test_pieces_are_about_tokens() -> None:
     assert pieces("狐狸跳") == 4
 
 
-def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_no_miscount() -> None:
+def test_long_answers_asked_in_twos_and_short_ones_in_eights_are_not_a_miscount() -> None:
     """A tokenizer with one token for all boilerplate makes few tokens of short answers and many of long sums."""
     short, long = "[[ ## answer ## ]]\n123\n\n[[ ## completed ## ]]", "carry one, then two, and so on " * 3
     checker = FirstChoiceCheck()

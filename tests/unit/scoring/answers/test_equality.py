@@ -33,7 +33,7 @@ def test_numbers_and_text_that_is_one(value: Any, number: float) -> None:
 
 
 @pytest.mark.parametrize("value", [True, None, "one", "1,2", "", [1], "12,34"])
-def test_what_is_no_number(value: Any) -> None:
+def test_text_that_is_not_a_number(value: Any) -> None:
     assert number_of(value) is None
 
 

@@ -38,7 +38,7 @@ def test_patterns(pattern: str, whole: bool, text: Any, score: float) -> None:
     assert of(objectives.regex_match("answer", pattern, whole=whole), answer=text) == score
 
 
-def test_a_pattern_that_is_none_raises_when_it_is_given() -> None:
+def test_an_invalid_pattern_raises_when_it_is_given() -> None:
     for bad in ("(", 3, None):
         with pytest.raises(ConfigurationError, match="not a regular expression"):
             objectives.regex_match("answer", bad)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_json(value: Any, schema: Any, score: float) -> None:
     assert of(objectives.json_valid("answer", schema), answer=value) == score
 
 
-def test_a_schema_that_is_none_raises_and_no_reference_is_fetched() -> None:
+def test_an_invalid_schema_raises_and_references_are_not_fetched() -> None:
     with pytest.raises(ConfigurationError, match="not a valid JSON schema"):
         objectives.json_valid("answer", {"type": "sausage"})
     remote = objectives.json_valid("answer", {"$ref": "http://127.0.0.1:9/schema.json"})

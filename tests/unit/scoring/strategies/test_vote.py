@@ -64,7 +64,7 @@ def test_majority_vote_checks() -> None:
     MajorityVote("answer", normalize=tuple).check_student(["q"], {"answer": type("Bare", (), {})})
 
 
-def test_methods_of_predictions_are_no_answers() -> None:
+def test_methods_of_predictions_are_not_answers() -> None:
     strategy = MajorityVote("labels")
     drawn = [dspy.Prediction(labels=v, note=str(i)) for i, v in enumerate(["no", "yes", "yes"])]
     chosen = select(strategy, {}, drawn, np.ones(1))
