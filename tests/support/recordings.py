@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iapo_dspy.bandit.algorithms.port import Run
-from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.types import Observations, Pulls

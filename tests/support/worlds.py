@@ -26,6 +26,17 @@ def student() -> dspy.Module:
     return dspy.Predict("question -> answer")
 
 
+class Around(dspy.Module):
+    """A module around one predictor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.ask(question=question.strip()).answer, seen=question)
+
+
 class TwoSteps(dspy.Module):
     """A student with a `forward` of its own and two predictors."""
 

@@ -43,6 +43,7 @@ from tests.support.worlds import (
     CAREFUL,
     LAZY,
     QUICK,
+    Around,
     TwoSteps,
     adder,
     after_ideas,
@@ -58,17 +59,6 @@ ROOT = Path(__file__).parents[3]
 
 
 optimizer = optimizers(max_n=8, budget=800, stopping=None)  # so that a call is one request of all N
-
-
-class Around(dspy.Module):
-    """A module around one predictor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ask = dspy.Predict("question -> answer")
-
-    def forward(self, question: str) -> dspy.Prediction:
-        return dspy.Prediction(answer=self.ask(question=question.strip()).answer, seen=question)
 
 
 # -- the main path

@@ -26,11 +26,13 @@ from iapo_dspy import (
     ScoreError,
     TooManyErrors,
 )
-from tests.integration.optimizer.test_compile import Around, optimizer, student
+from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, Around, adder, exact, questions, student
 
 ROOT = Path(__file__).parents[3]
+
+optimizer = optimizers(max_n=8, budget=800, stopping=None)  # so that a call is one request of all N
 
 
 # -- candidates are deployed as they were measured

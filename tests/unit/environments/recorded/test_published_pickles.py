@@ -14,7 +14,7 @@ import pytest
 from iapo_dspy.environments.recorded.published_pickles import _array, _Unpickler, read_published
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
 from iapo_dspy.errors import ConfigurationError
-from tests.unit.environments.recorded.test_recording import best_of, voting
+from tests.support.recordings import best_of, voting
 
 
 class Published:
