@@ -9,8 +9,8 @@ import litellm
 import pytest
 
 from iapo_dspy.demo import provider, tasks
-from iapo_dspy.demo.batching import Batcher, SeedSource, parse_request, shared_batcher
-from iapo_dspy.demo.generation import GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.batching import Batcher, shared_batcher
+from iapo_dspy.demo.generation import GenerationRequest
 from iapo_dspy.demo.model import TinyLM
 from tests.support.demo_chat import render_chat
 
@@ -173,23 +173,3 @@ def test_a_cancelled_request_does_not_stop_the_worker() -> None:
 def test_the_worker_is_a_daemon() -> None:
     ask()
     assert all(t.daemon for t in threading.enumerate() if t.name.startswith("iapo-demo"))
-
-
-def test_seed_sources_are_fresh_or_reproducible() -> None:
-    fixed = SeedSource(1)
-    assert [fixed.next("a"), fixed.next("b"), fixed.next("a")] == [
-        (again := SeedSource(1)).next("a"),
-        again.next("b"),
-        again.next("a"),
-    ]
-    assert SeedSource(1).next("a") != SeedSource(2).next("a")
-    assert SeedSource().next("a") != SeedSource().next("a")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"n": "3"}, {"n": True}, {"temperature": "hot"}, {"stop": [1]}, {"stream": True}, {"tools": [{}]}, {"seed": 1.5}],
-)
-def test_options_of_wrong_types_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match=next(iter(options))):
-        parse_request(MESSAGES, options, shared_batcher().model.tokenizer, seed=0)

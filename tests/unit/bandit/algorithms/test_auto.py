@@ -11,18 +11,15 @@ from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.algorithms.auto import Auto, expected_gain, survivors
-from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.ties import choose
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.wrappers import Failures
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Arm, Contexts, FloatArray, Observations
 from tests.support.draws import Coins
 
-NAN = float("nan")
 MV, BEST = MajorityVoteAggregator(), BestOfNAggregator()
 
 
@@ -294,41 +291,6 @@ def test_a_tie_of_equal_prompts_goes_to_the_cheaper_one_and_to_one_completion() 
     env = Coins(np.ones((3, 50)), cost=[3.0, 1.0, 2.0])
     assert run(env, 600, max_n=4).policy[0] == Arm(1, 1)  # price 0: costs count only between equals
     assert run(Coins(np.ones((2, 50)), cost=[1.0, 1.0], overhead=[5.0, 1.0]), 400, max_n=4).policy[0] == Arm(1, 1)
-
-
-def evidence(values: FloatArray, cost: FloatArray) -> Evidence:
-    """Values [P, V, N] without any bias."""
-    p, _, n = values.shape
-    nothing = np.zeros((1, p, n))
-    return Evidence(
-        values=values[None],
-        influence=values[None],
-        bias=nothing,
-        doubt=nothing,
-        queries=np.full((p, n), values.shape[1]),
-        row=np.array([0]),
-        factor=np.array([1.0]),
-        cost=cost,
-    )
-
-
-def test_near_ties_go_to_the_cheapest_and_clear_differences_to_the_better() -> None:
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(2, 400, 2))  # standard error of a difference: about .07
-    noise -= noise.mean(axis=1, keepdims=True)
-    cost = np.array([[1.0, 2.0], [3.0, 4.0]])
-    for lead, best in ((0.0005, Arm(0, 1)), (0.05, Arm(1, 2))):
-        values = noise.copy()
-        values[1, :, 1] += lead
-        q = values.mean(axis=1)[None]
-        assert choose(q, evidence(values, cost)).arms == (best,)
-    # Differences that are known for sure are not ties, however small.
-    values = np.repeat(noise[:1, :, :1], 2, axis=0) + np.zeros((2, 400, 2))
-    values[1, :, 1] += 0.0005
-    assert choose(values.mean(axis=1)[None], evidence(values, cost)).arms == (Arm(1, 2),)
-    # Arms without an estimate are not chosen.
-    q = np.array([[[NAN, NAN], [0.1, 0.0]]])
-    assert choose(q, evidence(noise, np.array([[NAN, NAN], [3.0, 4.0]]))).arms == (Arm(1, 1),)
 
 
 def test_survivors_are_the_chosen_and_those_with_the_most_to_gain() -> None:
