@@ -155,7 +155,7 @@ def test_an_earlier_ledger_tells_lengths_and_judges(tmp_path: Path) -> None:
 
     candidates = [{"ask": QUICK}, {"ask": CAREFUL}]
     settings: dict[str, Any] = {"metric": judged, "candidates": candidates, "max_n": 4}
-    with server(world) as loopback, dspy.context(lm=loopback.lm(max_tokens=200, cache=False)):
+    with server(world) as loopback, dspy.context(lm=loopback.lm(seed=1, max_tokens=200, cache=False)):
         quote = optimizer(**settings, budget=240).quote(TwoSteps(), trainset=questions(10))
         assert quote.expected is None and any("ledger" in note for note in quote.notes)
         optimizer(**settings, budget=60, log_dir=tmp_path).compile(TwoSteps(), trainset=questions(10))
