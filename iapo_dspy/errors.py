@@ -29,27 +29,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = [
-    "AllCompletionsFailed",
-    "BatchJobFailed",
-    "BudgetExceeded",
-    "BudgetTooSmall",
-    "CapsTooTight",
-    "ConfigurationError",
-    "IAPOError",
-    "LMRefused",
-    "LabelRequired",
-    "LedgerError",
-    "LedgerLocked",
-    "LedgerMismatch",
-    "ReservedFieldName",
-    "ScoreError",
-    "StateError",
-    "TooManyErrors",
-    "UnknownPreference",
-    "one_line",
-]
-
 _SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
 _LONGEST_LINE = 300
 

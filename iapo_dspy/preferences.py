@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["RESOURCES", "Preference", "is_number", "preference_grid"]
-
 RESOURCES = ("tokens", "prompt_tokens", "usd", "seconds")
 """Resources of a call, the R axis: output tokens, prompt tokens, dollars, and seconds until its last completion."""
 

@@ -34,21 +34,6 @@ from iapo_dspy.preferences import RESOURCES, Preference, is_number
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-__all__ = [
-    "RESOURCES",
-    "Arm",
-    "Contexts",
-    "Decoding",
-    "FloatArray",
-    "IntArray",
-    "Observations",
-    "Policy",
-    "Preference",
-    "Pull",
-    "Pulls",
-    "Stop",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:

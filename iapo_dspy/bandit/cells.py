@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from iapo_dspy.types import FloatArray, IntArray, Observations
 
-__all__ = ["Ballots", "Cells", "ballots"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cells:

@@ -16,8 +16,6 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import call_prices, observed_calls
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Certainty", "Deceptive", "HeldOut", "choices", "deceptive_prompts", "held_out", "held_out_pulls"]
-
 Z95 = 1.959964  # half width of a 95 % interval, in standard errors
 _DRAWS = 400
 

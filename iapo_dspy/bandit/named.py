@@ -26,8 +26,6 @@ from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Observations
 
-__all__ = ["ALGORITHMS", "Stopping", "Unknown", "named", "read_algorithm", "saved_algorithm", "short_name"]
-
 
 @dataclass(frozen=True)
 class Stopping:

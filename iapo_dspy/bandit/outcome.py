@@ -14,8 +14,6 @@ from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
 
-__all__ = ["EstimatorFactory", "Outcome", "Round", "Run", "StoppedArm"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Round:

@@ -10,8 +10,6 @@ from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Contexts
 
-__all__ = ["Problem", "check_budget"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

@@ -27,8 +27,6 @@ from iapo_dspy.bandit.ties import cheapest_of_best
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy, Stop
 
-__all__ = ["THRIFT", "CallPrices", "StopMode", "call_prices", "observed_calls", "with_stops"]
-
 StopMode = Literal["exact", "confidence"]
 """How far stopping goes: "exact" keeps prompt and N and ends votes that are settled; "confidence" chooses prompt, N and
 a tuned rule together."""

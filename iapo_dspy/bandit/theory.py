@@ -16,19 +16,6 @@ from iapo_dspy.bandit.algorithms.trimming import best_arms
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, Policy
 
-__all__ = [
-    "AffineFit",
-    "Complexity",
-    "agnostic_loss",
-    "agnostic_policy",
-    "agnostic_q",
-    "agnostic_utility",
-    "budget_for",
-    "complexity",
-    "error_bound",
-    "fit_affine",
-]
-
 
 def agnostic_utility(score: FloatArray, cost: FloatArray, contexts: Contexts) -> FloatArray:
     """Return the inference-agnostic utility of blocks of completions (eq. 5).

@@ -7,8 +7,6 @@ import numpy as np
 from iapo_dspy.bandit.estimators.port import ArmEvidence
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy
 
-__all__ = ["cheapest_of_best", "choose"]
-
 NEAR = 0.02  # standard errors that count as a tie
 EQUAL = 1e-5  # of the largest utility: estimates of arms that are as good differ by that much in their last digits
 

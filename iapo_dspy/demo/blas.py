@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np  # noqa: F401 - the controller finds the libraries that are loaded
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["one_blas_thread"]
-
 _controller = ThreadpoolController()
 _lock = threading.Lock()
 _users = 0

@@ -25,8 +25,6 @@ from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.types import Arm
 
-__all__ = ["Experiment", "Row", "TaskReport"]
-
 FIXED_N = 16  # of the baseline that samples the student as it is
 
 

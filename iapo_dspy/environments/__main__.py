@@ -12,8 +12,6 @@ from iapo_dspy.environments.recorded.from_ledger import recording_of
 from iapo_dspy.errors import IAPOError
 from iapo_dspy.sampling.ledger.export import export
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""

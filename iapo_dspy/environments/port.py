@@ -38,8 +38,6 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from iapo_dspy.types import Observations, Pulls
 
-__all__ = ["Environment", "drive"]
-
 OutcomeT = TypeVar("OutcomeT")
 
 

@@ -13,8 +13,6 @@ from iapo_dspy.environments.port import Environment
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["Delay", "Drift", "Failures", "Noise", "Some"]
-
 
 class _Wrapper:
     def __init__(self, inner: Environment) -> None:

@@ -17,17 +17,6 @@ from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
 
-__all__ = [
-    "check_around",
-    "check_examples",
-    "check_judge",
-    "check_predictors",
-    "check_program",
-    "check_reserved_fields",
-    "check_resources",
-    "check_sampling",
-]
-
 
 def check_program(student: Any) -> dspy.Module:
     """Refuse anything but a program."""

@@ -16,8 +16,6 @@ from iapo_dspy.prompts.prompt import prompt_states
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["conclude"]
-
 
 def conclude(found: Findings) -> CompiledProgram | dspy.Module:
     """Return the compiled program, or the pipeline with the compiled program in it.

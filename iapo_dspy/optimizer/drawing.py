@@ -30,8 +30,6 @@ from iapo_dspy.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Findings", "draw"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:

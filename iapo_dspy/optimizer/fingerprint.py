@@ -17,8 +17,6 @@ from iapo_dspy.prompts.student import lm_of
 from iapo_dspy.sampling.lm.params import generation_params
 from iapo_dspy.sampling.spending.cost import Cost
 
-__all__ = ["digest", "facts_of", "public_params"]
-
 
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Return the facts that a run depends on, part by part, as JSON data without secrets.

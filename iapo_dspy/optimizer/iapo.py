@@ -28,8 +28,6 @@ from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Decoding
 
-__all__ = ["DEFAULT_PREFERENCES", "IAPO"]
-
 DEFAULT_PREFERENCES = (
     Preference("quality", cost=0.0),
     Preference("balanced", cost=0.2),

@@ -14,8 +14,6 @@ from typing import Any
 
 from iapo_dspy.optimizer.results import CompileResult
 
-__all__ = ["log_compile", "metrics_of"]
-
 logger = logging.getLogger(__name__)
 
 _LONGEST_PARAM = 500

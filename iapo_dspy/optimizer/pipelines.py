@@ -18,8 +18,6 @@ from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.rollouts.pipeline import InnerModule
 from iapo_dspy.scoring.strategies import Strategy
 
-__all__ = ["LivePrompts", "Pipeline", "attach", "inner_inputs"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:

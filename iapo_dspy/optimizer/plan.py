@@ -38,8 +38,6 @@ from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
 from iapo_dspy.types import Contexts
 
-__all__ = ["Plan", "make_plan"]
-
 _HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset
 
 

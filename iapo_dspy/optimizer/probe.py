@@ -13,8 +13,6 @@ from iapo_dspy.sampling.judges.metered import refusing
 from iapo_dspy.scoring.no_labels import label_message
 from iapo_dspy.scoring.scores import Metric
 
-__all__ = ["StandIn", "probe"]
-
 PROBED = 100  # examples on which a metric is tried before anything is spent
 
 

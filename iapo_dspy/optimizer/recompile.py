@@ -13,8 +13,6 @@ from iapo_dspy.prompts.prompt import build_prompts, clone, program_state
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.types import Decoding
 
-__all__ = ["unwrap"]
-
 
 def unwrap(student: Any, candidates: Iterable[Any] | None) -> tuple[Any, Iterable[Any] | None]:
     """Return the student within a compiled program, and its arms as they are now as the first candidates.

@@ -22,8 +22,6 @@ from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm, FloatArray, IntArray
 
-__all__ = ["CompileResult", "PreferenceResult", "make_result"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceResult:

@@ -26,8 +26,6 @@ from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.scoring.user_functions import name_of
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

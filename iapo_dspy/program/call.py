@@ -29,8 +29,6 @@ from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
 from iapo_dspy.types import Arm, Decoding, FloatArray
 
-__all__ = ["Call", "Drawn"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:

@@ -13,8 +13,6 @@ from iapo_dspy.preferences import CAPS, RESOURCES, UNITS, Preference
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.types import Arm, Observations
 
-__all__ = ["check_caps", "check_known", "prompt_tokens_of_call", "tokens_of_each"]
-
 _NAMES = {unit: name for name, unit in CAPS.items()}
 
 

@@ -28,8 +28,6 @@ from iapo_dspy.types import Arm
 if TYPE_CHECKING:  # langchain-core is optional
     from iapo_dspy.program.langchain import ProgramRunnable
 
-__all__ = ["CompiledProgram"]
-
 
 class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     """A program with one arm (prompt and N) for each preference.

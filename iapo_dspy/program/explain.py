@@ -17,8 +17,6 @@ from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.types import Arm, Stop
 
-__all__ = ["Explanation", "Option", "explain", "report_of"]
-
 _LONGEST_LABEL = 60
 _STOPPED = {
     "settled": "the rest could not have changed the result",

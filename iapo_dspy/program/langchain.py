@@ -17,8 +17,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.prompts.student import Student
 
-__all__ = ["ProgramRunnable"]
-
 Output = Literal["fields", "prediction"]
 
 

@@ -26,8 +26,6 @@ from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
 from iapo_dspy.types import Arm, Contexts, FloatArray, Observations, Pulls, Stop
 
-__all__ = ["CompiledPolicy", "rounded"]
-
 FORMAT = "iapo_dspy.policy"
 # 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
 # that calls take.

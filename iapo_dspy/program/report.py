@@ -7,8 +7,6 @@ from typing import Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["CallReport", "CompiledPrediction"]
-
 
 class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
     """The winner's fields, all successful completions in `completions`, and the call's report in `iapo`.

@@ -15,8 +15,6 @@ from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.types import Observations
 
-__all__ = ["at_prices", "prices_of"]
-
 _TOKENS, _PROMPT, _USD, _SECONDS = (RESOURCES.index(r) for r in ("tokens", "prompt_tokens", "usd", "seconds"))
 
 

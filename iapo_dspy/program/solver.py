@@ -19,8 +19,6 @@ from iapo_dspy.types import Arm
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Chosen", "Solver"]
-
 _MOST_SOLVED = 256  # preferences whose arms are remembered
 _THIN_EVIDENCE = 8  # blocks below which the estimate of an arm that was never compiled deserves a warning
 _WIDE_ERROR = 0.1  # standard error, in units of the range of the completions' rewards, above which it does, too

@@ -24,8 +24,6 @@ from iapo_dspy.sampling.ledger.field_values import jsonable
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["asend", "asked_for_listeners", "send", "winner_chunks"]
-
 TraceEntry = tuple[Any, Mapping[str, Any], Any]
 
 _searching: ContextVar[bool] = ContextVar("iapo_dspy_searching_for_listeners", default=False)

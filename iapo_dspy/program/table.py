@@ -25,8 +25,6 @@ from iapo_dspy.scoring.strategies.saved import functions_of, rebuilt, without_fu
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["PolicyTable"]
-
 
 class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     """A `CompiledPolicy` and its programs as a DSPy parameter.

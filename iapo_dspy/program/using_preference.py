@@ -10,8 +10,6 @@ import dspy
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
 
-__all__ = ["current_preference", "using_preference"]
-
 _SETTING = "iapo_preference"
 
 

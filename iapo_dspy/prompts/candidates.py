@@ -9,9 +9,6 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["Proposal", "read_candidates", "read_options"]
-
-
 Proposal: TypeAlias = dspy.Module | dict[str, str]
 """One candidate: a whole program with its instructions and demos, or predictor name -> instruction. Predictors that are
 left out keep the student's."""

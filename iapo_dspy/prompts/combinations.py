@@ -14,8 +14,6 @@ from iapo_dspy.prompts.lms import Decodings, LMs, combine
 from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured
 from iapo_dspy.prompts.student import Student
 
-__all__ = ["Combinations", "PromptList", "PromptSet", "prompt_set"]
-
 MOST = 1_000_000  # combinations; a run keeps a few numbers for each
 
 

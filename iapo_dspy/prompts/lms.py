@@ -17,20 +17,6 @@ from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import price_of
 from iapo_dspy.types import Decoding
 
-__all__ = [
-    "LMs",
-    "ModelName",
-    "Served",
-    "combine",
-    "default_cost",
-    "find_lm",
-    "model_names",
-    "models_of",
-    "read_decodings",
-    "read_distinct_lms",
-    "read_lms",
-]
-
 LMs: TypeAlias = dspy.BaseLM | Mapping[str, dspy.BaseLM]
 """One LM for every predictor, or predictor name -> LM; predictors left out keep the student's."""
 

@@ -13,8 +13,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
 from iapo_dspy.prompts.prompt import Prompt, PromptState, clone, restore
 
-__all__ = ["Programs", "ways"]
-
 _MAKING = threading.RLock()
 
 

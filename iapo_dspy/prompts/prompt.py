@@ -20,8 +20,6 @@ from iapo_dspy.types import Decoding
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Prompt", "PromptState", "build_prompts", "clone", "configured", "program_state", "prompt_states", "restore"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

@@ -10,8 +10,6 @@ import dspy
 
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["Student", "lm_of"]
-
 
 @dataclass(frozen=True)
 class Student:

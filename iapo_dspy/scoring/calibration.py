@@ -26,8 +26,6 @@ import numpy as np
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.types import FloatArray
 
-__all__ = ["KINDS", "Calibration", "Kind", "Scaled", "Scales", "fit"]
-
 logger = logging.getLogger(__name__)
 
 Kind = Literal["minmax", "rank"]

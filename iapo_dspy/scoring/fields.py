@@ -10,8 +10,6 @@ import pydantic
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
 
-__all__ = ["check_name", "field_of", "json_of", "text_of"]
-
 
 def check_name(value: Any, what: str) -> str:
     """Return the name of a field.

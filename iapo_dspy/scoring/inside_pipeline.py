@@ -12,8 +12,6 @@ from iapo_dspy.scoring.scores import Metric, Scored, as_score
 from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.scoring.user_functions import name_of
 
-__all__ = ["probe_metric", "score_inside"]
-
 
 def score_inside(
     strategy: Strategy,

@@ -11,8 +11,6 @@ import dspy
 
 from iapo_dspy.errors import LabelRequired
 
-__all__ = ["InputsOnly", "check_reads_no_label", "field_reads", "label_message"]
-
 
 class InputsOnly(dspy.Example):  # type: ignore[misc]  # dspy ships no types
     """An example that shows its inputs only: reading a label raises `LabelRequired`.

@@ -33,8 +33,6 @@ from iapo_dspy.scoring.no_labels import check_reads_no_label
 from iapo_dspy.scoring.scores import as_score, check_bounds
 from iapo_dspy.scoring.user_functions import misfit
 
-__all__ = ["Objective"]
-
 
 @dataclass(frozen=True)
 class Objective:

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from iapo_dspy.sampling.concurrency.once import Once
 
-__all__ = ["once", "sharing"]
-
 T = TypeVar("T")
 _SHARED: contextvars.ContextVar[Once[Hashable, Any] | None] = contextvars.ContextVar("iapo_shared", default=None)
 

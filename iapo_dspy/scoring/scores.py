@@ -15,8 +15,6 @@ import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
 
-__all__ = ["Metric", "Scored", "as_score", "check_bounds", "function_digest"]
-
 Metric = Callable[..., Any]
 """`metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)`."""
 

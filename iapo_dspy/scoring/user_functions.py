@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["misfit", "name_of"]
-
 
 def name_of(function: Any) -> str:
     """Return the name of a callable."""

@@ -19,8 +19,6 @@ from iapo_dspy.simulation.sources import SYNTHETIC, source
 from iapo_dspy.simulation.summaries import summarize, write_json
 from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
 
-__all__ = ["main"]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit status."""

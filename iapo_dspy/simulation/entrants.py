@@ -14,8 +14,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.reference import overspending
 from iapo_dspy.types import FloatArray, Policy
 
-__all__ = ["NAMES", "Entrant", "Rule", "entrants"]
-
 NAMES = tuple(ALGORITHMS)
 
 Rule = Literal["bounded", "overspending"]

@@ -9,8 +9,6 @@ from typing import Any
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.runner import need
 
-__all__ = ["plot_simulation"]
-
 _PSST = ("psst", "psst+k1", "psst+k4", "psst+k8")
 _PANELS = {
     "Exploration strategies": (*_PSST, "uniform", "epsilon-greedy", "softmax", "ucb", "random"),

@@ -20,8 +20,6 @@ from iapo_dspy.bandit.outcome import Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray
 
-__all__ = ["OverspendingPSST", "OverspendingTriple", "OverspendingUniform", "overspending"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class OverspendingPSST(PSST):

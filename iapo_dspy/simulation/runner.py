@@ -16,8 +16,6 @@ from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.simulation.sources import Instance, Source
 
-__all__ = ["Backend", "SimulatedRun", "Trial", "need", "simulate"]
-
 Backend = Literal["processes", "ray"]
 _ENVIRONMENT = 1  # the purpose of a seed; the sources use others
 _BEST = 1e-12  # values closer than this are equal

@@ -24,8 +24,6 @@ from iapo_dspy.environments.recorded.synthetic import (
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["SYNTHETIC", "Instance", "RecordedSource", "Source", "SyntheticSource", "source"]
-
 _LEAST_HELD_OUT = 100  # so that the score of a policy is not noise where there are few training queries
 _SPLIT, _MAKE = 0, 2  # purposes of a seed; 1 is the environment's, see the runner
 

@@ -15,9 +15,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.runner import SimulatedRun, Trial, need
 from iapo_dspy.types import FloatArray
 
-__all__ = ["paired_tests", "summarize", "wilcoxon", "write_json"]
-
-
 _MEANS = {"spent": "spent", "regret": "regret", "best_arm": "best", "completions": "completions", "waves": "waves"}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["acr_table", "details_table", "significance_table"]
-
 _DETAILS = (  # key, head, digits
     ("acr", "ACR", 4), ("sem", "SEM", 4), ("spent", "spent", 0), ("regret", "regret", 4),
     ("best_arm", "P(best arm)", 3), ("completions", "samples a call", 1), ("waves", "waves", 2),

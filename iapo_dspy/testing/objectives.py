@@ -17,8 +17,6 @@ from iapo_dspy.scoring.no_labels import InputsOnly
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
 
-__all__ = ["check_objective"]
-
 
 def check_objective(
     objective: Objective,

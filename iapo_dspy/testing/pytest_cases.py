@@ -30,8 +30,6 @@ from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.testing.objectives import check_objective
 from iapo_dspy.testing.strategies import STRATEGY_RULES, StrategyTrial
 
-__all__ = ["ObjectiveCases", "StrategyCases"]
-
 
 class StrategyCases:
     """One test for each rule; a subclass defines the fixtures `strategy`, `examples` and `predictions`."""

@@ -34,8 +34,6 @@ from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.scoring.strategies.port import Selection, Settles, Strategy, columns_of
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["STRATEGY_RULES", "StrategyTrial", "check_strategy"]
-
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 _LARGEST_CASE = 4  # completions whose orders are all tried
 

@@ -9,8 +9,6 @@ import numpy as np
 from iapo_dspy.bandit.aggregators.port import BlockLayout
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Blockwise"]
-
 
 class Blockwise(ABC):
     """Base of aggregators that only say what m completions are worth: `blocks` follows from `reward`."""

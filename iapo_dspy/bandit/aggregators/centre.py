@@ -28,8 +28,6 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["AffineAggregator", "Centre", "Loss", "SquaredMeanAggregator", "ValueAggregator", "loss_of"]
-
 Centre = Literal["mean", "median"]
 Loss = Literal["squared", "absolute"]
 _SCORE, _VALUE, _GOLD = range(3)

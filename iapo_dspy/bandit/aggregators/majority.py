@@ -18,8 +18,6 @@ from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["MajorityVoteAggregator", "dense_answers"]
-
 ArrayT = TypeVar("ArrayT", IntArray, FloatArray)
 
 

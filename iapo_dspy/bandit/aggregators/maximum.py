@@ -15,8 +15,6 @@ from iapo_dspy.bandit.stopping.replays import observed_best_of
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["BestOfNAggregator"]
-
 
 @dataclass(frozen=True)
 class BestOfNAggregator:

@@ -45,18 +45,6 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.models.port import Predictor
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = [
-    "Aggregator",
-    "BlockLayout",
-    "ClosedForm",
-    "Modelled",
-    "Stoppable",
-    "WeightRows",
-    "block_layout",
-    "distinct_rows",
-    "whole",
-]
-
 
 @dataclass(frozen=True)
 class BlockLayout:

@@ -13,8 +13,6 @@ from iapo_dspy.bandit.aggregators.majority import dense_answers
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["UNITS", "TallyAggregator", "vote_units"]
-
 UNITS = 1_000_000  # a vote of full weight, in whole units: sums are exact, so a tie is a tie in every order of drawing
 
 

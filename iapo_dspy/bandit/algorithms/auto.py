@@ -37,8 +37,6 @@ from iapo_dspy.bandit.ties import choose
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy
 
-__all__ = ["Auto", "Ranking", "expected_gain", "survivors"]
-
 FIRST_PULL = 2
 FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little

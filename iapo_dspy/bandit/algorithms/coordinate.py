@@ -41,8 +41,6 @@ from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Coordinate"]
-
 ROUNDS = 3  # of a step
 LAST_ROUNDS = 4  # of the last stage
 _FIRST_QUERIES = 4  # of a new combination, in the first round of its step; smaller budgets have fewer passes

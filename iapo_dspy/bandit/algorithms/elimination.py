@@ -15,8 +15,6 @@ from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import FloatArray, Observations
 
-__all__ = ["Elimination"]
-
 
 class Elimination(Standing):
     """Estimates and surviving arms of one run.

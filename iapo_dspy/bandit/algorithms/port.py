@@ -32,8 +32,6 @@ from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Observations
 
-__all__ = ["Algorithm"]
-
 
 @runtime_checkable
 class Algorithm(Protocol):

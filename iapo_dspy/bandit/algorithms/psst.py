@@ -17,8 +17,6 @@ from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import IntArray, Observations, Pulls
 
-__all__ = ["PSST", "Share", "allocate", "draw_pulls", "largest_scales", "screened_rounds", "trimming_rounds"]
-
 Share = Callable[[int, int, int, IntArray], int]
 """(round r, rounds R, completions spent, largest scales [P]) -> lambda, the pulls of each prompt in the round."""
 

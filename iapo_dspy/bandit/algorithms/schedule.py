@@ -8,9 +8,6 @@ from iapo_dspy.bandit.aggregators.port import ClosedForm, Modelled
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Pulls
 
-__all__ = ["Schedule"]
-
-
 _FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
 
 

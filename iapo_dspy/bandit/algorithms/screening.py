@@ -11,8 +11,6 @@ import numpy as np
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 
-__all__ = ["Screening"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Screening:

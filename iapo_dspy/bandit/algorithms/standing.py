@@ -16,8 +16,6 @@ from iapo_dspy.bandit.outcome import Outcome, Round
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import FloatArray, Observations, Policy, Pulls
 
-__all__ = ["Standing", "joined", "no_observations"]
-
 
 class Standing:
     """Keeps the books of one run.

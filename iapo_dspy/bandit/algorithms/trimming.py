@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy
 
-__all__ = ["best_arms", "keep_best", "trim"]
-
 BoolArray = NDArray[np.bool_]
 
 

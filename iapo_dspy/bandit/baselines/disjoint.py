@@ -14,8 +14,6 @@ from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Run
 from iapo_dspy.bandit.problem import Problem
 
-__all__ = ["Disjoint"]
-
 
 @dataclass(frozen=True)
 class Disjoint(Baseline):

@@ -12,8 +12,6 @@ from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Run
 from iapo_dspy.bandit.problem import Problem
 
-__all__ = ["RandomPolicy"]
-
 
 @dataclass(frozen=True)
 class RandomPolicy(Baseline):

@@ -24,8 +24,6 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["UCB", "EpsilonGreedy", "Sequential", "Softmax", "pick_best"]
-
 
 class Sequential(Baseline):
     """Pulls one arm at a time until no completion is left; its outcomes have one `Round` for all steps."""

@@ -13,8 +13,6 @@ from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Arm, Observations, Policy
 
-__all__ = ["Triple"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Triple:

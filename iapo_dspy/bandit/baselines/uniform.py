@@ -15,8 +15,6 @@ from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.types import Observations
 
-__all__ = ["Baseline", "Uniform", "pull_all"]
-
 
 class Baseline(ABC):
     """Base of algorithms that keep every arm alive to the end."""

@@ -6,8 +6,6 @@ import numpy as np
 
 from iapo_dspy.types import FloatArray, IntArray, Observations
 
-__all__ = ["AffineCosts"]
-
 
 class AffineCosts:
     """Affine costs of every arm: cost(p, n) = fixed(p) + n * per_completion(p).

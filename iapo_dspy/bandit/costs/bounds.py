@@ -20,8 +20,6 @@ import numpy as np
 
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Z", "affine_seconds", "upper_amounts", "upper_seconds"]
-
 Z = 2.326348  # standard errors that an upper bound lies above the mean: 99 %, for one call
 _PSEUDO_PULLS = 5.0  # weight of the pooled spread in each prompt's own
 _UNKNOWN = 0.25  # relative variance of an amount of which no prompt has two pulls

@@ -19,8 +19,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import RESOURCES
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
 
-__all__ = ["Charges"]
-
 _TOKENS, _PROMPT, _SECONDS = (RESOURCES.index(r) for r in ("tokens", "prompt_tokens", "seconds"))
 
 

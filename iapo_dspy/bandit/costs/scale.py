@@ -7,8 +7,6 @@ import numpy as np
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Observations
 
-__all__ = ["CostScale"]
-
 _AVERAGE_CALL = 0.01  # utility that the average call for a single completion is worth at cost weight 1
 
 

@@ -22,8 +22,6 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.models.port import Predictions
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["AdditivePredictor", "TwoWay", "two_way"]
-
 _FIRST_STEPS, _STEPS = 6, 2
 _DAMPING = 0.5
 _LEAST_SHARE = 1e-4  # of the noise: floor of a variance, so that no effect is ruled out for good

@@ -12,8 +12,6 @@ from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Observations
 
-__all__ = ["BlockEstimator"]
-
 _CHUNK = 1 << 21  # array elements that one step may hold, so that memory does not grow with the batch
 
 

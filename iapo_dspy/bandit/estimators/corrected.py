@@ -34,8 +34,6 @@ from iapo_dspy.bandit.models.port import Predictor
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import FloatArray, Observations
 
-__all__ = ["CorrectedEstimator"]
-
 LEAST_BIAS = 0.005  # floor of tau, as a share of the range of the rewards
 EXTRAPOLATION = 0.005  # bias per doubling beyond the largest scale with evidence that ranks prompts, likewise
 TYPICAL_GROWTH = 0.02  # where a standard error starts from before bias per doubling is measured, likewise

@@ -10,8 +10,6 @@ from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.models.port import FittedModel
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Evidence"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:

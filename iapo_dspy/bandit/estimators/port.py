@@ -32,8 +32,6 @@ import numpy as np
 
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations
 
-__all__ = ["ArmEvidence", "ComparingEstimator", "Estimates", "Estimator"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimates:

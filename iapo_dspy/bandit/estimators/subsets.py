@@ -23,8 +23,6 @@ from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import FloatArray, IntArray, Observations
 
-__all__ = ["SUBSETS", "SubsetEstimator", "cell_subsets", "sampled_subsets", "subset_positions"]
-
 SUBSETS = 32  # so many subsets of a cell are aggregated at each scale, all of them where there are no more
 _CHUNK = 1 << 21  # array elements that one step may hold
 

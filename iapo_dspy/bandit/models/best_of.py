@@ -31,8 +31,6 @@ from iapo_dspy.bandit.stopping.replays import observed_best_of
 from iapo_dspy.bandit.stopping.rules import best_of_scales, threshold_stops
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["BestOfModel", "BestOfPredictor", "early_best"]
-
 _FEW_VALUES = 32
 _QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
 _PARTS = 8  # equally likely cells that stand for a posterior

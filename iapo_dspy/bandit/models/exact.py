@@ -14,8 +14,6 @@ from iapo_dspy.bandit.models.winning import Ties, poisson, win_shares
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray
 
-__all__ = ["best_of_n_rewards", "majority_vote_rewards"]
-
 _CHUNK = 4096  # rows worked on at once
 _LARGEST_N = 600  # exp(-n), the smallest factor, is still a normal number
 

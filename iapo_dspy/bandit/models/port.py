@@ -25,8 +25,6 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.stopping.estimates import StopEstimates
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["FittedModel", "Predictions", "Predictor"]
-
 
 @runtime_checkable
 class FittedModel(Protocol):

@@ -20,8 +20,6 @@ from iapo_dspy.bandit.models.winning import Ties, binomial, win_shares
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["best_of_subsets", "vote_subsets"]
-
 _CHUNK = 4096  # rows worked on at once
 
 

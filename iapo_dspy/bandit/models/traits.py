@@ -25,8 +25,6 @@ import numpy as np
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["LOGITS", "THETA", "TraitModel", "Traits", "expected", "of_prompts"]
-
 LOGITS = np.linspace(-6.0, 6.0, 25)
 THETA = 1.0 / (1.0 + np.exp(-LOGITS))
 _DIFFICULTY = np.linspace(-2.6, 2.6, 13)

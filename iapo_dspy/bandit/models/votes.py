@@ -24,8 +24,6 @@ from iapo_dspy.bandit.stopping.replays import observed_votes
 from iapo_dspy.bandit.stopping.vote_stops import vote_tables
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["TOP_SHARES", "VoteModel", "VotePredictor", "share_weights"]
-
 TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
 _PSEUDO_PAIRS = 4.0
 

@@ -23,8 +23,6 @@ import numpy as np
 
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Ties", "binomial", "poisson", "win_shares"]
-
 Ties = Literal["paper", "half"]
 """How a tied vote is credited: "paper" predicts one of the t winners at random, so each counts 1/t. "half" gives half
 the best winner's credit whatever t is, as the authors' published figures do; only the simulator offers it."""

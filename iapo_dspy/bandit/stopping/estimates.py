@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["StopEstimates", "corrected_stops"]
-
 LEAST_BIAS = (0.0015, 0.02, 0.02)  # floors of tau: of the rewards' range, of n, of the waves
 _LEAST_QUERIES = 30  # with fewer an option has no evidence of its own: early stops that cost something are rare
 _RARE = 0.1  # of the range: a query that loses so much may be missing however many queries agree

@@ -19,8 +19,6 @@ from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.stopping.rules import votes_needed
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["Ended", "VoteTally", "best_of_ends", "observed_best_of", "observed_votes", "replayed", "vote_ends"]
-
 ORDERS = 8  # random orders of each cell's draws
 
 

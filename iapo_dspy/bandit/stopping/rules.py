@@ -20,19 +20,6 @@ import numpy as np
 
 from iapo_dspy.types import IntArray, Stop
 
-__all__ = [
-    "CONFIDENCES",
-    "best_of_scales",
-    "beta_confidence",
-    "doubling_waves",
-    "exact_waves",
-    "reached",
-    "threshold_stops",
-    "tuned_scales",
-    "tuned_vote_stops",
-    "votes_needed",
-]
-
 CONFIDENCES = (0.7, 0.8, 0.85, 0.9, 0.95, 0.99)
 FIRST_WAVES = (2, 3)  # a vote of one settles nothing, and two that disagree need a third
 FIRST_DRAWS = (1, 4)  # Best-of-N: a single completion may do; four at once wait for fewer waves

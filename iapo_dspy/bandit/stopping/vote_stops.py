@@ -24,8 +24,6 @@ from numpy.typing import NDArray
 from iapo_dspy.bandit.stopping.rules import exact_waves, tuned_scales, tuned_vote_stops, votes_needed
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
-__all__ = ["VoteTables", "stopped_votes", "vote_tables"]
-
 _KINDS = 4
 
 

@@ -31,8 +31,6 @@ from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["LiveEnvironment", "LivePrompt"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LivePrompt:

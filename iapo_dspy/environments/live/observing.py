@@ -17,8 +17,6 @@ from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import classes_of, columns_of
 from iapo_dspy.types import FloatArray, Observations, Pulls
 
-__all__ = ["Observer", "Pulled"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:

@@ -10,8 +10,6 @@ from iapo_dspy.errors import TooManyErrors
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.scores import Scored
 
-__all__ = ["FailureReport", "Progress", "Tracker"]
-
 NOTHING_WORKS = 32  # failed completions without a single success after which a run stops
 
 

@@ -21,8 +21,6 @@ from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Scorer"]
-
 
 class Scorer:
     """Scores completions in threads, as many at a time as requests may be in flight: a metric may wait for a judge.

@@ -8,8 +8,6 @@ from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """Writes the spending of a run into its ledger.

@@ -14,8 +14,6 @@ from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
 from iapo_dspy.types import Pull
 
-__all__ = ["Completion", "StoredCompletions"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:

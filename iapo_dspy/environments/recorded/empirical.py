@@ -10,8 +10,6 @@ import numpy as np
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.types import Contexts, FloatArray, IntArray
 
-__all__ = ["Cell", "Kind", "empirical_recording"]
-
 Kind = Literal["vote", "best-of"]
 Cell = tuple[IntArray, FloatArray]
 """The completions of one prompt on one query: labels [S], -1 without a vote, and scores [S, K], NaN for a failure."""

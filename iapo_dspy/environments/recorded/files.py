@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.errors import ConfigurationError, one_line
 
-__all__ = ["load", "save"]
-
 VERSION = 1
 _KINDS: dict[str, type[Recording]] = {"vote": VotingRecording, "best-of": BestOfRecording}
 _KEY = b"iapo_dspy.recording"

@@ -21,8 +21,6 @@ from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.calibration import Scales
 from iapo_dspy.types import Contexts, FloatArray
 
-__all__ = ["recording_of"]
-
 logger = logging.getLogger(__name__)
 
 _KINDS: dict[str, Kind] = {"majority_vote": "vote", "best_of_n": "best-of"}

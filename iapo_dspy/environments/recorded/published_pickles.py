@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.errors import ConfigurationError, one_line
 
-__all__ = ["read_published"]
-
 _LARGEST = 2 << 30  # bytes
 _MOST_CONTEXTS = 10_000
 _MOST_WEIGHTS = 1_000

@@ -12,8 +12,6 @@ from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Contexts, Observations, Pulls
 
-__all__ = ["record"]
-
 
 def record(
     environment: Environment,

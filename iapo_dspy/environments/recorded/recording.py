@@ -28,8 +28,6 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["BestOfRecording", "ExactValues", "RecordedEnvironment", "Recording", "VotingRecording"]
-
 _ROUNDING = 1e-5  # recordings may be stored as float32
 _EXACT = 1e-12  # sums of float64 may be off by this much, which is left alone
 

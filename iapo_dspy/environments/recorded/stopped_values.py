@@ -19,8 +19,6 @@ from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, FloatArray, IntArray, Policy, Stop
 
-__all__ = ["SEQUENCES", "Calls", "StoppedValues", "best_of_stopped"]
-
 SEQUENCES = 400
 _KEPT = 8  # prompts whose sequences are kept
 _LENGTH = 32  # sequences are a multiple of this long

@@ -44,8 +44,6 @@ from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRec
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["COST_WEIGHTS", "MAX_N", "synthetic_bernoulli", "synthetic_categorical", "synthetic_unstructured"]
-
 COST_WEIGHTS = (0.0, 0.2, 1.0)
 MAX_N = 32
 _GOOD, _DECEPTIVE = 6 / 32, 3 / 32  # shares of prompts that scale, and of prompts that only seem good

@@ -21,8 +21,6 @@ from iapo_dspy.sampling.spending.pricing import count_tokens
 from iapo_dspy.scoring.strategies import Calibrates, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
-__all__ = ["Expected", "expect", "is_direct", "messages_of", "params_of"]
-
 _RUNS = 16  # simulated runs that the expectation is averaged over
 _COUNTED = 32  # queries whose prompts are counted by the tokenizer, for each prompt
 

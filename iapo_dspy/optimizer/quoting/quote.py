@@ -14,8 +14,6 @@ from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.sampling.lm.params import max_output_tokens, supports_n
 from iapo_dspy.sampling.spending.pricing import prompt_bound
 
-__all__ = ["Quote", "make_quote"]
-
 Number = TypeVar("Number", int, float)
 
 

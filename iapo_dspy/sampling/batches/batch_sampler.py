@@ -49,8 +49,6 @@ from iapo_dspy.sampling.spending.pricing import Price, Prices
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
-__all__ = ["Ask", "BatchAPI", "BatchSampler", "Drawn", "check_program"]
-
 logger = logging.getLogger(__name__)
 
 _MOST_LINES = 50_000  # of one job, at OpenAI; a round that is larger becomes several jobs

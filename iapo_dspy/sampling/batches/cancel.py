@@ -13,8 +13,6 @@ from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches, read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 
-__all__ = ["cancel_batches"]
-
 _OVER_ALREADY = frozenset({400, 409})
 
 

@@ -12,8 +12,6 @@ import dspy
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import import_litellm
 
-__all__ = ["JobStatus", "LiteLLMJobs", "check_lm"]
-
 logger = logging.getLogger(__name__)
 
 # LiteLLM can list the jobs of these, so that a killed run finds its job again, and their files are in OpenAI's form.

@@ -18,17 +18,6 @@ from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall
 from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = [
-    "BatchLine",
-    "LineError",
-    "LineResult",
-    "chat_body",
-    "make_line",
-    "read_choices",
-    "read_results",
-    "write_line",
-]
-
 _CONNECTION = frozenset(
     {"api_base", "api_type", "api_version", "base_url", "extra_headers", "headers", "organization", "timeout"}
 )

@@ -25,8 +25,6 @@ from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.lm.refusals import is_fatal
 from iapo_dspy.sampling.spending.pricing import Price, Prices, batch_price
 
-__all__ = ["BatchAPI", "JobRunner"]
-
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 8  # of a request that is not a poll; with the waits in between, some minutes

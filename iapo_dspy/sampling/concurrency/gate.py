@@ -8,8 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 
-__all__ = ["Gate", "Slot"]
-
 logger = logging.getLogger(__name__)
 
 

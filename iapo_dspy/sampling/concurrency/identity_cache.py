@@ -8,8 +8,6 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import LRUCache
 
-__all__ = ["IdentityCache"]
-
 V = TypeVar("V")
 
 

@@ -17,8 +17,6 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Mailbox", "await_on_loop", "background_loop", "run_on_loop", "within"]
-
 T = TypeVar("T")
 
 _lock = threading.Lock()

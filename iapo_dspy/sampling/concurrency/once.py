@@ -10,8 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import cachetools
 
-__all__ = ["AsyncOnce", "Once"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

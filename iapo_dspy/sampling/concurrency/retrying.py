@@ -10,8 +10,6 @@ import tenacity
 
 from iapo_dspy.sampling.lm.refusals import is_retryable, retry_after
 
-__all__ = ["backoff", "retrying"]
-
 R = TypeVar("R", bound=tenacity.BaseRetrying)
 _BASE = 0.5  # seconds
 _LONGEST = 60.0  # seconds

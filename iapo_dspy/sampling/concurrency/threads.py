@@ -17,8 +17,6 @@ from functools import partial
 
 from iapo_dspy.sampling.concurrency.loop import Mailbox, T
 
-__all__ = ["WORKERS", "ThreadGate", "Workers", "in_thread"]
-
 _IDLE = 10.0  # seconds after which a thread without work ends
 
 

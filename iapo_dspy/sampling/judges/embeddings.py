@@ -26,8 +26,6 @@ from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of_model
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import FloatArray
 
-__all__ = ["Embedder", "EmbeddingRequest", "Embeddings", "request_embeddings"]
-
 _TIMEOUT = 60.0  # seconds per attempt, where the user sets none
 _RETRIES = 3
 _REMEMBERED = 4096  # texts

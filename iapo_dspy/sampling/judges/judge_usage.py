@@ -13,8 +13,6 @@ from dspy.utils.usage_tracker import UsageTracker
 from iapo_dspy.sampling.spending.pricing import Price, Prices, price_of, price_of_model
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["JudgeUsage", "LMWatcher"]
-
 
 class JudgeUsage(UsageTracker):  # type: ignore[misc]  # dspy ships no types
     """A usage tracker that adds up tokens and dollars, and passes everything on to the one around it. Thread-safe.

@@ -28,8 +28,6 @@ from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
 
-__all__ = ["Case", "MeteredLM", "Metering", "metered", "refusing", "tried"]
-
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 4096  # answers of judges kept for identical questions

@@ -16,8 +16,6 @@ from iapo_dspy.errors import ConfigurationError, LMRefused, ScoreError, one_line
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.lm.refusals import LATER
 
-__all__ = ["RewardServer"]
-
 _REFUSED = frozenset({401, 403, 404})  # a wrong key, address or model: every other request fails the same way
 
 

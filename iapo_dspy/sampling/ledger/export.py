@@ -14,8 +14,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, Record, ScoreRecord
 
-__all__ = ["export"]
-
 
 @dataclass(frozen=True)
 class _Scored:

@@ -11,8 +11,6 @@ import dspy
 import pydantic
 from pydantic_core import to_jsonable_python
 
-__all__ = ["decode_fields", "decode_prediction", "encode_prediction", "jsonable"]
-
 logger = logging.getLogger(__name__)
 
 _REPR = "__repr__"

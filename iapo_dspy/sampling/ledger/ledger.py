@@ -36,16 +36,6 @@ from iapo_dspy.sampling.ledger.records import (
     encode_record,
 )
 
-__all__ = [
-    "Ledger",
-    "LedgerPort",
-    "NullLedger",
-    "fingerprint_of",
-    "open_batches",
-    "read_ledger",
-    "without_secrets",
-]
-
 logger = logging.getLogger(__name__)
 
 L = TypeVar("L", bound="LedgerPort")

@@ -9,8 +9,6 @@ import filelock
 
 from iapo_dspy.errors import LedgerLocked
 
-__all__ = ["acquire"]
-
 _PID_AT = 1 if os.name == "nt" else 0  # Windows locks the first byte, which nobody else can read then
 
 

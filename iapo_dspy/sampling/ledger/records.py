@@ -10,18 +10,6 @@ from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = [
-    "BatchRecord",
-    "CallRecord",
-    "CompletionRecord",
-    "PullKey",
-    "Record",
-    "ScoreRecord",
-    "SpentRecord",
-    "decode_record",
-    "encode_record",
-]
-
 PullKey = tuple[int, int]
 """(round, position in the round's batch): names a pull, so that a resumed run can ask for it again."""
 

@@ -19,24 +19,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.proxy import StandInLM
 from iapo_dspy.types import Decoding
 
-__all__ = [
-    "DROPS_MAX_RETRIES",
-    "NOT_SENT",
-    "canonical",
-    "check_decoding",
-    "deployment_of",
-    "derive_seed",
-    "effective_temperature",
-    "generation_params",
-    "import_litellm",
-    "is_reasoning_model",
-    "limit_output",
-    "max_output_tokens",
-    "request_params",
-    "supports_n",
-    "without_retries",
-]
-
 logger = logging.getLogger(__name__)
 
 # Settings of DSPy itself, and those that this package decides on: none of them goes to a provider as it is.

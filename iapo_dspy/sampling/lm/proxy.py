@@ -9,8 +9,6 @@ from typing import Any
 
 import dspy
 
-__all__ = ["METERING", "StandInLM", "noted"]
-
 METERING = "iapo_metering"
 """The DSPy setting under which an LM call finds the run that meters it; see `metered`."""
 

@@ -11,19 +11,6 @@ from typing import Any
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 
-__all__ = [
-    "LATER",
-    "is_fatal",
-    "is_refused",
-    "is_retryable",
-    "is_throttled",
-    "is_unsent",
-    "may_refuse_n",
-    "raise_fatal",
-    "retry_after",
-    "secrets_of",
-]
-
 _FATAL = frozenset(
     {
         "AuthenticationError",

@@ -15,8 +15,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import import_litellm, without_retries
 from iapo_dspy.sampling.lm.refusals import is_retryable, secrets_of
 
-__all__ = ["ReplicatedLM"]
-
 _ROUTINGS = ("least-busy", "weighted")
 _KNOWN = frozenset({"api_base", "api_key", "model", "weight"})
 _COOLDOWN = 5.0  # seconds without requests for a replica that fails; LiteLLM's own default

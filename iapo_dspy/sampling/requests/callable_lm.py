@@ -23,8 +23,6 @@ from iapo_dspy.sampling.spending.pricing import price_of, reserve_request
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.sampling.spending.usage_check import check_usage, whole_text
 
-__all__ = ["CallableCompleter", "as_adapter", "completer_for"]
-
 
 class CallableCompleter:
     """Calls the LM itself n times, concurrently, with DSPy's cache off.

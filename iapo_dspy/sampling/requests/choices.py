@@ -14,8 +14,6 @@ from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck, check_usage, whole_text
 
-__all__ = ["Reading", "read_response", "seed_of"]
-
 
 def seed_of(lm: dspy.BaseLM, key: Any, messages: Sequence[Mapping[str, Any]], index: int) -> int | None:
     """Return the seed of a request, made from the LM's own seed; None where the LM has none.

@@ -11,8 +11,6 @@ import dspy
 
 from iapo_dspy.sampling.requests.port import Exchange
 
-__all__ = ["recorder"]
-
 
 def recorder(lm: dspy.BaseLM) -> Callable[[Exchange], None]:
     """Return a function that writes requests as DSPy writes its own LM calls."""

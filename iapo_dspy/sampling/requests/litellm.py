@@ -33,8 +33,6 @@ from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange
 from iapo_dspy.sampling.spending.pricing import billed, price_of, reserve_request
 from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck
 
-__all__ = ["LiteLLMCompleter"]
-
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0  # seconds, where neither the LM nor the caller sets one

@@ -35,8 +35,6 @@ from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Choice", "Completer", "CompletionRequest", "Exchange", "Terms"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:

@@ -31,8 +31,6 @@ from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
-__all__ = ["Aborted", "Group", "Seat"]
-
 T = TypeVar("T")
 
 

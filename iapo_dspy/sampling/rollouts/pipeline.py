@@ -22,8 +22,6 @@ from iapo_dspy.sampling.lm.params import canonical, generation_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.rollout import InnerCall
 
-__all__ = ["WATCH", "InnerModule", "Phase", "Upstream", "Watch", "call_of", "current_watch"]
-
 Phase = Literal["before", "inside", "after"]
 
 WATCH = "iapo_watch"

@@ -11,8 +11,6 @@ from typing import Any
 import dspy
 from dspy.primitives.base_module import BaseModule
 
-__all__ = ["Prepared", "format_once", "predictors_of", "prepare", "quiet_adapter", "state_of"]
-
 logger = logging.getLogger(__name__)
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})

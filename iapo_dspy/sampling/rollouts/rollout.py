@@ -10,8 +10,6 @@ import dspy
 
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["InnerCall", "Rollout"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class InnerCall:

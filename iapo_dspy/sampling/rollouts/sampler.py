@@ -38,8 +38,6 @@ from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding
 
-__all__ = ["Sampler", "check_timeout"]
-
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
 _DSPY_DEFAULT = 8  # DSPy's default of num_threads, which is meant for threads

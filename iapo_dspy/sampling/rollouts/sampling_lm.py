@@ -15,9 +15,6 @@ from iapo_dspy.sampling.lm.proxy import StandInLM
 from iapo_dspy.sampling.rollouts.group import Seat
 from iapo_dspy.sampling.rollouts.pipeline import current_watch
 
-__all__ = ["SEAT", "SamplingLM", "current_seat"]
-
-
 SEAT = "iapo_seat"
 """The DSPy setting that holds the seat of a rollout: the threads of `dspy.Parallel` take settings over."""
 

@@ -14,8 +14,6 @@ from iapo_dspy.sampling.lm.params import request_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.types import Decoding
 
-__all__ = ["PredictorCall", "predictor_call", "predictor_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorCall:

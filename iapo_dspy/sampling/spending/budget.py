@@ -19,8 +19,6 @@ from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Budget", "Meter", "RequestMeter", "Reservation", "Spent"]
-
 logger = logging.getLogger(__name__)
 
 _PICO = 10**12

@@ -13,8 +13,6 @@ from iapo_dspy.preferences import RESOURCES, is_number
 from iapo_dspy.sampling.spending.pricing import Prices, price_of
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["Cost", "use_of"]
-
 _UNITS = {
     "completion_tokens": "output tokens",
     "prompt_tokens": "prompt tokens",

@@ -16,20 +16,6 @@ from iapo_dspy.sampling.lm.params import canonical, import_litellm, max_output_t
 from iapo_dspy.sampling.spending.budget import Budget, RequestMeter, Reservation
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = [
-    "Price",
-    "Prices",
-    "batch_price",
-    "billed",
-    "check_budget",
-    "count_text",
-    "count_tokens",
-    "price_of",
-    "price_of_model",
-    "prompt_bound",
-    "reserve_request",
-]
-
 logger = logging.getLogger(__name__)
 
 _PER_MESSAGE = 16  # tokens that chat templates add to a message

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["Usage"]
-
 _ADDED = ("prompt_tokens", "completion_tokens", "shared_tokens", "shared_completion_tokens", "shared_usd")
 
 

@@ -16,8 +16,6 @@ from iapo_dspy.sampling.lm.params import canonical
 from iapo_dspy.sampling.spending.pricing import count_text, count_tokens
 from iapo_dspy.sampling.spending.usage import Usage
 
-__all__ = ["FirstChoiceCheck", "check_usage", "pieces", "whole_text"]
-
 logger = logging.getLogger(__name__)
 
 _RATIO = 4  # tokens per piece lie between 1/4 and 4; a vocabulary that has whole phrases was seen to make 0.31

@@ -11,8 +11,6 @@ from iapo_dspy.errors import one_line
 from iapo_dspy.scoring.answers.equality import KeyedAnswer, Pairs
 from iapo_dspy.scoring.scores import Scored
 
-__all__ = ["Classes", "Equates", "classes_of", "grouped"]
-
 
 class Classes:
     """Leader clustering in order of drawing.

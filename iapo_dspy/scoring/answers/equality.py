@@ -18,20 +18,6 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, normalize_answer, plain_text
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
-__all__ = [
-    "Close",
-    "Equality",
-    "KeyedAnswer",
-    "MathEqual",
-    "Pairs",
-    "close",
-    "describe_equality",
-    "equality_of",
-    "math_equal",
-    "number_of",
-    "saved_equality",
-]
-
 Equality = Callable[[Any, Any], bool]
 """`equal(a, b) -> bool` on two normalised answers; it need not be transitive."""
 

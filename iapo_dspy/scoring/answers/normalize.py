@@ -20,8 +20,6 @@ import pydantic
 
 from iapo_dspy.errors import ScoreError
 
-__all__ = ["Normalize", "answer_key", "is_countable_type", "normalize_answer", "parsed", "plain_text"]
-
 Normalize = Callable[[Any], Any]
 
 

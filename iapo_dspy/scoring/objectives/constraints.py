@@ -17,8 +17,6 @@ from iapo_dspy.sampling.spending.pricing import count_text
 from iapo_dspy.scoring.fields import check_name, field_of, json_of, text_of
 from iapo_dspy.scoring.objective import Objective
 
-__all__ = ["json_valid", "length", "regex_match"]
-
 Unit = Literal["words", "characters", "tokens"]
 
 

@@ -20,8 +20,6 @@ from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.once_per_call import once
 
-__all__ = ["judge", "read_verdict"]
-
 _HIDDEN = frozenset({"reasoning"})  # added by a chain of thought; judged only where it is named
 _DECIDING = ("temperature", "top_p", "max_tokens", "reasoning_effort", "seed")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)?(?![\w.]*\d)")

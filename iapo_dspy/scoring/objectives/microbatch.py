@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-__all__ = ["MicroBatcher"]
-
 I = TypeVar("I")  # noqa: E741  # item
 R = TypeVar("R")
 

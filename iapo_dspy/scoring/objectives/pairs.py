@@ -11,8 +11,6 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, ScoreError
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 
-__all__ = ["REWARD_MODELS", "Form", "Known", "Pairing", "known"]
-
 Form = Callable[[str, str], str | tuple[str, str]] | Literal["pair", "chat"]
 """From (question, answer) to one text, or to two that a tokenizer puts together; "pair" is (question, answer) as they
 are, "chat" the model's own chat template with the question as the user's turn and the answer as the assistant's."""

@@ -23,8 +23,6 @@ from iapo_dspy.scoring.objectives.microbatch import MicroBatcher
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, check_form, known
 from iapo_dspy.scoring.once_per_call import once
 
-__all__ = ["reward_model"]
-
 logger = logging.getLogger(__name__)
 
 _LONGEST = 4096  # tokens, for models that do not say how long a text may be

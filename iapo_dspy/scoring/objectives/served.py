@@ -18,8 +18,6 @@ from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, check_form, known
 from iapo_dspy.scoring.once_per_call import once
 
-__all__ = ["served_reward_model"]
-
 Endpoint = Literal["pooling", "classify", "score"]
 
 

@@ -14,8 +14,6 @@ from iapo_dspy.sampling.judges.embeddings import Embedder
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 
-__all__ = ["similarity"]
-
 _DECIDING = ("dimensions", "encoding_format", "input_type", "user")  # settings that decide vectors; `user` may route
 
 

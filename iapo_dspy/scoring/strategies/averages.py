@@ -32,8 +32,6 @@ from iapo_dspy.types import FloatArray, IntArray
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Mean", "Median"]
-
 _STEP = 1.0  # distance from a label at which a metric that is said to be affine is tried
 
 

@@ -22,8 +22,6 @@ from iapo_dspy.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["BestOfN"]
-
 
 class BestOfN(Scaled):
     """Best-of-N over weighted, label-free objectives (eq. 1 of the paper).

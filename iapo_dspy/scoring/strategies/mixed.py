@@ -22,8 +22,6 @@ from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally, pretended_vot
 from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote, joined
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Mixed"]
-
 
 class Mixed:
     """Vote on the answer; among the completions that agree with the winner, return the one of the best style.

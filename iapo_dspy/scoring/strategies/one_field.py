@@ -11,8 +11,6 @@ from iapo_dspy.errors import ConfigurationError, one_line
 from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
-__all__ = ["OneField"]
-
 
 class OneField:
     """A strategy that reads one output field.

@@ -57,8 +57,6 @@ from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.scoring.scores import Metric, Scored
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["Calibrates", "Pretends", "Selection", "Settles", "Strategy", "Typed", "columns_of", "fitted"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:

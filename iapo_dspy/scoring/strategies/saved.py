@@ -10,8 +10,6 @@ from iapo_dspy.scoring.strategies.averages import Mean, Median
 from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.scoring.strategies.vote import MajorityVote
 
-__all__ = ["functions_of", "rebuilt", "without_functions"]
-
 _FUNCTIONS = ("normalize", "score", "equal")  # where a function of the user's is kept by its name
 
 

@@ -22,8 +22,6 @@ from iapo_dspy.scoring.strategies.port import Selection
 from iapo_dspy.scoring.user_functions import name_of
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["MajorityVote", "Tally", "pretended_votes"]
-
 _RIVALS = 4  # wrong answers that a made-up vote has
 
 

@@ -21,8 +21,6 @@ from iapo_dspy.scoring.strategies.best_of_n import BestOfN
 from iapo_dspy.scoring.strategies.vote import MajorityVote, Tally, pretended_votes
 from iapo_dspy.types import FloatArray, IntArray
 
-__all__ = ["WeightedVote", "joined"]
-
 
 class WeightedVote(Scaled, MajorityVote):
     """A vote in which each completion counts its label-free score; the answer with the largest sum wins.
