@@ -80,7 +80,7 @@ def load(path: str | Path) -> Recording:
     try:
         if path.suffix == ".parquet":
             return _build(_load_parquet(path), path)
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _build({name: archive[name] for name in archive.files}, path)
     except _BROKEN as error:
         if isinstance(error, ConfigurationError) and path.name in str(error):
