@@ -28,7 +28,7 @@ from tests.support.worlds import exact
 
 PACKAGE = str(Path(iapo_dspy.__file__).parent)
 DEMO = str(Path(iapo_dspy.__file__).parent / "demo")  # its model's threads go on after other tests of the process
-ENTRIES = {"_serve"}  # the first frame of a thread that serves many calls belongs to none of them
+ENTRIES = {"_serve", "_next"}  # a thread that serves many calls, or waits for work, belongs to none of them
 
 
 def _ours(code: CodeType) -> bool:
