@@ -134,7 +134,7 @@ def test_best_of_n_with_weights() -> None:
             preferences=[wish],
         )
         told = program.explain(program(question="3 + 4"))
-    assert "weights right 0.75, short 0.25" in told.preference and "was the best with 0." in str(told)
+    assert "weights right=0.75, short=0.25" in told.preference and "was the best with 0." in str(told)
 
 
 def test_what_cannot_be_explained_says_why(compiled: Any) -> None:
