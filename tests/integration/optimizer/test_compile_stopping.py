@@ -78,6 +78,7 @@ def test_without_stopping_all_n_come_in_one_request() -> None:
         assert server.requests - before == report.waves == 1 and report.n == report.planned > 1
 
 
+@pytest.mark.slow
 def test_exact_stopping_keeps_prompt_and_n() -> None:
     with Loopback(adder) as server:
         plain, exactly = compiled(server, stopping=None), compiled(server, stopping="exact")
@@ -97,6 +98,7 @@ def test_where_a_prompt_costs_more_than_waves_save_all_n_are_drawn_at_once() -> 
     assert priced and all(row.arm.stop is None for row in priced)
 
 
+@pytest.mark.slow
 def test_a_cap_on_latency_limits_the_waves() -> None:
     with Loopback(adder, latency=0.05) as server:
         free = compiled(server)

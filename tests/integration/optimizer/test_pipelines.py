@@ -49,6 +49,7 @@ def steps(server: Loopback) -> Counter[str]:
     return Counter(step_of(body) for body in server.bodies)
 
 
+@pytest.mark.slow
 def test_the_best_inner_prompt_is_the_one_that_serves_the_pipeline() -> None:
     with Loopback(pipeline_world) as server, dspy.context(lm=server.lm(seed=1)):
         pipeline = optimizer().compile(Pipeline(), trainset=asked(12), inner="solve")

@@ -91,6 +91,7 @@ def compare(quote: Any, spent: Any) -> dict[str, float]:
         pytest.param(False, id="a request per completion", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_what_is_expected_is_within_20_percent_of_what_is_spent(
     case: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def compiled(
 
 
 @pytest.mark.parametrize("algorithm", ["auto", pytest.param("psst", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_the_arms_are_those_of_a_compile_at_the_new_prices(algorithm: str) -> None:
     """With an LM of fixed seeds and a preference without prices, both runs observe the same."""
     with Loopback(world) as server:

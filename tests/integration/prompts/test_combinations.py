@@ -54,6 +54,7 @@ def test_a_small_product_is_looked_at_as_a_whole() -> None:
     assert options(program, "quality")["plan"] == BEST["plan"]
 
 
+@pytest.mark.slow
 def test_a_large_one_is_searched_predictor_by_predictor(tmp_path: Path) -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
         data = questions(30)

@@ -100,6 +100,7 @@ def test_a_loaded_program_chooses_by_the_scale_of_its_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("at", [8, 60])
+@pytest.mark.slow
 def test_a_killed_run_that_is_resumed_learns_the_same_scale(tmp_path: Path, at: int) -> None:
     class Stop(Exception):
         pass

@@ -93,6 +93,7 @@ def test_means_and_medians_conform(name: str) -> None:
     check_strategy(strategy, RATED, NUMBERS, metric, cases=10, other_process=False)
 
 
+@pytest.mark.slow
 def test_identities_are_the_same_in_another_process() -> None:
     check_strategy(Mixed(WEIGHED, objectives=STYLE[1:]), EXAMPLES, WORDS, by_style, cases=2)
 

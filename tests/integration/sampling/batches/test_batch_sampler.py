@@ -141,6 +141,7 @@ def test_every_completion_is_drawn_however_a_provider_treats_n(faults: Faults, t
     assert program.detailed_results.failures.total == 0
 
 
+@pytest.mark.slow
 def test_requests_that_failed_are_asked_again_in_the_next_job(tmp_path: Path, plain: dict[str, Any]) -> None:
     draws = itertools.count()
 
@@ -230,6 +231,7 @@ def test_a_job_that_is_stopped_stops_the_run_and_the_next_one_goes_on(
     assert policy(program)["evidence"] == plain["evidence"]
 
 
+@pytest.mark.slow
 def test_a_lost_answer_to_a_submission_makes_no_second_job(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(lost=2, hidden=1, page=1, refuse=[500, 429])) as server:
         assert policy(compiled(server, tmp_path)) == plain

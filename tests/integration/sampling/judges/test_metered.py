@@ -69,6 +69,7 @@ def test_judges_are_counted_in_the_runs_budget_and_told_apart() -> None:
     assert results.labels[results.policy[0].arm.prompt] == CAREFUL
 
 
+@pytest.mark.slow
 def test_identical_questions_are_asked_once_unless_the_judges_cache_is_off() -> None:
     def run(cache: bool) -> tuple[int, int]:
         with Split(world) as server, dspy.context(lm=server.lm(seed=1, cache=cache)):
@@ -82,6 +83,7 @@ def test_identical_questions_are_asked_once_unless_the_judges_cache_is_off() -> 
     assert asked == 3 < completions  # QUICK always says the same on a question
 
 
+@pytest.mark.slow
 def test_an_lm_that_the_metric_holds_is_metered_where_it_is_wrapped(caplog: pytest.LogCaptureFixture) -> None:
     def metric_of(lm: dspy.LM) -> Any:
         judge = dspy.Predict(VERDICT)
@@ -150,6 +152,7 @@ def test_a_judge_of_a_best_of_n_objective_is_metered_and_threads_of_dspy_too() -
     assert results.spent.requests == server.requests and results.spent.judge_requests == server.judge_requests > 0
 
 
+@pytest.mark.slow
 def test_a_compiled_program_that_judges_is_metered_too() -> None:
     with Split(world) as server, dspy.context(lm=server.lm(seed=1)):
         judge = optimizer(

@@ -73,6 +73,7 @@ def test_hanging_rollouts_fail_alone_and_pay_nothing_afterwards() -> None:
         assert all(r.ok for r in draw(sampler, program, QUESTION, 1, key=1))  # the sampler works on
 
 
+@pytest.mark.slow
 def test_waiting_for_an_lm_does_not_count() -> None:
     class Twice(dspy.Module):
         def __init__(self) -> None:

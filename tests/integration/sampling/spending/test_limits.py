@@ -223,6 +223,7 @@ def test_retry_after_is_honoured_where_litellm_drops_it(model: str) -> None:
     assert server.times[1] - server.times[0] >= 0.6
 
 
+@pytest.mark.slow
 def test_a_429_of_one_model_does_not_throttle_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.concurrency.retrying.backoff", lambda *a, **k: 0.01)
 
