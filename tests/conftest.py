@@ -3,6 +3,7 @@
 import os
 import signal
 
+import anyio.from_thread  # noqa: F401 - pytest rewrites it when it is imported, which no other thread may disturb
 import pytest
 from hypothesis import settings
 

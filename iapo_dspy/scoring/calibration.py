@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -65,7 +66,10 @@ class Calibration:
 
     def __call__(self, score: float) -> float:
         """Return a raw score's place in [0, 1]."""
-        return float(np.interp(score, self.raw, self.level))
+        level = float(np.interp(score, self.raw, self.level))
+        if 0.0 <= level <= 1.0:
+            return level
+        return self.level[bisect_right(self.raw, score) - 1]  # the slope between knots next to each other overflowed
 
     @property
     def highest(self) -> float:

@@ -47,6 +47,12 @@ def test_rank_is_the_mid_distribution_function_and_linear_between_its_knots() ->
     assert (to(-5.0), to(99.0), to.highest) == (0.25, 0.875, 0.875)
 
 
+def test_scores_that_differ_by_less_than_any_slope_can_say_keep_their_order() -> None:
+    to = fit("minmax", [5e-324, -2.225073858507e-311])
+    assert (to(-1.0), to(-2.225073858507e-311), to(5e-324), to(1.0)) == (0.0, 0.0, 1.0, 1.0)
+    assert 0.0 <= to(-1e-311) <= 1.0
+
+
 @given(kind=st.sampled_from(KINDS), scores=SAMPLES, probes=st.lists(FINITE, min_size=2, max_size=20))
 def test_a_map_is_monotone_bounded_and_comes_back_from_json_exactly(
     kind: Kind, scores: list[float], probes: list[float]
