@@ -1,4 +1,4 @@
-"""What completions of one call have in common is worked out once, however many threads read them."""
+"""Facts that all completions of one call share are worked out once, however many threads read them."""
 
 from __future__ import annotations
 

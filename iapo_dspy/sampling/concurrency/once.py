@@ -61,7 +61,7 @@ class Once(Generic[K, V]):
                     self._results[key] = Future()
                 futures[key] = self._results[key]
         try:
-            # Before this caller waits for others, who may wait for these keys.
+            # This comes before this caller waits for others, because they may wait for these keys.
             results = compute(new) if new else ()
         except BaseException as error:
             with self._lock:
