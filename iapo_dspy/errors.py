@@ -14,6 +14,7 @@ IAPOError
 │   ├── LedgerMismatch                  it belongs to another run
 │   └── LedgerLocked                    another process is using it
 ├── LMRefused                           the provider refuses every request: a wrong key, an unknown model
+├── IncompleteCompletion                a completion was cut off, stopped by a filter or refused
 ├── BatchJobFailed                      a provider's batch job was refused, was stopped or does not end
 ├── TooManyErrors                       more completions failed than `max_errors` allows
 ├── AllCompletionsFailed                every completion of one deployed call failed
@@ -116,6 +117,10 @@ class LedgerLocked(LedgerError):
 
 class LMRefused(IAPOError):
     """The provider refuses every request, for example because of a wrong key or an unknown model."""
+
+
+class IncompleteCompletion(IAPOError):
+    """A completion was cut off, stopped by a filter or refused; it casts no vote, even where it can be read."""
 
 
 class BatchJobFailed(IAPOError):

@@ -17,6 +17,7 @@ from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
+from iapo_dspy.sampling.requests.endings import ending_of_call, watched_calls
 from iapo_dspy.sampling.requests.litellm import EmptyReplyError, LiteLLMCompleter
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Terms
 from iapo_dspy.sampling.spending.pricing import price_of, reserve_request
@@ -66,7 +67,7 @@ class CallableCompleter:
             )
             start = time.perf_counter()
             try:
-                with _usage(recorded=request.record is not None) as tracker:
+                with _usage(recorded=request.record is not None) as tracker, watched_calls() as calls:
                     outputs = await asyncio.wait_for(
                         self._outputs(request.messages, params, index), self._terms.timeout
                     )
@@ -93,7 +94,8 @@ class CallableCompleter:
         reservation.settle(requests=1, usage=usage)
         if not outputs:
             raise EmptyReplyError(f"{request.model} answered without any choice.")
-        reading = Reading(outputs=outputs[:1], reasons=(None,), usage=usage)
+        ending = ending_of_call(calls[-1]) if calls else None
+        reading = Reading(outputs=outputs[:1], reasons=(ending,), usage=usage)
         return reading.choices(1, shared=False, price=self._price, seed=seed)[0]
 
     async def _outputs(

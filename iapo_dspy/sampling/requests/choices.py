@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.sampling.lm.params import canonical, derive_seed, max_output_tokens
+from iapo_dspy.sampling.requests.endings import ending_of_choice
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.sampling.spending.usage import Usage
@@ -78,7 +79,7 @@ def read_response(
         Exception: It is not a chat completion.
     """
     outputs = lm._process_completion(response, params)
-    reasons = [getattr(c, "finish_reason", None) for c in response.choices or ()]
+    reasons = [ending_of_choice(c) for c in response.choices or ()]
     usage = check_usage(
         model=lm.model,
         messages=messages,

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.requests.endings import incomplete
 from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.sampling.spending.usage import Usage
@@ -105,7 +106,7 @@ class Choice:
         text: The completion as text, None if there is none.
         output: The completion as DSPy adapters expect it: the text, or a dictionary with `text` and its companions
             (`reasoning_content`, `tool_calls`, `logprobs`, `citations`).
-        finish_reason: As the provider says.
+        finish_reason: As the provider says, or "refusal".
         usage: Its share of the request's usage. The shared parts are set where one request brings n completions.
         seed: The seed that was sent.
         error: Why there is no completion.
@@ -117,6 +118,11 @@ class Choice:
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     error: Exception | None = None
+
+    @property
+    def problem(self) -> Exception | None:
+        """Why it cannot be used: there is no completion, or an incomplete one; None where it can be used."""
+        return self.error or incomplete(self.finish_reason)
 
 
 @runtime_checkable

@@ -378,9 +378,10 @@ class Group:
         for ticket, choice in zip(batch, choices, strict=True):
             if ticket.phase in (None, "inside"):
                 ticket.seat.take(choice, merged)
-            else:
+                self._answer(ticket, choice.output, choice.problem)
+            else:  # after deployment this step asks its LM itself, which goes on with what was cut off
                 ticket.seat.take_around(choice, len(batch))
-            self._answer(ticket, choice.output, choice.error)
+                self._answer(ticket, choice.output, choice.error)
         self._consider()
 
     def _answer(self, ticket: _Ticket, output: Any, error: BaseException | None) -> None:

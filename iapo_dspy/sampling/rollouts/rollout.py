@@ -35,7 +35,8 @@ class Rollout:
     Attributes:
         prediction: The program's output; None for a failure.
         failure: Type and message of the error, one line without keys; None for a success.
-        error: True where transport, provider or the program itself raised; False where text could not be read.
+        error: True where transport, provider or the program itself raised; False where the text could not be read or is
+            incomplete.
         unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
             counted against it.
         text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.

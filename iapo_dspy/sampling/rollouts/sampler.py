@@ -16,7 +16,14 @@ import pydantic
 from dspy.primitives.base_module import BaseModule
 from dspy.utils.exceptions import AdapterParseError
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, IAPOError, LMRefused, one_line
+from iapo_dspy.errors import (
+    BudgetExceeded,
+    ConfigurationError,
+    IAPOError,
+    IncompleteCompletion,
+    LMRefused,
+    one_line,
+)
 from iapo_dspy.preferences import is_number
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
@@ -41,6 +48,7 @@ from iapo_dspy.types import Decoding
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
 _DSPY_DEFAULT = 8  # DSPy's default of num_threads, which is meant for threads
+_UNUSABLE = (AdapterParseError, pydantic.ValidationError, IncompleteCompletion)  # the completion's fault
 
 
 class Sampler:
@@ -224,14 +232,11 @@ class Sampler:
             return predictor_call(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
 
     def _read(self, call: PredictorCall, choice: Choice, record: bool) -> Rollout:
-        if choice.error is None:
-            prediction, failure = call.read(choice, self._secrets)
-        else:
-            prediction, failure = None, self._line(choice.error)
+        prediction, failure = call.read(choice, self._secrets)
         return Rollout(
             prediction=prediction,
             failure=failure,
-            error=choice.error is not None,
+            error=choice.error is not None and not isinstance(choice.error, _UNUSABLE),
             unpaid=isinstance(choice.error, BudgetExceeded),
             text=choice.text,
             usage=choice.usage,
@@ -287,7 +292,7 @@ class Sampler:
                 prediction = None
         except Exception as caught:  # noqa: BLE001 - a rollout that raises is a failed completion
             failure = self._line(caught)
-            error = not isinstance(caught, (AdapterParseError, pydantic.ValidationError))
+            error = not isinstance(caught, _UNUSABLE)
         finally:
             seat.group.leave(seat)
         watch = seat.watch
@@ -318,8 +323,8 @@ class Sampler:
     def _alone(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any]) -> Any:
         request = CompletionRequest(model=lm.model, messages=messages, n=1, params=params, key="alone")
         choice = run_on_loop(self._completer(lm).complete(request))[0]
-        if choice.error is not None:
-            raise choice.error
+        if choice.problem is not None:
+            raise choice.problem
         return choice.output
 
     def _completer(self, lm: dspy.BaseLM) -> Completer:

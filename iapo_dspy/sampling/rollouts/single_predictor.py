@@ -30,15 +30,16 @@ class PredictorCall:
     params: dict[str, Any]
 
     def read(self, choice: Choice, secrets: Iterable[str]) -> tuple[dspy.Prediction | None, str | None]:
-        """Return the prediction of a completion; or None, and in one line why the adapter cannot read it."""
+        """Return the prediction of a completion; or None, and in one line why there is none."""
+        if (problem := choice.problem) is not None:
+            return None, one_line(problem, secrets)
         try:
             (value,) = self.adapter._call_postprocess(
                 self.rendered_signature, self.signature, [choice.output], self.lm, self.config
             )
             return dspy.Prediction.from_completions([value], signature=self.signature), None
         except Exception as error:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
-            cut = " (cut off at max_tokens)" if choice.finish_reason == "length" else ""
-            return None, one_line(error, secrets) + cut
+            return None, one_line(error, secrets)
 
 
 def predictor_of(program: Any) -> dspy.Predict | None:
