@@ -13,10 +13,11 @@ from typing import Any
 import dspy
 
 from iapo_dspy.bandit.stopping.rules import reached
-from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.errors import AllCompletionsFailed, one_line
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.report import CallReport, CompiledPrediction
 from iapo_dspy.prompts.lms import models_of
+from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.rollouts.rollout import Rollout
@@ -122,7 +123,11 @@ class Call:
     def _read(self, rollout: Rollout) -> Scored:
         if rollout.prediction is None:
             return Scored(failure=rollout.failure or "failed", error=rollout.error)
-        return self.strategy.read(self.inputs, rollout.prediction)
+        try:
+            with contained():
+                return self.strategy.read(self.inputs, rollout.prediction)
+        except CodeExited as error:  # a strategy of the user's own has let it pass
+            return Scored(failure=one_line(error), error=True)
 
     def _stopped(self, read: Sequence[Scored]) -> str | None:
         """Say why no further completion is needed; None where one is."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import dspy
 
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.scores import Metric, Scored, as_score
 from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.scoring.user_functions import name_of
@@ -61,4 +62,6 @@ def _bounds(strategy: Strategy) -> tuple[float, float]:
 def probe_metric(strategy: Strategy, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
     """Try a pipeline's metric as strategies try theirs, without objectives: these see inputs that no example has."""
     if metric is not None:
-        as_score(metric(example, prediction), what=name_of(metric), bounds=_bounds(strategy))
+        with contained():
+            value = metric(example, prediction)
+        as_score(value, what=name_of(metric), bounds=_bounds(strategy))

@@ -28,6 +28,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, LabelRequired
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.calibration import KINDS, Kind
 from iapo_dspy.scoring.no_labels import check_reads_no_label
 from iapo_dspy.scoring.scores import as_score, check_bounds
@@ -83,6 +84,9 @@ class Objective:
         Raises:
             ScoreError: The function returned something that is not a score within the bounds or, where scores are
                 calibrated, not a finite number.
+            CodeExited: It raised `SystemExit` or the like.
         """
         bounds = self.bounds if self.calibrate is None else None
-        return as_score(self.score(example, prediction), what=f"Objective {self.name!r}", bounds=bounds)
+        with contained():
+            value = self.score(example, prediction)
+        return as_score(value, what=f"Objective {self.name!r}", bounds=bounds)

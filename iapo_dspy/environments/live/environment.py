@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,9 @@ from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
-from iapo_dspy.sampling.concurrency.loop import run_on_loop
+from iapo_dspy.sampling.concurrency.contained import contained
+from iapo_dspy.sampling.concurrency.loop import Calls, run_on_loop
+from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
 from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.pipeline import Upstream
@@ -73,7 +76,7 @@ class LiveEnvironment:
         meter: Holds the budget; shared with the sampler.
         ledger: Where completions are kept before they are used.
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
-        progress: Called after every pull.
+        progress: Called after every pull, in the thread that waits for the pulls.
         cost: Turns usage into costs.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
 
@@ -117,7 +120,9 @@ class LiveEnvironment:
         for record in ledger.calls:
             known.setdefault(record.query, []).append(record)
         self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in range(len(examples))]
-        self._tracker = Tracker(len(prompts), meter=meter, max_errors=max_errors, kept=kept, progress=progress)
+        self._calls: Calls = queue.SimpleQueue()
+        tell = None if progress is None else lambda state: self._calls.put(lambda: _tell(progress, state))
+        self._tracker = Tracker(len(prompts), meter=meter, max_errors=max_errors, kept=kept, progress=tell)
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, len(prompts), len(self._examples))
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
@@ -164,10 +169,13 @@ class LiveEnvironment:
             TooManyErrors: See `max_errors`.
             Exception: A fatal error of the provider, such as a wrong key.
         """
-        results = run_on_loop(self._pull_all(pulls))
+        return run_on_loop(self._observe(pulls), calls=self._calls)
+
+    async def _observe(self, pulls: Pulls) -> Observations:
+        results = await self._pull_all(pulls)
         self._round += 1
         self._tracker.check()
-        return self._observer.observations(pulls, results)
+        return await in_thread(lambda: self._observer.observations(pulls, results))  # it may ask a user's equality
 
     async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
         """Make every pull that the budget pays for; None stands for the others."""
@@ -267,3 +275,8 @@ class LiveEnvironment:
             self.unjudged += len(scored) - len(pulled.scored)
             self._tracker.add(pull.prompt, pulled.scored)
             return pulled
+
+
+def _tell(progress: Callable[[Progress], None], state: Progress) -> None:
+    with contained():
+        progress(state)

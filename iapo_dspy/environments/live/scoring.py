@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import dspy
 
 from iapo_dspy.environments.live.stored import Completion
+from iapo_dspy.errors import one_line
+from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.judges.metered import Metering
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ScoreRecord
@@ -52,7 +54,7 @@ class Scorer:
         contexts = [contextvars.copy_context() for _ in completions]
         return await asyncio.gather(
             *(
-                loop.run_in_executor(self._threads, context.run, self._score, example, completion)
+                loop.run_in_executor(self._threads, context.run, self._contained, example, completion)
                 for context, completion in zip(contexts, completions, strict=True)
             )
         )
@@ -65,6 +67,13 @@ class Scorer:
             self.strategy = self.strategy.calibrate(raw)
         assert isinstance(self.strategy, Calibrates)
         return self.strategy.place
+
+    def _contained(self, example: dspy.Example, completion: Completion) -> Scored | None:
+        try:
+            with contained():
+                return self._score(example, completion)
+        except CodeExited as error:  # a strategy of the user's own has let it pass
+            return Scored(failure=one_line(error), error=True)
 
     def _score(self, example: dspy.Example, completion: Completion) -> Scored | None:
         record, inner = completion.record, completion.inner

@@ -3,6 +3,7 @@
 A loop of its own makes the same code work in a script, in a worker thread and inside a running loop (a notebook). All
 threads are daemons: an LM that never answers must not keep the interpreter from ending. The loop is never stopped:
 LiteLLM keeps a worker task on it, which logs an error when it is cancelled and flushes itself at exit when it is not.
+A loop that an exit has left goes on, and one that has died is replaced.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import logging
 import os
+import queue
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+Calls = queue.SimpleQueue[Callable[[], object]]
+"""Functions that a thread calls while it waits for the loop, in order."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
 _owner: int | None = None
 _mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox] = weakref.WeakKeyDictionary()
 _POLL = 1.0  # seconds; a wait without a timeout cannot be interrupted by Ctrl-C on Windows
@@ -28,30 +36,63 @@ _FAREWELL = 5.0  # seconds that cancelled work gets to end
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
-    """Return the private loop; started at first use, and again in a forked child."""
-    global _loop, _owner
+    """Return the private loop; started at first use, and again in a forked child or where it has died."""
+    global _loop, _thread, _owner
     with _lock:
-        if _loop is None or _loop.is_closed() or _owner != os.getpid():
+        if _loop is None or _thread is None or _owner != os.getpid() or not _thread.is_alive():
+            if _loop is not None and _owner == os.getpid():
+                logger.warning("The event loop of all LM calls had died; there is a new one.")
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="iapo-dspy-loop", daemon=True).start()
+            _thread = threading.Thread(target=_serve, args=(loop,), name="iapo-dspy-loop", daemon=True)
+            _thread.start()
             _loop, _owner = loop, os.getpid()
         return _loop
 
 
-def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is closed, whatever its tasks raise or stop: it has the work of other runs on it."""
+    while not loop.is_closed():
+        try:
+            loop.run_forever()
+        except BaseException as error:  # noqa: BLE001 - the task that raised it has it, too
+            logger.error("A task raised %s on the event loop of all LM calls.", type(error).__name__)
+
+
+def _check_alive(loop: asyncio.AbstractEventLoop) -> None:
+    thread = _thread
+    if loop is not _loop or thread is None or not thread.is_alive():
+        raise RuntimeError(
+            "The event loop of all LM calls has died, and this call with it. The next one gets a new loop."
+        )
+
+
+def run_on_loop(coroutine: Coroutine[Any, Any, T], *, calls: Calls | None = None) -> T:
     """Run a coroutine on the private loop, in the caller's context, and wait for it.
+
+    Args:
+        coroutine: The work.
+        calls: Where the work puts functions that are to be called in this thread meanwhile. An exception of theirs
+            cancels the work, and is raised.
 
     Raises:
         KeyboardInterrupt: After what was in flight has been cancelled.
+        RuntimeError: It was called on the loop itself, or the loop has died.
     """
     loop = background_loop()
     if _running_loop() is loop:
         coroutine.close()
         raise RuntimeError("A coroutine on the sampling loop must await, not block; use the async form.")
+    news: Calls = queue.SimpleQueue() if calls is None else calls
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    future.add_done_callback(lambda _: news.put(bool))  # wakes the waiting thread
     try:
-        while not concurrent.futures.wait([future], timeout=_POLL).done:
-            pass
+        while not future.done() or not news.empty():
+            try:
+                call = news.get(timeout=_POLL)
+            except queue.Empty:
+                _check_alive(loop)
+            else:
+                call()
     except BaseException:
         future.cancel()
         # Give cancelled tasks a moment to undo their reservations.
@@ -61,11 +102,22 @@ def run_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def await_on_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the private loop and await it from any loop; cancelling the wait cancels the work."""
+    """Run a coroutine on the private loop and await it from any loop; cancelling the wait cancels the work.
+
+    Raises:
+        RuntimeError: The loop has died.
+    """
     loop = background_loop()
     if _running_loop() is loop:
         return await coroutine
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+    future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+    try:
+        while not (await asyncio.wait([future], timeout=_POLL))[0]:
+            _check_alive(loop)
+    except BaseException:
+        future.cancel()
+        raise
+    return future.result()
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

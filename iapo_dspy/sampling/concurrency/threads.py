@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
+from iapo_dspy.sampling.concurrency.contained import exited
 from iapo_dspy.sampling.concurrency.loop import Mailbox, T
 
 _IDLE = 10.0  # seconds after which a thread without work ends
@@ -83,7 +84,11 @@ WORKERS = Workers()
 
 
 def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a function in a daemon thread, in a copy of the current context; await the result on this loop."""
+    """Run a function in a daemon thread, in a copy of the current context; await the result on this loop.
+
+    Raises:
+        CodeExited: When awaited: the function raised `SystemExit` or the like.
+    """
     loop = asyncio.get_running_loop()
     mailbox = Mailbox.of(loop)
     future: asyncio.Future[T] = loop.create_future()
@@ -99,8 +104,7 @@ def in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
         except BaseException as caught:  # noqa: BLE001 - handed to the awaiting task, which decides
             # A future refuses StopIteration, and an exit asked for by a program must not end the loop.
             plain = isinstance(caught, Exception) and not isinstance(caught, StopIteration)
-            error = caught if plain else RuntimeError(f"{type(caught).__name__}: {caught}")
-            settle = partial(future.set_exception, error)
+            settle = partial(future.set_exception, caught if plain else exited(caught))
         if not loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed between the check and the call
                 mailbox.post(deliver, settle)

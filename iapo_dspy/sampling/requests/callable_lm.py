@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
+from iapo_dspy.sampling.concurrency.contained import contained_wait
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
@@ -108,7 +109,7 @@ class CallableCompleter:
         messages = list(messages)
         if self._is_async:
             with as_adapter(self._lm, messages):
-                result: Sequence[Any] = await self._lm.acall(messages=messages, **settings)
+                result: Sequence[Any] = await contained_wait(self._lm.acall(messages=messages, **settings))
             return result
 
         def call() -> Sequence[Any]:

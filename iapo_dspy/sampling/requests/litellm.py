@@ -16,6 +16,7 @@ import dspy
 from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import IAPOError
+from iapo_dspy.sampling.concurrency.contained import contained_wait
 from iapo_dspy.sampling.concurrency.loop import within
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.lm.params import import_litellm, supports_n, without_retries
@@ -201,4 +202,4 @@ class LiteLLMCompleter:
         send = self._lm.acompletion if isinstance(self._lm, ReplicatedLM) else litellm.acompletion
         call = send(model=request.model, messages=list(request.messages), num_retries=0, timeout=timeout, **sent)
         limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
-        return within(call, limit)
+        return within(contained_wait(call), limit)

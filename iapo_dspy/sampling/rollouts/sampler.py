@@ -25,6 +25,7 @@ from iapo_dspy.errors import (
     one_line,
 )
 from iapo_dspy.preferences import is_number
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
@@ -150,7 +151,8 @@ class Sampler:
         try:
             async with place:
                 try:
-                    call = self._single(program, inputs, decoding, record) if upstream is None else None
+                    with contained():  # inputs of the user's own types are written here
+                        call = self._single(program, inputs, decoding, record) if upstream is None else None
                 except ConfigurationError:
                     raise
                 except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid

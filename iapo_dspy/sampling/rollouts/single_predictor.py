@@ -10,6 +10,7 @@ import dspy
 from dspy.adapters.base import Adapter
 
 from iapo_dspy.errors import one_line
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.lm.params import request_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.types import Decoding
@@ -34,10 +35,11 @@ class PredictorCall:
         if (problem := choice.problem) is not None:
             return None, one_line(problem, secrets)
         try:
-            (value,) = self.adapter._call_postprocess(
-                self.rendered_signature, self.signature, [choice.output], self.lm, self.config
-            )
-            return dspy.Prediction.from_completions([value], signature=self.signature), None
+            with contained():  # fields of the user's own types are read here
+                (value,) = self.adapter._call_postprocess(
+                    self.rendered_signature, self.signature, [choice.output], self.lm, self.config
+                )
+                return dspy.Prediction.from_completions([value], signature=self.signature), None
         except Exception as error:  # noqa: BLE001 - adapters raise many kinds; each fails one completion
             return None, one_line(error, secrets)
 

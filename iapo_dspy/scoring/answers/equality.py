@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, normalize_answer, plain_text
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
@@ -226,4 +227,5 @@ class Pairs:
         Raises:
             Exception: The user's function raised it.
         """
-        return self._same(leader, other)
+        with contained():
+            return self._same(leader, other)

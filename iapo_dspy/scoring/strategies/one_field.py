@@ -8,6 +8,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
@@ -81,7 +82,8 @@ class OneField:
     def _read(self, prediction: dspy.Prediction) -> Scored:
         if self.field not in prediction:
             return Scored(failure=f"the prediction has no field {self.field!r}")
-        return self._read_value(prediction)
+        with contained():
+            return self._read_value(prediction)
 
     def _read_value(self, prediction: dspy.Prediction) -> Scored:
         raise NotImplementedError
@@ -94,4 +96,6 @@ class OneField:
     def _by_metric(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> float:
         if metric is None:
             raise ConfigurationError(f"{self._what} needs a metric.")
-        return as_score(metric(example, prediction), what=name_of(metric), bounds=self.bounds)
+        with contained():
+            value = metric(example, prediction)
+        return as_score(value, what=name_of(metric), bounds=self.bounds)
