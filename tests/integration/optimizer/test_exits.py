@@ -26,7 +26,7 @@ class Strange(BaseException):
 
 
 EXITS = [SystemExit, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt, Strange]
-Leave = Callable[[Any], None]
+Leave = Callable[[Any], Any]
 
 
 def every_third(body: dict[str, Any], i: int) -> str:
@@ -70,7 +70,7 @@ class AsyncLeaving(dspy.Module):
         return said
 
 
-class JudgeLM(dspy.LM):  # type: ignore[misc]
+class JudgeLM(dspy.LM):
     """An LM of the user's own that leaves on the shared loop."""
 
     leave: Leave
