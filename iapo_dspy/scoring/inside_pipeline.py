@@ -10,7 +10,7 @@ import dspy
 
 from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.scores import Metric, Scored, as_score
-from iapo_dspy.scoring.strategies.port import Strategy
+from iapo_dspy.scoring.strategies.port import Strategy, bounds_of
 from iapo_dspy.scoring.user_functions import name_of
 
 
@@ -44,7 +44,7 @@ def score_inside(
 
     def judge(example_: Any, prediction: Any, trace: Any = None) -> Any:
         assert metric is not None  # a strategy without a metric asks none
-        return _bounds(strategy)[0] if outcome is None else metric(example, outcome)
+        return bounds_of(strategy)[0] if outcome is None else metric(example, outcome)
 
     shown = dspy.Example(**inputs).with_inputs(*inputs)
     scored = strategy.score(shown, said, judge if metric is not None else None)
@@ -53,15 +53,9 @@ def score_inside(
     return scored
 
 
-def _bounds(strategy: Strategy) -> tuple[float, float]:
-    """Return the lowest and the highest value of the metric, which a strategy with a metric has as `bounds`."""
-    low, high = getattr(strategy, "bounds", None) or (0.0, 1.0)
-    return float(low), float(high)
-
-
 def probe_metric(strategy: Strategy, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
     """Try a pipeline's metric as strategies try theirs, without objectives: these see inputs that no example has."""
     if metric is not None:
         with contained():
             value = metric(example, prediction)
-        as_score(value, what=name_of(metric), bounds=_bounds(strategy))
+        as_score(value, what=name_of(metric), bounds=bounds_of(strategy))

@@ -26,8 +26,9 @@ class Scored:
     Attributes:
         answer: Key of the answer that it votes for; None where there is no vote.
         scores: One score per column of the strategy (K), its objectives first; when deployed, the label-free ones. None
-            for a failed completion.
-        failure: Why it failed, in one line; None if it did not.
+            for a completion that could not be read.
+        failure: Why it failed, in one line; None if it did not. With scores, the metric could not score it: it takes
+            part as it does when deployed, where there is no metric, and is worth the metric's lowest value.
         error: True where an exception, rather than the text of the completion, made it fail.
         value: The answer itself, for strategies that compare answers by more than their keys; never stored.
     """
@@ -37,6 +38,11 @@ class Scored:
     failure: str | None = None
     error: bool = False
     value: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes part in a call."""
+        return self.failure is None or self.scores is not None
 
 
 def check_bounds(bounds: tuple[float, float], what: str) -> tuple[float, float]:

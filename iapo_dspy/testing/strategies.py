@@ -31,7 +31,7 @@ import numpy as np
 from iapo_dspy.bandit.aggregators.port import block_layout
 from iapo_dspy.scoring.answers.classes import Equates, classes_of, grouped
 from iapo_dspy.scoring.scores import Metric, Scored
-from iapo_dspy.scoring.strategies.port import Selection, Settles, Strategy, columns_of
+from iapo_dspy.scoring.strategies.port import Selection, Settles, Strategy, bounds_of, columns_of
 from iapo_dspy.types import FloatArray, IntArray
 
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
@@ -129,10 +129,11 @@ def _check_scores(trial: StrategyTrial) -> None:
         scored = _called("score", strategy.score, example, prediction, trial.metric)
         read = _called("read", strategy.read, dict(example.inputs().items()), prediction)
         assert repr(sorted(prediction.items())) == before, f"score or read changed the prediction {before}"
-        assert (scored.scores is None) == (scored.failure is not None), (
+        assert scored.scores is not None or scored.failure is not None, (
             f"score must return scores or say why there are none, got {scored} for {prediction}"
         )
         if scored.scores is None:
+            assert not _usable(read), f"read can use {prediction}, but score says: {scored.failure}"
             continue
         usable += 1
         assert len(scored.scores) == len(columns_of(strategy)), (
@@ -147,7 +148,31 @@ def _check_scores(trial: StrategyTrial) -> None:
             stored = replace(scored, value=strategy.value(prediction))
             labels, _ = grouped([read, stored, scored], classes_of(strategy))
             assert len(set(labels)) == 1, f"{prediction} is not in one class with itself"
+        _check_unscored(trial, example, prediction, read)
     assert usable, "the strategy can use none of the predictions: give others"
+
+
+def _check_unscored(trial: StrategyTrial, example: dspy.Example, prediction: dspy.Prediction, read: Scored) -> None:
+    """Check that a completion that can be read takes part although the metric raises, and is worth the least."""
+    if trial.metric is None:
+        return
+    asked = []
+
+    def broken(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
+        asked.append(prediction)
+        raise ValueError("this metric cannot score anything")
+
+    scored, lowest = _called("score", trial.strategy.score, example, prediction, broken), bounds_of(trial.strategy)[0]
+    if asked:
+        assert scored.scores is not None and scored.failure is not None and scored.answer == read.answer, (
+            f"read can use {prediction}, so it takes part when deployed; where the metric raises, score must return "
+            f"its answer, the lowest score and the failure, not {scored}"
+        )
+        assert scored.scores[0] == lowest, f"what the metric cannot score is worth {lowest}, not {scored.scores[0]}"
+
+
+def _usable(read: Scored) -> bool:
+    return read.failure is None and (read.answer is not None or read.scores is not None)
 
 
 def _called(name: str, function: Any, *args: Any) -> Scored:
@@ -170,7 +195,7 @@ def _check_choice(trial: StrategyTrial) -> None:
         again = copy.deepcopy(trial.strategy).choose(list(read), weights)
         assert list(read) == given, "choose changed the list of completions"
         assert chosen == again, f"choose is not deterministic: {chosen} and {again}"
-        usable = [i for i, s in enumerate(read) if s.failure is None and (s.answer is not None or s.scores is not None)]
+        usable = [i for i, s in enumerate(read) if _usable(s)]
         assert (chosen is None) == (not usable), f"choose returned {chosen}, but the usable completions are {usable}"
         if chosen is not None:
             assert chosen.index in usable and chosen.index not in chosen.failures, (

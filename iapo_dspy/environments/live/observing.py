@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -109,8 +109,7 @@ class Observer:
         if scored.scores is None or scored.answer is None:
             return -1, scored.scores
         try:
-            # Inside of a pipeline a completion votes although a later step failed: it has scores, and a failure.
-            label = self._classes[query].place(replace(scored, failure=None))
+            label = self._classes[query].place(scored)
         except Exception as exc:  # noqa: BLE001  # the user's equality: its failure is this completion's
             self._tracker.spoil(prompt, one_line(exc))
             return -1, None

@@ -38,7 +38,8 @@ class FailureReport:
 
     Attributes:
         completions: All completions of the run.
-        total: Failed ones.
+        total: Failed ones: those that could not be read, which have no vote, and those that could not be scored, which
+            vote as they do when deployed and are worth the lowest value.
         errors: Failed ones where an exception, not the completion's text, was the cause.
         share: Share of failed completions per prompt [P]; NaN for a prompt that was never pulled.
         causes: The most frequent causes with their numbers.
@@ -57,7 +58,7 @@ class FailureReport:
     def __str__(self) -> str:
         """Return one line for a log."""
         causes = "; ".join(f"{n} x {cause}" for cause, n in self.causes[:3])
-        return f"{self.total} of {self.completions} completions failed and count as spent, without a vote: {causes}"
+        return f"{self.total} of {self.completions} completions failed and count as spent: {causes}"
 
 
 class Tracker:
@@ -91,6 +92,7 @@ class Tracker:
         self._causes: Counter[str] = Counter()
         self._completions = 0
         self._total = 0
+        self._unusable = 0  # failed ones that could not even be read
 
     def add(self, prompt: int, scored: Sequence[Scored]) -> None:
         """Count the completions of one pull.
@@ -103,7 +105,7 @@ class Tracker:
         self._completions += len(scored)
         for s in scored:
             if s.failure is not None:
-                self._fail(prompt, s.failure, s.error)
+                self._fail(prompt, s.failure, s.error, usable=s.usable)
         if self._max_errors is not None and self._errors > self._max_errors:
             limit = f"max_errors={self._max_errors}"
             raise TooManyErrors(f"More than {limit} completions failed with errors: {self._totals()}. {self._kept}")
@@ -114,11 +116,12 @@ class Tracker:
 
     def spoil(self, prompt: int, cause: str) -> None:
         """Count a failure of a completion that was counted as fine: an error came up when answers were compared."""
-        self._fail(prompt, cause, True)
+        self._fail(prompt, cause, True, usable=False)
 
-    def _fail(self, prompt: int, cause: str, error: bool) -> None:
+    def _fail(self, prompt: int, cause: str, error: bool, *, usable: bool) -> None:
         self._failed[prompt] += 1
         self._total += 1
+        self._unusable += not usable
         self._errors += error
         self._causes[cause[:200]] += 1
 
@@ -126,9 +129,10 @@ class Tracker:
         """Look at the end of a batch of pulls whether anything has worked.
 
         Raises:
-            TooManyErrors: All completions failed so far.
+            TooManyErrors: All completions failed so far. A few that could be read, but not scored, are not enough.
         """
-        if self._completions and self._total == self._completions:
+        enough = self._unusable == self._completions or self._completions >= NOTHING_WORKS
+        if self._completions and self._total == self._completions and enough:
             raise self._nothing_works()
 
     def _nothing_works(self) -> TooManyErrors:

@@ -34,7 +34,7 @@ class Classes:
         Raises:
             Exception: The user's equality raised it.
         """
-        if scored.failure is not None or scored.answer is None:
+        if not scored.usable or scored.answer is None:
             return None
         known = self._label.get(scored.answer)
         if known is not None:
@@ -78,7 +78,7 @@ def grouped(read: Sequence[Scored], classes: Classes) -> tuple[list[int | None],
         classes: Empty classes.
     """
     labels: list[int | None] = []
-    failures = {i: s.failure for i, s in enumerate(read) if s.failure is not None}
+    failures = {i: s.failure for i, s in enumerate(read) if s.failure is not None and not s.usable}
     for i, scored in enumerate(read):
         try:
             labels.append(classes.place(scored))

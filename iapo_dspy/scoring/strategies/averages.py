@@ -107,6 +107,12 @@ class _Centre(OneField):
         loss = float(loss_of(np.asarray(value), np.asarray(gold), self.loss))
         return replace(read, scores=(1.0 - loss / self.scale, value, gold))
 
+    def _unscored(self, read: Scored, failure: str) -> Scored:
+        if self.affine:
+            return super()._unscored(read, failure)
+        # There is no right value, so that all completions of this query fail alike, whatever the prompt.
+        return Scored(failure=failure, error=True)
+
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Look for the label, or try the metric; raise the errors that `score` would hide."""
         if not self.affine:

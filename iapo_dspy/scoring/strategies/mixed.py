@@ -68,6 +68,11 @@ class Mixed:
         return (self.name, *self.best.objectives)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value of the metric."""
+        return self.vote.bounds
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The objectives, and the weight of the vote if it is weighted."""
         return (*self.objectives, *["vote weight"] * self._n_weights)

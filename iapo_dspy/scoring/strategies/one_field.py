@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -65,25 +66,27 @@ class OneField:
             )
 
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
-        """Score one completion of a training query."""
+        """Score one completion of a training query. What the metric cannot score is worth its lowest value."""
+        read = self._read(prediction)
+        if read.failure is not None:
+            return read
         try:
-            read = self._read(prediction)
-            return read if read.failure is not None else self._scored(read, example, prediction, metric)
+            return self._scored(read, example, prediction, metric)
         except Exception as exc:  # noqa: BLE001  # user code: its failure is this completion's, kept with its cause
-            return Scored(failure=one_line(exc), error=True)
+            return self._unscored(read, one_line(exc))
 
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Read the field of one completion of a deployed call."""
-        try:
-            return self._read(prediction)
-        except Exception as exc:  # noqa: BLE001  # the user's normalize, or a field of the user's own type
-            return Scored(failure=one_line(exc), error=True)
+        return self._read(prediction)
 
     def _read(self, prediction: dspy.Prediction) -> Scored:
         if self.field not in prediction:
             return Scored(failure=f"the prediction has no field {self.field!r}")
-        with contained():
-            return self._read_value(prediction)
+        try:
+            with contained():
+                return self._read_value(prediction)
+        except Exception as exc:  # noqa: BLE001  # the user's normalize, or a field of the user's own type
+            return Scored(failure=one_line(exc), error=True)
 
     def _read_value(self, prediction: dspy.Prediction) -> Scored:
         raise NotImplementedError
@@ -92,6 +95,10 @@ class OneField:
         self, read: Scored, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None
     ) -> Scored:
         raise NotImplementedError
+
+    def _unscored(self, read: Scored, failure: str) -> Scored:
+        # No metric is asked when deployed, so that this completion takes part there.
+        return replace(read, scores=(self.bounds[0],), failure=failure, error=True)
 
     def _by_metric(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> float:
         if metric is None:

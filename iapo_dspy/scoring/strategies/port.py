@@ -7,8 +7,10 @@ are of the call that is deployed; `iapo_dspy.testing.check_strategy` checks that
 
 Errors: `check`, `check_student` and `probe` run before anything is spent and raise `ConfigurationError`. `score` and
 `read` never raise for one completion that they cannot use. They return `Scored(failure=..., error=...)`, where `error`
-says that an exception was the cause; the completion is paid for and takes no part. `choose` returns None if no
-completion can take part. A strategy is asked by several threads at once and is never changed.
+says that an exception was the cause; the completion is paid for and takes no part. A completion that `read` can use and
+the metric cannot score takes part when deployed, so `score` returns it with the metric's lowest value as its score, and
+the failure beside it. `choose` returns None if no completion can take part. A strategy is asked by several threads at
+once and is never changed.
 
 The protocols below `Strategy` are optional: a strategy that has their methods is asked for more.
 
@@ -169,6 +171,12 @@ def columns_of(strategy: Strategy) -> tuple[str, ...]:
     """Return the names of a strategy's score columns: its objectives, and after them those that nobody weighs."""
     columns: tuple[str, ...] = tuple(getattr(strategy, "columns", strategy.objectives))
     return columns
+
+
+def bounds_of(strategy: Strategy) -> tuple[float, float]:
+    """Return the lowest and the highest value of the metric, which a strategy with a metric has as `bounds`."""
+    low, high = getattr(strategy, "bounds", None) or (0.0, 1.0)
+    return float(low), float(high)
 
 
 def fitted(strategy: Strategy, outputs: Mapping[str, Any]) -> Strategy:

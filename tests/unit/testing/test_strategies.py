@@ -125,6 +125,19 @@ class RaisesInScore(Broken):
         return read if read.answer is None else Scored(answer=read.answer, scores=(metric(example, prediction),))
 
 
+class LosesVotes(Broken):
+    """It takes the vote of a completion that the metric cannot score, while compiling only."""
+
+    def score(self, example: Any, prediction: Any, metric: Any) -> Scored:
+        scored = super().score(example, prediction, metric)
+        return Scored(failure=scored.failure) if scored.failure is not None else scored
+
+
+class PraisesTheUnscored(Broken):
+    def _unscored(self, read: Scored, failure: str) -> Scored:
+        return Scored(answer=read.answer, scores=(0.5,), failure=failure)
+
+
 class OtherAnswers(Broken):
     def read(self, inputs: Any, prediction: Any) -> Scored:
         read = super().read(inputs, prediction)
@@ -267,6 +280,8 @@ class Hashed(Broken):
         (OtherNames, "must begin with"),
         (RaisesInRead, "read raised"),
         (RaisesInScore, "score raised"),
+        (LosesVotes, "it takes part when deployed"),
+        (PraisesTheUnscored, "is worth 0.0, not 0.5"),
         (OtherAnswers, "disagree on the answer"),
         (TooManyScores, "2 numbers for the columns"),
         (NotANumber, "score returned .*nan"),

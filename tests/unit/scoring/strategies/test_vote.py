@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.scoring.strategies import MajorityVote
+from iapo_dspy.scoring.strategies import MajorityVote, Mixed, Objective, WeightedVote
 from tests.support.selecting import select
 
 EXAMPLE = dspy.Example(question="1 + 1?", answer="2").with_inputs("question")
@@ -42,10 +42,37 @@ def test_scoring_a_vote() -> None:
     assert (right.answer, right.scores, right.failure) == ("2", (1.0,), None)
     missing = strategy.score(EXAMPLE, dspy.Prediction(other="2"), exact)
     assert missing.scores is None and "no field" in str(missing.failure) and not missing.error
-    broken = strategy.score(EXAMPLE, dspy.Prediction(answer="2"), lambda e, p: 1 / 0)
-    assert broken.scores is None and "ZeroDivisionError" in str(broken.failure) and broken.error
-    nan = strategy.score(EXAMPLE, dspy.Prediction(answer="2"), lambda e, p: math.nan)
-    assert nan.scores is None and "nan" in str(nan.failure)
+
+
+@pytest.mark.parametrize(
+    ("worth", "cause"),
+    [
+        (lambda e, p: 1 / 0, "ZeroDivisionError"),
+        (lambda e, p: math.nan, "nan"),
+        (lambda e, p: None, "None"),
+        (lambda e, p: 2.0, "must lie in"),
+        (lambda e, p: dspy.Prediction(feedback="good"), "without a `score`"),
+    ],
+)
+def test_what_a_metric_cannot_score_votes_and_is_worth_the_least(worth: Any, cause: str) -> None:
+    prediction = dspy.Prediction(answer=" 2")
+    weighted = WeightedVote("answer", weight=lambda e, p: 0.25, bounds=(-1, 1))
+    mixed = Mixed(MajorityVote("answer", bounds=(-1, 1)), objectives=[Objective("brief", lambda e, p: True)])
+    both = Mixed(weighted, objectives=[Objective("brief", lambda e, p: True)])
+    for strategy, rest in ((MajorityVote("answer", bounds=(-1, 1)), ()), (weighted, (0.25,)), (mixed, (1.0,)),
+                           (both, (1.0, 0.25))):  # fmt: skip
+        scored, read = strategy.score(EXAMPLE, prediction, worth), strategy.read({}, prediction)
+        assert scored.answer == read.answer == "2" and scored.usable and read.usable
+        assert scored.scores == (-1.0, *rest)
+        assert cause in str(scored.failure) and scored.error
+
+
+def test_a_completion_without_a_weight_has_no_vote_on_either_side() -> None:
+    strategy = WeightedVote("answer", weight=lambda e, p: 1 / 0)
+    for metric in (exact, lambda e, p: 1 / 0):
+        scored = strategy.score(EXAMPLE, dspy.Prediction(answer="2"), metric)
+        assert not scored.usable and "ZeroDivisionError" in str(scored.failure)
+    assert not strategy.read({"question": "1 + 1"}, dspy.Prediction(answer="2")).usable
 
 
 def test_majority_vote_checks() -> None:
