@@ -31,16 +31,16 @@ class Preference:
     """The wishes of a user (the paper's context): weights of the objectives, a weight of the cost, and hard caps.
 
         Preference("quality")                                    # the best there is, whatever it costs
-        Preference("thrifty", cost=1.0)                          # a hundred average completions = one whole point
+        Preference("thrifty", cost=1.0)                          # a hundred of the student's completions = one point
         Preference.worth("careful", usd=0.001)                   # a tenth of a cent for one hundredth, per query
         Preference("snappy", max_latency_s=2)                    # the best arm that answers within two seconds
         Preference("free tier", cost=0.2, max_usd=0.0005)        # any of them with a cap
 
     Args:
         name: How it is called at deployment; may be left out for an ad hoc preference.
-        cost: Weight of the cost, >= 0, relative to the run: the average call for a single completion (mean over all
-            prompts of the run, in the run's unit: output tokens by default) costs 0.01, so `cost=1` says that a hundred
-            of them are worth one whole point of the objective.
+        cost: Weight of the cost, >= 0, relative to the student as it is: its average call for a single completion (in
+            the run's unit: output tokens by default) costs 0.01, so `cost=1` says that a hundred of them are worth one
+            whole point of the objective, whichever candidates there are.
         weights: Objective name -> weight >= 0, for strategies with several objectives. Objectives left out weigh 0.
             `None` means equal weights that sum to 1 (majority vote: the metric weighs 1).
         rates: Absolute prices: resource ("tokens", "prompt_tokens", "usd", "seconds") -> utility that one unit of it

@@ -245,6 +245,11 @@ class Pulls:
         """Return the pulls at these positions."""
         return Pulls(self.prompt[index], self.query[index], self.size[index])
 
+    def and_then(self, other: Pulls) -> Pulls:
+        """Return these pulls and then others."""
+        parts = ((getattr(self, name), getattr(other, name)) for name in ("prompt", "query", "size"))
+        return Pulls(*(np.concatenate(pair) for pair in parts))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Observations:
@@ -261,6 +266,8 @@ class Observations:
         used: Amounts of every resource that each pull took, all its completions together [B, R]; NaN where an amount is
             not known. None from environments that do not measure them.
         once: The part of `used` that a query takes once whatever the pull's size [B, R].
+        unit: Raw cost of the student's average call for a single completion, > 0: `Preference.cost` weighs costs by it.
+            None where this batch does not tell it.
         exhausted: True when no further pull can be paid for.
     """
 
@@ -271,6 +278,7 @@ class Observations:
     overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     used: FloatArray | None = None
     once: FloatArray | None = None
+    unit: float | None = None
     exhausted: bool = False
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ class Problem:
         max_n: The largest scale N_max >= 1.
         contexts: The contexts to serve.
         aggregator: How n completions become one answer (eq. 1, eq. 2).
-        cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run and then frozen; the
-            average call for a single completion (mean over prompts of the prompt's mean) costs 0.01.
+        cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run and then frozen
+            (`costs.scale.CostScale`).
 
     Raises:
         ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.

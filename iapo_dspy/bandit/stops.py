@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,8 @@ arms are compared, whatever the cost weight. So a preference that pays nothing f
 reward for all that stopping early saves, and in practice a fraction of it."""
 
 WAVE = 2.0  # completions that a wave weighs in the same way: waiting is never quite free either
+
+_SURE = 30  # completions that must all have reached a threshold before it is said that they always do
 
 CANDIDATES = 4  # prompts per context that rules are tuned for: the best by utility, and half as many by reward
 
@@ -105,7 +108,8 @@ def with_stops(
     if mode not in ("exact", "confidence"):
         raise ConfigurationError(f'mode is {mode!r}; give "exact" or "confidence".')
     prices = prices or call_prices(problem, outcome)
-    found = tuple(_Chooser(problem, outcome, prices, mode).choose())
+    chooser = _Chooser(problem, outcome, prices, mode)
+    found = tuple(map(chooser.as_drawn, range(problem.n_contexts), chooser.choose()))
     return replace(outcome, policy=Policy(tuple(s.arm for s in found)), stops=found)
 
 
@@ -130,6 +134,27 @@ class _Chooser:
                 yield self._settling(context, self._plain_arm(context), rules[row])
             else:
                 yield self._tuned(context, self._evidence, rules[row])
+
+    def as_drawn(self, context: int, found: StoppedArm) -> StoppedArm:
+        """Return an arm whose calls always end after their first completion as the arm of one completion, which it is.
+
+        A vote of two is settled by its first vote, and a threshold that every completion of the prompt has reached ends
+        every call. A vote of two whose prompt fails now and then is another matter: it asks again where one failed.
+        """
+        arm, stop = found.arm, found.arm.stop
+        if stop is None or stop.waves[0] > 1:
+            return found
+        mine = self._cells.only(self._cells.prompt == arm.prompt)
+        if stop.threshold is not None:
+            value = np.where(mine.failed, -np.inf, mine.score @ self._problem.contexts.weights[context])
+            always = len(value) >= _SURE and bool((value >= stop.threshold).all())
+        else:
+            always = arm.n == 2 and stop.confidence is None and not (mine.failed | (mine.label < 0)).any()
+        return self._described(context, Arm(arm.prompt, 1)) if always else found
+
+    @cached_property
+    def _cells(self) -> Cells:
+        return Cells.of(self._outcome.observations, self._problem.n_prompts, self._problem.contexts.n_objectives)
 
     def _rules(self, evidence: Evidence, row: int) -> StopEstimates | None:
         """Estimate the rules of one row of weights for the prompts that its contexts may choose."""
@@ -176,8 +201,7 @@ class _Chooser:
 
     def _observed(self, context: int, arm: Arm) -> tuple[float, float] | None:
         """Return completions and waves of a call by observation alone; None where no cell has N completions."""
-        cells = Cells.of(self._outcome.observations, self._problem.n_prompts, self._problem.contexts.n_objectives)
-        calls = observed_calls(self._problem, cells, context, arm)
+        calls = observed_calls(self._problem, self._cells, context, arm)
         known = ~np.isnan(calls[0])
         if not known.any():
             return None

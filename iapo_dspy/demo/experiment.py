@@ -139,7 +139,7 @@ class Experiment:
         single = self._compile(self.task.instructions, 1, self.budget // 8, train)
         # A prompt that was chosen without a thought of N: the best one for the first preference, at N = 1.
         best = self.task.instructions[single.policy.ready.arms[0].prompt]
-        tuned = self._compile([best], self.max_n, self.budget // 4, train)
+        tuned = at_scale_of(program, self._compile([best], self.max_n, self.budget // 4, train))
         say(f"{self.task.name}: {self.heldout} held-out questions")
         heldout = self.task.heldout(self.heldout, self.seed)
         return asyncio.run(self._evaluate(program, best, tuned, heldout, seconds))
@@ -243,3 +243,11 @@ def with_arm(program: CompiledProgram, preference: Preference, arm: Arm) -> Comp
     policy = program.policy.ready
     fixed = dataclasses.replace(policy, preferences=(preference,), arms=(arm,), default=str(preference.name))
     return CompiledProgram(program.policy.student, program.policy.strategy, fixed)
+
+
+def at_scale_of(program: CompiledProgram, other: CompiledProgram) -> CompiledProgram:
+    """Return another program with its arms chosen anew at the cost scale of this one, from its own draws."""
+    policy, strategy = other.policy.ready, other.policy.strategy
+    policy = dataclasses.replace(policy, cost_scale=program.policy.ready.cost_scale)
+    arms = policy.solve(policy.preferences, strategy).policy.arms
+    return CompiledProgram(other.policy.student, strategy, dataclasses.replace(policy, arms=arms))

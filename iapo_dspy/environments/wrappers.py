@@ -154,6 +154,7 @@ class Drift(_Wrapper):
             overhead=seen.overhead[order],
             used=None if seen.used is None else seen.used[order],
             once=None if seen.once is None else seen.once[order],
+            unit=seen.unit,
             exhausted=any(s.exhausted for s in parts),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -69,6 +69,8 @@ def draw(plan: Plan) -> Findings:
     with ExitStack() as stack:
         ledger = _ledger(plan)
         stack.callback(ledger.close)
+        if ledger.about is not None and "unit" not in ledger.about:  # of an older version: its costs keep their scale
+            plan = replace(plan, unit=None, as_it_is=None)
         meter = Meter(settings.budget, spent=_spent_before(ledger.spent))
         sampler = Sampler(
             max_concurrency=settings.num_threads,
@@ -78,7 +80,7 @@ def draw(plan: Plan) -> Findings:
             prices=settings.cost.prices,
         )
         environment = LiveEnvironment(
-            prompts=LivePrompts(plan.prompts, plan.pipeline),
+            prompts=LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is),
             examples=plan.examples + plan.held_out,
             strategy=plan.strategy,
             metric=settings.metric,
@@ -88,6 +90,7 @@ def draw(plan: Plan) -> Findings:
             max_errors=settings.max_errors,
             progress=stack.enter_context(_progress(settings)),
             cost=settings.cost,
+            unit=plan.unit,
             batch=settings.batch,
         )
         stack.callback(environment.close, finished=False)
@@ -127,6 +130,7 @@ def _ledger(plan: Plan) -> LedgerPort:
         "n_queries": len(plan.examples),
         "objectives": list(plan.settings.strategy.objectives),
         "labels": [p.label for p in plan.prompts] if plan.prompts.shape is None else [],
+        "unit": "student",
     }
     return Ledger.open(directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": about})
 

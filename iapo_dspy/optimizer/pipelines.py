@@ -100,21 +100,26 @@ class LivePrompts(Sequence[LivePrompt]):
     Args:
         prompts: The prompt set.
         pipeline: The program around each of them, if there is one.
+        student: One more prompt behind them, if there is one.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], pipeline: Pipeline | None = None) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], pipeline: Pipeline | None = None, student: Prompt | None = None
+    ) -> None:
         self._prompts = prompts
+        self._student = student
         self._pipeline = pipeline
         self._made: dict[int, LivePrompt] = {}
 
     def __len__(self) -> int:
-        """Return P."""
-        return len(self._prompts)
+        """Return how many there are."""
+        return len(self._prompts) + (self._student is not None)
 
     def __getitem__(self, index: Any) -> Any:
         """Return a prompt by its number."""
         if index not in self._made:
-            prompt, pipeline = self._prompts[index], self._pipeline
+            pipeline, student = self._pipeline, self._student
+            prompt = student if student is not None and index == len(self._prompts) else self._prompts[index]
             self._made[index] = LivePrompt(
                 program=prompt.program if pipeline is None else pipeline.with_inner(_watched(prompt.program)),
                 decoding=prompt.decoding,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import dspy
+import numpy as np
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.coordinate import Coordinate
@@ -15,6 +16,7 @@ from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.environments.live.student_unit import UnitPlan
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.checks import (
     check_around,
@@ -30,7 +32,8 @@ from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
 from iapo_dspy.optimizer.probe import probe
 from iapo_dspy.optimizer.recompile import unwrap
 from iapo_dspy.optimizer.settings import Settings
-from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set
+from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set, student_prompt
+from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
@@ -39,6 +42,8 @@ from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
 from iapo_dspy.types import Contexts
 
 _HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset
+_UNIT_QUERIES = 16  # questions on which the student is measured at most
+_UNIT_SHARE = 20  # one in so many completions at most measures a student that is not a candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,9 @@ class Plan:
         held_out: The validation set: queries that have no part in the choice.
         problem: The bandit problem.
         strategy: The strategy of the settings, fitted to the student's output fields.
+        unit: How the student is measured, whose average call is the unit of `Preference.cost`; None leaves it to the
+            algorithm, which takes the average of all prompts.
+        as_it_is: The student as a prompt, where it is drawn for the unit only.
         search: The algorithm that runs: for combinations, one that searches them coordinate by coordinate.
         judged: Whether the metric or an objective asks LMs.
         pipeline: The program around the student, where that is a module inside of a pipeline.
@@ -66,6 +74,8 @@ class Plan:
     problem: Problem
     strategy: Strategy
     search: Algorithm
+    unit: UnitPlan | None = None
+    as_it_is: Prompt | None = None
     judged: bool = False
     pipeline: Pipeline | None = None
 
@@ -87,8 +97,15 @@ class Plan:
         Raises:
             BudgetTooSmall: The algorithm needs a larger budget.
         """
-        budget = self.settings.budget.completions - self.reserved
+        budget = self.settings.budget.completions - self.reserved - (self.unit.draws if self.unit is not None else 0)
         return self.search.start(self.problem, budget=budget, seed=self.settings.seed)
+
+    def asked_of(self, prompt: int) -> set[int]:
+        """Return the questions that the algorithm asks a prompt in its first round."""
+        run = self.start()
+        first = next(run, None)
+        run.close()
+        return set() if first is None else set(first.query[first.prompt == prompt].tolist())
 
     @property
     def least(self) -> int:
@@ -158,7 +175,28 @@ def make_plan(
         search=settings.algorithm if prompts.shape is None else Coordinate(prompts.shape),
         pipeline=pipeline,
     )
+    plan = _with_unit(plan)
     plan.start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     counted = [check_judge(judge, settings) for judge in probe(trial, settings.metric, examples, whole)]
     return replace(plan, judged=any(counted))
+
+
+def _with_unit(plan: Plan) -> Plan:
+    """Return the plan with the completions that measure the student: the algorithm's own, and a few more.
+
+    They are on the questions that the default algorithm asks first, whichever candidates there are.
+    """
+    settings = plan.settings
+    queries = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))[:_UNIT_QUERIES].tolist()
+    place, student = student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)
+    total = settings.budget.completions
+    spare = max(min(total // _UNIT_SHARE, total - plan.reserved - plan.least), 0)
+    found = replace(plan, unit=UnitPlan(prompt=place, queries=tuple(queries), draws=0))
+    while True:  # fewer completions for the algorithm may ask the student about fewer questions
+        known = found.asked_of(place) if place is not None else set()
+        missing = min(sum(x not in known for x in queries), spare)
+        if found.unit is None or missing <= found.unit.draws:
+            break
+        found = replace(found, unit=replace(found.unit, draws=missing), as_it_is=student)
+    return found if place is not None or missing else plan

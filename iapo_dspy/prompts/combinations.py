@@ -11,7 +11,7 @@ import numpy as np
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.candidates import read_options
 from iapo_dspy.prompts.lms import Decodings, LMs, combine
-from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured
+from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured, same_program
 from iapo_dspy.prompts.student import Student
 
 MOST = 1_000_000  # combinations; a run keeps a few numbers for each
@@ -102,6 +102,20 @@ class Combinations(Sequence[Prompt]):
         return configured(program, combination, self._servers, {}, dict(zip(self.options, place, strict=True)))
 
 
+    @property
+    def student(self) -> int | None:
+        """The combination of the predictors' own instructions under the first configuration; None where there is none.
+
+        The first configuration is the first LM with its first decoding.
+        """
+        own = [list(map(str.strip, texts)) for texts in self.options.values()]
+        wanted = [text.strip() for text in Student(self._student).instructions.values()]
+        if any(text not in texts for text, texts in zip(wanted, own, strict=True)):
+            return None
+        place = [texts.index(text) for text, texts in zip(wanted, own, strict=True)]
+        return int(np.ravel_multi_index([*place, 0], self.shape))
+
+
 PromptSet: TypeAlias = PromptList | Combinations
 """The prompt set P. `shape` is None where all prompts are looked at, else the number of options of each coordinate.
 `shown` are prompts that have between them everything that can be chosen."""
@@ -120,3 +134,18 @@ def prompt_set(
     combinations = Combinations(student, candidates, decodings, lms)
     free = sum(k > 1 for k in combinations.shape)  # one coordinate alone is a list as any other
     return PromptList(combinations) if len(combinations) <= joint_limit or free < 2 else combinations
+
+
+def student_prompt(
+    prompts: PromptSet, student: Student, decodings: Decodings, lms: Sequence[LMs] = ()
+) -> tuple[int | None, Prompt]:
+    """Return the student as it is, on the first of the run's LMs with its first decoding, and its place among prompts.
+
+    The place is None where it is not one of them.
+    """
+    first = combine(lms, list(student.predictors), decodings)[:1]
+    as_it_is = configured(clone(student.module), -1, first, {})[0]
+    if isinstance(prompts, Combinations):
+        return prompts.student, as_it_is
+    alike = (i for i, p in enumerate(prompts) if p.decoding == as_it_is.decoding and same_program(p, as_it_is))
+    return next(alike, None), as_it_is

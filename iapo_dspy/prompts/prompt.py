@@ -136,7 +136,7 @@ def build_prompts(
         program = _apply(student, proposal, index)
         bound = {name: p.lm for name, p in program.named_predictors()}
         ids = [id(lm) for lm in bound.values()]
-        identity = json.dumps([_stripped(program_state(program)), ids], sort_keys=True, default=str)
+        identity = f"{_identity(program)} {ids}"
         if identity in seen:
             raise ConfigurationError(
                 f"candidates[{index}] is the same as candidates[{seen[identity]}]: leave one of them out, or the "
@@ -235,6 +235,16 @@ def _attributes(program: dspy.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None)))
     }
+
+
+def same_program(one: Prompt, other: Prompt) -> bool:
+    """Tell whether two prompts of a run ask the same LMs with the same instructions, demos and settings."""
+    asked = ({name: id(p.lm) for name, p in prompt.student.predictors.items()} for prompt in (one, other))
+    return next(asked) == next(asked) and _identity(one.program) == _identity(other.program)
+
+
+def _identity(program: dspy.Module) -> str:
+    return json.dumps(_stripped(program_state(program)), sort_keys=True, default=str)
 
 
 def _stripped(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,16 @@ import numpy as np
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Observations
 
-_AVERAGE_CALL = 0.01  # utility that the average call for a single completion is worth at cost weight 1
+_AVERAGE_CALL = 0.01  # utility that a call for a single completion of the student is worth at cost weight 1
 
 
 class CostScale:
-    """The utility of one raw cost unit: given, or learnt from the first observations that cover every prompt.
+    """The utility of one raw cost unit: given, or learnt from the first observations and then frozen.
 
-    The average call for a single completion costs 0.01 by this scale: the mean over prompts of each prompt's
-    mean overhead per pull plus its mean cost per completion.
+    The student's average call for a single completion costs 0.01, where the environment measures it
+    (`Observations.unit`). Elsewhere, as in the paper's recordings, the average over all prompts takes its place: the
+    mean over prompts of each prompt's mean overhead per pull plus its mean cost per completion, from the first
+    observations that cover every prompt.
 
     Args:
         problem: `problem.cost_scale` is used as it is, unless it is `None`.
@@ -29,7 +31,9 @@ class CostScale:
         self._pulled = np.zeros(problem.n_prompts, dtype=bool)
 
     def observe(self, observations: Observations) -> None:
-        """Learn the scale and freeze it once every prompt has been pulled; afterwards nothing changes."""
+        """Learn the scale and freeze it once it is known; afterwards nothing changes."""
+        if self._fixed is None and observations.unit is not None:
+            self._fixed = _AVERAGE_CALL / observations.unit
         if self._fixed is not None:
             return
         pulls, n_prompts = observations.pulls, len(self._cost)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import queue
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
@@ -16,6 +16,7 @@ from iapo_dspy.environments.live.progress import FailureReport, Progress, Tracke
 from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
+from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
@@ -68,7 +69,7 @@ class LiveEnvironment:
     """Answers pulls from a language model.
 
     Args:
-        prompts: The prompt set P.
+        prompts: The prompt set P, and behind it a student that is drawn for the unit of costs only.
         examples: The training set X, with inputs and labels.
         strategy: Scores completions.
         metric: For strategies that need labels.
@@ -78,6 +79,7 @@ class LiveEnvironment:
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
         progress: Called after every pull, in the thread that waits for the pulls.
         cost: Turns usage into costs.
+        unit: How the first round measures the unit of costs; None leaves it to the algorithm.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
 
     Attributes:
@@ -99,6 +101,7 @@ class LiveEnvironment:
         max_errors: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         cost: Cost | None = None,
+        unit: UnitPlan | None = None,
         batch: BatchAPI | None = None,
     ) -> None:
         cost = cost or Cost()
@@ -107,7 +110,7 @@ class LiveEnvironment:
             if isinstance(ledger, NullLedger)
             else "All completions that were paid for are in the ledger; mend the cause and compile again to go on."
         )
-        self.n_prompts, self.n_queries = len(prompts), len(examples)
+        self.n_prompts, self.n_queries = len(prompts) - (unit is not None and unit.draws > 0), len(examples)
         self.unjudged = 0
         self._prompts = prompts
         self._examples = tuple(examples)
@@ -122,9 +125,10 @@ class LiveEnvironment:
         self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in range(len(examples))]
         self._calls: Calls = queue.SimpleQueue()
         tell = None if progress is None else lambda state: self._calls.put(lambda: _tell(progress, state))
-        self._tracker = Tracker(len(prompts), meter=meter, max_errors=max_errors, kept=kept, progress=tell)
+        self._tracker = Tracker(self.n_prompts, meter=meter, max_errors=max_errors, kept=kept, progress=tell)
         self._scorer = Scorer(strategy, metric, sampler, ledger)
-        self._observer = Observer(self._scorer, self._tracker, cost, len(prompts), len(self._examples))
+        self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
+        self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
         self._by_batch = batch is not None
         self._batches = BatchSampler(
@@ -172,20 +176,24 @@ class LiveEnvironment:
         return run_on_loop(self._observe(pulls), calls=self._calls)
 
     async def _observe(self, pulls: Pulls) -> Observations:
-        results = await self._pull_all(pulls)
+        unit = self._unit if self._round == 0 else None
+        asked = pulls if unit is None else pulls.and_then(unit.pulls(pulls))
+        results = (await self._pull_all(asked))[: len(pulls)]
         self._round += 1
         self._tracker.check()
-        return await in_thread(lambda: self._observer.observations(pulls, results))  # it may ask a user's equality
+        # in a thread: it may ask a user's equality
+        seen = await in_thread(lambda: self._observer.observations(pulls, results))
+        return seen if unit is None else replace(seen, unit=unit.found())
 
     async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
-        """Make every pull that the budget pays for; None stands for the others."""
+        """Make every pull that the budget pays for; None stands for the others, and for pulls that are not scored."""
         if self._round == 0:
             await self._batches.resume(lambda line: self._ask(line.pull, line.prompt, line.query, line.indices))
         starts = self._starts(pulls)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
         places = asyncio.Semaphore(2 * self._sampler.max_concurrency)
-        tasks: dict[int, asyncio.Task[Pulled]] = {}
+        tasks: dict[int, asyncio.Task[Pulled | None]] = {}
         try:
             drawn: dict[PullKey, Drawn] = {}
             if self._by_batch:
@@ -241,8 +249,11 @@ class LiveEnvironment:
             decoding=self._prompts[prompt].decoding,
         )
 
-    async def _pull_one(self, start: _Start, drawn: Drawn | None, places: asyncio.Semaphore) -> Pulled:
-        """Draw the missing completions of a pull, put them on disk, and score the whole pull."""
+    async def _pull_one(self, start: _Start, drawn: Drawn | None, places: asyncio.Semaphore) -> Pulled | None:
+        """Draw the missing completions of a pull, put them on disk, and score the whole pull.
+
+        Completions that are drawn for the unit of costs only are not scored: None.
+        """
         key, pull, reservation, missing = start.key, start.pull, start.reservation, start.missing
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
         async with places:
@@ -270,6 +281,10 @@ class LiveEnvironment:
                 self._ledger.extend([completion.record for completion in made.values()])
                 known |= made
             completions = [known[i] for i in sorted(known)]
+            if self._unit is not None and self._round == 0:
+                self._unit.note(pull.prompt, pull.query, completions)
+                if pull.prompt == self.n_prompts:
+                    return None
             scored = await self._scorer.score(example, completions)
             pulled = self._observer.pulled(pull.prompt, completions, scored)
             self.unjudged += len(scored) - len(pulled.scored)

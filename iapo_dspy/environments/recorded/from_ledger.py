@@ -68,7 +68,8 @@ def recording_of(
             f"The ledger in {log_dir} does not say which strategy, prompts and queries it is about, as those of "
             "IAPO.compile do; it can be exported, but not made a recording."
         )
-    everything = _scored(records)
+    n_prompts = int(about["n_prompts"])
+    everything = [s for s in _scored(records) if s.completion.prompt < n_prompts]  # not the student's for the unit
     unscored = sum(not s.known for s in everything)
     if unscored:
         raise LedgerError(
@@ -77,7 +78,6 @@ def recording_of(
     cells: dict[tuple[int, int], list[_Scored]] = {}
     for s in everything:
         cells.setdefault((s.completion.prompt, s.completion.query), []).append(s)
-    n_prompts = int(about["n_prompts"])
     kept = list(range(n_prompts)) if prompts is None else [int(p) for p in prompts]
     if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
         raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")

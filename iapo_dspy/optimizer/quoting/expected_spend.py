@@ -109,6 +109,7 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[E
     guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
     for guess in guesses:
         drive(plan.start(), guess)
+        guess.measure_the_student()
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))
@@ -316,6 +317,12 @@ class _Guess:
             overhead=np.nan_to_num(self._lengths.once[made.prompt]) @ weights + cost.seconds,
             exhausted=not fits.all(),
         )
+
+    def measure_the_student(self) -> None:
+        """Add the completions of a student that is drawn for the unit of costs only; it is taken to be average."""
+        each = np.arange(len(self._plan.prompts))
+        average = self._lengths.of(Pulls(each, np.zeros_like(each), np.ones_like(each))).mean(axis=0)
+        self.taken = self.taken + average * (self._plan.unit.draws if self._plan.unit is not None else 0)
 
     def _answers(self, pulls: Pulls) -> tuple[IntArray, FloatArray]:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""

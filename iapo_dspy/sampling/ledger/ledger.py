@@ -32,6 +32,7 @@ from iapo_dspy.sampling.ledger.records import (
     Record,
     ScoreRecord,
     SpentRecord,
+    UnitRecord,
     decode_record,
     encode_record,
 )
@@ -59,12 +60,16 @@ class LedgerPort:
         spent: The spending of earlier processes of the run.
         batches: The batch jobs of earlier processes whose completions are not stored yet.
         calls: The answers of earlier processes that all rollouts of a query share.
+        unit: The unit of costs that an earlier process found.
+        about: What the first process of the run wrote of it, beside what it depends on; None without a file.
     """
 
     def __init__(self) -> None:
         self.spent = SpentRecord()
         self.batches: tuple[BatchRecord, ...] = ()
         self.calls: tuple[CallRecord, ...] = ()
+        self.unit: UnitRecord | None = None
+        self.about: Mapping[str, Any] | None = None
         self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
         self._scores: dict[str, ScoreRecord] = {}
 
@@ -189,6 +194,7 @@ class Ledger(LedgerPort):
             else:
                 ledger._write([{"kind": "header", **header}])
                 ledger.flush()
+            ledger.about = ((lines[0] if lines else header).get("settings") or {}).get("about") or {}
             undo.pop_all()
             return ledger
 
@@ -238,6 +244,8 @@ class Ledger(LedgerPort):
                 self._scores[record.key] = record
             elif isinstance(record, SpentRecord):
                 self.spent = record
+            elif isinstance(record, UnitRecord):
+                self.unit = record
 
 
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:

@@ -142,13 +142,27 @@ class BatchRecord:
     version: int = 1
 
 
-Record = CompletionRecord | CallRecord | ScoreRecord | SpentRecord | BatchRecord
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """The unit in which `Preference.cost` weighs costs; runs that go on keep it.
+
+    Attributes:
+        cost: Raw cost of the student's average call for a single completion, in the unit of the run's `Cost`, > 0.
+        queries: How many training questions it was measured on.
+    """
+
+    cost: float
+    queries: int
+
+
+Record = CompletionRecord | CallRecord | ScoreRecord | SpentRecord | BatchRecord | UnitRecord
 _KINDS: dict[type, str] = {
     CompletionRecord: "completion",
     CallRecord: "call",
     ScoreRecord: "score",
     SpentRecord: "spent",
     BatchRecord: "batch",
+    UnitRecord: "unit",
 }
 _TYPES: dict[str, type] = {kind: cls for cls, kind in _KINDS.items()}
 _ONCE = ("shared_tokens", "shared_completion_tokens", "shared_usd")

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
@@ -17,13 +18,14 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_votes
 from iapo_dspy.bandit.stopping.rules import exact_waves, tuned_vote_stops
-from iapo_dspy.bandit.stops import THRIFT, call_prices, with_stops
+from iapo_dspy.bandit.stops import THRIFT, StopMode, _Chooser, call_prices, with_stops
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Arm, Contexts, FloatArray, Policy, Pulls, Stop
+from tests.support.draws import observe, problem_of
 
 MAX_N = 16
 
@@ -318,3 +320,42 @@ def test_failed_completions_are_not_votes() -> None:
     calls = StoppedValues(recording=recording).calls(stopped.policy)
     np.testing.assert_allclose([s.completions for s in stopped.stops or ()], calls.completions, atol=0.8)
     np.testing.assert_allclose([s.gain for s in stopped.stops or ()], calls.gain, atol=0.02)
+
+
+# --- arms that are the arm of one completion ---
+
+
+def of_two(failed: int = 0) -> tuple[Problem, Outcome]:
+    """A run that has chosen a vote of two: every query was drawn four times, and some first completions failed."""
+    problem = problem_of(MajorityVoteAggregator(), n_prompts=1, max_n=2, n_queries=40, price=[0.1], cost_scale=0.01)
+    right = np.random.default_rng(2).random(160) < 0.7
+    score = np.where(np.arange(160) < failed, np.nan, right)
+    label = np.where(np.isnan(score), -1, 1 - right)
+    outcome = PSST().solve(problem, [observe([(0, x, 4) for x in range(40)], score, label)])
+    return problem, replace(outcome, policy=Policy((Arm(0, 2),)))
+
+
+@pytest.mark.parametrize("mode", ["exact", "confidence"])
+def test_a_vote_of_two_that_its_first_completion_always_settles_is_shown_as_one_completion(mode: StopMode) -> None:
+    problem, outcome = of_two()
+    (found,) = (stopped := with_stops(problem, outcome, mode=mode)).stops or ()
+    assert found.arm == stopped.policy[0] == Arm(0, 1)
+    assert (found.completions, found.waves, found.cost) == (1.0, 1.0, 1.0)
+    assert found.utility == outcome.q[0, 0, 0] and found.reward == outcome.reward[0, 0, 0]
+
+
+def test_a_vote_of_two_that_asks_again_after_failures_is_an_arm_of_its_own() -> None:
+    problem, outcome = of_two(failed=16)  # four queries on which nothing came back
+    (found,) = with_stops(problem, outcome, mode="exact").stops or ()
+    assert found.arm == Arm(0, 2, Stop(waves=(1, 2)))
+    assert found.completions == pytest.approx(1.1)
+
+
+def test_a_threshold_that_every_completion_reaches_is_shown_as_one_completion() -> None:
+    problem = problem_of(BestOfNAggregator(), n_prompts=1, max_n=4, n_queries=40, price=[0.1], cost_scale=0.01)
+    rule = Stop(waves=(1, 2, 4), threshold=0.5)
+    for lowest, arm in ((0.6, Arm(0, 1)), (0.4, Arm(0, 4, rule))):
+        score = np.append(np.random.default_rng(3).uniform(0.6, 1.0, 159), lowest)
+        outcome = PSST().solve(problem, [observe([(0, x, 4) for x in range(40)], score)])
+        chooser = _Chooser(problem, outcome, call_prices(problem, outcome), "exact")
+        assert chooser.as_drawn(0, chooser._described(0, Arm(0, 4, rule), 0.0, 1.0)).arm == arm

@@ -1,7 +1,10 @@
 """The scale of costs is learnt once, or given."""
 
+from dataclasses import replace
+
 import pytest
 
+from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.costs.scale import CostScale
 from tests.support.draws import observe, small_problem
 
@@ -23,3 +26,15 @@ def test_a_free_run_has_cost_scale_zero_and_a_given_scale_is_kept():
     given = CostScale(small_problem(cost_scale=3.0))
     given.observe(observe([(0, 0, 1), (1, 0, 1)], [1, 1], cost=[5, 5]))
     assert given.value == 3.0
+
+
+def test_the_students_own_call_is_the_unit_where_it_is_known():
+    scale = CostScale(small_problem(cost_scale=None))
+    seen = observe([(0, 0, 2)], [1, 1], cost=[30, 10])
+    scale.observe(replace(seen, unit=25.0))
+    assert scale.value == pytest.approx(0.01 / 25)
+    scale.observe(replace(observe([(1, 0, 1)], [1], cost=[9999]), unit=1.0))
+    assert scale.value == pytest.approx(0.01 / 25), "frozen"
+    scale = CostScale(small_problem(cost_scale=None))
+    scale.observe(joined([replace(seen, unit=25.0), seen]))
+    assert scale.value == pytest.approx(0.01 / 25)
