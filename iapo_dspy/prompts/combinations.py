@@ -101,7 +101,6 @@ class Combinations(Sequence[Prompt]):
             predictors[name].signature = predictors[name].signature.with_instructions(texts[option])
         return configured(program, combination, self._servers, {}, dict(zip(self.options, place, strict=True)))
 
-
     @property
     def student(self) -> int | None:
         """The combination of the predictors' own instructions under the first configuration; None where there is none.

@@ -78,4 +78,3 @@ class StudentUnit:
                 self._known = unit
                 self._ledger.append(UnitRecord(cost=unit, queries=len(calls)))
         return self._known
-

@@ -14,7 +14,7 @@ from iapo_dspy.prompts.combinations import Combinations, prompt_set, student_pro
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.ledger.ledger import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, UnitRecord
-from iapo_dspy.types import Decoding as D
+from iapo_dspy.types import Decoding
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import TwoSteps, questions, student, total
@@ -60,7 +60,7 @@ def test_the_unit_does_not_move_with_the_pool_nor_with_budget_or_preferences() -
 
 def test_a_student_that_is_not_a_candidate_takes_a_small_counted_part_of_the_budget(tmp_path: Path) -> None:
     program = compiled("Briefly.", "In full.", log_dir=tmp_path, budget=200)
-    header, records = read_ledger(tmp_path)
+    _, records = read_ledger(tmp_path)
     mine = [r for r in records if isinstance(r, CompletionRecord) and r.prompt == 2]
     assert len(mine) == len({r.query for r in mine}) == 200 // 20 and {r.round for r in mine} == {0}
     (unit,) = (r for r in records if isinstance(r, UnitRecord))
@@ -117,13 +117,15 @@ def test_the_student_is_not_scored_and_costs_in_the_runs_own_unit(tmp_path: Path
 def test_where_the_student_is_among_the_prompts() -> None:
     steps = Student(TwoSteps())
     plan, ask = steps.instructions["plan"], steps.instructions["ask"]
-    made = Combinations(steps, {"plan": ["Plan.", plan], "ask": ["Ask.", None, "Say."]}, (D(), D(temperature=0.5)))
+    made = Combinations(
+        steps, {"plan": ["Plan.", plan], "ask": ["Ask.", None, "Say."]}, (Decoding(), Decoding(temperature=0.5))
+    )
     assert made.student == 8 and {**made[8].student.instructions} == {"plan": plan, "ask": ask}
-    assert Combinations(steps, {"plan": ["Plan.", "Think."]}, (D(),)).student is None
+    assert Combinations(steps, {"plan": ["Plan.", "Think."]}, (Decoding(),)).student is None
     alone = Student(student())
-    for decodings, place in (((D(),), 1), ((D(temperature=0.5), D()), 2)):
+    for decodings, place in (((Decoding(),), 1), ((Decoding(temperature=0.5), Decoding()), 2)):
         prompts = prompt_set(alone, ["Briefly.", f" {OWN} "], decodings, 10)
         assert student_prompt(prompts, alone, decodings)[0] == place
         assert prompts[place].decoding == decodings[0]
-    place, as_it_is = student_prompt(prompt_set(alone, ["Briefly."], (D(),), 10), alone, (D(),))
-    assert place is None and list(Student(as_it_is.program).instructions.values()) == [OWN]
+    nowhere, as_it_is = student_prompt(prompt_set(alone, ["Briefly."], (Decoding(),), 10), alone, (Decoding(),))
+    assert nowhere is None and list(Student(as_it_is.program).instructions.values()) == [OWN]
