@@ -190,6 +190,9 @@ def _with_unit(plan: Plan) -> Plan:
     settings = plan.settings
     queries = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))[:_UNIT_QUERIES].tolist()
     place, student = student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)
+    served = {id(lm) for prompt in plan.prompts.shown for lm in prompt.student.lms.values()}
+    if place is None and not {id(p.lm or dspy.settings.lm) for p in student.student.predictors.values()} <= served:
+        return plan  # every candidate brings an LM of its own: the student's has no part in the run
     total = settings.budget.completions
     spare = max(min(total // _UNIT_SHARE, total - plan.reserved - plan.least), 0)
     found = replace(plan, unit=UnitPlan(prompt=place, queries=tuple(queries), draws=0))

