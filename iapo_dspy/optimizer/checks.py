@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from iapo_dspy.prompts.student import Student, lm_of
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
+
+logger = logging.getLogger(__name__)
 
 
 def check_program(student: Any) -> dspy.Module:
@@ -129,10 +132,14 @@ def check_judge(judge: Any, settings: Settings) -> bool:
 
 def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:
     """Refuse prompts whose completions would all be the same, or could not be held within the budget."""
+    untold = set()  # models that are sent no temperature
     for prompt in prompts:
         for name, lm in prompt.student.lms.items():
             config = prompt.student.predictors[name].config
-            if settings.max_n > 1 and effective_temperature(lm, config, prompt.decoding) == 0:
+            temperature = effective_temperature(lm, config, prompt.decoding)
+            if temperature is None and isinstance(lm, dspy.LM):
+                untold.add(lm.model)
+            if settings.max_n > 1 and temperature == 0:
                 raise ConfigurationError(
                     f"Predictor {name!r} of candidates[{prompt.candidate}] samples {lm.model!r} at temperature 0: all "
                     "N completions would be the same. Set a temperature > 0 on the LM or in "
@@ -140,6 +147,11 @@ def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:
                 )
             check_decoding(lm, config, prompt.decoding)
             _check_limits(lm, request_params(lm, config, prompt.decoding), settings)
+    for model in sorted(untold) if settings.max_n > 1 else ():
+        logger.info(
+            "%s is sent no temperature: you set none, and it takes none, or not beside your other settings. Its "
+            "completions of one query differ as far as the model's own temperature makes them.", model,
+        )  # fmt: skip
 
 
 def _check_limits(lm: dspy.BaseLM, params: dict[str, Any], settings: Settings) -> None:

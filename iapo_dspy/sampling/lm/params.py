@@ -84,10 +84,10 @@ def request_params(
 ) -> dict[str, Any]:
     """Merge the parameters of a request; later sources win: LM, predictor, decoding.
 
-    `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0: DSPy would turn it
-    into 0.7 as soon as n > 1, and a provider's own default is not the same everywhere. OpenAI's reasoning models,
-    which refuse a temperature, are left alone. A reasoning effort is sent to models that LiteLLM does not know, too: by
-    itself it would refuse to send it to an Azure deployment of any name, for example.
+    `n` is left out, because a rollout is one sample. A temperature that nobody set is sent as 1.0 where LiteLLM says
+    that the model takes one, and nothing that depends on it is set: DSPy would turn it into 0.7 as soon as n > 1, and a
+    provider's own default is not the same everywhere. A reasoning effort is sent to models that LiteLLM does not know,
+    too: by itself it would refuse to send it to an Azure deployment of any name, for example.
     """
     merged = {**lm.kwargs, **(config or {})}
     params = {k: v for k, v in merged.items() if k not in NOT_SENT and v is not None}
@@ -96,12 +96,12 @@ def request_params(
         params.pop("max_tokens", None)
         chosen["max_completion_tokens"] = chosen.pop("max_tokens")
     params.update(chosen)
-    if not is_reasoning_model(lm.model):
+    if _takes_a_temperature(lm, params):
         params.setdefault("temperature", 1.0)
     if chosen.get("reasoning_effort") is not None and _sent_by_leave(lm, params):
         allowed = params.get("allowed_openai_params") or ()
         params["allowed_openai_params"] = [*allowed, *({"reasoning_effort"} - set(allowed))]
-    return params
+    return _with_room(lm.model, params)
 
 
 _NOT_GENERATION = re.compile(r"key|secret|credential|token$|header|base|url|timeout|retries|cache|rollout")
@@ -135,12 +135,39 @@ def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, dec
 
 def _sent_by_leave(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
     """Whether LiteLLM must be told to send a reasoning effort, because it does not know the model."""
-    while isinstance(lm, StandInLM):
-        lm = lm._lm
-    if not isinstance(lm, dspy.LM):
+    if not isinstance(_behind(lm), dspy.LM):
         return False
     provider, effort = params.get("custom_llm_provider"), params["reasoning_effort"]
     return not _known(lm.model, provider) and _refusal(lm.model, provider, (("reasoning_effort", effort),)) is not None
+
+
+def _behind(lm: dspy.BaseLM) -> dspy.BaseLM:
+    """Return the LM that stand-ins stand in for."""
+    while isinstance(lm, StandInLM):
+        lm = lm._lm
+    return lm
+
+
+def _takes_a_temperature(lm: dspy.BaseLM, params: Mapping[str, Any]) -> bool:
+    """Whether a temperature that nobody set may be sent."""
+    real = _behind(lm)
+    if not isinstance(real, dspy.LM) or not isinstance(real.engine, str) or is_reasoning_model(real.model):
+        return False
+    # Some models take only one of these and a temperature.
+    beside = params.get("top_p") not in (None, 1) or params.get("thinking") is not None
+    return not beside and _supports_temperature(real.model, params.get("custom_llm_provider"))
+
+
+@functools.lru_cache(maxsize=256)
+def _supports_temperature(model: str, provider: str | None) -> bool:
+    litellm = import_litellm()
+
+    def ask() -> bool:
+        name, found, *_ = litellm.get_llm_provider(model=model, custom_llm_provider=provider)
+        return "temperature" in (litellm.get_supported_openai_params(model=name, custom_llm_provider=found) or ())
+
+    known = _said(model, lambda: litellm.get_model_info(model, custom_llm_provider=provider)) or {}
+    return bool(_said(model, ask)) and known.get("supports_sampling_params") is not False
 
 
 @functools.lru_cache(maxsize=256)
@@ -210,7 +237,57 @@ def limit_output(params: Mapping[str, Any], model: str, most: int | None) -> dic
         name = "max_completion_tokens" if _counts_reasoning(model, params) else "max_tokens"
         own = max_output_tokens(params)
         limited[name] = most if own is None else min(own, most)
+        limited = _with_room(model, limited)
     return limited
+
+
+def thinking_budget(model: str, params: Mapping[str, Any]) -> int:
+    """Return the tokens that a model is told to think for at most; 0 where it is told no number of them.
+
+    Providers refuse a request whose completions may not be longer than that.
+    """
+    thinking, effort = params.get("thinking"), params.get("reasoning_effort")
+    if thinking is None and effort is not None:
+        thinking = _thinking_for(model, params.get("custom_llm_provider"), effort)
+    budget = thinking.get("budget_tokens") if isinstance(thinking, Mapping) else None
+    return budget if isinstance(budget, int) else 0
+
+
+@functools.lru_cache(maxsize=256)
+def _thinking_for(model: str, provider: str | None, effort: Any) -> Any:
+    """Return the thinking that LiteLLM makes of a reasoning effort, where a model has no efforts of its own."""
+    litellm = import_litellm()
+
+    def ask() -> Any:
+        name, found, *_ = litellm.get_llm_provider(model=model, custom_llm_provider=provider)
+        options = litellm.utils.get_optional_params(model=name, custom_llm_provider=found, reasoning_effort=effort)
+        return options.get("thinking")
+
+    return _said(model, ask)
+
+
+_LEAST_THINKING = 1024  # tokens; Anthropic takes no smaller budget
+
+
+def _with_room(model: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Lower the budget for thinking where it leaves no room for an answer, to half of the limit of a completion."""
+    limit, budget = max_output_tokens(params), thinking_budget(model, params)
+    if limit is None or budget < limit:
+        return params
+    rest = {k: v for k, v in params.items() if k not in ("thinking", "reasoning_effort")}
+    lowered = max(limit // 2, _LEAST_THINKING)
+    fits = lowered < limit
+    _tell_of_thinking(model, budget, limit, lowered if fits else 0)
+    return {**rest, "thinking": {"type": "enabled", "budget_tokens": lowered}} if fits else rest
+
+
+@functools.lru_cache(maxsize=256)
+def _tell_of_thinking(model: str, budget: int, limit: int, lowered: int) -> None:
+    """Say once what becomes of a budget for thinking."""
+    now = f"it thinks for at most {lowered} tokens" if lowered else "it does not think at all"
+    logger.warning(
+        "%s may think for %d tokens, but a completion is limited to %d. With this limit %s.", model, budget, limit, now
+    )
 
 
 def max_output_tokens(params: Mapping[str, Any]) -> int | None:

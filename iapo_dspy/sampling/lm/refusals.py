@@ -101,8 +101,19 @@ def is_unsent(error: BaseException) -> bool:
 
 def may_refuse_n(error: BaseException) -> bool:
     """Whether a provider may have refused a request because of n > 1."""
+    return may_refuse_params(error)
+
+
+def may_refuse_params(error: BaseException) -> bool:
+    """Whether a provider may have refused a request because of its parameters."""
     other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
-    refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError"}
+    refusals = {
+        "BadRequestError",
+        "UnsupportedParamsError",
+        "UnprocessableEntityError",
+        "LMInvalidRequestError",
+        "LMUnsupportedFeatureError",
+    }
     return bool(_names(error) & refusals) and not _names(error) & other
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from iapo_dspy.sampling.concurrency.contained import contained_wait
 from iapo_dspy.sampling.concurrency.threads import in_thread
+from iapo_dspy.sampling.lm.params import NOT_SENT
 from iapo_dspy.sampling.lm.proxy import METERING
 from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
+from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
 from iapo_dspy.sampling.requests.endings import ending_of_call, watched_calls
@@ -41,6 +44,7 @@ class CallableCompleter:
         self._lm = lm
         self._terms = terms
         self._price = price_of(lm, terms.prices)
+        self._refused = refused_params_of(lm)
         self._is_async = _has_async_form(lm)
 
     async def complete(self, request: CompletionRequest) -> list[Choice]:
@@ -53,15 +57,26 @@ class CallableCompleter:
         ]
 
     async def _call(self, request: CompletionRequest, index: int) -> Choice:
-        seed, own = seed_of(self._lm, request.key, request.messages, index), self._lm.kwargs
+        seed = seed_of(self._lm, request.key, request.messages, index)
         params = {**request.params, **({} if seed is None else {"seed": seed})}
+        return await self._refused.ask(functools.partial(self._attempt, request, index), params, self._lm.model)
+
+    def _given(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a call: those in which it differs from the LM's own."""
+        own = self._lm.kwargs
         # Settings that the LM already has need not be repeated: a custom engine refuses some of them in a call.
         known = {
             "input_cost_per_token",
             "output_cost_per_token",
             *(k for k in params if k in own and own[k] == params[k]),
         }
-        params = {k: v for k, v in params.items() if k not in known}
+        given = {k: v for k, v in params.items() if k not in known}
+        if isinstance(self._lm, dspy.LM):  # which takes None for "not at all"
+            given |= {k: None for k, v in own.items() if v is not None and k not in params and k not in NOT_SENT}
+        return given
+
+    async def _attempt(self, request: CompletionRequest, index: int, params: Mapping[str, Any]) -> Choice:
+        seed, given = params.get("seed"), self._given(params)
         async with self._terms.gate() as slot:
             reservation, prompt = await reserve_request(
                 self._terms.meter, self._lm, request.messages, request.params, 1, self._terms.prices
@@ -69,9 +84,7 @@ class CallableCompleter:
             start = time.perf_counter()
             try:
                 with _usage(recorded=request.record is not None) as tracker, watched_calls() as calls:
-                    outputs = await asyncio.wait_for(
-                        self._outputs(request.messages, params, index), self._terms.timeout
-                    )
+                    outputs = await asyncio.wait_for(self._outputs(request.messages, given, index), self._terms.timeout)
             except BaseException as error:
                 reservation.forfeit(requests=1, prompt_tokens=prompt)
                 if is_throttled(error):
@@ -104,7 +117,7 @@ class CallableCompleter:
     ) -> Sequence[Any]:
         # DSPy takes `cache` out of a call; `rollout_id` reaches only engines, which know it.
         settings = {**params, "cache": False}
-        if isinstance(self._lm, dspy.LM) and params.get("temperature", self._lm.kwargs.get("temperature")):
+        if isinstance(self._lm, dspy.LM) and params.get("temperature", self._lm.kwargs.get("temperature")) != 0:
             settings["rollout_id"] = index
         messages = list(messages)
         if self._is_async:

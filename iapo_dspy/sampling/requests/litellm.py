@@ -28,6 +28,7 @@ from iapo_dspy.sampling.lm.refusals import (
     raise_fatal,
     retry_after,
 )
+from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange, Terms
@@ -52,7 +53,7 @@ class LiteLLMCompleter:
 
     One HTTP request brings n completions where the provider takes n. Missing completions are asked for again. A server
     that twice answered n > 1 with a single choice is asked for one completion at a time from then on. A server that
-    refuses n is asked for half as many, until it takes them.
+    refuses n is asked for half as many, until it takes them. One that refuses another parameter is asked without it.
 
     Args:
         lm: The language model; only read.
@@ -66,6 +67,7 @@ class LiteLLMCompleter:
         self._retries: int = lm.num_retries
         self._rng = random.Random(terms.seed)
         self._price = price_of(lm, terms.prices)
+        self._refused = refused_params_of(lm)
         self._first_choice = FirstChoiceCheck()
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
@@ -128,8 +130,12 @@ class LiteLLMCompleter:
         attempts = retrying(
             AsyncRetrying, retries=self._allowed, rng=self._rng, longest=_LONGEST_WAIT, before_sleep=self._before_sleep
         )
-        choices: list[Choice] = await attempts(self._attempt, request, params, n, seed)
-        return choices
+
+        async def ask(params: dict[str, Any]) -> list[Choice]:
+            choices: list[Choice] = await attempts(self._attempt, request, params, n)
+            return choices
+
+        return await self._refused.ask(ask, params, self._lm.model)
 
     def _before_sleep(self, error: BaseException, delay: float) -> None:
         logger.debug("An attempt failed (%s); next in %.2f s.", type(error).__name__, delay)
@@ -141,9 +147,7 @@ class LiteLLMCompleter:
         halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
         return self._retries + halvings
 
-    async def _attempt(
-        self, request: CompletionRequest, params: dict[str, Any], n: int, seed: int | None
-    ) -> list[Choice]:
+    async def _attempt(self, request: CompletionRequest, params: dict[str, Any], n: int) -> list[Choice]:
         async with self._gate() as slot:
             reservation, prompt = await reserve_request(
                 self._terms.meter, self._lm, request.messages, request.params, n, self._terms.prices
@@ -186,7 +190,7 @@ class LiteLLMCompleter:
             )
         # A single completion does not show whether completions share a prompt; that depends on whether n is taken.
         shared = len(reading.outputs) > 1 or (n == 1 and self._takes_n(params))
-        return replace(reading, usage=usage).choices(n, shared=shared, price=self._price, seed=seed)
+        return replace(reading, usage=usage).choices(n, shared=shared, price=self._price, seed=params.get("seed"))
 
     def _send(self, request: CompletionRequest, params: dict[str, Any], n: int) -> Coroutine[Any, Any, Any]:
         sent = {
