@@ -9,7 +9,7 @@ from typing import Any
 from iapo_dspy import Budget
 from iapo_dspy.demo.model import WEIGHTS
 from iapo_dspy.demo.tokenizer import Tokenizer
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.counting import Counting, Exchange
 

@@ -24,7 +24,7 @@ import pytest
 
 from iapo_dspy import IAPO, BatchAPI, LMRefused, MajorityVote, Preference
 from iapo_dspy.errors import BatchJobFailed
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, is_throttled, retry_after
 from tests.support.batching import BatchFaults

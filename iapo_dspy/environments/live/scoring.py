@@ -19,7 +19,7 @@ from iapo_dspy.sampling.ledger.records import ScoreRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.scoring.inside_pipeline import score_inside
 from iapo_dspy.scoring.scores import Metric, Scored
-from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy
+from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy, columns_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,9 @@ class Scorer:
             return Scored(failure=record.failure or "no prediction", error=record.error)
         name = f"{record.round}/{record.position}/{record.index}"
         known = self._ledger.score(name)
+        columns = len(columns_of(self.strategy))
+        if known is not None and known.scores is not None and len(known.scores) != columns:
+            known = None  # somebody has changed the ledger
         if known is not None and known.scorer == self._digest and not known.error:
             scores = tuple(known.scores) if known.scores is not None else None
             voted = scores is not None and known.answer is not None

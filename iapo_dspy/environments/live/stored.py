@@ -75,7 +75,7 @@ class StoredCompletions:
         self._ledger = ledger
         self._diverged = False
         self._used: set[tuple[PullKey, int]] = set()
-        self._unused: dict[tuple[int, int], list[CompletionRecord]] | None = None
+        self._unused: dict[tuple[int, int], list[tuple[PullKey, int]]] | None = None
 
     def take(self, key: PullKey, pull: Pull) -> dict[int, CompletionRecord]:
         """Return the stored completions of a pull, by position in the pull.
@@ -91,18 +91,21 @@ class StoredCompletions:
         self._diverged |= any((r.prompt, r.query) != (pull.prompt, pull.query) for r in found)
         if self._diverged:
             pool = self._pool().get((pull.prompt, pull.query), [])
-            found, pool[:] = pool[: pull.size], pool[pull.size :]
-            return dict(enumerate(found))
+            names, pool[:] = pool[: pull.size], pool[pull.size :]
+            return {i: self._read(*name) for i, name in enumerate(names)}
         self._used.update((r.pull, r.index) for r in found)
         return {r.index: r for r in found if finished or not _is_lost(r)}
 
-    def _pool(self) -> dict[tuple[int, int], list[CompletionRecord]]:
-        """Return the stored completions that no pull has used, by prompt and query."""
+    def _read(self, key: PullKey, index: int) -> CompletionRecord:
+        return next(r for r in self._ledger.completions(key) if r.index == index)
+
+    def _pool(self) -> dict[tuple[int, int], list[tuple[PullKey, int]]]:
+        """Return the names of the stored completions that no pull has used, by prompt and query."""
         if self._unused is None:
             self._unused = {}
             for r in self._ledger.stored:
                 if (r.pull, r.index) not in self._used and not _is_lost(r):
-                    self._unused.setdefault((r.prompt, r.query), []).append(r)
+                    self._unused.setdefault((r.prompt, r.query), []).append((r.pull, r.index))
         return self._unused
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 
@@ -12,10 +14,10 @@ import numpy as np
 
 from iapo_dspy.environments.recorded.empirical import Cell, Kind, empirical_recording
 from iapo_dspy.environments.recorded.recording import Recording
-from iapo_dspy.errors import ConfigurationError, LedgerError
+from iapo_dspy.errors import ConfigurationError, LedgerError, one_line
 from iapo_dspy.preferences import Preference
-from iapo_dspy.sampling.ledger.export import _about, _Scored, _scored
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.export import ScoredCompletion, scored
+from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.calibration import Scales
@@ -54,63 +56,80 @@ def recording_of(
         LedgerError: There is no ledger, it cannot be read, or it lacks parts that a recording needs.
         ConfigurationError: Cells without completions, or a prompt that the run does not have.
     """
-    header, records = read_ledger(log_dir)
-    settings, about = header.get("settings") or {}, _about(header)
-    strategy = (settings.get("strategy") or {}).get("kind")
+    contents = contents_of(log_dir)
+    settings, facts = contents.header.get("settings") or {}, contents.about
+    strategy = settings.get("strategy")
+    strategy = strategy.get("kind") if isinstance(strategy, Mapping) else None
     kind = _KINDS.get(str(strategy))
     if kind is None and strategy is not None:
         raise LedgerError(
             f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
             "only. Its completions can be exported: iapo_dspy.export."
         )
-    if kind is None or not {"n_prompts", "n_queries", "objectives"} <= about.keys():
+    if kind is None or not {"n_prompts", "n_queries", "objectives"} <= facts.keys():
         raise LedgerError(
             f"The ledger in {log_dir} does not say which strategy, prompts and queries it is about, as those of "
             "IAPO.compile do; it can be exported, but not made a recording."
         )
-    n_prompts = int(about["n_prompts"])
-    everything = _scored(records, n_prompts)
-    unscored = sum(not s.known for s in everything)
+    try:
+        n_prompts, n_queries = int(facts["n_prompts"]), int(facts["n_queries"])
+        objectives = [str(name) for name in facts["objectives"]]
+        contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
+        cost = Cost.from_dict(settings.get("cost") or {})
+        scales = Scales.of_saved(settings["strategy"]) if kind == "best-of" else None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LedgerError(
+            f"{contents.path} is damaged at line 1: its settings are not those of a run ({one_line(error)}). Repair "
+            "that line, or run again in another log_dir."
+        ) from error
+    columns = len(objectives) if kind == "best-of" else 1
+    unscored = 0
+    cells: dict[tuple[int, int], list[ScoredCompletion]] = {}
+    for s in scored(contents):
+        unscored += not s.known
+        if s.score is not None and s.score.scores is not None and len(s.score.scores) != columns:
+            raise LedgerError(
+                f"{contents.path} has {len(s.score.scores)} scores for the completion {s.score.key}, and the run has "
+                f"{columns} objectives: the ledger was changed. Compile again to score it anew."
+            )
+        bare = replace(s.completion, text=None, fields=s.completion.fields and {}, inner=None)  # texts take memory
+        cells.setdefault((s.completion.prompt, s.completion.query), []).append(replace(s, completion=bare))
     if unscored:
         raise LedgerError(
             f"{unscored} completions in {log_dir} were never scored: the run was stopped. Compile again to finish it."
         )
-    cells: dict[tuple[int, int], list[_Scored]] = {}
-    for s in everything:
-        cells.setdefault((s.completion.prompt, s.completion.query), []).append(s)
-    kept = list(range(n_prompts)) if prompts is None else [int(p) for p in prompts]
-    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)):
+    kept: Sequence[int] = range(n_prompts) if prompts is None else [int(p) for p in prompts]
+    if not kept or (prompts is not None and (len(set(kept)) < len(kept) or not set(kept) <= set(range(n_prompts)))):
         raise ConfigurationError(f"prompts={prompts!r}: give different indices below {n_prompts}.")
-    queries = list(range(int(about["n_queries"])))
+    queries: Sequence[int] = range(n_queries)
     if common_queries:
-        queries = [x for x in queries if all((p, x) in cells for p in kept)]
+        asked = sorted({x for _, x in cells if x in queries})
+        queries = [x for x in asked if all((p, x) in cells for p in kept)]
         if not queries:
             raise ConfigurationError(f"No query in {log_dir} was asked of all the prompts {kept}; keep fewer prompts.")
-    missing = [(p, x) for p in kept for x in queries if (p, x) not in cells]
-    if missing:
+    missing = ((p, x) for p in kept for x in queries if (p, x) not in cells)
+    shown = list(itertools.islice(missing, _SHOWN))
+    if shown:
+        lacking = len(kept) * len(queries) - sum(p in kept and x in queries for p, x in cells)
         raise ConfigurationError(
-            f"{len(missing)} of {len(kept) * len(queries)} (prompt, query) cells have no completions, among them "
-            f"{missing[:_SHOWN]}: algorithms drop prompts early. Keep fewer prompts (prompts=[...]), only queries that "
+            f"{lacking} of {len(kept) * len(queries)} (prompt, query) cells have no completions, among them "
+            f"{shown}: algorithms drop prompts early. Keep fewer prompts (prompts=[...]), only queries that "
             "all prompts were asked (common_queries=True), or record all cells with environments.recorder.record."
         )
     table = [[cells[p, x] for x in queries] for p in kept]
-    objectives = [str(name) for name in about["objectives"]]
-    contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
-    overhead, cost = _costs(table, Cost.from_dict(settings.get("cost") or {}))
+    overhead, each = _costs(table, cost)
     place: Callable[[Any], Sequence[float]] = itemgetter(slice(1))
-    columns = 1
-    if kind == "best-of":
-        first = [s.score.scores for s in everything if s.completion.round == 0 and s.score is not None]
-        place = Scales.of_saved(settings["strategy"]).learn([scores for scores in first if scores is not None]).place
-        columns = len(objectives)
+    if scales is not None:
+        first = (s for cell in cells.values() for s in cell if s.completion.round == 0 and s.score is not None)
+        place = scales.learn([s.score.scores for s in first if s.score and s.score.scores is not None]).place
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
     names: list[dict[str, int]] = [{} for _ in queries]  # the answers of each query
     drawn = [[_drawn(cell, names[x], place, columns) for x, cell in enumerate(row)] for row in table]
-    return empirical_recording(kind, drawn, cost=cost, overhead=overhead, contexts=contexts, cost_scale=cost_scale)
+    return empirical_recording(kind, drawn, cost=each, overhead=overhead, contexts=contexts, cost_scale=cost_scale)
 
 
 def _drawn(
-    cell: Sequence[_Scored], names: dict[str, int], place: Callable[[Any], Sequence[float]], columns: int
+    cell: Sequence[ScoredCompletion], names: dict[str, int], place: Callable[[Any], Sequence[float]], columns: int
 ) -> Cell:
     """Return the completions of one cell; `names` learns answers that are new."""
     label, score = np.full(len(cell), -1), np.full((len(cell), columns), np.nan)
@@ -123,7 +142,7 @@ def _drawn(
     return label, score
 
 
-def _costs(table: Sequence[Sequence[Sequence[_Scored]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
+def _costs(table: Sequence[Sequence[Sequence[ScoredCompletion]]], cost: Cost) -> tuple[FloatArray, FloatArray]:
     """Return each prompt's mean overhead per pull and mean cost per completion [P], in raw units."""
     overhead, each = np.zeros(len(table)), np.zeros(len(table))
     for p, row in enumerate(table):

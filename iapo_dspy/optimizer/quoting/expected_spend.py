@@ -13,7 +13,7 @@ from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.prompt import Prompt
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.lm.params import request_params, supports_n
 from iapo_dspy.sampling.spending.budget import Spent

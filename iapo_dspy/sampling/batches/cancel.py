@@ -9,7 +9,8 @@ import dspy
 from iapo_dspy.errors import BatchJobFailed, ConfigurationError, one_line
 from iapo_dspy.sampling.batches.jobs import LiteLLMJobs
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
-from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches, read_ledger
+from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy.errors import IAPOError
+from iapo_dspy.errors import IAPOError, LedgerError, one_line
 from iapo_dspy.sampling.ledger.records import PullKey
 from iapo_dspy.sampling.lm.params import import_litellm, max_output_tokens
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
@@ -69,8 +69,18 @@ class BatchLine:
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> BatchLine:
-        """Return the line that `dataclasses.asdict` and JSON have made plain."""
-        return cls(**{**data, "pull": tuple(data["pull"]), "indices": tuple(data["indices"])})
+        """Return the line that `dataclasses.asdict` and JSON have made plain.
+
+        Raises:
+            LedgerError: It is not such a line.
+        """
+        try:
+            return cls(**{**data, "pull": tuple(data["pull"]), "indices": tuple(data["indices"])})
+        except (KeyError, TypeError) as error:
+            raise LedgerError(
+                f"The ledger has a batch job with a line that is damaged ({one_line(error)}): {str(data)[:100]}. "
+                "Repair it, or choose another log_dir."
+            ) from error
 
 
 def make_line(

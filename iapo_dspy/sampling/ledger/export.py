@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.sampling.ledger.ledger import read_ledger
-from iapo_dspy.sampling.ledger.records import CompletionRecord, Record, ScoreRecord
+from iapo_dspy.sampling.ledger.reading import LedgerContents, contents_of
+from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
+
+_ROWS = 8192  # that are written at a time
 
 
 @dataclass(frozen=True)
-class _Scored:
+class ScoredCompletion:
     """A completion with its score; None where it was never scored."""
 
     completion: CompletionRecord
@@ -24,6 +27,7 @@ class _Scored:
 
     @property
     def failed(self) -> bool:
+        """Whether it has failed."""
         if self.score is not None:
             return self.score.scores is None
         inner = self.completion.inner  # its answer is scored although a later step of the pipeline failed
@@ -31,6 +35,7 @@ class _Scored:
 
     @property
     def known(self) -> bool:
+        """Whether its worth is known."""
         return self.failed or self.score is not None
 
 
@@ -55,34 +60,30 @@ def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int
     path = Path(path)
     if path.suffix != ".parquet":
         raise ConfigurationError(f"Cannot write {path.name}: give a file name that ends in .parquet.")
-    header, records = read_ledger(log_dir)
-    labels: Sequence[str] = _about(header).get("labels") or ()
+    contents = contents_of(log_dir)
+    found = contents.about.get("labels")
+    labels = found if isinstance(found, list) else ()
     import datasets  # see `_features`
 
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")  # they ship no types
     features = _features()
-    rows = [_row(s, labels, features) for s in _scored(records, _about(header).get("n_prompts"))]
-    columns = {name: [row[name] for row in rows] for name in features}
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features)).data.table
-    importlib.import_module("pyarrow.parquet").write_table(table, path)  # `to_parquet` shows a progress bar
-    return len(rows)
+    schema = datasets.Features(features).arrow_schema
+    rows = (_row(s, labels, features) for s in scored(contents))
+    with parquet.ParquetWriter(path, schema) as writer:
+        while part := list(itertools.islice(rows, _ROWS)):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+    return int(parquet.read_metadata(path).num_rows)
 
 
-def _about(header: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (header.get("settings") or {}).get("about") or {}
-
-
-def _scored(records: Sequence[Record], n_prompts: int | None) -> list[_Scored]:
-    """Every completion of the prompt set in the order of rounds, positions and indices, with its last score.
+def scored(contents: LedgerContents) -> Iterator[ScoredCompletion]:
+    """Return every completion in the order of rounds, positions and indices, with its last score.
 
     The completions of a student that was drawn for the unit of costs only (`UnitRecord`) are not there.
     """
-    scores = {r.key: r for r in records if isinstance(r, ScoreRecord)}
-    completions = {
-        (r.pull, r.index): r
-        for r in records
-        if isinstance(r, CompletionRecord) and (n_prompts is None or r.prompt < n_prompts)
-    }
-    return [_Scored(r, scores.get(f"{r.round}/{r.position}/{r.index}")) for _, r in sorted(completions.items())]
+    n_prompts = contents.about.get("n_prompts")
+    for r in contents.completions:
+        if not isinstance(n_prompts, int) or r.prompt < n_prompts:
+            yield ScoredCompletion(r, contents.last(ScoreRecord, f"{r.round}/{r.position}/{r.index}"))
 
 
 def _features() -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _features() -> dict[str, Any]:
     }
 
 
-def _row(s: _Scored, labels: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
+def _row(s: ScoredCompletion, labels: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     completion, score = s.completion, s.score
     row = {name: getattr(completion, name, getattr(completion.usage, name, None)) for name in names}
     row["label"] = labels[completion.prompt] if completion.prompt < len(labels) else None

@@ -24,6 +24,7 @@ import filelock
 from iapo_dspy.errors import LedgerError, LedgerMismatch
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.lock import acquire
+from iapo_dspy.sampling.ledger.reading import FORMAT, VERSION, LedgerContents, read_contents
 from iapo_dspy.sampling.ledger.records import (
     BatchRecord,
     CallRecord,
@@ -33,15 +34,12 @@ from iapo_dspy.sampling.ledger.records import (
     ScoreRecord,
     SpentRecord,
     UnitRecord,
-    decode_record,
     encode_record,
 )
 
 logger = logging.getLogger(__name__)
 
 L = TypeVar("L", bound="LedgerPort")
-_FORMAT = "iapo_dspy.ledger"
-_VERSION = 1
 # Records between two `fsync`, which is for the death of the machine. Each record reaches the operating system at once,
 # so that the death of the process loses none.
 _SYNC_EVERY = 64
@@ -70,22 +68,19 @@ class LedgerPort:
         self.calls: tuple[CallRecord, ...] = ()
         self.unit: UnitRecord | None = None
         self.about: Mapping[str, Any] | None = None
-        self._pulls: dict[PullKey, dict[int, CompletionRecord]] = {}
-        self._scores: dict[str, ScoreRecord] = {}
 
     def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
         """Return the completions of a pull that earlier processes stored, in their order."""
-        stored = self._pulls.get((int(pull[0]), int(pull[1])), {})
-        return tuple(stored[index] for index in sorted(stored))
+        return ()
 
     @property
-    def stored(self) -> tuple[CompletionRecord, ...]:
+    def stored(self) -> Sequence[CompletionRecord]:
         """Every completion that earlier processes stored, in the order of rounds and positions."""
-        return tuple(record for pull in sorted(self._pulls) for record in self.completions(pull))
+        return ()
 
     def score(self, key: str) -> ScoreRecord | None:
         """Return the score that earlier processes stored for an answer."""
-        return self._scores.get(key)
+        return None
 
     def append(self, record: Record) -> None:
         """Store a record. When this returns, the death of the process no longer loses it."""
@@ -140,13 +135,21 @@ def without_secrets(value: Any) -> Any:
 class Ledger(LedgerPort):
     """The ledger of one run; opened by `Ledger.open`. Thread-safe.
 
-    The records of earlier processes are kept in memory to be looked up. The records that this process appends are not,
-    because the code that appends them has them already. So memory does not grow with the run.
+    The records of earlier processes stay in the file and are read when they are looked up (`LedgerContents`). The
+    records that this process appends are not kept, because the code that appends them has them already. So memory does
+    not grow with the run.
     """
 
-    def __init__(self, path: Path, file: IO[bytes], lock: filelock.BaseFileLock):
+    def __init__(self, contents: LedgerContents, file: IO[bytes], lock: filelock.BaseFileLock):
         super().__init__()
-        self.path = path
+        self.path = contents.path
+        self.spent = next(reversed(contents.all(SpentRecord)), self.spent)
+        self.batches = open_batches(contents.all(BatchRecord))
+        self.calls = tuple(contents.all(CallRecord))
+        self.unit = next(reversed(contents.all(UnitRecord)), None)
+        self.about = contents.about
+        self._contents = contents
+        self._kept: dict[PullKey, dict[int, CompletionRecord]] = {}
         self._file = file
         self._lock_file = lock
         self._unsynced = 0
@@ -181,20 +184,21 @@ class Ledger(LedgerPort):
             ) from None
         path = folder / "ledger.jsonl"
         plain = without_secrets(jsonable(dict(settings or {})))
-        header = {"format": _FORMAT, "version": _VERSION, "fingerprint": fingerprint, "settings": plain}
+        header = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "settings": plain}
         with contextlib.ExitStack() as undo:
             lock = acquire(folder / "ledger.lock")
             undo.callback(lock.release)
-            file = undo.enter_context(path.open("a+b"))
-            lines = _read_lines(file, path)
-            ledger = cls(path, file, lock)
-            if lines:
-                _check_header(lines[0], header, path)
-                ledger._load(lines[1:])
-            else:
+            file = undo.enter_context(path.open("ab"))
+            contents = read_contents(path)
+            if contents.header:
+                _check_header(contents.header, header, path)
+            if file.tell() > contents.size:
+                logger.warning("%s ended in half a record; it was cut off.", path.name)
+                file.truncate(contents.size)
+            ledger = cls(contents if contents.header else replace(contents, header=header), file, lock)
+            if not contents.header:
                 ledger._write([{"kind": "header", **header}])
                 ledger.flush()
-            ledger.about = ((lines[0] if lines else header).get("settings") or {}).get("about") or {}
             undo.pop_all()
             return ledger
 
@@ -203,7 +207,21 @@ class Ledger(LedgerPort):
         self._write([encode_record(record) for record in records])
         for record in records if keep else ():
             if isinstance(record, CompletionRecord):
-                self._pulls.setdefault(record.pull, {})[record.index] = record
+                self._kept.setdefault(record.pull, {})[record.index] = record
+
+    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
+        """Return the completions of a pull that earlier processes stored, in their order."""
+        found = {record.index: record for record in self._contents.completions_of(pull)} | self._kept.get(pull, {})
+        return tuple(found[index] for index in sorted(found))
+
+    @property
+    def stored(self) -> Sequence[CompletionRecord]:
+        """Every completion that earlier processes stored, in the order of rounds and positions."""
+        return self._contents.completions
+
+    def score(self, key: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for an answer."""
+        return self._contents.last(ScoreRecord, key)
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""
@@ -233,20 +251,6 @@ class Ledger(LedgerPort):
             if self._unsynced >= _SYNC_EVERY:
                 self.flush()
 
-    def _load(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        records = [decode_record(line) for line in lines]
-        self.batches = open_batches(r for r in records if isinstance(r, BatchRecord))
-        self.calls = tuple(r for r in records if isinstance(r, CallRecord))
-        for record in records:
-            if isinstance(record, CompletionRecord):
-                self._pulls.setdefault(record.pull, {})[record.index] = record
-            elif isinstance(record, ScoreRecord):
-                self._scores[record.key] = record
-            elif isinstance(record, SpentRecord):
-                self.spent = record
-            elif isinstance(record, UnitRecord):
-                self.unit = record
-
 
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
     """Return the jobs that are not closed, each with its lines and the last state that was written.
@@ -270,76 +274,7 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record]]:
-    """Read a run's ledger without locking or changing it; the run may still be going on.
-
-    Args:
-        log_dir: The run's directory.
-
-    Returns:
-        The header, with the run's `settings`, and every whole record in the order in which it was written.
-
-    Raises:
-        LedgerError: There is none, it is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
-    """
-    path = Path(log_dir) / "ledger.jsonl"
-    try:
-        with path.open("rb") as file:
-            lines, _ = _whole_lines(file, path)
-    except OSError as error:
-        raise LedgerError(f"There is no ledger at {path} ({error.strerror}). Give the log_dir of a run.") from None
-    _check_format(lines[0] if lines else {}, path)
-    records = [decode_record(line) for line in lines[1:]]
-    return lines[0], [r for r in records if r is not None]
-
-
-def _read_lines(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
-    """Read all whole lines, and cut off the half record that a killed process left at the end."""
-    lines, good = _whole_lines(file, path)
-    if file.seek(0, os.SEEK_END) > good:
-        logger.warning("%s ended in half a record; it was cut off.", path.name)
-        file.truncate(good)
-        file.seek(0, os.SEEK_END)
-    return lines
-
-
-def _whole_lines(file: IO[bytes], path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of all whole groups of records, and the number of bytes that they take."""
-    file.seek(0)
-    lines: list[dict[str, Any]] = []
-    group: list[dict[str, Any]] = []
-    good = size = 0
-    for number, raw in enumerate(file, start=1):
-        try:
-            line = json.loads(raw) if raw.endswith(b"\n") else None
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            if b"\n" in file.read():
-                raise LedgerError(
-                    f"{path} is damaged at line {number}, not only at its end. Repair or move the file, then run again."
-                )
-            break
-        size += len(raw)
-        group.append(line)
-        if not line.pop("more", False):
-            lines += group
-            group, good = [], size
-    return lines, good
-
-
-def _check_format(found: Mapping[str, Any], path: Path) -> None:
-    if found.get("format") != _FORMAT:
-        raise LedgerError(f"{path} is not a ledger of this package. Choose another log_dir.")
-    if found.get("version") != _VERSION:
-        raise LedgerError(
-            f"{path} has version {found.get('version')!r}; this package writes version {_VERSION}. "
-            "Use the package that wrote it, or another log_dir."
-        )
-
-
 def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    _check_format(found, path)
     if found.get("fingerprint") != wanted["fingerprint"]:
         differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
         raise LedgerMismatch(

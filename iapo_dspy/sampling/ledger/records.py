@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Annotated, Any, get_type_hints
+
+import pydantic
+from pydantic_core import SchemaValidator, ValidationError, core_schema
 
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.spending.budget import Spent
@@ -156,21 +160,74 @@ class UnitRecord:
 
 
 Record = CompletionRecord | CallRecord | ScoreRecord | SpentRecord | BatchRecord | UnitRecord
-_KINDS: dict[type, str] = {
-    CompletionRecord: "completion",
-    CallRecord: "call",
-    ScoreRecord: "score",
-    SpentRecord: "spent",
-    BatchRecord: "batch",
-    UnitRecord: "unit",
+KINDS: dict[str, type] = {
+    "completion": CompletionRecord,
+    "call": CallRecord,
+    "score": ScoreRecord,
+    "spent": SpentRecord,
+    "batch": BatchRecord,
+    "unit": UnitRecord,
 }
-_TYPES: dict[str, type] = {kind: cls for cls, kind in _KINDS.items()}
+"""The kinds of records by their names in lines."""
+_NAMES: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}
 _ONCE = ("shared_tokens", "shared_completion_tokens", "shared_usd")
 # The fields of a usage, in the order in which they stand in a line.
 _USAGE: dict[type, tuple[str, ...]] = {
     CompletionRecord: ("prompt_tokens", "completion_tokens", "usd", *_ONCE, "latency_s"),
     CallRecord: ("prompt_tokens", "completion_tokens", "usd", "latency_s"),
 }
+
+_Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+_Amount = Annotated[float, pydantic.Field(ge=0, le=1e15, allow_inf_nan=False)]
+
+
+def _line_of(cls: type) -> core_schema.CoreSchema:
+    """Return what the fields of a kind's lines may hold."""
+    hints = get_type_hints(cls)
+    known: dict[str, tuple[Any, bool]] = {"kind": (str, True), "more": (bool, False)}  # whether it must be there
+    for f in fields(cls):
+        if hints[f.name] in (Usage, Spent):
+            names = _USAGE[cls] if hints[f.name] is Usage else [g.name for g in fields(Spent)]
+            known |= {name: (float | None if name == "usd" else float, False) for name in names}
+        else:
+            known[f.name] = hints[f.name], f.default is MISSING and f.default_factory is MISSING
+    if cls is SpentRecord:
+        known |= {"reserved_tokens": (float, False), "reserved_usd": (float, False)}
+    bounded = {int: _Count, float: _Amount, float | None: _Amount | None}
+    parts = {
+        name: core_schema.typed_dict_field(pydantic.TypeAdapter(bounded.get(hint, hint)).core_schema, required=required)
+        for name, (hint, required) in known.items()
+    }
+    if "inner" in parts:
+        inner: dict[str, Any] = {"inputs": dict[str, Any], "fields": dict[str, Any] | None}
+        asked = {n: core_schema.typed_dict_field(pydantic.TypeAdapter(h).core_schema) for n, h in inner.items()}
+        parts["inner"] = core_schema.typed_dict_field(
+            core_schema.nullable_schema(core_schema.typed_dict_schema(asked)), required=False
+        )
+    return core_schema.typed_dict_schema(parts, config=core_schema.CoreConfig(strict=True, allow_inf_nan=False))
+
+
+@functools.cache
+def lines() -> SchemaValidator:
+    """Return the validator of the lines of all known kinds."""
+    return SchemaValidator(
+        core_schema.tagged_union_schema({kind: _line_of(cls) for kind, cls in KINDS.items()}, "kind")
+    )
+
+
+def check_line(line: Mapping[str, Any]) -> None:
+    """Check a line, unless it is of a kind that later versions may add.
+
+    Raises:
+        ValueError: A field is missing or holds something that no run writes; the message names it.
+    """
+    if line.get("kind") not in KINDS:
+        return
+    try:
+        lines().validate_python(line)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, found['loc']))}: {found['msg']}") from None
 
 
 def encode_record(record: Record) -> dict[str, Any]:
@@ -180,7 +237,7 @@ def encode_record(record: Record) -> dict[str, Any]:
         judges = {name: spent.pop(name) for name in list(spent) if name.startswith("judge_")}
         reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
         return {"kind": "spent", **spent, "finished": record.finished, **reserved, **judges}
-    line: dict[str, Any] = {"kind": _KINDS[type(record)]}
+    line: dict[str, Any] = {"kind": _NAMES[type(record)]}
     for f in fields(record):
         value = getattr(record, f.name)
         if isinstance(value, Usage):
@@ -192,7 +249,7 @@ def encode_record(record: Record) -> dict[str, Any]:
 
 def decode_record(line: Mapping[str, Any]) -> Record | None:
     """Return the record of a line; None for a kind that later versions may add. Unknown fields are left out."""
-    cls = _TYPES.get(str(line.get("kind")))
+    cls = KINDS.get(str(line.get("kind")))
     if cls is None:
         return None
     if cls is SpentRecord:

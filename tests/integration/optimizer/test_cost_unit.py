@@ -12,7 +12,7 @@ import pytest
 from iapo_dspy import CompiledProgram, Cost, Preference
 from iapo_dspy.prompts.combinations import Combinations, prompt_set, student_prompt
 from iapo_dspy.prompts.student import Student
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, UnitRecord
 from iapo_dspy.types import Decoding
 from tests.support.compiling import optimizers

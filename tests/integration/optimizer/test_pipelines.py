@@ -28,7 +28,7 @@ from iapo_dspy import (
     attach,
 )
 from iapo_dspy.optimizer.pipelines import inner_inputs
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat

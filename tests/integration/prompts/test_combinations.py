@@ -12,7 +12,7 @@ import dspy
 import pytest
 
 from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, Decoding, Preference
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat

@@ -27,7 +27,7 @@ from iapo_dspy import (
     cancel_batches,
 )
 from iapo_dspy.sampling.batches import batch_sampler as batches
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord
 from iapo_dspy.sampling.spending.usage import Usage
 from tests.support.batching import BatchFaults

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy.sampling.ledger.ledger import read_ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord
 from tests.support.batching import BatchFaults
 from tests.support.killing import Victim

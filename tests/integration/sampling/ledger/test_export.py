@@ -27,7 +27,8 @@ from iapo_dspy import (
 from iapo_dspy.environments.__main__ import main
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
-from iapo_dspy.sampling.ledger.ledger import Ledger, read_ledger
+from iapo_dspy.sampling.ledger.ledger import Ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy.sampling.ledger.ledger import Ledger, read_ledger
+from iapo_dspy.sampling.ledger.ledger import Ledger
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.killing import MAX_N, THREADS, Victim
 from tests.support.loopback import Faults, Loopback

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
-from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, open_batches, read_ledger
+from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, open_batches
+from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, ScoreRecord
 from iapo_dspy.sampling.spending.usage import Usage
 
