@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
-from iapo_dspy.sampling.ledger.field_values import decode_fields, decode_prediction, encode_prediction, jsonable
+from iapo_dspy.sampling.ledger.field_values import (
+    decode_fields,
+    decode_prediction,
+    encode_fields,
+    encode_prediction,
+)
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
@@ -45,9 +50,8 @@ class Completion:
             error=rollout.error,
             usage=rollout.usage,
             seed=rollout.seed,
-            inner=None
-            if call is None
-            else {"inputs": jsonable(dict(call.inputs)), "fields": _encoded(call.prediction)},
+            inner=None if call is None else {"inputs": encode_fields(call.inputs), "fields": _encoded(call.prediction)},
+            typed=True,
         )
         return cls(record=record, prediction=rollout.prediction, inner=call)
 
@@ -56,12 +60,12 @@ class Completion:
         """Read a record that was written for this program, and for the inner module if it is a pipeline."""
         call = None
         if record.inner is not None:
-            asked = _signature(inner)
+            asked = _signatures(inner)
             call = InnerCall(
-                inputs=decode_fields(record.inner["inputs"], getattr(asked, "input_fields", None)),
-                prediction=_decoded(record.inner["fields"], asked),
+                inputs=decode_fields(record.inner["inputs"], asked, "input", typed=record.typed),
+                prediction=_decoded(record.inner["fields"], asked, record.typed),
             )
-        return cls(record=record, prediction=_decoded(record.fields, _signature(program)), inner=call)
+        return cls(record=record, prediction=_decoded(record.fields, _signatures(program), record.typed), inner=call)
 
 
 class StoredCompletions:
@@ -114,15 +118,14 @@ def _is_lost(record: CompletionRecord) -> bool:
     return record.error and record.text is None
 
 
-def _signature(program: Any) -> Any:
-    """Return the signature of a program's last predictor; None where it has none."""
-    predictors = program.predictors() if hasattr(program, "predictors") else []
-    return predictors[-1].signature if predictors else None
+def _signatures(program: Any) -> list[Any]:
+    """Return the signatures of a program's predictors."""
+    return [p.signature for p in program.predictors()] if hasattr(program, "predictors") else []
 
 
 def _encoded(prediction: dspy.Prediction | None) -> dict[str, Any] | None:
     return encode_prediction(prediction) if prediction is not None else None
 
 
-def _decoded(fields: Mapping[str, Any] | None, signature: Any) -> dspy.Prediction | None:
-    return decode_prediction(fields, signature) if fields is not None else None
+def _decoded(fields: Mapping[str, Any] | None, signatures: Sequence[Any], typed: bool) -> dspy.Prediction | None:
+    return decode_prediction(fields, signatures, typed=typed) if fields is not None else None

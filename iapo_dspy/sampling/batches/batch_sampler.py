@@ -396,6 +396,7 @@ class BatchSampler:
             index,
             text=choice.text,
             fields=None if prediction is None else encode_prediction(prediction),
+            typed=True,
             failure=failure,
             usage=choice.usage,
             seed=choice.seed,

@@ -14,6 +14,7 @@ from typing import Any
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.ledger.reading import LedgerContents, contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
+from iapo_dspy.sampling.ledger.typed_values import plain
 
 _ROWS = 8192  # that are written at a time
 
@@ -106,7 +107,7 @@ def _row(s: ScoredCompletion, labels: Sequence[str], names: Iterable[str]) -> di
     completion, score = s.completion, s.score
     row = {name: getattr(completion, name, getattr(completion.usage, name, None)) for name in names}
     row["label"] = labels[completion.prompt] if completion.prompt < len(labels) else None
-    row["fields"] = None if completion.fields is None else json.dumps(completion.fields, ensure_ascii=False)
+    row["fields"] = None if completion.fields is None else json.dumps(plain(completion.fields), ensure_ascii=False)
     row["scored"] = s.known
     if score is not None:
         row["answer"] = score.answer

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
 import pydantic
 from pydantic_core import to_jsonable_python
 
-logger = logging.getLogger(__name__)
+from iapo_dspy.sampling.ledger.typed_values import FLOAT, REPR, restored, tagged, types_of
 
-_REPR = "__repr__"
-_FLOAT = "__float__"
+logger = logging.getLogger(__name__)
 
 
 def jsonable(value: Any) -> Any:
     """Return a value as strict JSON data: pydantic models as their dump, other objects as a marked `repr`."""
-    return _strict(to_jsonable_python(value, fallback=lambda v: {_REPR: repr(v)}, inf_nan_mode="constants"))
+    return _strict(to_jsonable_python(value, fallback=lambda v: {REPR: repr(v)}, inf_nan_mode="constants"))
 
 
 def _strict(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return {_FLOAT: repr(value)}
+        return {FLOAT: repr(value)}
     if isinstance(value, dict):
         return {str(k): _strict(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -32,37 +31,47 @@ def _strict(value: Any) -> Any:
     return value
 
 
-def encode_prediction(prediction: dspy.Prediction) -> dict[str, Any]:
-    """Return the fields of a prediction as JSON data."""
-    return {str(name): jsonable(value) for name, value in prediction.items()}
+def encode_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return named values as JSON data with their types."""
+    return {str(name): tagged(value) for name, value in fields.items()}
 
 
-def decode_prediction(fields: Mapping[str, Any], signature: Any | None = None) -> dspy.Prediction:
-    """Return the prediction whose fields `encode_prediction` wrote.
+def decode_fields(fields: Mapping[str, Any], signatures: Sequence[Any], side: str, *, typed: bool) -> dict[str, Any]:
+    """Return the values that `encode_fields` wrote.
 
     Args:
-        fields: The fields, read back from JSON.
-        signature: The program's signature; its annotations restore typed fields (pydantic models, sets, dates).
-            Without it, they come back as the JSON data they were stored as.
+        fields: The values, read back from JSON.
+        signatures: Those of the program's predictors; they know classes that cannot be found by their names.
+        side: "input" or "output": which fields of the signatures these are.
+        typed: Whether the data hold types. Earlier versions wrote plain JSON: then the annotations of the signatures,
+            the last one of a name, restore typed fields (models, sets, dates).
     """
-    return dspy.Prediction(**decode_fields(fields, getattr(signature, "output_fields", None)))
+    types = types_of(tuple(signatures))
+    if typed:
+        return {name: restored(value, types, name) for name, value in fields.items()}
+    declared = {n: f.annotation for s in signatures for n, f in getattr(s, f"{side}_fields").items()}
+    values = {name: _plain(value) for name, value in fields.items()}
+    return {n: _typed(n, v, declared[n]) if n in declared else v for n, v in values.items()}
 
 
-def decode_fields(fields: Mapping[str, Any], declared: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return values that were written as JSON data; declared fields get their types back."""
-    values = {}
-    for name, value in fields.items():
-        plain = _plain(value)
-        values[name] = _typed(name, plain, declared[name].annotation) if declared and name in declared else plain
-    return values
+def encode_prediction(prediction: dspy.Prediction) -> dict[str, Any]:
+    """Return the fields of a prediction as JSON data with their types."""
+    return encode_fields(dict(prediction.items()))
+
+
+def decode_prediction(
+    fields: Mapping[str, Any], signatures: Sequence[Any] = (), *, typed: bool = True
+) -> dspy.Prediction:
+    """Return the prediction whose fields `encode_prediction` wrote; see `decode_fields`."""
+    return dspy.Prediction(**decode_fields(fields, signatures, "output", typed=typed))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        if value.keys() == {_FLOAT}:
-            return float(value[_FLOAT])
-        if value.keys() == {_REPR}:
-            return value[_REPR]
+        if value.keys() == {FLOAT}:
+            return float(value[FLOAT])
+        if value.keys() == {REPR}:
+            return value[REPR]
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list) else value
 

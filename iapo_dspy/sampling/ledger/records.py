@@ -36,6 +36,8 @@ class CompletionRecord:
         seed: The seed that was sent.
         inner: The "inputs" of a pipeline's inner module and the "fields" that it returned (None for a failure), as JSON
             data; None for other programs.
+        typed: Whether the values in `fields` and `inner` say what types they have (`typed_values`); earlier versions
+            wrote plain JSON.
     """
 
     round: int
@@ -50,6 +52,7 @@ class CompletionRecord:
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     inner: Mapping[str, Any] | None = None
+    typed: bool = False
 
     @property
     def pull(self) -> PullKey:

@@ -1,9 +1,15 @@
 """Scores of a run: what a metric cannot score, metrics that nothing satisfies, and stored completions scored anew."""
 
+import dataclasses
+import datetime
+import enum
+import json
 import random
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import dspy
+import pydantic
 import pytest
 
 from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, WeightedVote
@@ -77,3 +83,83 @@ def test_so_it_does_in_votes_with_weights_and_objectives_and_on_a_valset(strateg
     assert reward == pytest.approx(expected)
     for one, other in zip(compiled.detailed_results.policy, right.detailed_results.policy, strict=True):
         assert one.arm == other.arm and one.held_out == other.held_out
+
+
+# -- stored completions are scored anew as they were
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Plan(pydantic.BaseModel):
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    at: datetime.datetime
+    plans: tuple[Plan, ...]
+
+
+class Typed(dspy.Module):
+    """A student whose first predictor is typed, and whose `forward` adds fields that no predictor declares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        types = {"Colour": Colour, "Plan": Plan, "Literal": Literal}
+        self.first = dspy.Predict(dspy.Signature("question -> colour: Colour, plan: Plan", custom_types=types))
+        self.last = dspy.Predict("question -> answer: int")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        seen, answer = self.first(question=question), self.last(question=question).answer
+        note = Note(datetime.datetime(2024, 1, 2), (seen.plan,))
+        return dspy.Prediction(colour=seen.colour, plan=seen.plan, answer=str(answer), note=note, extra={1: {answer}})
+
+
+def typed_world(body: dict[str, Any], i: int) -> str:
+    if "`colour`" in body["messages"][0]["content"]:
+        return chat(colour=["red", "blue"][total(body) % 2], plan=json.dumps({"steps": 2}))
+    return chat(answer=str(total(body) if i % 3 else 0))
+
+
+def as_told(example: Any, pred: Any, trace: Any = None) -> bool:
+    return str(example.answer) == pred.answer
+
+
+def all_typed(example: Any, pred: Any, trace: Any = None) -> bool:
+    """True for every completion that has the types that `Typed` gave it."""
+    return (
+        pred.colour is [Colour.RED, Colour.BLUE][int(example.answer) % 2]
+        and pred.plan == Plan(steps=2)
+        and pred.note == Note(datetime.datetime(2024, 1, 2), (Plan(steps=2),))
+        and isinstance(pred.answer, str)
+        and pred.extra == {1: {int(pred.answer)}}
+    )
+
+
+class Outer(dspy.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Typed()
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(**self.inner(question=question).toDict() | {"around": (question,)})
+
+
+@pytest.mark.parametrize("inner", [None, pytest.param("inner", marks=pytest.mark.slow)])
+def test_a_new_metric_sees_stored_completions_with_their_types(tmp_path: Path, inner: str | None) -> None:
+    candidates = [{"last": QUICK}, {"last": CAREFUL}]
+    run = optimizers(max_n=4, budget=60, stopping=None, candidates=candidates, log_dir=tmp_path)
+    whole: dspy.Module = Typed() if inner is None else Outer()
+
+    def typed(example: Any, pred: Any, trace: Any = None) -> bool:
+        return all_typed(example, pred) if inner is None else pred.around == (example.question,)
+
+    with Loopback(typed_world) as server, dspy.context(lm=server.lm()):
+        run(metric=as_told).compile(whole, trainset=questions(10), inner=inner)
+        asked = server.requests
+        results = run(metric=typed).compile(whole, trainset=questions(10), inner=inner).detailed_results
+        assert server.requests == asked
+    assert results.policy[0].reward == pytest.approx(1.0) and results.failures.total == 0
