@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student, lm_of
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
+from iapo_dspy.sampling.ledger.typed_values import tagged
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
 
@@ -70,6 +72,33 @@ def check_examples(trainset: Any, student: Student, name: str = "trainset") -> t
         if fields is None:
             _check_forward(student.module, given, f"{name}[{i}]")
     return examples
+
+
+def check_valset(valset: Any, examples: Sequence[dspy.Example], student: Student) -> tuple[dspy.Example, ...]:
+    """Return the validation examples, each query once, without those that have a part in the choice."""
+    given = check_examples(valset, student, "valset")
+    trained = {query_of(e) for e in examples}
+    kept: dict[str, dspy.Example] = {}
+    seen = []
+    for i, example in enumerate(given):
+        if query_of(example) in trained:
+            seen.append(i)
+        else:
+            kept.setdefault(query_of(example), example)
+    if seen:
+        logger.warning(
+            "%d of the %d examples of the valset have the inputs of a training example, such as valset[%d]. They have "
+            "a part in the choice, so they are left out: the chosen arms are measured on %d examples%s.",
+            len(seen), len(given), seen[0], len(kept), "" if kept else ", which is as without a valset",
+        )  # fmt: skip
+    if twice := len(given) - len(seen) - len(kept):
+        logger.warning("Repeated queries of the valset are left out: %d.", twice)
+    return tuple(kept.values())
+
+
+def query_of(example: dspy.Example) -> str:
+    """Return a text that two examples share if their inputs are equal."""
+    return json.dumps(tagged(dict(example.inputs().items())), sort_keys=True)
 
 
 def _check_forward(student: dspy.Module, inputs: set[str], example: str) -> None:

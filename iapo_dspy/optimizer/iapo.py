@@ -181,6 +181,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             teacher: Not used; must be None.
             valset: Examples on which the chosen arms are measured, at the price of a fifth of the budget. They have
                 no part in the choice, so that `detailed_results.policy[i].held_out` is free of the winner's curse.
+                Examples with the inputs of a training example are left out, with a warning.
             candidates: Candidates of this call instead of the optimizer's own.
             inner: The path of the module to compile, such as "generate" or "steps[0]", if the student is a pipeline
                 around it. Candidates are that module's, and its completions are drawn and chosen from. The metric

@@ -27,6 +27,7 @@ from iapo_dspy.optimizer.checks import (
     check_reserved_fields,
     check_resources,
     check_sampling,
+    check_valset,
 )
 from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
 from iapo_dspy.optimizer.probe import probe
@@ -139,7 +140,7 @@ def make_plan(
     part = whole if pipeline is None else Student(pipeline.inner)
     check_predictors(part)
     examples = check_examples(trainset, whole)
-    held_out = check_examples(valset, whole, "valset") if valset is not None else ()
+    held_out = check_valset(valset, examples, whole) if valset is not None else ()
     inputs = sorted(examples[0].inputs().keys()) if pipeline is None else inner_inputs(part.module)
     check_reserved_fields(part, inputs, settings.preference_field)
     settings.strategy.check_student(inputs, part.output_fields)

@@ -16,7 +16,7 @@ from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, WeightedVote
 from iapo_dspy.types import FloatArray
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
-from tests.support.worlds import CAREFUL, QUICK, exact, questions, student, total
+from tests.support.worlds import CAREFUL, QUICK, adder, exact, questions, student, total
 
 optimizer = optimizers(max_n=8, budget=300, stopping=None, candidates=[QUICK, CAREFUL])
 
@@ -163,3 +163,24 @@ def test_a_new_metric_sees_stored_completions_with_their_types(tmp_path: Path, i
         results = run(metric=typed).compile(whole, trainset=questions(10), inner=inner).detailed_results
         assert server.requests == asked
     assert results.policy[0].reward == pytest.approx(1.0) and results.failures.total == 0
+
+
+# -- the validation set has no part in the choice
+
+
+def test_validation_examples_that_are_training_examples_too_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    everything = questions(24)
+    train, shared, own = everything[:12], everything[8:12], everything[12:16]
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        plain = optimizer(budget=400).compile(student(), trainset=train, valset=own).detailed_results
+        assert "valset" not in caplog.text
+        twin = [dspy.Example(question=e.question, answer="none").with_inputs("question") for e in shared]
+        mixed = optimizer(budget=400).compile(student(), trainset=train, valset=[*twin, *own, own[0]])
+        assert "4 of the 8 examples" not in caplog.text
+        assert "4 of the 9 examples of the valset" in caplog.text and "valset[0]" in caplog.text
+        assert "Repeated queries of the valset are left out: 1" in caplog.text
+        row = mixed.detailed_results.policy[0]
+        assert row.held_out == plain.policy[0].held_out and row.held_out is not None and row.held_out.queries <= 4
+        caplog.clear()
+        none = optimizer(budget=400).compile(student(), trainset=train, valset=shared).detailed_results
+        assert "as without a valset" in caplog.text and none.policy[0].held_out is None
