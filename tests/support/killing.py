@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
-from iapo_dspy import IAPO, BatchAPI, Budget, MajorityVote, Preference
+from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, MajorityVote, Objective, Preference, metered
 from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
@@ -48,13 +49,45 @@ def compile_once(
     Path(result).write_text(json.dumps(state_of(program)))
 
 
+def judged(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, lm: Any = None) -> bool:
+    """Ask a judge for a draft, and then for a verdict on it."""
+    draft = dspy.Predict("question, guess -> draft")
+    final = dspy.Predict("question, guess, draft -> verdict")
+    for step in (draft, final):
+        if lm is not None:
+            step.set_lm(lm)
+    asked = {"question": example.question, "guess": prediction.answer}
+    return bool(final(**asked, draft=draft(**asked).draft).verdict == "yes")
+
+
+def judge_once(kind: str, lm: Mapping[str, Any], log_dir: str) -> None:
+    """Compile with a judge of two steps: the configured LM, one of the metric's own, or of an objective."""
+    configured = dspy.LM("openai/fake", **lm)
+    own = metered(configured.copy(temperature=0.5, cache=kind == "cached"))
+    by_own = functools.partial(judged, lm=own)
+    objective = Objective("judged", lambda example, prediction: by_own(example, prediction))
+    with dspy.context(lm=configured):
+        optimizer = IAPO(
+            metric={"configured": judged, "objective": None}.get(kind, by_own),
+            strategy=BestOfN([objective]) if kind == "objective" else MajorityVote("answer"),
+            preferences=PREFERENCES[:1],
+            max_n=4,
+            budget=60,
+            candidates=INSTRUCTIONS,
+            num_threads=64,
+            log_dir=log_dir,
+            progress=False,
+        )
+        optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
+
+
 class Victim:
     """One such process. Imports are paid once, by a fork server."""
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args: Any, target: Callable[..., None] = compile_once) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self._process = context.Process(target=compile_once, args=args, daemon=True)
+        self._process = context.Process(target=target, args=args, daemon=True)
         self._process.start()
 
     def kill(self) -> None:

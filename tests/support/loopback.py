@@ -39,7 +39,8 @@ class Faults:
     """What goes wrong. Shares are probabilities per request, drawn from a seeded generator.
 
     `first` faults hit the first requests one after another, whatever the shares say: statuses, "hang", "truncated",
-    "drop" (the connection ends without an answer).
+    "drop" (the connection ends without an answer). Bytes are a body that is sent with status 200 instead of the answer,
+    which was made and is billed.
     """
 
     ignore_n: bool = False
@@ -49,6 +50,7 @@ class Faults:
     miscount: bool = False  # report fewer tokens than there are choices
     count_first: bool = False  # count the first choice only, as llama.cpp's server does
     no_usage: bool = False
+    hidden: int = 0  # tokens of each choice that are billed and not shown
     greedy_n_is_400: bool = False  # answer temperature 0 with n > 1 by a 400, as vLLM does
     first: Sequence[Any] = ()
     shares: dict[Any, float] = field(default_factory=dict)
@@ -233,6 +235,9 @@ class Loopback:
         if fault == "drop":
             handler.close_connection = True
             return handler.connection.shutdown(socket.SHUT_RDWR)
+        if isinstance(fault, bytes):
+            self._payload(body, n, None)
+            return self._write(handler, 200, fault)
         if fault == "truncated":
             return self._write(handler, 200, b'{"id": "x", "choices": [{"index": 0, "mess')
         if isinstance(fault, int):
@@ -257,13 +262,13 @@ class Loopback:
         if self.obeys:
             texts = [cut_off(t, body.get("max_completion_tokens") or body.get("max_tokens")) for t in texts]
         prompt = sum(self.count(str(m["content"])) + self.message_tokens for m in body["messages"])
-        completion = sum(self.count(t) for t in texts)
+        completion = sum(self.count(t) + self.faults.hidden for t in texts)
         with self._lock:
             self.prompt_tokens += prompt
             self.completion_tokens += completion
         reported = len(texts[0].split()) // 4 if self.faults.miscount else completion
         if self.faults.count_first:
-            reported = len(texts[0].split())
+            reported = len(texts[0].split()) + self.faults.hidden
         payload: dict[str, Any] = {
             "id": f"chatcmpl-{first}",
             "object": "chat.completion",

@@ -15,7 +15,7 @@ from iapo_dspy.errors import one_line
 from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.judges.metered import Metering
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
-from iapo_dspy.sampling.ledger.records import ScoreRecord
+from iapo_dspy.sampling.ledger.records import ScoreRecord, VerdictRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.scoring.inside_pipeline import score_inside
 from iapo_dspy.scoring.scores import Metric, Scored
@@ -39,7 +39,8 @@ class Scorer:
         self._metric = metric
         self._ledger = ledger
         self._digest = strategy.digest(metric)
-        self._metering = Metering(sampler)
+        self._meter = sampler.meter
+        self._metering = Metering(sampler, known=ledger.verdict, keep=self._keep)
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._warned = False
 
@@ -90,7 +91,7 @@ class Scorer:
             voted = scores is not None and known.answer is not None
             value = self.strategy.value(said) if voted and isinstance(self.strategy, Equates) else None
             return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
-        with self._metering.case() as case:
+        with self._metering.case(name) as case:
             if inner is not None and inner.prediction is not None:
                 scored = score_inside(
                     self.strategy,
@@ -117,6 +118,11 @@ class Scorer:
             )
         )
         return scored
+
+    def _keep(self, verdict: VerdictRecord) -> None:
+        """Put a judge's answer on disk, after the spending: after a crash in between, the ledger says too much."""
+        self._meter.write_journal()
+        self._ledger.append(verdict)
 
     def _compare_inputs(self, inputs: Sequence[object]) -> None:
         """Warn once of a pipeline that does something random before its inner module."""

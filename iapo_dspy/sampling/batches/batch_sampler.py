@@ -47,6 +47,7 @@ from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predicto
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.pricing import Price, Prices
 from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck, whole_text
 from iapo_dspy.types import Decoding
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,8 @@ class BatchSampler:
         self._prices = prices
         self._terms: IdentityCache[tuple[LiteLLMJobs, Price | None]] = IdentityCache()
         self._secrets: tuple[str, ...] = ()
-        self._one_by_one: set[str] = set()  # models that do not take n
+        self._one_by_one: set[str] = set()  # models that do not take n, or that leave doubt about several choices
+        self._counts: dict[str, FirstChoiceCheck] = {}  # by model
         self._took_n: set[str] = set()
         self._runner = JobRunner(settings, ledger=ledger, notify=notify, secrets=lambda: self._secrets)
         self._held: dict[str, BatchRecord] = {}
@@ -377,7 +379,7 @@ class BatchSampler:
         lost = Usage(completion_tokens=line.tokens, usd=line.usd)
         if isinstance(result, LineError):
             entry.problem = result
-            return lost if result.code == _LOST else Usage()
+            return lost if result.code == _LOST or result.status_code < 400 else Usage()
         try:
             choices, usage = read_choices(ready, line, result, self._at(ready.lm)[1])
         except Exception as error:  # noqa: BLE001 - an answer that is not a chat completion, of whatever shape
@@ -386,7 +388,11 @@ class BatchSampler:
         entry.drawn = [self._drawn(entry.want, i, c) for i, c in zip(line.indices, choices, strict=False)]
         if not entry.drawn:
             entry.problem = LineError("The answer has no choice.", status_code=502)
-        return usage
+        doubt = self._counts.setdefault(ready.lm.model, FirstChoiceCheck())
+        if doubt.doubts(usage, [whole_text(choice.output) for choice in choices]) and self._meter.bounds_requests:
+            self._one_by_one.add(ready.lm.model)
+            return usage.at_least(line.tokens, line.usd)
+        return usage.at_least(line.tokens, line.usd) if usage.recounted else usage
 
     def _drawn(self, want: _Want, index: int, choice: Choice) -> tuple[CompletionRecord, dspy.Prediction | None]:
         with dspy.context(send_stream=None, callbacks=[]):

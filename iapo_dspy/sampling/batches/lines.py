@@ -17,6 +17,7 @@ from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall
 from iapo_dspy.sampling.spending.pricing import Price, prompt_bound
 from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.sampling.spending.usage_check import reported_tokens
 
 _CONNECTION = frozenset(
     {"api_base", "api_type", "api_version", "base_url", "extra_headers", "headers", "organization", "timeout"}
@@ -202,8 +203,7 @@ def read_choices(
     response = convert_to_model_response_object(
         response_object=dict(body), model_response_object=litellm.ModelResponse()
     )
-    told = body.get("usage") or {}
-    reported = told.get("prompt_tokens"), told.get("completion_tokens")
+    reported = reported_tokens(body.get("usage"))
     reading = read_response(ready.lm, response, ready.params, ready.messages, reported=reported)
     usage = reading.usage
     if price is not None:

@@ -105,7 +105,8 @@ async def request_embeddings(
             return await _attempt(request, meter, prices)
 
     retries = int(request.settings.get("num_retries", _RETRIES))
-    embeddings: Embeddings = await retrying(AsyncRetrying, retries=retries, rng=random.Random(0))(attempt)
+    attempts = retrying(AsyncRetrying, retries=retries, rng=random.Random(0))
+    embeddings: Embeddings = await meter.in_time(attempts(attempt))
     return embeddings
 
 
@@ -126,11 +127,12 @@ async def _attempt(request: EmbeddingRequest, meter: RequestMeter, prices: Price
         else:
             reservation.forfeit(requests=1, prompt_tokens=bound)
         raise
-    reported = getattr(getattr(response, "usage", None), "prompt_tokens", None)
-    tokens = reported if isinstance(reported, int) and reported > 0 else _count(request)
+    told = getattr(getattr(response, "usage", None), "prompt_tokens", None)
+    reported = told if isinstance(told, int) and told > 0 else None
+    tokens = _count(request) if reported is None else reported
     usd = price.of(tokens, 0) if price is not None else None
     usage = Usage(prompt_tokens=tokens, usd=usd)
-    reservation.settle(requests=1, usage=usage)
+    reservation.settle(requests=1, usage=usage, counted=reported is not None)
     return Embeddings(vectors=vectors, usage=usage)
 
 

@@ -9,9 +9,11 @@ DSPy hands on to the threads that it starts.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import dspy
@@ -22,7 +24,8 @@ from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.judges.judge_usage import LMWatcher
-from iapo_dspy.sampling.lm.params import NOT_SENT, canonical
+from iapo_dspy.sampling.ledger.records import VerdictRecord
+from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
@@ -89,7 +92,7 @@ class MeteredLM(StandInLM):
             with as_adapter(self._lm, messages):
                 return self._lm(prompt, messages=messages, **self._changed(), **kwargs)
         with noted():
-            return run_on_loop(scope.metering.ask(self._lm, *self._request(prompt, messages, kwargs)))
+            return run_on_loop(scope.metering.ask(scope, self._lm, *self._request(prompt, messages, kwargs)))
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Return outputs as DSPy adapters expect them; see `__call__`."""
@@ -98,7 +101,7 @@ class MeteredLM(StandInLM):
             with as_adapter(self._lm, messages):
                 return await self._lm.acall(prompt, messages=messages, **self._changed(), **kwargs)
         with noted():
-            return await await_on_loop(scope.metering.ask(self._lm, *self._request(prompt, messages, kwargs)))
+            return await await_on_loop(scope.metering.ask(scope, self._lm, *self._request(prompt, messages, kwargs)))
 
     def _changed(self) -> dict[str, Any]:
         """Settings that `copy` has given this stand-in alone."""
@@ -122,9 +125,13 @@ class Case:
         refused: A call did not fit into the budget. The score must not be used then, for the metric may have caught
             the error.
         fatal: A call failed in a way that no other call could escape.
+        name: Names the completion in the ledger.
+        asked: How often each call was made that is not remembered.
     """
 
     metering: Metering
+    name: str = ""
+    asked: Counter[str] = field(default_factory=Counter)
     refused: BudgetExceeded | None = None
     fatal: Exception | None = None
 
@@ -158,10 +165,20 @@ class Metering:
 
     Args:
         asker: Sends the requests and counts them.
+        known: Returns the answer that an earlier process of the run paid for, by its key.
+        keep: Told of every answer before it is used.
     """
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(
+        self,
+        asker: Asker,
+        *,
+        known: Callable[[str], VerdictRecord | None] = lambda key: None,
+        keep: Callable[[VerdictRecord], None] = lambda record: None,
+    ) -> None:
         self._asker = asker
+        self._known = known
+        self._keep = keep
         self._answers: AsyncOnce[str, list[Any]] = AsyncOnce(_REMEMBERED)
         self._kept: dict[int, dspy.BaseLM] = {}  # ids name LMs in keys, so that the LMs must live as long
         self._stand_ins: IdentityCache[MeteredLM] = IdentityCache()
@@ -170,9 +187,13 @@ class Metering:
         self.secrets: tuple[str, ...] = ()
 
     @contextlib.contextmanager
-    def case(self) -> Iterator[Case]:
-        """Meter the calls made within; the caller must ask `Case.conclude` afterwards."""
-        case = Case(self)
+    def case(self, name: str = "") -> Iterator[Case]:
+        """Meter the calls made within; the caller must ask `Case.conclude` afterwards.
+
+        Args:
+            name: Names the completion that is scored: its calls are found again in the ledger by it.
+        """
+        case = Case(self, name)
         settings: dict[str, Any] = {METERING: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
         lm = dspy.settings.lm
         if isinstance(lm, dspy.BaseLM):
@@ -190,8 +211,13 @@ class Metering:
                 getattr(lm, "model", lm),
             )
 
-    async def ask(self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int) -> Any:
+    async def ask(
+        self, case: Case, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
+    ) -> Any:
         """Return n outputs, on the sampling loop.
+
+        An answer that an earlier process of the run paid for is not asked for again. It is found by the request. Where
+        the LM's `cache` is off, it belongs to one completion, and to the first, second, ... such request for that one.
 
         Raises:
             BudgetExceeded: They do not fit into the budget.
@@ -199,11 +225,16 @@ class Metering:
         """
         sent = {k: v for k, v in params.items() if k not in NOT_SENT and v is not None}
         self.secrets = tuple({*self.secrets, *secrets_of(lm.kwargs)})
+        address = params.get("api_base") or params.get("base_url")
+        what = [call_of(lm, messages, sent), n, params.get("rollout_id"), address and str(address)]
+        call = hashlib.sha256(canonical(what).encode()).hexdigest()[:32]
         if not params.get("cache"):
-            return await self._send(lm, messages, sent, n)
+            name = f"{call}/{case.name}/{case.asked[call]}"
+            case.asked[call] += 1
+            return await self._answer(name, lm, messages, sent, n)
         key = canonical([id(lm), messages, sent, n, params.get("rollout_id")])
         self._kept[id(lm)] = lm
-        return list(await self._answers(key, lambda: self._send(lm, messages, sent, n)))
+        return list(await self._answers(key, lambda: self._answer(call, lm, messages, sent, n)))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
@@ -215,15 +246,20 @@ class Metering:
         self.secrets = tuple({*self.secrets, *secrets_of(request.settings)})
         return await self._asker.embed(request)
 
-    async def _send(
-        self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
+    async def _answer(
+        self, name: str, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
     ) -> list[Any]:
+        """Return the answer that is known under a name, or ask for it and keep it."""
+        if (known := self._known(name)) is not None and len(known.outputs) == n:
+            return list(known.outputs)
         request = CompletionRequest(model=lm.model, messages=messages, n=n, params=params, key="judge")
         choices = await self._asker.ask(lm, request)
         for choice in choices:
             if choice.error is not None:
                 raise choice.error
-        return [choice.output for choice in choices]
+        outputs = [choice.output for choice in choices]
+        self._keep(VerdictRecord(key=name, outputs=outputs))
+        return outputs
 
 
 def tried(model: object) -> None:
@@ -248,7 +284,7 @@ def refusing(error: Exception) -> Iterator[list[Any]]:
             called.append(model)
             raise error
 
-        async def ask(self, lm: dspy.BaseLM, *_: Any) -> Any:
+        async def ask(self, case: Case, lm: dspy.BaseLM, *_: Any) -> Any:
             self.refuse(lm)
 
         async def embed(self, request: EmbeddingRequest) -> Any:

@@ -34,6 +34,7 @@ from iapo_dspy.sampling.ledger.records import (
     ScoreRecord,
     SpentRecord,
     UnitRecord,
+    VerdictRecord,
     encode_record,
 )
 
@@ -80,6 +81,10 @@ class LedgerPort:
 
     def score(self, key: str) -> ScoreRecord | None:
         """Return the score that earlier processes stored for an answer."""
+        return None
+
+    def verdict(self, key: str) -> VerdictRecord | None:
+        """Return the answer of a judge that earlier processes stored."""
         return None
 
     def append(self, record: Record) -> None:
@@ -222,6 +227,10 @@ class Ledger(LedgerPort):
     def score(self, key: str) -> ScoreRecord | None:
         """Return the score that earlier processes stored for an answer."""
         return self._contents.last(ScoreRecord, key)
+
+    def verdict(self, key: str) -> VerdictRecord | None:
+        """Return the answer of a judge that earlier processes stored."""
+        return self._contents.last(VerdictRecord, key)
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""

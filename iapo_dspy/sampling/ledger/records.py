@@ -105,6 +105,20 @@ class ScoreRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerdictRecord:
+    """The answer to one LM call of a metric or an objective.
+
+    Attributes:
+        key: Names the call: a hash of the request, and of one that draws anew each time, the completion and the number
+            of equal calls before.
+        outputs: The choices as DSPy adapters expect them.
+    """
+
+    key: str
+    outputs: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpentRecord:
     """The spending of a run so far, of this process and earlier ones together.
 
@@ -162,11 +176,12 @@ class UnitRecord:
     queries: int
 
 
-Record = CompletionRecord | CallRecord | ScoreRecord | SpentRecord | BatchRecord | UnitRecord
+Record = CompletionRecord | CallRecord | ScoreRecord | VerdictRecord | SpentRecord | BatchRecord | UnitRecord
 KINDS: dict[str, type] = {
     "completion": CompletionRecord,
     "call": CallRecord,
     "score": ScoreRecord,
+    "verdict": VerdictRecord,
     "spent": SpentRecord,
     "batch": BatchRecord,
     "unit": UnitRecord,

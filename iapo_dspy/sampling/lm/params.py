@@ -112,6 +112,12 @@ def generation_params(params: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in params.items() if v is not None and not _NOT_GENERATION.search(k)}
 
 
+def call_of(lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str:
+    """Return a hash that is equal for equal requests in every process; keys and addresses have no part in it."""
+    text = canonical([lm.model, list(messages), generation_params(params)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:
     """Refuse a decoding that LiteLLM would refuse at every call. Only a `dspy.LM` is checked.
 

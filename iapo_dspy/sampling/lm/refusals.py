@@ -49,6 +49,19 @@ _BROKEN = frozenset(
         "ServerDisconnectedError",
     }
 )
+# The provider was not reached at all.
+_UNREACHED = frozenset(
+    {
+        "ClientConnectorError",
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectionRefusedError",
+        "ConnectionTimeoutError",
+        "PoolTimeout",
+        "UnsupportedProtocol",
+        "gaierror",
+    }
+)
 _SECRET_NAME = re.compile(r"key|secret|password|token$|credential|authorization", re.IGNORECASE)
 
 
@@ -87,6 +100,11 @@ def is_retryable(error: BaseException) -> bool:
     return status in LATER or status >= 500
 
 
+def is_free_to_repeat(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later, and this attempt surely cost nothing."""
+    return is_retryable(error) and (is_unsent(error) or is_refused(error))
+
+
 def raise_fatal(errors: Sequence[BaseException]) -> None:
     """Raise the first error that does not concern one request alone."""
     for error in errors:
@@ -123,10 +141,30 @@ def is_throttled(error: BaseException) -> bool:
 
 
 def is_refused(error: BaseException) -> bool:
-    """Whether the provider surely billed nothing: it answered with an error, or was not reached."""
+    """Whether the provider surely billed nothing: it answered with an error status, or was not reached.
+
+    LiteLLM gives a status of 500 to answers that it cannot read as well, and those are billed. So a status of 500 or
+    more counts only where the HTTP response that had it is among the causes.
+    """
+    chain = _chain(error)
+    if any(_names(link) & _UNREACHED for link in chain):
+        return True
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)) or _names(error) & {"Timeout", "APITimeoutError"}:
         return False
-    return not _is_broken(error) and (_status(error) or 0) >= 400
+    if _is_broken(error):
+        return False
+    if any(_answered(link) for link in chain):
+        return True
+    # LiteLLM itself refuses some requests before it sends them. A plain `Exception` is its sign of a status that it has
+    # read in the body of an answer.
+    return 400 <= (_status(error) or 0) < 500 and not any(type(link) is Exception for link in chain)
+
+
+def _answered(link: BaseException) -> bool:
+    """Whether this is the error of an HTTP response with an error status, as the HTTP client raised it."""
+    if "HTTPStatusError" in _names(link):
+        return int(getattr(getattr(link, "response", None), "status_code", 0) or 0) >= 400
+    return "ClientResponseError" in _names(link) and (_status(link) or 0) >= 400
 
 
 def _is_broken(error: BaseException) -> bool:

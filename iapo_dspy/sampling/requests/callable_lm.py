@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,14 @@ from typing import Any
 
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
+from tenacity import AsyncRetrying
 
 from iapo_dspy.sampling.concurrency.contained import contained_wait
+from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import NOT_SENT
 from iapo_dspy.sampling.lm.proxy import METERING
-from iapo_dspy.sampling.lm.refusals import is_throttled, raise_fatal
+from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable, is_throttled, raise_fatal
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
@@ -33,7 +36,7 @@ class CallableCompleter:
     """Calls the LM itself n times, concurrently, with DSPy's cache off.
 
     The LM itself retries and reports its usage. Where it reports none, tokens count as 0 (`Usage.recounted`) unless a
-    budget limits them.
+    budget limits them: then the request costs its upper bound.
 
     Args:
         lm: The language model. It is never changed; its history is only written when a request is recorded.
@@ -46,20 +49,33 @@ class CallableCompleter:
         self._price = price_of(lm, terms.prices)
         self._refused = refused_params_of(lm)
         self._is_async = _has_async_form(lm)
+        self._rng = random.Random(terms.seed)
 
     async def complete(self, request: CompletionRequest) -> list[Choice]:
         """Draw `request.n` completions. See `Completer`."""
-        calls = (self._call(request, request.first + i) for i in range(request.n))
+        in_time = self._terms.meter.in_time
+        calls = (in_time(self._attempts(request, request.first + i)) for i in range(request.n))
         results = await asyncio.gather(*calls, return_exceptions=True)
         raise_fatal([r for r in results if isinstance(r, BaseException)])
         return [
             Choice(error=r) if isinstance(r, Exception) else r for r in results if isinstance(r, (Exception, Choice))
         ]
 
-    async def _call(self, request: CompletionRequest, index: int) -> Choice:
+    async def _attempts(self, request: CompletionRequest, index: int) -> Choice:
+        """Call the LM; where tokens are limited, its retries are made here, so that each of them is counted."""
+        if not isinstance(self._lm, dspy.LM) or not (request.once or self._terms.meter.bounds_requests):
+            return await self._call(self._lm, request, index)
+        once = self._lm.copy(num_retries=0)
+        once.history = self._lm.history
+        again = is_free_to_repeat if request.once else is_retryable
+        attempts = retrying(AsyncRetrying, retries=self._lm.num_retries, rng=self._rng, again=again)
+        choice: Choice = await attempts(self._call, once, request, index)
+        return choice
+
+    async def _call(self, lm: dspy.BaseLM, request: CompletionRequest, index: int) -> Choice:
         seed = seed_of(self._lm, request.key, request.messages, index)
         params = {**request.params, **({} if seed is None else {"seed": seed})}
-        return await self._refused.ask(functools.partial(self._attempt, request, index), params, self._lm.model)
+        return await self._refused.ask(functools.partial(self._attempt, lm, request, index), params, self._lm.model)
 
     def _given(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a call: those in which it differs from the LM's own."""
@@ -75,7 +91,9 @@ class CallableCompleter:
             given |= {k: None for k, v in own.items() if v is not None and k not in params and k not in NOT_SENT}
         return given
 
-    async def _attempt(self, request: CompletionRequest, index: int, params: Mapping[str, Any]) -> Choice:
+    async def _attempt(
+        self, lm: dspy.BaseLM, request: CompletionRequest, index: int, params: Mapping[str, Any]
+    ) -> Choice:
         seed, given = params.get("seed"), self._given(params)
         async with self._terms.gate() as slot:
             reservation, prompt = await reserve_request(
@@ -84,7 +102,9 @@ class CallableCompleter:
             start = time.perf_counter()
             try:
                 with _usage(recorded=request.record is not None) as tracker, watched_calls() as calls:
-                    outputs = await asyncio.wait_for(self._outputs(request.messages, given, index), self._terms.timeout)
+                    outputs = await asyncio.wait_for(
+                        self._outputs(lm, request.messages, given, index), self._terms.timeout
+                    )
             except BaseException as error:
                 reservation.forfeit(requests=1, prompt_tokens=prompt)
                 if is_throttled(error):
@@ -101,11 +121,11 @@ class CallableCompleter:
                 texts=[whole_text(o) for o in outputs],
                 truncated=0,
                 limit=None,
-                reported=(None, None),
+                reported=(usage.prompt_tokens or None, usage.completion_tokens or None),
             )
         usd = self._price.of(usage.prompt_tokens, usage.completion_tokens) if self._price else None
         usage = replace(usage, usd=usd, latency_s=latency)
-        reservation.settle(requests=1, usage=usage)
+        reservation.settle(requests=1, usage=usage, counted=not usage.recounted)
         if not outputs:
             raise EmptyReplyError(f"{request.model} answered without any choice.")
         ending = ending_of_call(calls[-1]) if calls else None
@@ -113,21 +133,21 @@ class CallableCompleter:
         return reading.choices(1, shared=False, price=self._price, seed=seed)[0]
 
     async def _outputs(
-        self, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int
+        self, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], index: int
     ) -> Sequence[Any]:
         # DSPy takes `cache` out of a call; `rollout_id` reaches only engines, which know it.
         settings = {**params, "cache": False}
-        if isinstance(self._lm, dspy.LM) and params.get("temperature", self._lm.kwargs.get("temperature")) != 0:
+        if isinstance(lm, dspy.LM) and params.get("temperature", lm.kwargs.get("temperature")) != 0:
             settings["rollout_id"] = index
         messages = list(messages)
         if self._is_async:
-            with as_adapter(self._lm, messages):
-                result: Sequence[Any] = await contained_wait(self._lm.acall(messages=messages, **settings))
+            with as_adapter(lm, messages):
+                result: Sequence[Any] = await contained_wait(lm.acall(messages=messages, **settings))
             return result
 
         def call() -> Sequence[Any]:
-            with as_adapter(self._lm, messages):
-                result: Sequence[Any] = self._lm(messages=messages, **settings)
+            with as_adapter(lm, messages):
+                result: Sequence[Any] = lm(messages=messages, **settings)
             return result
 
         return await in_thread(call)
@@ -191,8 +211,10 @@ def _usage(*, recorded: bool) -> Iterator[UsageTracker]:
 def _total(tracker: UsageTracker) -> Usage:
     entries = [entry for entries in tracker.usage_data.values() for entry in entries]
     prompt = sum(_count(e, "prompt_tokens", "input_tokens") for e in entries)
-    completion = sum(_count(e, "completion_tokens", "output_tokens") for e in entries)
-    return Usage(prompt_tokens=prompt, completion_tokens=completion, recounted=not completion)
+    written = sum(_count(e, "completion_tokens", "output_tokens") for e in entries)
+    hidden = sum(_count(e, "total_tokens") for e in entries) - prompt - written  # text that only the total has
+    complete = bool(entries) and all(_count(e, "prompt_tokens", "input_tokens") for e in entries) and written > 0
+    return Usage(prompt_tokens=prompt, completion_tokens=written + max(hidden, 0), recounted=not complete)
 
 
 def _count(entry: Mapping[str, Any], *names: str) -> int:

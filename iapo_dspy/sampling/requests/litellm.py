@@ -21,7 +21,9 @@ from iapo_dspy.sampling.concurrency.loop import within
 from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.lm.params import import_litellm, supports_n, without_retries
 from iapo_dspy.sampling.lm.refusals import (
+    is_free_to_repeat,
     is_refused,
+    is_retryable,
     is_throttled,
     is_unsent,
     may_refuse_n,
@@ -33,7 +35,7 @@ from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import read_response, seed_of
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest, Exchange, Terms
 from iapo_dspy.sampling.spending.pricing import billed, price_of, reserve_request
-from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck
+from iapo_dspy.sampling.spending.usage_check import FirstChoiceCheck, reported_tokens, whole_text
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class LiteLLMCompleter:
         self._price = price_of(lm, terms.prices)
         self._refused = refused_params_of(lm)
         self._first_choice = FirstChoiceCheck()
+        self._probing = asyncio.Lock()
+        self._probed = False
         self._ignored_n = 0  # times in a row that a single choice came back for n > 1
         self._most_n = sys.maxsize  # completions that a request may ask for, as far as refusals have shown
         self._taken_n = 1  # the largest n that brought more than one choice
@@ -77,6 +81,12 @@ class LiteLLMCompleter:
         """Draw `request.n` completions. See `Completer`."""
         choices: list[Choice] = []
         asked = request.first
+        if request.n > 1 and self._must_probe(request.params):
+            async with self._probing:  # one request tells all of them how this server counts
+                if not self._probed:
+                    self._probed = True
+                    choices += await self._draw(request, 1, asked)
+                    asked += 1
         while (missing := request.n - len(choices)) > 0:
             most = self._most_n if self._takes_n(request.params) else 1
             sizes = [min(most, missing - i) for i in range(0, missing, most)]
@@ -87,21 +97,32 @@ class LiteLLMCompleter:
             asked += len(sizes)
         return choices
 
+    def _must_probe(self, params: Mapping[str, Any]) -> bool:
+        """Whether a limit needs to know how the server counts several choices. With a seed, draws must not change."""
+        bounded = self._terms.meter.bounds_requests and self._lm.kwargs.get("seed") is None
+        return bounded and not self._probed and self._takes_n(params)
+
     def _takes_n(self, params: Mapping[str, Any]) -> bool:
         # Greedy decoding with n > 1 is a bad request on several servers, vLLM among them.
         if self._most_n == 1 or params.get("temperature") == 0:
+            return False
+        if self._first_choice.one_by_one and self._terms.meter.bounds_requests:
             return False
         return supports_n(self._lm.model, params.get("custom_llm_provider"))
 
     async def _draw(self, request: CompletionRequest, n: int, index: int) -> list[Choice]:
         """Ask for n at once; return the choices that came, at least one."""
+        refusal: Exception | None = None
+        got: list[Choice] = []
         try:
-            got = await self._attempts(request, n, index)
+            got = await self._terms.meter.in_time(self._attempts(request, n, index))
         except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
             raise_fatal([error])
             if n <= self._taken_n or not may_refuse_n(error):
                 return [Choice(error=error)] * n
-            return await self._try_one(request, n, index, error)
+            refusal = error
+        if refusal is not None:  # outside of the handler: it must not be a cause of the next request's errors
+            return await self._try_one(request, n, index, refusal)
         if len(got) > 1:
             self._ignored_n, self._taken_n = 0, max(self._taken_n, n)
         elif n > 1:
@@ -114,7 +135,7 @@ class LiteLLMCompleter:
     async def _try_one(self, request: CompletionRequest, n: int, index: int, refusal: Exception) -> list[Choice]:
         """Find out whether a server refused a request because of its n."""
         try:
-            got = await self._attempts(request, 1, index)
+            got = await self._terms.meter.in_time(self._attempts(request, 1, index))
         except Exception as error:  # noqa: BLE001 - see `_draw`
             raise_fatal([error])
             return [Choice(error=refusal)] * n
@@ -128,7 +149,12 @@ class LiteLLMCompleter:
         if seed is not None:
             params["seed"] = seed
         attempts = retrying(
-            AsyncRetrying, retries=self._allowed, rng=self._rng, longest=_LONGEST_WAIT, before_sleep=self._before_sleep
+            AsyncRetrying,
+            retries=self._allowed,
+            rng=self._rng,
+            again=is_free_to_repeat if request.once else is_retryable,
+            longest=_LONGEST_WAIT,
+            before_sleep=self._before_sleep,
         )
 
         async def ask(params: dict[str, Any]) -> list[Choice]:
@@ -168,17 +194,18 @@ class LiteLLMCompleter:
             latency = time.perf_counter() - start
             slot.succeeded()
         try:
-            told = getattr(response, "usage", None)
-            reported = getattr(told, "prompt_tokens", None), getattr(told, "completion_tokens", None)
+            reported = reported_tokens(getattr(response, "usage", None))
             reading = read_response(
                 self._lm, response, params, request.messages, reported=reported, first_choice=self._first_choice
             )
+            texts = [whole_text(output) for output in reading.outputs]
+            counted = not (reading.usage.recounted or self._first_choice.doubts(reading.usage, texts))
             usd = billed(response, reading.usage, self._price)
         except BaseException:
             reservation.forfeit(requests=1)
             raise
         usage = replace(reading.usage, usd=usd, latency_s=latency)
-        reservation.settle(requests=1, usage=usage)
+        reservation.settle(requests=1, usage=usage, counted=counted)
         if not reading.outputs:
             raise EmptyReplyError(f"{request.model} answered without any choice.")
         if request.record is not None:

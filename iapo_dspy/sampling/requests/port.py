@@ -68,6 +68,8 @@ class CompletionRequest:
         key: Names the pull that is drawn for; requests with different keys get different seeds.
         first: How many identical requests this draw made before.
         record: Called with every successful HTTP request.
+        once: Whether an attempt that may be billed is the last one, because the caller limits the tokens of all
+            attempts together.
     """
 
     model: str
@@ -77,6 +79,7 @@ class CompletionRequest:
     key: Any = ()
     first: int = 0
     record: Callable[[Exchange], None] | None = None
+    once: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

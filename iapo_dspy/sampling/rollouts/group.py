@@ -23,11 +23,11 @@ import dspy
 from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.concurrency.loop import Mailbox, background_loop
 from iapo_dspy.sampling.concurrency.threads import in_thread
-from iapo_dspy.sampling.lm.params import canonical, limit_output, max_output_tokens
-from iapo_dspy.sampling.lm.refusals import is_fatal
+from iapo_dspy.sampling.lm.params import call_of, canonical, limit_output, max_output_tokens
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_refused, is_unsent
 from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
-from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch, call_of
+from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import Decoding
 
@@ -58,6 +58,7 @@ class Seat:
     unpaid: bool = False
     calls: int = 0
     granted: int = 0  # output tokens that calls in flight may take
+    taken: int = 0  # output tokens that its calls took, or may have taken, as far as they are limited
     work: asyncio.Future[Any] | None = None
     since: float = 0.0  # when the program last began to work by itself
     expired: bool = False
@@ -335,7 +336,7 @@ class Group:
         for seat, group in itertools.groupby(waiting, key=lambda t: t.seat):
             calls, in_flight = list(group), seat.granted
             for i, ticket in enumerate(calls):
-                free = most - math.ceil(seat.usage.completion_tokens) - seat.granted
+                free = most - seat.taken - seat.granted
                 share = free // (len(calls) - i)
                 if in_flight and (max_output_tokens(ticket.params) or math.inf) > share:
                     self._waiting.append(ticket)
@@ -364,6 +365,7 @@ class Group:
             key=self._key,
             first=first,
             record=recorder(ticket.lm) if self.records else None,
+            once=self._most_tokens is not None,
         )
         try:
             choices = await self._completer(ticket.lm).complete(request)
@@ -376,6 +378,7 @@ class Group:
             return
         merged = len({ticket.seat for ticket in batch})
         for ticket, choice in zip(batch, choices, strict=True):
+            ticket.seat.taken += _taken(choice, ticket.granted)
             if ticket.phase in (None, "inside"):
                 ticket.seat.take(choice, merged)
                 self._answer(ticket, choice.output, choice.problem)
@@ -397,3 +400,11 @@ class Group:
                 ticket.answer.set_result(output)
             else:
                 ticket.answer.set_exception(error)
+
+
+def _taken(choice: Choice, granted: int) -> int:
+    """Return the output tokens of a call: all that it was granted, where nobody knows what was billed."""
+    error, usage = choice.error, choice.usage
+    if usage.recounted or (error is not None and not (is_unsent(error) or is_refused(error))):
+        return granted
+    return math.ceil(usage.completion_tokens)

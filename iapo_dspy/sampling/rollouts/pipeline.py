@@ -8,7 +8,6 @@ after it are paid once per call. The inner module has a DSPy callback, `InnerMod
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,7 +17,6 @@ from dspy.utils.callback import BaseCallback
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.records import CallRecord
-from iapo_dspy.sampling.lm.params import canonical, generation_params
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.rollout import InnerCall
 
@@ -152,9 +150,3 @@ class Upstream:
     def cancel(self) -> None:
         """Cancel the requests that are in flight."""
         self._open.cancel()
-
-
-def call_of(lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str:
-    """Return a hash that is equal for equal requests in every process; keys and addresses have no part in it."""
-    text = canonical([lm.model, list(messages), generation_params(params)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -177,6 +177,7 @@ class Sampler:
                     params=limit_output(call.params, call.lm.model, most_tokens),
                     key=key,
                     record=recorder(call.lm) if record else None,
+                    once=most_tokens is not None,
                 )
                 choices = await self._completer(call.lm).complete(request)
                 with _heard(record):

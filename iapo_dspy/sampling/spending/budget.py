@@ -11,16 +11,18 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 from iapo_dspy.preferences import is_number
+from iapo_dspy.sampling.concurrency.loop import within
 from iapo_dspy.sampling.spending.usage import Usage
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _PICO = 10**12
 
 
@@ -32,7 +34,7 @@ class Budget:
         completions: Completions drawn, >= 1.
         tokens: Prompt and completion tokens together, as billed, >= 1. Needs `max_tokens` on the LM.
         usd: Dollars, > 0. Needs `max_tokens` on the LM and a known price.
-        seconds: Wall-clock time after which nothing new is sent, > 0.
+        seconds: Wall-clock time, > 0. Requests in flight at the end are cancelled, and count with their upper bound.
 
     Raises:
         ConfigurationError: A limit is not a positive, finite number.
@@ -122,12 +124,23 @@ class Reservation:
     judge: bool = False
     _open: bool = True
 
-    def settle(self, *, completions: int = 0, requests: int = 0, usage: Usage | None = None) -> None:
-        """Replace the reservation by the real spending; dollars that are not known count as 0."""
+    def settle(
+        self, *, completions: int = 0, requests: int = 0, usage: Usage | None = None, counted: bool = True
+    ) -> None:
+        """Replace the reservation by the real spending; dollars that are not known count as 0.
+
+        Args:
+            completions: Completions drawn.
+            requests: Requests made.
+            usage: What they took, as far as it is known.
+            counted: Whether `usage` is surely the whole bill. Otherwise the reservation is spent as a whole, at least.
+        """
         if not self._open:
             return
         self._open = False
         usage = usage or Usage()
+        if not counted:
+            usage = usage.at_least(self.tokens, self.picodollars / _PICO)
         took: dict[str, Any] = {
             "requests": requests,
             "prompt_tokens": int(usage.prompt_tokens),
@@ -139,12 +152,8 @@ class Reservation:
 
     def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
         """Count the whole reservation as spent: the bill of a request that timed out is not known."""
-        usage = Usage(
-            prompt_tokens=min(prompt_tokens, self.tokens),
-            completion_tokens=max(self.tokens - prompt_tokens, 0),
-            usd=self.picodollars / _PICO,
-        )
-        self.settle(completions=self.completions, requests=requests, usage=usage)
+        usage = Usage(prompt_tokens=min(prompt_tokens, self.tokens))
+        self.settle(completions=self.completions, requests=requests, usage=usage, counted=False)
 
     def release(self) -> None:
         """Give everything back: nothing was spent."""
@@ -164,6 +173,9 @@ class RequestMeter(Protocol):
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
         """Set an upper bound aside; see `Meter.areserve`."""
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work until the seconds of the budget are over; see `Meter.in_time`."""
 
 
 class Meter:
@@ -289,6 +301,24 @@ class Meter:
                     self._waiters.append(waiter)
             await waiter
 
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work until the seconds of the budget are over; then cancel it.
+
+        Raises:
+            BudgetExceeded: They are over.
+        """
+        limit = None if self.budget is None else self.budget.seconds
+        if limit is None:
+            return await work
+        try:
+            if (left := limit - self.spent.seconds) > 0:
+                return await within(work, left)
+            work.close()
+        except (TimeoutError, asyncio.TimeoutError):
+            if limit > self.spent.seconds:
+                raise
+        raise BudgetExceeded(f"The {limit:g} seconds of the budget are over.")
+
     def charge(self, spent: Spent) -> None:
         """Count spending that had no reservation, such as the stored completions of a resumed run."""
         with self._lock:
@@ -312,7 +342,7 @@ class Meter:
         if budget.usd is not None and used + pico > math.floor(budget.usd * _PICO):
             return f"Up to {pico / _PICO} dollars do not fit: {used / _PICO} of {budget.usd} are spent or reserved."
         if budget.seconds is not None and self._clock() - self._start >= budget.seconds:
-            return f"The {budget.seconds} seconds of the budget are over."
+            return f"The {budget.seconds:g} seconds of the budget are over."
         return None
 
     def _close(self, reservation: Reservation, spent: Spent) -> None:
@@ -351,6 +381,9 @@ class _Judges:
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
         return await self._meter.areserve(tokens=tokens, usd=usd, judge=True)
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        return await self._meter.in_time(work)
 
 
 def _picodollars(usd: float) -> int:

@@ -215,9 +215,11 @@ def billed(response: Any, usage: Usage, price: Price | None) -> float | None:
     """Return the dollars of one request, None where the price is unknown.
 
     LiteLLM's own sum includes discounts for cached prompt tokens. Ours is used for the user's prices and for usage that
-    was recounted.
+    differs from the server's.
     """
-    if not usage.recounted and not (price is not None and price.own):
+    told = getattr(response, "usage", None)
+    as_told = getattr(told, "completion_tokens", None) == usage.completion_tokens and not usage.recounted
+    if as_told and not (price is not None and price.own):
         cost = (getattr(response, "_hidden_params", None) or {}).get("response_cost")
         if isinstance(cost, (int, float)):
             return float(cost)

@@ -32,7 +32,8 @@ class Usage:
             module.
         shared_usd: The part of `usd` that a query pays once.
         latency_s: Seconds from dispatch to answer, without waiting for a slot.
-        recounted: Whether the tokens were counted here, because the provider's numbers cannot be right.
+        recounted: Whether the tokens were counted here, because the provider's numbers cannot be right. They are an
+            estimate then, not a bill.
     """
 
     prompt_tokens: float = 0.0
@@ -65,6 +66,11 @@ class Usage:
             recounted=self.recounted or other.recounted,
             **{name: getattr(self, name) + getattr(other, name) for name in _ADDED},
         )
+
+    def at_least(self, tokens: float, usd: float) -> Usage:
+        """Return a usage of at least so many tokens and dollars; the tokens that are missing are written ones."""
+        written = max(self.completion_tokens, tokens - self.prompt_tokens)
+        return replace(self, completion_tokens=written, usd=max(self.usd or 0.0, usd))
 
     def share(self, n: int) -> Usage:
         """Return the usage of each of n >= 1 completions: an n-th of everything but the latency."""

@@ -19,6 +19,7 @@ from iapo_dspy.sampling.spending.usage import Usage
 logger = logging.getLogger(__name__)
 
 _RATIO = 4  # tokens per piece lie between 1/4 and 4; a vocabulary that has whole phrases was seen to make 0.31
+_HIDDEN = 2.0  # tokens per piece beyond which a reply has text that it does not show
 _PIECE = re.compile(
     r"[^\W\d_\u0370-\U0010ffff]{1,8}"  # Latin letters, long words in parts
     r"|\d{1,2}"
@@ -28,15 +29,68 @@ _PIECE = re.compile(
 )
 
 
+def reported_tokens(told: Any) -> tuple[Any, Any]:
+    """Return the prompt and completion tokens of a server's usage, with those that only its other numbers show.
+
+    Some servers leave the tokens of hidden reasoning out of `completion_tokens`, but not out of `total_tokens` or of
+    the details.
+
+    Args:
+        told: The usage as an object or a mapping; None where there is none.
+    """
+
+    def number(holder: Any, name: str) -> Any:
+        return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
+
+    prompt, written = number(told, "prompt_tokens"), number(told, "completion_tokens")
+    if not isinstance(prompt, int) or not isinstance(written, int):
+        return prompt, written
+    total, thought = number(told, "total_tokens"), number(number(told, "completion_tokens_details"), "reasoning_tokens")
+    if isinstance(thought, int) and thought > written:
+        written += thought
+    return prompt, max(written, total - prompt) if isinstance(total, int) else written
+
+
 class FirstChoiceCheck:
     """Finds out whether one LM's server counts the first choice of n only, and scales its counts then.
 
     Attributes:
         first_only: Whether a reply has shown it. It stays.
+        one_by_one: Whether a limit holds only if completions are asked for one at a time: a reply with several choices
+            left doubt about its tokens. It stays.
     """
 
     def __init__(self) -> None:
         self.first_only = False
+        self.one_by_one = False
+        self._single = (0.0, 0.0)  # tokens and pieces of replies with one choice
+
+    @property
+    def knows(self) -> bool:
+        """Whether a reply with one choice has shown how many tokens the server counts for a text."""
+        return self._single[1] > 0
+
+    def doubts(self, usage: Usage, texts: Sequence[str | None]) -> bool:
+        """Whether the tokens of one reply may be those of its first choice alone; hidden tokens are looked for, too.
+
+        The tokens per piece of text tell: they should be nearer to the usual rate if all choices are counted than if
+        the first one is. The usual rate is that of a reply with one choice. Before there is one, it is taken to be 1,
+        and a rate above 2 is hidden text, which the choices may differ in.
+
+        Args:
+            usage: Of the reply, as `check_usage` returns it.
+            texts: Its choices, each as `whole_text`.
+        """
+        sizes = [max(pieces(text), 1) for text in texts]
+        if usage.recounted or len(sizes) < 2:
+            if sizes and not usage.recounted:
+                self._single = self._single[0] + usage.completion_tokens, self._single[1] + sizes[0]
+            return False
+        rate, usual = usage.completion_tokens / sum(sizes), self._single[0] / self._single[1] if self.knows else 1.0
+        middle = math.sqrt(sizes[0] / sum(sizes))  # of the two rates that are compared, on a logarithmic scale
+        doubt = rate < usual * middle or (not self.knows and rate > _HIDDEN)
+        self.one_by_one |= doubt
+        return doubt
 
     def scaled(self, reported: Any, texts: Sequence[str | None], limit: int | None = None) -> Any:
         """Return the completion tokens of one reply.
@@ -75,7 +129,7 @@ def check_usage(
 ) -> Usage:
     """Take the usage that a server reports for one request, or count anew where it cannot be right.
 
-    It cannot be right where there are fewer tokens than choices that are not empty, or fewer than `max_tokens` for
+    It cannot be right where there are no tokens, fewer than choices that are not empty, or fewer than `max_tokens` for
     every choice that was cut off there.
 
     Args:
@@ -90,7 +144,7 @@ def check_usage(
     prompt_tokens, told = reported
     completion_tokens = first_choice.scaled(told, texts, limit) if first_choice is not None else told
     full = [text for text in texts if text]
-    least = max(len(full), truncated * (limit or 0))
+    least = max(len(full), truncated * (limit or 0), 1)
     sound = isinstance(prompt_tokens, int) and isinstance(completion_tokens, int) and prompt_tokens > 0
     if sound and completion_tokens >= least:
         recounted = completion_tokens != told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,10 +15,10 @@ import pytest
 
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.reading import read_ledger
-from iapo_dspy.sampling.ledger.records import CompletionRecord
-from tests.support.killing import MAX_N, THREADS, Victim
-from tests.support.loopback import Faults, Loopback
-from tests.support.worlds import adder
+from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord, VerdictRecord
+from tests.support.killing import MAX_N, THREADS, Victim, judge_once
+from tests.support.loopback import Faults, Loopback, chat
+from tests.support.worlds import adder, outputs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kill -9 and fork servers are POSIX")
 
@@ -125,3 +126,43 @@ def test_dollars_hold_across_kills(tmp_path: Path) -> None:
     assert billed <= spent["usd"] + 1e-9, "what was in flight at a kill is billed and must be counted"
     assert spent["usd"] <= cap
     assert spent["prompt_tokens"] + spent["completion_tokens"] >= server.prompt_tokens + server.completion_tokens
+
+
+@pytest.mark.parametrize(
+    "kind", ["metric", *(pytest.param(k, marks=pytest.mark.slow) for k in ("cached", "configured", "objective"))]
+)
+def test_verdicts_that_were_paid_before_a_kill_are_not_asked_for_again(kind: str, tmp_path: Path) -> None:
+    """The second step of the judge does not come before the kill: all first steps are paid, and nothing is scored."""
+    stuck = threading.Event()
+    answered: list[str] = []
+
+    def answer(body: dict[str, Any], i: int) -> str:
+        if "draft" in outputs(body):
+            answered.append(json.dumps(body["messages"]))
+            return chat(draft=f"d{i}")
+        return chat(verdict="yes") if "verdict" in outputs(body) else adder(body, i)
+
+    def latency(body: dict[str, Any]) -> float:
+        if "verdict" in outputs(body):
+            stuck.wait(30)
+        return 0.0
+
+    with Loopback(answer, latency=latency) as server:
+        arguments = kind, {"api_base": server.base, "api_key": "sk-x", "cache": False}, str(tmp_path)
+        victim = Victim(*arguments, target=judge_once)
+        deadline, before = time.monotonic() + 60, -1
+        while time.monotonic() < deadline and (len(answered) < 10 or len(answered) > before):
+            before = len(answered)
+            time.sleep(0.5)  # until nothing moves any more
+        assert len(answered) >= 10
+        kept = {r.key for r in read_ledger(tmp_path)[1] if isinstance(r, VerdictRecord)}
+        assert len(kept) == len(answered)
+        victim.kill()
+        stuck.set()
+        assert Victim(*arguments, target=judge_once).wait() == 0
+        judged = [r for r in read_ledger(tmp_path)[1] if isinstance(r, ScoreRecord)]
+        spent = read_ledger(tmp_path)[1][-1]
+    asked = len(set(answered)) if kind == "cached" else len(judged)
+    print(f"{kind}: {before} verdicts were paid before the kill, {len(answered) - asked} were asked for again")
+    assert len(answered) == asked and len(judged) > 40 > before
+    assert isinstance(spent, SpentRecord) and spent.finished
