@@ -44,7 +44,7 @@ def json_of(value: Any) -> Any:
     """
     try:
         return pydantic.TypeAdapter(Any).dump_python(value, mode="json")
-    except (pydantic.PydanticUserError, ValueError, TypeError) as exc:
+    except (pydantic.PydanticUserError, ValueError, TypeError, RecursionError) as exc:
         raise ScoreError(f"A value of type {type(value).__name__} has no JSON form: {type(exc).__name__}.") from exc
 
 

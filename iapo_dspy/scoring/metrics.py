@@ -13,6 +13,7 @@ import dspy
 from dspy.evaluate import metrics as dspy_metrics
 
 from iapo_dspy.errors import ScoreError
+from iapo_dspy.scoring.answers.text import stream_safe
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 
 __all__ = ["LabelMetric", "exact_match", "f1"]
@@ -51,10 +52,11 @@ class LabelMetric:
             ScoreError: A field is missing, or there is no right answer.
         """
         gold = field_of(example, self.label, "example")
-        golds = [text_of(g) for g in gold] if isinstance(gold, (list, tuple, set, frozenset)) else [text_of(gold)]
+        several = isinstance(gold, (list, tuple, set, frozenset))
+        golds = [stream_safe(text_of(g)) for g in (gold if several else [gold])]
         if not golds:
             raise ScoreError(f"The example's label {self.label!r} is an empty list: there is no right answer.")
-        return float(_FUNCTIONS[self.name](text_of(field_of(prediction, self.field)), golds))
+        return float(_FUNCTIONS[self.name](stream_safe(text_of(field_of(prediction, self.field))), golds))
 
 
 _FUNCTIONS: dict[str, Callable[[str, list[str]], Any]] = {"exact_match": dspy_metrics.EM, "f1": dspy_metrics.F1}

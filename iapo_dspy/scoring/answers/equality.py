@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import decimal
 import fractions
-import importlib
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,10 @@ import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.concurrency.contained import contained
-from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, normalize_answer, plain_text
+from iapo_dspy.scoring.answers.formulas import read, same
+from iapo_dspy.scoring.answers.normalize import Normalize, answer_key, plain_text
+from iapo_dspy.scoring.answers.text import normalize_text, visible
+from iapo_dspy.scoring.bounded.process import FORMULAS
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
 Equality = Callable[[Any, Any], bool]
@@ -24,22 +28,43 @@ Equality = Callable[[Any, Any], bool]
 
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 _MOST_PAIRS = 1 << 16
-_NUMBERS = (int, float, decimal.Decimal, fractions.Fraction, np.integer, np.floating)
+_NUMBERS = (int, float, Decimal, fractions.Fraction, np.integer, np.floating)
+_CONTEXT = decimal.Context(prec=50, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 
 
 # Ledgers keep a hash of this function, docstring included: other code makes resumed runs score again.
 def number_of(value: Any) -> float | None:
     """Return a value as a number; None if it is none. A string may have blanks, thousands separators, a final stop."""
-    if isinstance(value, bool):
-        return None
+    number = _decimal(value)
+    return None if number is None else float(number)
+
+
+def _decimal(value: Any) -> Decimal | None:
+    """Return a value as a number, exactly: large whole numbers differ although their floats are one."""
     if isinstance(value, str):
-        text = value.strip().replace("\N{MINUS SIGN}", "-").rstrip(".")
-        text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+        text = visible(value).strip()
+        text = text[:-1] if text.endswith(".") and not text.endswith("..") else text
+        text = text.replace(",", "") if _THOUSANDS.fullmatch(text) else text.replace("_", "x")  # 101_2 is no number
         try:
-            return float(text)
-        except ValueError:
+            return Decimal(text)
+        except decimal.InvalidOperation:
             return None
-    return float(value) if isinstance(value, _NUMBERS) else None
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        return None
+    if isinstance(value, fractions.Fraction):
+        return _CONTEXT.divide(Decimal(value.numerator), Decimal(value.denominator))
+    if isinstance(value, (Decimal, int, np.integer)):
+        return Decimal(value if isinstance(value, Decimal) else int(value))
+    return Decimal(repr(float(value)))
+
+
+def _itemwise(a: Any, b: Any, equal: Equality) -> bool | None:
+    """Compare lists, tuples and dictionaries item by item; None for anything else."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(equal(v, w) for v, w in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +95,17 @@ class Close:
 
     def __call__(self, a: Any, b: Any) -> bool:
         """Compare two answers."""
-        x, y = number_of(a), number_of(b)
+        x, y = _decimal(a), _decimal(b)
         if x is not None and y is not None:
-            return x == y or abs(x - y) <= max(self.absolute, self.relative * max(abs(x), abs(y)))
-        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-            return len(a) == len(b) and all(self(v, w) for v, w in zip(a, b, strict=True))
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            return a.keys() == b.keys() and all(self(a[k], b[k]) for k in a)
-        return answer_key(a, lambda v: v) == answer_key(b, lambda v: v)
+            if not (x.is_finite() and y.is_finite()):
+                return not x.is_nan() and x == y
+            limit = max(
+                Decimal(repr(self.absolute)),
+                _CONTEXT.multiply(Decimal(repr(self.relative)), max(x.copy_abs(), y.copy_abs())),
+            )
+            return _CONTEXT.subtract(x, y).copy_abs() <= limit
+        items = _itemwise(a, b, self)
+        return answer_key(a, lambda v: v) == answer_key(b, lambda v: v) if items is None else items
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `saved_equality` reads back."""
@@ -86,22 +114,23 @@ class Close:
 
 close = Close
 
-_LONGEST_FORMULA = 300
-_COMMAND = re.compile(r"\\[A-Za-z]+|\b(?:sin|cos|tan|log|exp|sqrt|abs|mod)\b")
-_WORD = re.compile(r"[^\W\d_]{3,}")
-_TOWER = re.compile(r"(\^|\*\*)\s*[({\s]*[\w.]+[)}\s]*(\^|\*\*)|(\^|\*\*)\s*[({]*\s*\d{4,}|\d{3,}\s*!|!\s*!")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MathEqual:
     r"""An equality for votes by which equal mathematics is one answer: 1/2, 0.5 and \frac{1}{2}, in LaTeX or plain.
 
-    Hugging Face's `math-verify` parses and compares them. Its timeouts rest on signals, which only the main thread has,
-    so they are off. Texts that could keep it busy for long (formulas of more than 300 characters, towers of powers,
-    huge exponents and factorials) are compared as text instead, and so are texts that it cannot parse.
+    An answer is read as a whole, see `formulas`: numbers exactly, with their units (3 cm is 0.03 m, and neither is 3 m;
+    50 % is 0.5, and is not 50), formulas of any variables by Hugging Face's `math-verify`, lists and sets in any order,
+    points and intervals with their brackets, matrices, equations and inequalities. Dates, times and telephone numbers
+    are not differences. Text that is not mathematics is compared as `normalize_text` has it. Lists and dictionaries are
+    compared item by item. It is not transitive: x = 5 and y = 5 are both 5.
+
+    Formulas are worked on in a process that is killed where one of them takes more than about two seconds or 500 MB.
+    Such an answer is compared as text.
 
     Args:
-        digits: Decimal places to which numbers are compared, >= 1.
+        digits: A number in decimals is also equal to the number that it is the rounding of, where it has so many
+            decimal places or more, >= 1: 0.333333 is 1/3, and 0.33 is not.
 
     Raises:
         ConfigurationError: `digits` is not such a number, or the library is missing: `pip install 'iapo_dspy[math]'`.
@@ -112,7 +141,9 @@ class MathEqual:
     def __post_init__(self) -> None:
         if isinstance(self.digits, bool) or not isinstance(self.digits, int) or self.digits < 1:
             raise ConfigurationError(f"math_equal(digits={self.digits!r}): give a whole number >= 1.")
-        _math_verify()
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigurationError("math_equal needs Hugging Face's math-verify: pip install 'iapo_dspy[math]'.")
+        FORMULAS.prepare()  # its modules take a second to load
 
     @property
     def normalize(self) -> Normalize:
@@ -120,16 +151,18 @@ class MathEqual:
         return plain_text
 
     def __call__(self, a: Any, b: Any) -> bool:
-        """Compare two answers; equal where either of them verifies the other."""
-        one, other = str(a).strip(), str(b).strip()
-        if one == other:
+        """Compare two answers."""
+        items = _itemwise(a, b, self)
+        if items is not None:
+            return items
+        one, other = (v if isinstance(v, str) else str(answer_key(v, lambda w: w)) for v in (a, b))
+        if one.strip() == other.strip():
             return True
-        first, second = _formula(one), _formula(other)
-        if not first or not second:
-            return bool(normalize_answer(one) == normalize_answer(other))
-        settings = {"float_rounding": self.digits, "timeout_seconds": None, "raise_on_error": False}
-        verify = _math_verify().verify
-        return bool(verify(first, second, **settings) or verify(second, first, **settings))
+        first, second = read(one), read(other)
+        if isinstance(first, str) or isinstance(second, str):
+            letters = isinstance(first, str) and isinstance(second, str) and len(first) == len(second) == 1
+            return first == second if letters else normalize_text(one) == normalize_text(other)
+        return same(first, second, self.digits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `saved_equality` reads back."""
@@ -137,27 +170,6 @@ class MathEqual:
 
 
 math_equal = MathEqual
-
-
-def _math_verify() -> Any:
-    try:
-        return importlib.import_module("math_verify")
-    except ImportError as exc:
-        raise ConfigurationError("math_equal needs Hugging Face's math-verify: pip install 'iapo_dspy[math]'.") from exc
-
-
-@lru_cache(maxsize=4096)  # each formula is compared with many others
-def _formula(text: str) -> Any:
-    """Return a text as `math-verify` reads it; empty for a text that is not a formula, or takes too long to work on."""
-    if len(text) > _LONGEST_FORMULA or _TOWER.search(text):
-        return []
-    marked = any(sign in text for sign in ("$", "\\boxed", "\\(", "\\["))
-    # Between dollar signs words are products of letters, and "listen" is "silent".
-    bare = not marked and not _WORD.search(_COMMAND.sub(" ", text))
-    parses = (
-        _math_verify().parse(t, parsing_timeout=None, raise_on_error=False) for t in [f"${text}$"] * bare + [text]
-    )
-    return next(filter(None, parses), [])
 
 
 def equality_of(what: str, equal: Equality | None, tolerance: float | None) -> Equality | None:

@@ -14,6 +14,7 @@ import pydantic
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.spending.pricing import count_text
+from iapo_dspy.scoring.bounded.process import TEXTS
 from iapo_dspy.scoring.fields import check_name, field_of, json_of, text_of
 from iapo_dspy.scoring.objective import Objective
 
@@ -24,6 +25,8 @@ def regex_match(
     field: str, pattern: str | re.Pattern[str], *, whole: bool = False, name: str | None = None
 ) -> Objective:
     """Score 1 where a pattern is found in a field, else 0.
+
+    A text on which the pattern takes more than about two seconds or 500 MB is a failed completion.
 
     Args:
         field: Output field; a value that is not text is written as JSON.
@@ -53,8 +56,11 @@ class RegexMatch:
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> bool:
         """Score one completion."""
-        compiled = re.compile(self.pattern, self.flags)  # `re` keeps those used last
         text = text_of(field_of(prediction, self.field))
+        return bool(TEXTS.bounded("find", self.pattern, self.flags, self.whole, text, again=lambda: self._find(text)))
+
+    def _find(self, text: str) -> bool:
+        compiled = re.compile(self.pattern, self.flags)
         return (compiled.fullmatch(text) if self.whole else compiled.search(text)) is not None
 
 
@@ -64,7 +70,8 @@ def json_valid(
     """Score 1 where a field is JSON, and valid under a schema if there is one, else 0.
 
     A text must be JSON as a whole: no code fence, no NaN. A field that DSPy has parsed (a dictionary, a list, a
-    pydantic model) is taken as its JSON.
+    pydantic model) is taken as its JSON. A value on which the check takes more than about two seconds or 500 MB is a
+    failed completion.
 
     Args:
         field: Output field.
@@ -115,7 +122,9 @@ class JsonValid:
                 return False
         else:
             value = json_of(value)
-        return self.validator is None or bool(self.validator.is_valid(value))
+        if self.validator is None:
+            return True
+        return bool(TEXTS.bounded("valid", self.schema, value, again=lambda: self.validator.is_valid(value)))
 
 
 def _refuse(constant: str) -> Any:

@@ -32,7 +32,7 @@ def test_numbers_and_text_that_is_one(value: Any, number: float) -> None:
     assert number_of(value) == number
 
 
-@pytest.mark.parametrize("value", [True, None, "one", "1,2", "", [1], "12,34"])
+@pytest.mark.parametrize("value", [True, None, "one", "1,2", "", [1], "12,34", "101_2", "3..", "10\u00b2"])
 def test_text_that_is_not_a_number(value: Any) -> None:
     assert number_of(value) is None
 
@@ -48,6 +48,15 @@ def test_relative_absolute_and_nested() -> None:
     assert both(1000, 1010) and not both(1000, 1011) and both(0, 0.1) and not both(0, 0.11)
     assert both([1, {"a": 2.0}], (1.05, {"a": 2.05})) and not both([1], [1, 1]) and not both({"a": 1}, {"b": 1})
     assert both("Paris", "Paris") and not both("Paris", "Rome") and not both(1, "one") and both(None, None)
+
+
+def test_tolerances_are_exact_however_large_a_number_is() -> None:
+    near = close(absolute=0.1)
+    assert near(0.8, 0.7) and near("0.8", "0.7") and not near(0.8, 0.699)  # as written, not as binary floats
+    assert not near("12345678901234567890", "12345678901234567891") and near(10**400, 10**400)
+    assert not near("1e400", "1e500") and not near("1e999999999", "-1e999999999") and not near(10**5000, 10**5000 + 1)
+    assert close(relative=0.1)("1e400", "1.05e400") and near("inf", float("inf")) and not near("inf", "-inf")
+    assert not near("nan", "nan") and near("\u22125", -5)
 
 
 @pytest.mark.parametrize(

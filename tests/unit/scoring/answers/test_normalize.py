@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import decimal
 import enum
 import fractions
+import itertools
+import time
+import uuid
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Optional, Union
 
@@ -13,7 +18,9 @@ import dspy
 import numpy as np
 import pydantic
 import pytest
+from pydantic.json_schema import SkipJsonSchema
 
+from iapo_dspy import close, math_equal
 from iapo_dspy.errors import ScoreError
 from iapo_dspy.scoring.answers.normalize import answer_key, is_countable_type, normalize_answer, parsed
 from iapo_dspy.scoring.strategies import MajorityVote
@@ -217,3 +224,165 @@ def test_equal_answers_of_any_type_have_equal_keys() -> None:
     assert answer_key([4.0, "x"], tuple) == answer_key([4, "x"], tuple)
     with pytest.raises(ScoreError, match="told apart"):
         answer_key("x", lambda v: object())
+
+
+# -- bookkeeping is no part of an answer
+
+
+def called(identity: str, name: str = "search", **args: Any) -> dspy.ToolCalls:
+    return dspy.ToolCalls(tool_calls=[dspy.ToolCalls.ToolCall(id=identity, name=name, args=args)])
+
+
+class Plan(pydantic.BaseModel):
+    steps: list[dspy.ToolCalls] = []
+    final: dspy.ToolCalls | None = None
+
+
+class Ticket(pydantic.BaseModel):
+    title: str
+    tags: list[str] = pydantic.Field(default_factory=list)
+    id: str = pydantic.Field(default_factory=lambda: uuid.uuid4().hex)
+    number: int = pydantic.Field(default_factory=itertools.count().__next__)
+    seen: datetime.datetime = pydantic.Field(default_factory=datetime.datetime.now)
+    hidden: SkipJsonSchema[str | None] = None
+    unwritten: str = pydantic.Field(default="", exclude=True)
+    parent: Ticket | None = None
+
+
+@dataclasses.dataclass
+class Row:
+    name: str
+    key: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (called("call_1", q="x"), called("call_2", q=" X.")),
+        ([called("a", q=1)], [called("b", q=1.0)]),
+        ({"calls": called("a", q=1)}, {"calls": called("b", q=1)}),
+        (Plan(steps=[called("a")], final=called("b", n=2)), Plan(steps=[called("c")], final=called("d", n=2))),
+        (dspy.Reasoning(content="So."), "so"),
+        (Ticket(title="A"), Ticket(title="a", hidden="trace-7", unwritten="x", tags=[])),
+        (Ticket(title="A", parent=Ticket(title="B")), Ticket(title="a", parent=Ticket(title="b"))),
+        (Row("A"), Row("A", notes=[])),
+    ],
+)
+def test_ids_that_no_lm_wrote_do_not_tell_answers_apart(one: Any, other: Any) -> None:
+    assert answer_key(one) == answer_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (called("a", q="x"), called("a", q="y")),
+        (called("a", q="x"), called("a", name="find", q="x")),
+        (dspy.ToolCalls(tool_calls=[]), called("a")),
+        (Plan(final=called("a", n=1)), Plan(final=called("a", n=2))),
+        (Ticket(title="A", parent=Ticket(title="B")), Ticket(title="A", parent=Ticket(title="C"))),
+        (Ticket(title="A", tags=["x"]), Ticket(title="A")),
+        (Row("A", notes=["x"]), Row("A")),
+    ],
+)
+def test_what_the_lm_wrote_does(one: Any, other: Any) -> None:
+    assert answer_key(one) != answer_key(other)
+
+
+def test_decisions_are_counted_without_their_confidence() -> None:
+    decision = pytest.importorskip("dspy.adapters.types.decision")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        noul = decision.Noul
+        sure, unsure, no = (
+            noul(value=v, confidence=c, probability=c) for v, c in ((True, 0.9), (True, 0.6), (False, 0.9))
+        )
+    assert answer_key(sure) == answer_key(unsure) != answer_key(no)
+
+
+# -- values that are no answers, or hardly
+
+
+def endless() -> list[Any]:
+    inside: list[Any] = []
+    inside.append(inside)
+    return inside
+
+
+def bushy() -> Any:
+    tree: Any = []
+    for _ in range(60):
+        tree = [tree, tree]
+    return tree
+
+
+def deep(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+SELF: dict[str, Any] = {}
+SELF["self"] = {"again": SELF}
+ODD = [
+    b"\xff\x00",
+    bytearray(b"ab"),
+    memoryview(b"ab"),
+    10**5000,
+    -(10**5000),
+    [10**5000],
+    decimal.Decimal("1e999999999"),
+    decimal.Decimal("-1e-999999999"),
+    fractions.Fraction(10**400, 3),
+    "\ud83d",
+    {"\ud83d": "\udc4d"},
+    float("inf"),
+    complex(1, 2),
+    deep(90),
+    datetime.date(2024, 1, 2),
+    slice(1, 2),
+]
+NONE = [
+    endless(),
+    bushy(),
+    SELF,
+    deep(10**5),
+    float("nan"),
+    np.float64("nan"),
+    [1.0, float("nan")],
+    decimal.Decimal("nan"),
+    decimal.Decimal("snan"),
+    lambda: 1,
+    [iter([])],
+    object(),
+    Colour.__init__,
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
+def test_odd_values_have_keys(value: Any) -> None:
+    start = time.perf_counter()
+    read = MajorityVote("answer").read({}, dspy.Prediction(answer=value))
+    assert read.failure is None and read.answer and read.answer.encode()
+    assert read == MajorityVote("answer").read({}, dspy.Prediction(answer=value))
+    assert time.perf_counter() - start < 2
+
+
+def test_odd_values_are_told_apart() -> None:
+    large = [10**5000, 10**5000 + 1, -(10**5000), decimal.Decimal("1e999999"), decimal.Decimal("1e999998")]
+    large += [decimal.Decimal("1e400"), decimal.Decimal("0.1"), decimal.Decimal("0.10000000000000000001")]
+    assert len({answer_key(v) for v in large}) == len(large)
+    assert answer_key(decimal.Decimal("0.1")) == answer_key(0.1)
+    assert answer_key(memoryview(b"ab")) == answer_key(b"ab")
+
+
+@pytest.mark.parametrize("value", NONE, ids=range(len(NONE)))
+@pytest.mark.parametrize("equal", [None, close(absolute=1), math_equal()], ids=["key", "close", "math"])
+def test_what_cannot_be_an_answer_is_a_failed_completion(value: Any, equal: Any) -> None:
+    start = time.perf_counter()
+    vote = MajorityVote("answer", equal=equal)
+    drawn = [dspy.Prediction(answer=a) for a in ("yes", value, "no", "no")]
+    chosen = select(vote, {}, drawn, np.ones(1))
+    assert chosen is not None and chosen.index == 2 and list(chosen.failures) == [1]
+    assert time.perf_counter() - start < 2

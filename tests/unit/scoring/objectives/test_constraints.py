@@ -1,6 +1,7 @@
 """Objectives that check patterns, JSON and lengths, worked out by hand."""
 
 import json
+import time
 from typing import Any
 
 import dspy
@@ -91,6 +92,38 @@ def test_an_invalid_schema_raises_and_references_are_not_fetched() -> None:
     with pytest.raises(Exception, match=r"127\.0\.0\.1") as caught:  # it is unknown, and stays so
         of(remote, answer="3")
     assert "Unresolvable" in type(caught.value).__name__ or "Ref" in type(caught.value).__name__
+
+
+# -- work that does not end
+
+BRANCHING = {"anyOf": [{"items": {"$ref": "#"}, "maxItems": 0}, {"items": {"$ref": "#"}, "type": "string"}]}
+
+
+@pytest.mark.parametrize(
+    ("objective", "answer"),
+    [
+        (objectives.regex_match("answer", r"(a+)+$"), "a" * 40 + "b"),
+        (objectives.json_valid("answer", {"type": "string", "pattern": "^(a|a)*$"}), json.dumps("a" * 40 + "b")),
+        (objectives.json_valid("answer", {"uniqueItems": True}), json.dumps([{"a": [i]} for i in range(10**4)])),
+        pytest.param(
+            objectives.json_valid("answer", BRANCHING),
+            "[" * 90 + "1" + "]" * 90,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            objectives.json_valid("answer", {"patternProperties": {"^(.*a)*$": {}}}),
+            json.dumps({"a" * 30 + "!": 1}),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_checks_that_take_too_long_are_failed_completions(objective: Objective, answer: str) -> None:
+    assert of(objective, answer="[]") >= 0
+    start = time.perf_counter()
+    read = BestOfN([objective]).read({"question": "?"}, dspy.Prediction(answer=answer))
+    assert read.scores is None and "two seconds" in str(read.failure)
+    assert time.perf_counter() - start < 2.5
+    assert of(objective, answer="[]") >= 0
 
 
 # -- length
