@@ -57,7 +57,7 @@ class Scalar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Collection:
     """Several answers together.
 
     Attributes:
@@ -84,7 +84,7 @@ class Relation:
     of: str = ""
 
 
-Form = Scalar | Group | Relation
+Form = Scalar | Collection | Relation
 
 
 class _NotRead(Exception):
@@ -140,7 +140,7 @@ def _decimal(text: str) -> Decimal:
 def _scalars(form: Form) -> Iterator[Scalar]:
     if isinstance(form, Scalar):
         yield form
-    elif isinstance(form, Group):
+    elif isinstance(form, Collection):
         for item in form.items:
             yield from _scalars(item)
     else:
@@ -153,7 +153,7 @@ def _filled(form: Form, known: Known) -> Form:
     """Return a form with the values of its formulas."""
     if isinstance(form, Scalar):
         return _valued(form, known)
-    if isinstance(form, Group):
+    if isinstance(form, Collection):
         return replace(form, items=tuple(_filled(item, known) for item in form.items))
     parts = tuple((sign, _valued(difference, known)) for sign, difference in form.parts)
     return replace(form, parts=parts, solved=form.solved and _filled(form.solved, known))
@@ -321,17 +321,17 @@ def _interval(sides: Sequence[str], signs: Sequence[str], depth: int) -> Form | 
     kind = ("[" if below and signs[0] == "<=" else "(") + ("]" if above and signs[-1] == "<=" else ")")
     low = _answer(below[0], depth) if below else Scalar(exact=Fraction(-1), unit=_INFINITY)
     high = _answer(above[0], depth) if above else Scalar(exact=Fraction(1), unit=_INFINITY)
-    return Group(kind=kind, items=(low, high))
+    return Collection(kind=kind, items=(low, high))
 
 
 def _listed(text: str, depth: int) -> Form | None:
     parts = _split(text, _LIST)[0]
-    return None if len(parts) == 1 else Group(kind="set", items=tuple(_answer(p, depth) for p in parts if p))
+    return None if len(parts) == 1 else Collection(kind="set", items=tuple(_answer(p, depth) for p in parts if p))
 
 
 def _united(text: str, depth: int) -> Form | None:
     parts = _split(text, _UNION)[0]
-    return None if len(parts) == 1 else Group(kind="union", items=tuple(_answer(p, depth) for p in parts))
+    return None if len(parts) == 1 else Collection(kind="union", items=tuple(_answer(p, depth) for p in parts))
 
 
 def _bracketed(text: str, depth: int) -> Form | None:
@@ -342,7 +342,7 @@ def _bracketed(text: str, depth: int) -> Form | None:
     items = tuple(_answer(item, depth) for item in _split(text[first.end() : end], _COMMA)[0])
     if first[0] in "({" and len(items) == 1:
         return items[0]
-    return Group(kind="set" if first[0] in ("\\{", "{") else first[0] + text[end:], items=items)
+    return Collection(kind="set" if first[0] in ("\\{", "{") else first[0] + text[end:], items=items)
 
 
 def _matrix(text: str, depth: int) -> Form | None:
@@ -350,14 +350,14 @@ def _matrix(text: str, depth: int) -> Form | None:
     if found is None:
         return None
     rows = [row for row in re.split(r"\\\\", found[2]) if row.strip()]
-    items = [Group(kind="row", items=tuple(_answer(cell, depth) for cell in row.split("&"))) for row in rows]
-    return Group(kind="matrix", items=tuple(items))
+    items = [Collection(kind="row", items=tuple(_answer(cell, depth) for cell in row.split("&"))) for row in rows]
+    return Collection(kind="matrix", items=tuple(items))
 
 
 def _both_signs(text: str, depth: int) -> Form | None:
     if len(_PLUS_MINUS.findall(text)) != 1:
         return None
-    return Group(kind="set", items=tuple(_answer(_PLUS_MINUS.sub(sign, text), depth) for sign in "+-"))
+    return Collection(kind="set", items=tuple(_answer(_PLUS_MINUS.sub(sign, text), depth) for sign in "+-"))
 
 
 # -- numbers, units, formulas
@@ -571,7 +571,9 @@ def same(one: Form, other: Form, digits: int) -> bool:
         return same(other, one, digits)
     if isinstance(one, Scalar) and isinstance(other, Scalar):
         return _same_scalar(one, other, digits)
-    one, other = (form if isinstance(form, Group) else Group(kind="set", items=(form,)) for form in (one, other))
+    one, other = (
+        form if isinstance(form, Collection) else Collection(kind="set", items=(form,)) for form in (one, other)
+    )
     if one.kind != other.kind or len(one.items) != len(other.items):
         return False
     if one.kind in ("set", "union"):

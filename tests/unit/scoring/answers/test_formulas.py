@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from iapo_dspy import math_equal
-from iapo_dspy.scoring.answers.formulas import Group, Scalar, read, units_of
+from iapo_dspy.scoring.answers.formulas import Collection, Scalar, read, units_of
 from tests.unit.scoring.answers.test_text import ROWS
 
 MATH = math_equal()
@@ -90,7 +90,7 @@ def test_a_decimal_number_may_be_the_rounding_of_another() -> None:
 def test_lists_within_and_fields_that_are_lists() -> None:
     assert MATH(["1/2", {"a": 4}], ("0.5", {"a": "4.0"})) and not MATH(["1/2"], ["1/2", "1/2"])
     found = read(r"\{(1,2), [3,4)\}")
-    assert isinstance(found, Group) and found.kind == "set" and [item.kind for item in found.items] == ["()", "[)"]  # type: ignore[union-attr]
+    assert isinstance(found, Collection) and found.kind == "set" and [item.kind for item in found.items] == ["()", "[)"]  # type: ignore[union-attr]
     assert MATH(r"\{(1,2), [3,4)\}", r"\{[3,4), (1,2)\}")
 
 
