@@ -18,7 +18,8 @@ IAPOError
 ├── BatchJobFailed                      a provider's batch job was refused, was stopped or does not end
 ├── TooManyErrors                       more completions failed than `max_errors` allows
 ├── AllCompletionsFailed                every completion of one deployed call failed
-└── StateError                          a saved program cannot be loaded
+├── StateError                          a saved program cannot be loaded
+└── StorageError (OSError)              the operating system refuses a file: a full disk, no permission
 ```
 
 Messages say which argument was given, which one is needed, and the way out.
@@ -26,8 +27,12 @@ Messages say which argument was given, which one is needed, and the way out.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 _SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
@@ -156,3 +161,56 @@ class AllCompletionsFailed(IAPOError):
 
 class StateError(IAPOError):
     """A saved program cannot be loaded into this object."""
+
+
+class StorageError(IAPOError, OSError):
+    """The operating system refuses to read or to write a file; `errno` and `filename` are those of the `OSError`."""
+
+    def __str__(self) -> str:
+        """Return the message itself: `OSError` would put the number of the error before it."""
+        return str(self.strerror)
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def storing(path: str | os.PathLike[str], what: str = "written", kept: str = "") -> Iterator[None]:
+    """Turn an error of the operating system into one that names the file and the way out.
+
+    Args:
+        path: The file.
+        what: What cannot be done: "written" or "read".
+        kept: A sentence about the work that is safe all the same.
+
+    Raises:
+        StorageError: The file cannot be read or written.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError) as error:  # DSPy wraps errors of writing
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno in _FULL:
+            advice = "Make room on that disk, or choose another place."
+        elif cause.errno == errno.ENOENT:
+            advice = "Make its directory first, or correct the path."
+        else:
+            advice = "Choose a place that you may use, or change its permissions."
+        reason = cause.strerror or type(cause).__name__
+        message = " ".join(filter(None, [f"{path} cannot be {what}: {reason}.", kept, advice]))
+        raise StorageError(cause.errno, message, str(path)) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to, of the same suffix; what was written there takes the file's place at the end."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.errors import ConfigurationError, StateError, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call import Call, Drawn
 from iapo_dspy.program.explain import Explanation, explain, report_of
@@ -27,6 +30,8 @@ from iapo_dspy.types import Arm
 
 if TYPE_CHECKING:  # langchain-core is optional
     from iapo_dspy.program.langchain import ProgramRunnable
+
+_LARGEST = 1 << 28  # bytes of a saved program; a million completions of evidence take a tenth of it
 
 
 class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
@@ -90,12 +95,63 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
     def load_state(self, state: Mapping[str, Any], *, allow_unsafe_lm_state: bool = False) -> None:
         """Read a state that `dump_state` wrote; no LM is ever part of it.
 
+        Args:
+            state: The state.
+            allow_unsafe_lm_state: Whether to use the addresses of reward models and embeddings in it.
+
         Raises:
             StateError: It is not a compiled program, or does not fit the student or the strategy.
         """
-        if "policy" not in state:
-            raise StateError(f"This is not a saved CompiledProgram: it has {sorted(state)}, and no 'policy'.")
-        self.policy.load_state(state["policy"])
+        if not isinstance(state, Mapping) or "policy" not in state:
+            found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise StateError(f"This is not a saved CompiledProgram: it has {found}, and no 'policy'.")
+        self.policy.load_state(state["policy"], trusted=allow_unsafe_lm_state)
+
+    def load(
+        self, path: str | os.PathLike[str], allow_pickle: bool = False, allow_unsafe_lm_state: bool = False
+    ) -> None:
+        """Load a program that `save` wrote. Where that cannot be, this one stays as it is.
+
+        Args:
+            path: The file, `.json`.
+            allow_pickle: See `dspy.Module.load`; a pickle runs the code that is in it.
+            allow_unsafe_lm_state: Whether to send completions to addresses that stand in the file.
+
+        Raises:
+            StateError: It is not a saved program, is damaged, or does not fit the student or the strategy; the message
+                says where.
+            StorageError: The file cannot be read.
+        """
+        path = Path(path)
+        try:
+            with storing(path, "read"):
+                size = path.stat().st_size
+                if size > _LARGEST:
+                    raise StateError(f"It has {size:,} bytes; a saved program has at most {_LARGEST:,}.")
+                super().load(path, allow_pickle, allow_unsafe_lm_state)
+        except StateError as error:
+            raise StateError(f"{path} cannot be loaded. {error}") from error
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, RecursionError) as error:
+            where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise StateError(
+                f"{path} cannot be loaded. It is damaged{where}, or is not a saved program: {one_line(error)}."
+            ) from error
+
+    def save(
+        self, path: str | os.PathLike[str], save_program: bool = False, modules_to_serialize: list[Any] | None = None
+    ) -> None:
+        """Save the program; see `dspy.Module.save`. A file that is there is replaced as a whole or not at all.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        path = Path(path)
+        with storing(path, "written"):
+            if save_program or path.suffix not in (".json", ".pkl"):
+                super().save(path, save_program, modules_to_serialize)
+                return
+            with whole_file(path) as part:
+                super().save(part)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledProgram:
         """Copy the arms; the results of the run are shared."""

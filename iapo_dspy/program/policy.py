@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import StopMode, with_stops
-from iapo_dspy.errors import StateError, UnknownPreference
+from iapo_dspy.errors import StateError, UnknownPreference, one_line
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.reprice import at_prices
@@ -30,7 +32,7 @@ FORMAT = "iapo_dspy.policy"
 # 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
 # that calls take.
 VERSION = 4
-_PLAIN = ("default", "max_n", "n_queries", "cost_scale", "strategy", "spent")  # saved as they are
+_MOST = 2**31 - 1  # of any whole number in a saved policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,29 +177,103 @@ class CompiledPolicy:
         Raises:
             StateError: The data are not a policy, or they are of a newer version.
         """
-        if data.get("format") != FORMAT or not isinstance(data.get("version"), int):
-            raise StateError(f"This is not a saved policy: its format is {data.get('format')!r}, not {FORMAT!r}.")
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT or not isinstance(data.get("version"), int):
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise StateError(f"This is not a saved policy: its format is {found!r}, not {FORMAT!r}.")
         if data["version"] > VERSION:
             raise StateError(
                 f"The saved policy has version {data['version']}; this iapo_dspy reads up to {VERSION}. Upgrade it."
             )
-        try:
+        with part("its numbers"):
+            max_n, n_queries = (_whole(data, name, 1, _MOST) for name in ("max_n", "n_queries"))
+            cost_scale = float(data["cost_scale"])
+            if not 0 <= cost_scale < math.inf:
+                raise ValueError(f"cost_scale={cost_scale}: it must be a finite number >= 0")
+            if data.get("stopping") not in (None, *get_args(StopMode)):  # up to version 3, all N were drawn at once
+                raise ValueError(f"stopping={data['stopping']!r}: known are {get_args(StopMode)} and null")
+        with part("prompts"):
+            prompts = tuple(PromptState.from_dict(p) for p in data["prompts"])
+        preferences, arms = [], []
+        for i, saved in enumerate(_listed(data, "preferences")):
+            with part(f"preferences[{i}]"):
+                preferences.append(Preference.from_dict(saved))
+                prompt, n = saved["arm"]
+                if not (isinstance(prompt, int) and isinstance(n, int) and prompt < len(prompts) and n <= max_n):
+                    raise ValueError(
+                        f"arm={saved['arm']}: the prompt must be below {len(prompts)}, and n at most max_n={max_n}"
+                    )
+                arms.append(Arm(prompt, n, Stop(**saved["stop"]) if "stop" in saved else None))
+        evidence = []
+        for i, saved in enumerate(_listed(data, "evidence")):
+            with part(f"evidence[{i}]"):
+                evidence.append(_load(saved))
+                _check(evidence[-1], len(prompts), n_queries)
+        with part("its settings"):
+            if data["default"] not in [p.name for p in preferences] or len({o.score.shape[1] for o in evidence}) > 1:
+                raise ValueError(f"default={data['default']!r} is not the name of a preference, or scores differ in K")
             return cls(
-                preferences=tuple(Preference.from_dict(p) for p in data["preferences"]),
-                arms=tuple(
-                    Arm(p["arm"][0], p["arm"][1], Stop(**p["stop"]) if "stop" in p else None)
-                    for p in data["preferences"]
-                ),
-                prompts=tuple(PromptState.from_dict(p) for p in data["prompts"]),
+                preferences=tuple(preferences),
+                arms=tuple(arms),
+                prompts=prompts,
                 algorithm=read_algorithm(data),
-                stopping=data.get("stopping"),  # up to version 3, all N were drawn at once
-                evidence=tuple(_load(o) for o in data["evidence"]),
+                stopping=data.get("stopping"),
+                evidence=tuple(evidence),
                 # Version 1 always counted output tokens.
                 cost=Cost.from_dict(data["cost"]) if "cost" in data else Cost(),
-                **{name: data[name] for name in _PLAIN},
+                max_n=max_n,
+                n_queries=n_queries,
+                cost_scale=cost_scale,
+                default=data["default"],
+                strategy={**data["strategy"]},
+                spent={**data["spent"]},
             )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise StateError(f"The saved policy is damaged: {type(exc).__name__}: {exc}.") from exc
+
+
+@contextlib.contextmanager
+def part(place: str) -> Iterator[None]:
+    """Turn an error that data from elsewhere raise into one that says where in them.
+
+    Raises:
+        StateError: The data cannot be used.
+    """
+    try:
+        yield
+    except StateError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise StateError(
+            f"The saved policy is damaged at {place}: {one_line(error)}. Take another copy of it, or compile again."
+        ) from error
+
+
+def _listed(data: Mapping[str, Any], name: str) -> list[Any]:
+    with part(name):
+        if isinstance(data[name], list):
+            return list(data[name])
+        raise TypeError(f"{name} must be a list")
+
+
+def _whole(data: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = data[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}={value!r}: it must be a whole number from {least} to {most}")
+    return value
+
+
+def _check(observations: Observations, n_prompts: int, n_queries: int) -> None:
+    """Refuse numbers that no run can have measured.
+
+    Raises:
+        ValueError: One is out of its range.
+    """
+    pulls, label = observations.pulls, observations.label
+    bounds = {"prompt": (pulls.prompt, n_prompts), "query": (pulls.query, n_queries), "label": (label + 1, _MOST)}
+    for name, (values, end) in bounds.items():
+        if ((values < 0) | (values >= end)).any():
+            raise ValueError(f"{name} has {values.min()} to {values.max()}, which must be below {end}")
+    costs = (observations.cost, observations.overhead, observations.used, observations.once)
+    if any(c is not None and ((c < 0) | np.isinf(c)).any() for c in costs) or np.isinf(observations.score).any():
+        raise ValueError("costs must be finite and >= 0, and scores finite")
 
 
 def _dump(observations: Observations) -> dict[str, Any]:
@@ -236,7 +312,10 @@ def _text(values: np.ndarray[Any, Any]) -> str:
 
 
 def _numbers(text: str, dtype: type) -> np.ndarray[Any, Any]:
-    return np.array(text.split(), dtype=float).astype(dtype)
+    values = np.array(text.split(), dtype=float)
+    if dtype is np.int64 and not ((np.abs(values) <= _MOST) & (values == np.floor(values))).all():
+        raise ValueError(f"{text[:40]!r} must be whole numbers up to {_MOST}")
+    return values.astype(dtype)
 
 
 def _load(data: Mapping[str, Any]) -> Observations:

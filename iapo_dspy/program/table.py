@@ -13,15 +13,15 @@ from dspy.predict.parameter import Parameter
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.caps import tokens_of_each
-from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy
+from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy, part
 from iapo_dspy.program.solver import Chosen, Solver
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.programs import Programs, ways
 from iapo_dspy.prompts.prompt import program_state
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.spending.pricing import price_of
-from iapo_dspy.scoring.strategies import Calibrates, Strategy, fitted
-from iapo_dspy.scoring.strategies.saved import functions_of, rebuilt, without_functions
+from iapo_dspy.scoring.strategies import Calibrates, Strategy, columns_of, fitted
+from iapo_dspy.scoring.strategies.saved import Given, functions_of, rebuilt, recipes_of, without_functions
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +108,13 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.programs.use(_in_use(data))
         self._solver = Solver(data, self.strategy)
 
-    def _adopt(self, data: CompiledPolicy, measured: Sequence[dspy.Module] | None = None) -> None:
-        strategy = self._given_strategy or _rebuilt(data.strategy)
+    def _adopt(
+        self,
+        data: CompiledPolicy,
+        measured: Sequence[dspy.Module] | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
+        strategy = strategy or self._given_strategy or _rebuilt(data.strategy, Given())
         _compare(strategy.to_dict(), data.strategy)
         strategy = fitted(strategy, Student(self.student).output_fields)
         if isinstance(strategy, Calibrates) and data.strategy.get("calibration"):
@@ -127,28 +132,69 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         for prompt, arm in zip(self.programs.in_use, self.programs.arms, strict=True):
             state["prompts"][prompt] |= {"state": program_state(arm), "label": self.programs.label(prompt)}
         default = self.default
+        state["student"] = _fields(self.student)
+        if recipes := recipes_of(self.strategy):
+            state["objectives"] = recipes
         state["calls"] = {
             "default": default.to_dict() if isinstance(default, Preference) else default,
             "preference_field": self.preference_field,
         }
         return state
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Read a state that `dump_state` wrote.
+    def load_state(self, state: Mapping[str, Any], *, trusted: bool = False) -> None:
+        """Read a state that `dump_state` wrote. Nothing is changed where it cannot be read.
+
+        Args:
+            state: The state, perhaps from a file that somebody else wrote.
+            trusted: Whether to use the addresses of reward models and embeddings in it.
 
         Raises:
-            StateError: It is not a policy, is newer than this package, or does not fit the student or the strategy.
+            StateError: It is not a policy, is newer than this package, or does not fit the student or the strategy; the
+                message says where.
         """
-        if state.get("empty"):
+        if isinstance(state, Mapping) and state.get("empty"):
             self._solver, self.default = None, None
             self.programs.clear()
             return
-        self._adopt(CompiledPolicy.from_dict(state))
+        data = CompiledPolicy.from_dict(state)
+        with part("calls"):
+            calls = state.get("calls", {})
+            default = calls.get("default")
+            default = Preference.from_dict(default) if isinstance(default, Mapping) else default
+            if isinstance(default, str):
+                data.named(default)
+            name = calls.get("preference_field", self.preference_field)
+            if not (default is None or isinstance(default, str | Preference)) or not isinstance(name, str | None):
+                raise TypeError(f"default={default!r}, preference_field={name!r}")
+        with part("strategy"):
+            strategy = self._fitting(state, data, trusted)
+        with part("prompts"):
+            self._adopt(data, strategy=strategy)
         self._warn()
-        calls = state.get("calls", {})
-        default = calls.get("default")
-        self.default = Preference.from_dict(default) if isinstance(default, Mapping) else default
-        self.preference_field = calls.get("preference_field", self.preference_field)
+        self.default, self.preference_field = default, name
+
+    def _fitting(self, state: Mapping[str, Any], data: CompiledPolicy, trusted: bool) -> Strategy:
+        """Return the strategy, once the student is known to fit it and to have the fields of the one compiled."""
+        student = Student(self.student)
+        _compare_fields(_fields(self.student), state.get("student") or _described(data))
+        direct = student.input_fields is not None  # others may make predictions with fields of their own
+        strategy = self._given_strategy
+        if strategy is None:
+            lms = [lm for e in self.programs.lms for lm in (e.values() if isinstance(e, Mapping) else [e])]
+            given = Given(recipes=state.get("objectives") or {}, lms=lms, trusted=trusted, strict=direct)
+            strategy = _rebuilt(data.strategy, given)
+        if direct or self._given_strategy is not None:
+            try:
+                strategy.check_student(student.input_fields or sorted(_inputs(student)), student.output_fields)
+            except ConfigurationError as error:
+                raise StateError(f"The student does not fit the strategy of the saved program. {error}") from error
+        columns = {o.score.shape[1] for o in data.evidence}
+        if columns - {len(columns_of(strategy))}:
+            raise StateError(
+                f"The saved policy is damaged at evidence: it has {sorted(columns)} columns of scores; the strategy "
+                f"has {list(columns_of(strategy))}."
+            )
+        return strategy
 
     def reset(self) -> None:
         """Forget the LM that was set; keep the policy, as `Predict` keeps its instructions.
@@ -171,9 +217,48 @@ def _in_use(data: CompiledPolicy) -> list[int]:
     return sorted({arm.prompt for arm in data.arms})
 
 
-def _rebuilt(data: Mapping[str, Any]) -> Strategy:
+def _inputs(student: Student) -> set[str]:
+    return {name for p in student.predictors.values() for name in p.signature.input_fields}
+
+
+def _fields(student: dspy.Module) -> dict[str, Any]:
+    """Return predictor -> names of its input and its output fields."""
+    signatures = {name: p.signature for name, p in student.named_predictors()}
+    return {n: {"inputs": list(s.input_fields), "outputs": list(s.output_fields)} for n, s in signatures.items()}
+
+
+def _described(data: CompiledPolicy) -> dict[str, Any]:
+    """Return predictor -> its fields as far as DSPy's state tells, for programs that were saved without their names.
+
+    DSPy describes a field as "${name}" unless the user does; None stands for a field of another description.
+    """
+    states = data.prompts[0].state if data.prompts else {}
+    found = {}
+    for name, state in states.items():
+        texts = [str(f.get("description")) for f in state.get("signature", {}).get("fields", ())]
+        found[name] = [t[2:-1] if t.startswith("${") and t[2:-1].isidentifier() else None for t in texts]
+    return {name: fields for name, fields in found.items() if fields}
+
+
+def _compare_fields(given: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Refuse a student whose predictors have other fields; other predictors are refused where states are restored."""
+    for name in given.keys() & saved.keys():
+        mine, theirs = given[name], saved[name]
+        if isinstance(theirs, list):
+            names = [*mine["inputs"], *mine["outputs"]]
+            fits = len(names) == len(theirs) and all(t in (None, n) for n, t in zip(names, theirs, strict=True))
+        else:
+            fits = mine == theirs
+        if not fits:
+            raise StateError(
+                f"The saved program's predictor {name!r} has the fields {theirs}, and this student's has {mine}. Load "
+                "it into the class of student that it was compiled from, or compile again."
+            )
+
+
+def _rebuilt(data: Mapping[str, Any], given: Given) -> Strategy:
     """Rebuild a strategy that needs no code of the user's; refuse others."""
-    if (strategy := rebuilt(data)) is not None:
+    if (strategy := rebuilt(data, given)) is not None:
         return strategy
     names = functions_of(data) or [str(data.get("kind"))]
     raise StateError(

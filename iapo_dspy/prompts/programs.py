@@ -38,7 +38,7 @@ class Programs:
         self.arms: list[dspy.Module] = []
         self.in_use: tuple[int, ...] = ()
         self.lm: dspy.BaseLM | None = None
-        self._lms = tuple(lms)
+        self.lms = tuple(lms)
         self._prompts: tuple[PromptState, ...] = ()
         self._measured: tuple[dspy.Module, ...] | None = None
         self._others: dict[int, dspy.Module] = {}
@@ -150,7 +150,7 @@ class Programs:
         students: dspy.BaseLM | None = dict(self.student.named_predictors())[predictor].lm
         if name is None:
             return students
-        found = find_lm(self._lms, predictor, name)
+        found = find_lm(self.lms, predictor, name)
         return students if found is None and _is(students, name) else found
 
     def _missing(self, prompt: int) -> Mapping[str, ModelName]:

@@ -100,6 +100,10 @@ def test_a_loaded_program_is_saved_as_it_was(name: str, tmp_path: Path) -> None:
     program = load(CASES[name], FILES / name / "program.json", "http://127.0.0.1:9/v1")
     program.save(str(tmp_path / "again.json"))
     before, after = (json.loads(p.read_text()) for p in (FILES / name / "program.json", tmp_path / "again.json"))
+    for part, state in after.items():
+        if part.endswith("policy"):  # what later versions add
+            state.pop("student")
+            state.pop("objectives", None)
     assert without_metadata(after) == without_metadata(before)
 
 

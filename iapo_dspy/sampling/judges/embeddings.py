@@ -166,7 +166,7 @@ class Embedder:
 
     def __init__(self, model: str, settings: Mapping[str, Any]) -> None:
         self.model = model
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self._known: Once[str, FloatArray] = Once(_REMEMBERED)
 
     def __call__(self, texts: Sequence[str]) -> list[FloatArray]:
@@ -179,7 +179,7 @@ class Embedder:
             return [vector.result() for vector in self._known.all(texts, self._embed)]
 
     def _embed(self, texts: list[str]) -> list[FloatArray]:
-        request = EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self._settings)
+        request = EmbeddingRequest(model=self.model, texts=tuple(texts), settings=self.settings)
         scope = dspy.settings.get(METERING)
         if scope is not None:
             found: Embeddings = run_on_loop(scope.metering.embed(request))

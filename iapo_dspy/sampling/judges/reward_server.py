@@ -59,6 +59,11 @@ class RewardServer:
         self._client: httpx.Client | None = None
         self._process = os.getpid()
 
+    @property
+    def secret(self) -> bool:
+        """Whether it is sent a key or headers, which are not for files."""
+        return bool(self._headers)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RewardServer:
         """Return itself: nothing of it ever changes."""
         return self

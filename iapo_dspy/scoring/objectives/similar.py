@@ -14,7 +14,7 @@ from iapo_dspy.sampling.judges.embeddings import Embedder
 from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 
-_DECIDING = ("dimensions", "encoding_format", "input_type", "user")  # settings that decide vectors; `user` may route
+DECIDING = ("dimensions", "encoding_format", "input_type", "user")  # settings that decide vectors; `user` may route
 
 
 def similarity(
@@ -56,7 +56,7 @@ def similarity(
         to,
         text,
         model,
-        tuple((k, repr(settings[k])) for k in _DECIDING if k in settings),
+        tuple((k, repr(settings[k])) for k in DECIDING if k in settings),
         Embedder(model, settings),
     )
     return Objective(name or "similarity", scorer, inputs=() if to is None else (to,))

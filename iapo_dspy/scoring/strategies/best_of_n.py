@@ -29,6 +29,9 @@ class BestOfN(Scaled):
     Args:
         objectives: At least one; names are unique.
 
+    Attributes:
+        parts: The objectives themselves.
+
     Raises:
         ConfigurationError: No objective, or two of one name.
         LabelRequired: An objective reads a label of the example.
@@ -37,10 +40,10 @@ class BestOfN(Scaled):
     def __init__(self, objectives: Iterable[Objective]) -> None:
         if isinstance(objectives, (str, Mapping)) or not isinstance(objectives, Iterable):
             raise ConfigurationError(f"BestOfN({objectives!r}): give a list of Objective('name', function).")
-        self._objectives = tuple(objectives)
-        if not self._objectives:
+        self.parts = tuple(objectives)
+        if not self.parts:
             raise ConfigurationError("BestOfN: give at least one Objective(name, score, bounds).")
-        for objective in self._objectives:
+        for objective in self.parts:
             if labels := getattr(objective, "labels_read", ()):
                 raise LabelRequired(label_message(str(getattr(objective, "name", objective)), labels))
             if not isinstance(objective, Objective):
@@ -50,22 +53,22 @@ class BestOfN(Scaled):
         names = self.objectives
         if len(set(names)) < len(names):
             raise ConfigurationError(f"BestOfN: objective names must differ, got {list(names)}.")
-        self._scales = Scales(names, tuple(o.calibrate for o in self._objectives))
+        self._scales = Scales(names, tuple(o.calibrate for o in self.parts))
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names on the K axis."""
-        return tuple(o.name for o in self._objectives)
+        return tuple(o.name for o in self.parts)
 
     @property
     def lowest(self) -> tuple[float, ...]:
         """Lowest score of each objective."""
-        return tuple(o.bounds[0] for o in self._objectives)
+        return tuple(o.bounds[0] for o in self.parts)
 
     @property
     def highest(self) -> tuple[float, ...]:
         """Highest score of each objective."""
-        return tuple(o.bounds[1] for o in self._objectives)
+        return tuple(o.bounds[1] for o in self.parts)
 
     def aggregator(self) -> Aggregator:
         """Return eq. 1 in vectorised form."""
@@ -82,7 +85,7 @@ class BestOfN(Scaled):
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
         """Raise LabelRequired if an objective reads an example field that is not an input of the student."""
-        for objective in self._objectives:
+        for objective in self.parts:
             check_reads_no_label(objective.name, objective.score, inputs)
 
     def score(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> Scored:
@@ -97,7 +100,7 @@ class BestOfN(Scaled):
     def probe(self, example: dspy.Example, prediction: dspy.Prediction, metric: Metric | None) -> None:
         """Score a stand-in prediction under every objective; raise the errors that `score` would hide."""
         problems: list[Exception] = []
-        for objective in self._objectives:
+        for objective in self.parts:
             try:
                 _score(objective, example, prediction)
             except Exception as exc:  # noqa: BLE001  # raised below: a judge must not hide the objectives after it
@@ -106,7 +109,7 @@ class BestOfN(Scaled):
             raise problem
 
     def _scores(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, ...]:
-        return tuple(_score(o, example, prediction) for o in self._objectives)
+        return tuple(_score(o, example, prediction) for o in self.parts)
 
     def read(self, inputs: Mapping[str, Any], prediction: dspy.Prediction) -> Scored:
         """Score one completion under every objective."""
@@ -132,7 +135,7 @@ class BestOfN(Scaled):
         """Tell whether a completion has the highest possible score: no later one can be better."""
         if remaining == 0:
             return True
-        tops = zip(self._objectives, self._scales.learnt, strict=True)
+        tops = zip(self.parts, self._scales.learnt, strict=True)
         highest = float(np.dot(weights, [o.bounds[1] if c is None else c.highest for o, c in tops]))
         utilities = [self._utility(s, weights) for s in read]
         return any(u is not None and u >= highest for u in utilities)
@@ -142,7 +145,7 @@ class BestOfN(Scaled):
 
     def digest(self, metric: Metric | None) -> str:
         """Return a hash of the objectives' code; learnt scales have no part in it, because they change no raw score."""
-        parts = [(o.score, o.bounds, *([o.calibrate] if o.calibrate else [])) for o in self._objectives]
+        parts = [(o.score, o.bounds, *([o.calibrate] if o.calibrate else [])) for o in self.parts]
         return function_digest(*(part for objective in parts for part in objective))
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,7 +160,7 @@ class BestOfN(Scaled):
                     "bounds": list(o.bounds),
                     **({"calibrate": o.calibrate} if o.calibrate else {}),
                 }
-                for o in self._objectives
+                for o in self.parts
             ],
             **({"calibration": calibration} if calibration else {}),
         }

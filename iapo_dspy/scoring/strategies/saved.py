@@ -2,32 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import dspy
+
 from iapo_dspy.scoring.answers.equality import saved_equality
+from iapo_dspy.scoring.objective import Objective
+from iapo_dspy.scoring.objectives.recipes import made_of, recipe_of
 from iapo_dspy.scoring.strategies.averages import Mean, Median
+from iapo_dspy.scoring.strategies.best_of_n import BestOfN
+from iapo_dspy.scoring.strategies.mixed import Mixed
 from iapo_dspy.scoring.strategies.port import Strategy
 from iapo_dspy.scoring.strategies.vote import MajorityVote
+from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote
 
 _FUNCTIONS = ("normalize", "score", "equal")  # where a function of the user's is kept by its name
 
 
-def rebuilt(data: Mapping[str, Any]) -> Strategy | None:
-    """Rebuild a strategy that needs no code of the user's; None for others."""
-    if functions_of(data):
-        return None
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a strategy is rebuilt with beside its own data.
+
+    Attributes:
+        recipes: Recipes of its built-in objectives, as `recipes_of` returned them.
+        lms: LMs that judges may ask.
+        trusted: Whether addresses in the file are used.
+        strict: Whether the student must declare the field that is read.
+    """
+
+    recipes: Mapping[str, Any] = field(default_factory=dict)
+    lms: Sequence[dspy.BaseLM] = ()
+    trusted: bool = False
+    strict: bool = False
+
+    def objectives(self, part: str, names: Sequence[str]) -> list[Objective] | None:
+        """Return the objectives of a part of the strategy; None where one of them is code of the user's."""
+        found = self.recipes.get(part) or ()
+        if len(found) != len(names) or not all(found):
+            return None
+        return [made_of({**r, "name": n}, self.lms, self.trusted) for r, n in zip(found, names, strict=True)]
+
+
+def rebuilt(data: Mapping[str, Any], given: Given) -> Strategy | None:
+    """Rebuild a strategy that needs no code of the user's; None for others.
+
+    Raises:
+        StateError: A built-in objective lacks its LM, or an address must be trusted first.
+    """
     kind = data.get("kind")
-    if kind == "majority_vote":
-        equal = saved_equality(data.get("equal"))
-        return MajorityVote(data["field"], equal=equal, bounds=tuple(data["bounds"]), strict=False)
+    if kind in ("best_of_n", "mixed"):
+        best = given.objectives("objectives", [o["name"] for o in data["objectives"]])
+        vote = rebuilt(data["vote"], given) if kind == "mixed" else None
+        if best is None or kind == "best_of_n":
+            return BestOfN(best) if best is not None else None
+        return Mixed(vote, objectives=best, name=data["name"]) if isinstance(vote, MajorityVote) else None
+    if functions_of({**data, "weight": None}):
+        return None
+    if kind in ("majority_vote", "weighted_vote"):
+        settings: dict[str, Any] = {"bounds": tuple(data["bounds"]), "strict": given.strict}
+        settings["equal"] = saved_equality(data.get("equal"))
+        if kind == "majority_vote":
+            return MajorityVote(data["field"], **settings)
+        weights = given.objectives("weight", [o["name"] for o in data["weight"]])
+        return WeightedVote(data["field"], weight=weights[0], **settings) if weights else None
     if kind in ("mean", "median"):
         if data.get("affine"):
-            return Mean(data["field"], affine=True, bounds=tuple(data["bounds"]), strict=False)
-        settings = {k: data[k] for k in ("label", "loss", "scale")}
+            return Mean(data["field"], affine=True, bounds=tuple(data["bounds"]), strict=given.strict)
+        loss = {k: data[k] for k in ("label", "loss", "scale")}
         make = Mean if kind == "mean" else Median
-        return make(data["field"], range=tuple(data["range"]), **settings, strict=False)
+        return make(data["field"], range=tuple(data["range"]), **loss, strict=given.strict)
     return None
+
+
+def recipes_of(strategy: Strategy) -> dict[str, Any]:
+    """Return the recipes of a strategy's objectives as JSON data, null for those that are code of the user's."""
+    best = strategy.best if isinstance(strategy, Mixed) else strategy
+    vote = strategy.vote if isinstance(strategy, Mixed) else strategy
+    found = {}
+    if isinstance(best, BestOfN):
+        found["objectives"] = [recipe_of(objective) for objective in best.parts]
+    if isinstance(vote, WeightedVote):
+        found["weight"] = [recipe_of(vote.weight)]
+    return found
 
 
 def functions_of(data: Any) -> list[str]:
