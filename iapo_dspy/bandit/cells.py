@@ -91,6 +91,20 @@ class Cells:
             score=self.score[completions],
         )
 
+    @cached_property
+    def _by_prompt(self) -> tuple[IntArray, IntArray]:
+        """Cells in the order of prompts, then queries [G], and where each prompt's begin there [P + 1]."""
+        order = np.argsort(self.prompt, kind="stable")
+        return order, np.searchsorted(self.prompt[order], np.arange(self.n_prompts + 1))
+
+    def of_prompts(self, prompts: IntArray) -> tuple[IntArray, IntArray]:
+        """Return the cells of some prompts [Q], prompt after prompt: positions in `prompts`, and the cells."""
+        order, begin = self._by_prompt
+        count = begin[prompts + 1] - begin[prompts]
+        at = np.repeat(np.arange(len(prompts)), count)
+        inner = np.arange(len(at)) - np.repeat(np.cumsum(count) - count, count)
+        return at, order[begin[prompts][at] + inner]
+
     def by_query(self, values: FloatArray | IntArray) -> FloatArray:
         """Sum values [G, ...] over the cells of each visited query [V, ...]."""
         begin = np.flatnonzero(np.concatenate([[True], self.query[1:] != self.query[:-1]]))

@@ -11,6 +11,7 @@ from iapo_dspy.bandit.aggregators.port import distinct_rows
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.models.surfaces import groups
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import call_prices, observed_calls
@@ -115,11 +116,15 @@ def choices(outcome: Outcome, seed: int = 0) -> tuple[Certainty, ...] | None:
 
 def _noise(evidence: Evidence, row: int, rng: np.random.Generator) -> FloatArray:
     """Draw joint errors of all arms [draws, P, N]: of the queries by the multiplier bootstrap, and of the bias."""
-    influence = evidence.influence[row]
-    n_prompts, n_visited, max_n = influence.shape
-    centred = np.moveaxis(influence - influence.mean(axis=1, keepdims=True), 1, 0).reshape(n_visited, -1)
+    n_prompts, max_n = evidence.doubt[row].shape
+    n_visited = evidence.n_visited
     scale = 1.0 / np.sqrt(n_visited * max(n_visited - 1, 1))
-    queries = (rng.normal(size=(_DRAWS, n_visited)) @ centred * scale).reshape(_DRAWS, n_prompts, max_n)
+    drawn = rng.normal(size=(_DRAWS, n_visited))
+    queries = np.empty((_DRAWS, n_prompts, max_n))
+    for prompts in groups(n_prompts, n_visited, max_n):
+        influence = evidence.influence[row].block(prompts)
+        influence -= influence.mean(axis=1, keepdims=True)
+        queries[:, prompts] = np.moveaxis(drawn @ influence * scale, 1, 0)
     return np.asarray(queries + rng.normal(size=(_DRAWS, n_prompts, 1)) * np.sqrt(evidence.doubt[row]))
 
 

@@ -153,6 +153,12 @@ class _Chooser:
         return self._described(context, Arm(arm.prompt, 1)) if always else found
 
     @cached_property
+    def _largest_errors(self) -> FloatArray:
+        """Largest standard error of an arm in each context [C]."""
+        assert self._evidence is not None
+        return np.asarray(self._evidence.standard_error().max(axis=(1, 2)))
+
+    @cached_property
     def _cells(self) -> Cells:
         return Cells.of(self._outcome.observations, self._problem.n_prompts, self._problem.contexts.n_objectives)
 
@@ -235,7 +241,7 @@ class _Chooser:
         values = np.where(known, reward[prompts, scales - 1] + gain - price, -np.inf)
         if not np.isfinite(values).any():  # no arm may take even one wave
             return self._described(context, self._plain_arm(context))
-        largest = float(evidence.standard_error()[context].max())
+        largest = float(self._largest_errors[context])
         best = cheapest_of_best(values, price, prompts, scales, evidence, context, largest)
         arm = Arm(int(prompts[best]), int(scales[best]), stops[option[best]] if option[best] >= 0 else None)
         if arm.stop is None:
@@ -245,7 +251,7 @@ class _Chooser:
     def _thrifty(self, context: int, evidence: Evidence) -> tuple[FloatArray, FloatArray]:
         """Return the prices of a wave and of a completion [P] by which arms are compared: at least `THRIFT`'s."""
         prices, reward = self._prices, self._outcome.reward[context]
-        spread = evidence.factor[context] * float(np.ptp(evidence.values[evidence.row[context]]))
+        spread = evidence.factor[context] * float(evidence.spread[evidence.row[context]])
         call = np.nanmean(np.where(np.isnan(reward[:, -1]), np.nan, self._outcome.estimates.cost[:, -1]))
         rate = THRIFT * spread / call if call > 0 else 0.0
         fixed = np.maximum(prices.fixed[context], rate * (prices.raw_fixed + WAVE * prices.raw_each))

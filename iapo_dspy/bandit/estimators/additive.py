@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.models.port import Predictions
+from iapo_dspy.bandit.models.port import CellPredictions
 from iapo_dspy.types import FloatArray, IntArray
 
 _FIRST_STEPS, _STEPS = 6, 2
@@ -40,43 +40,84 @@ class AdditivePredictor:
         self._max_n = max_n
         self._variances: dict[int, tuple[float, float, float]] = {}  # of each scale; a later fit starts there
 
-    def predict(self, cells: Cells, unbiased: FloatArray) -> Predictions:
+    def predict(self, cells: Cells, unbiased: FloatArray) -> CellPredictions:
         """Fit levels and growth to all cells and predict every prompt on every visited query.
 
         Args:
             cells: The completions.
             unbiased: Their subset estimates [W, G, N].
         """
-        shape = len(unbiased), self._n_prompts, cells.n_visited
-        given_all, given_others = np.zeros((2, *shape, self._max_n))
-        level, others = np.zeros((2, *shape))
-        growth = np.zeros((*shape[:2], self._max_n))
+        prompt, query = cells.prompt, cells.query
+        shape = len(unbiased), self._n_prompts, self._max_n
+        drawn, drawn_others = np.zeros((2, *unbiased.shape))
+        of_prompt, of_query = np.zeros(shape), np.zeros((len(unbiased), cells.n_visited, self._max_n))
+        growth = np.zeros(shape)
         last = 1
         for at in range(self._max_n):
+            before = max(at - 1, 0)
             known = np.flatnonzero(~np.isnan(unbiased[0, :, at]))
             if len(known):
                 value = unbiased[:, known, at]
                 step = value - (unbiased[:, known, at - 1] if at else 0.0)
-                prompt, query = cells.prompt[known], cells.query[known]
                 start = self._variances.get(at)
-                fit = two_way(step, prompt, query, self._n_prompts, cells.n_visited, start)
+                fit = two_way(step, prompt[known], query[known], self._n_prompts, cells.n_visited, start)
                 self._variances[at] = fit.variances
-                level, others = level + fit.effects, others + fit.effects
-                others[:, prompt, query] += fit.left_out - fit.effects[:, prompt, query]
-                level[:, prompt, query] = value  # a cell's own draws are the best estimate of it
-                growth[:, :, at] = fit.effects.mean(axis=2) if at else 0.0
+                effect = fit.of_prompt[:, prompt] + fit.of_query[:, query]
+                others = effect.copy()
+                others[:, known] = fit.left_out
+                for total, step_ in (
+                    (of_prompt, fit.of_prompt), (of_query, fit.of_query), (drawn, effect), (drawn_others, others)
+                ):  # fmt: skip
+                    total[..., at] = (total[..., before] if at else 0.0) + step_
+                drawn[:, known, at] = value  # a cell's own draws are the best estimate of it
+                growth[:, :, at] = fit.of_prompt + fit.of_query.mean(axis=1, keepdims=True) if at else 0.0
                 last = at + 1
-                given_all[..., at], given_others[..., at] = level, others
                 continue
             # Beyond what was drawn: the growth of the last doubling, again and again, less each time.
-            before = growth[:, :, last // 2 : last].sum(axis=2) if last > 1 else 0.0 * growth[:, :, 0]
+            doubled = growth[:, :, last // 2 : last].sum(axis=2) if last > 1 else 0.0 * growth[:, :, 0]
             doublings = np.log2((at + 1) / last)
-            further = before * _DAMPING * (1.0 - _DAMPING**doublings) / (1.0 - _DAMPING)
-            given_all[..., at] = level + further[:, :, None]
-            given_others[..., at] = others + further[:, :, None]
+            further = doubled * _DAMPING * (1.0 - _DAMPING**doublings) / (1.0 - _DAMPING)
+            of_prompt[:, :, at] = of_prompt[:, :, last - 1] + further
+            of_query[:, :, at] = of_query[:, :, last - 1]
+            drawn[:, :, at] = drawn[:, :, last - 1] + further[:, prompt]
+            drawn_others[:, :, at] = drawn_others[:, :, last - 1] + further[:, prompt]
         low, high = np.nanmin(unbiased, axis=(1, 2)), np.nanmax(unbiased, axis=(1, 2))  # sums know no bounds
-        limits = low[:, None, None, None], high[:, None, None, None]
-        return Predictions(given_all=np.clip(given_all, *limits), given_others=np.clip(given_others, *limits))
+        limits = low[:, None, None], high[:, None, None]
+        return CellPredictions(
+            elsewhere=tuple(
+                AdditiveSurface(of_prompt=p, of_query=q, low=float(a), high=float(b))
+                for p, q, a, b in zip(of_prompt, of_query, low, high, strict=True)
+            ),
+            given_all=np.clip(drawn, *limits),
+            given_others=np.clip(drawn_others, *limits),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdditiveSurface:
+    """Predictions for cells without draws; see `models.surfaces.Surface`.
+
+    Attributes:
+        of_prompt: mu + a_p, summed over the scales so far [P, N].
+        of_query: b_x, likewise [V, N].
+        low: Least value.
+        high: Largest value.
+    """
+
+    of_prompt: FloatArray
+    of_query: FloatArray
+    low: float
+    high: float
+
+    def block(self, prompts: IntArray) -> FloatArray:
+        """Implement `Surface.block`."""
+        out = self.of_prompt[prompts, None] + self.of_query
+        return np.clip(out, self.low, self.high, out=out)
+
+    def at(self, prompts: IntArray, scales: IntArray) -> FloatArray:
+        """Implement `Surface.at`."""
+        out = self.of_prompt[prompts, scales - 1, None] + self.of_query.T[scales - 1]
+        return np.clip(out, self.low, self.high, out=out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +125,14 @@ class TwoWay:
     """A fitted two-way model.
 
     Attributes:
-        effects: mu + a_p + b_x [W, P, V].
+        of_prompt: mu + a_p [W, P].
+        of_query: b_x [W, V].
         left_out: Fit of each cell without that cell [W, G].
         variances: Of the noise, of prompts and of queries.
     """
 
-    effects: FloatArray
+    of_prompt: FloatArray
+    of_query: FloatArray
     left_out: FloatArray
     variances: tuple[float, float, float]
 
@@ -120,9 +163,9 @@ def two_way(
     for _ in range(_FIRST_STEPS if start is None else _STEPS):
         fit = _Fit(seen, noise / of_prompt, noise / of_query)
         mu, a, b = fit.solve(grid)
-        effects = mu[:, None, None] + a[:, :, None] + b[:, None, :]
+        effect = mu[:, None] + a[:, prompt] + b[:, query]
         leverage = fit.leverage(prompt, query)
-        error = value - effects[:, prompt, query]
+        error = value - effect
         drawn, asked = seen.any(axis=1), seen.any(axis=0)
         before = noise
         noise = float((error**2).mean() + before * leverage.mean())
@@ -130,8 +173,8 @@ def two_way(
         of_query = float((b[:, asked] ** 2).mean() + before * fit.spread_of_queries[asked].mean())
         noise, of_prompt, of_query = _floored(noise, of_prompt, of_query)
     # A cell that alone tells of its prompt and its query has leverage 1 but for the penalties: nothing else is known.
-    left_out = effects[:, prompt, query] - np.minimum(leverage, 0.999) / (1.0 - np.minimum(leverage, 0.999)) * error
-    return TwoWay(effects=effects, left_out=left_out, variances=(noise, of_prompt, of_query))
+    left_out = effect - np.minimum(leverage, 0.999) / (1.0 - np.minimum(leverage, 0.999)) * error
+    return TwoWay(of_prompt=mu[:, None] + a, of_query=b, left_out=left_out, variances=(noise, of_prompt, of_query))
 
 
 class _Fit:

@@ -20,8 +20,9 @@ doubling.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators.port import Modelled, distinct_rows
 from iapo_dspy.bandit.cells import Cells
@@ -31,8 +32,9 @@ from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.models.port import Predictor
+from iapo_dspy.bandit.models.surfaces import Patched
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.types import FloatArray, Observations
+from iapo_dspy.types import FloatArray, IntArray, Observations
 
 LEAST_BIAS = 0.005  # floor of tau, as a share of the range of the rewards
 EXTRAPOLATION = 0.005  # bias per doubling beyond the largest scale with evidence that ranks prompts, likewise
@@ -83,20 +85,24 @@ class CorrectedEstimator:
         rows, row, factor = self._rows
         unbiased = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
         model = self._model
-        predictions = self._additive.predict(cells, unbiased) if model is None else model.predict(cells)
-        known = np.zeros((problem.n_prompts, cells.n_visited, problem.max_n), dtype=bool)
-        known[cells.prompt, cells.query] = ~np.isnan(unbiased[0])
-        queries = known.sum(axis=1)
-        values = predictions.given_all
-        influence = values.copy()
-        bias, doubt = np.zeros((2, len(rows), problem.n_prompts, problem.max_n))
+        found = self._additive.predict(cells, unbiased) if model is None else model.predict(cells)
+        predictions = found.of_cells(cells)
+        values, influence = predictions.given_all.copy(), predictions.given_all.copy()
+        shape = len(rows), problem.n_prompts, problem.max_n
+        bias, doubt = np.zeros((2, *shape))
+        queries = np.zeros(shape[1:], dtype=np.int64)
+        np.add.at(queries, cells.prompt, ~np.isnan(unbiased[0]))
         if self._corrected:
             for w in range(len(rows)):
-                found = _correct(values[w], predictions.given_others[w], unbiased[w], cells, known)
-                bias[w], doubt[w], influence[w] = found
+                correction = _correct(values[w], predictions.given_others[w], unbiased[w], cells, queries)
+                values[w] += correction.carried
+                influence[w] += correction.influence
+                bias[w], doubt[w] = correction.bias, correction.doubt
+        surfaces = predictions.elsewhere
         return Evidence(
-            values=values,
-            influence=influence,
+            values=tuple(Patched(surface=s, cells=cells, drawn=v) for s, v in zip(surfaces, values, strict=True)),
+            influence=tuple(Patched(surface=s, cells=cells, drawn=i) for s, i in zip(surfaces, influence, strict=True)),
+            n_visited=cells.n_visited,
             bias=bias,
             doubt=doubt,
             queries=queries,
@@ -108,22 +114,40 @@ class CorrectedEstimator:
         )
 
 
-def _correct(
-    values: FloatArray, others: FloatArray, unbiased: FloatArray, cells: Cells, evident: NDArray[np.bool_]
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Add the carried residuals to `values` [P, V, N] in place; `evident` [P, V, N]: which cells know which scales.
+class _Correction(NamedTuple):
+    """What residuals add to the predictions of one row of weights.
 
-    Returns:
-        `Evidence.bias` and `Evidence.doubt` [P, N], and `Evidence.influence` [P, V, N].
+    Attributes:
+        carried: To the values of the drawn cells [G, N].
+        influence: To `Evidence.influence` of the drawn cells [G, N].
+        bias: `Evidence.bias` [P, N].
+        doubt: `Evidence.doubt` [P, N].
     """
-    n_prompts, n_visited, max_n = values.shape
-    queries = evident.sum(axis=1)
-    found = np.zeros_like(values)
-    found[cells.prompt, cells.query] = np.nan_to_num(unbiased)
-    influences = values.copy()
+
+    carried: FloatArray
+    influence: FloatArray
+    bias: FloatArray
+    doubt: FloatArray
+
+
+def _correct(
+    values: FloatArray, others: FloatArray, unbiased: FloatArray, cells: Cells, queries: IntArray
+) -> _Correction:
+    """Work out the carried residuals. Cells without draws have none: both readings of them are the same.
+
+    Args:
+        values: Predictions of the drawn cells given all draws [G, N].
+        others: The same given all draws but their own [G, N].
+        unbiased: Their subset estimates [G, N]; NaN where a cell does not know a scale.
+        cells: The drawn cells.
+        queries: How many of a prompt's cells know a scale [P, N].
+    """
+    prompt, n_visited = cells.prompt, cells.n_visited
+    n_prompts, max_n = queries.shape
     spread = float(np.nanmax(unbiased) - np.nanmin(unbiased)) or 1.0
     floor, growth = LEAST_BIAS * spread, EXTRAPOLATION * spread
-    carried, influence, before = np.zeros((3, n_prompts, n_visited))
+    carried_all, influence_all = np.empty((2, *values.shape))
+    carried, influence, before = np.zeros((3, len(values)))
     left, tau = np.zeros((n_prompts, max_n)), np.empty((n_prompts, max_n))
     last = np.zeros((n_prompts, max_n), dtype=np.int64)
     growths = [(TYPICAL_GROWTH * spread) ** 2]
@@ -133,32 +157,38 @@ def _correct(
         past = max(at - 1, 0)
         left[:, at], tau[:, at], last[:, at] = left[:, past], tau[:, past] if at else growth, last[:, past]
         if known.any():
-            drawn = evident[:, :, at] * (n_visited / np.maximum(queries[:, at], 1))[:, None]
-            residual = drawn * (found[:, :, at] - others[:, :, at]) + others[:, :, at] - values[:, :, at]
-            delta, noise = residual.mean(axis=1), _variance_of_mean(residual)
+            weight = (n_visited / np.maximum(queries[:, at], 1))[prompt]
+            miss = np.where(np.isnan(unbiased[:, at]), 0.0, weight * (unbiased[:, at] - others[:, at]))
+            residual = miss + others[:, at] - values[:, at]
+            delta, noise = _mean_over_queries(residual, cells)
             tau2 = _variance_beyond(delta[known], noise[known], spread) + floor**2
             trust = np.where(known, tau2 / (tau2 + noise), 0.0)
-            carried = trust[:, None] * residual + (1.0 - trust[:, None]) * carried
-            weight = np.where(known, 1.0, 0.0) if n == 1 else trust
-            influence = weight[:, None] * residual + (1.0 - weight[:, None]) * influence
+            carried = trust[prompt] * residual + (1.0 - trust[prompt]) * carried
+            whole = np.where(known, 1.0, 0.0) if n == 1 else trust
+            influence = whole[prompt] * residual + (1.0 - whole[prompt]) * influence
             left[known, at] = ((1.0 - trust) ** 2 * tau2)[known]
             tau[known, at], last[known, at] = max(np.sqrt(tau2), growth), n
             if n & (n - 1) == 0:  # a doubling
-                change = residual - before
                 if n > 1 and known.sum() > 2:
-                    mean, error = change.mean(axis=1), _variance_of_mean(change)
+                    mean, error = _mean_over_queries(residual - before, cells)
                     growths.append(_variance_beyond(mean[known], error[known], spread))
                 before = residual
-        values[:, :, at] += carried
-        influences[:, :, at] += influence
+        carried_all[:, at], influence_all[:, at] = carried, influence
     doublings = np.log2(np.arange(1, max_n + 1) / np.maximum(last, 1))
     honest = np.maximum(tau, np.sqrt(max(growths)))
-    return left + (doublings * tau) ** 2, left + (doublings * honest) ** 2, influences
+    return _Correction(carried_all, influence_all, left + (doublings * tau) ** 2, left + (doublings * honest) ** 2)
 
 
-def _variance_of_mean(values: FloatArray) -> FloatArray:
-    """Return the variance of the mean over the second axis [P]."""
-    return np.asarray(values.var(axis=1) / max(values.shape[1] - 1, 1))
+def _mean_over_queries(values: FloatArray, cells: Cells) -> tuple[FloatArray, FloatArray]:
+    """Return the mean of each prompt's values over all visited queries [P], and the variance of that mean [P].
+
+    Values are those of the drawn cells [G]; elsewhere they are 0.
+    """
+    n_visited, drawn = cells.n_visited, np.bincount(cells.prompt, minlength=cells.n_prompts)
+    mean = np.bincount(cells.prompt, values, cells.n_prompts) / n_visited
+    square = np.bincount(cells.prompt, (values - mean[cells.prompt]) ** 2, cells.n_prompts)
+    variance = (square + (n_visited - drawn) * mean**2) / n_visited
+    return mean, variance / max(n_visited - 1, 1)
 
 
 def _variance_beyond(delta: FloatArray, noise: FloatArray, spread: float) -> float:

@@ -18,21 +18,24 @@ its own part of its posterior.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.models.port import Predictions
-from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, expected, of_prompts
-from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
+from iapo_dspy.bandit.models.port import CellPredictions
+from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
+from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_best_of
 from iapo_dspy.bandit.stopping.rules import best_of_scales, threshold_stops
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
 _FEW_VALUES = 32
 _QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
+_CHUNK = 1 << 21  # array elements that one step may hold
 _PARTS = 8  # equally likely cells that stand for a posterior
 
 
@@ -55,27 +58,25 @@ class BestOfPredictor:
         self._models: list[TraitModel] = [TraitModel(1, n_prompts)] * len(weights)
         self._table = 1.0 - (1.0 - THETA[:, None]) ** np.arange(1, max_n + 1)
 
-    def predict(self, cells: Cells) -> Predictions:
+    def predict(self, cells: Cells) -> CellPredictions:
         """Implement `Predictor.predict`."""
         values = [np.where(cells.failed, np.nan, cells.score @ w) for w in self._weights]
         for row, (value, floor) in enumerate(zip(values, self._floor, strict=True)):
             self._cut(row, value, floor)
-        shape = 2, len(self._weights), self._n_prompts, cells.n_visited, self._table.shape[1]
-        out = np.empty(shape)
-        traits: list[Traits | None] = []
+        drawn = np.empty((2, len(self._weights), len(cells), self._table.shape[1]))
+        surfaces: list[BestOfSurface] = []
         for row, (value, levels, model) in enumerate(zip(values, self._levels, self._models, strict=True)):
             low = min(float(np.nanmin(value, initial=np.inf)), float(levels[0]), float(self._floor[row]))
-            filled = np.where(np.isnan(value), low, value)
-            out[:, row], found = self._row(cells, filled, levels, model)
-            traits.append(found)
+            surface = self._row(cells, np.where(np.isnan(value), low, value), levels, model, drawn[:, row])
+            surfaces.append(surface)
         fitted = BestOfModel(
             cells=cells,
             values=tuple(values),
             floors=tuple(self._floor.tolist()),
             levels=tuple(self._levels),
-            traits=tuple(traits),
+            traits=tuple(surface.traits for surface in surfaces),
         )
-        return Predictions(given_all=out[0], given_others=out[1], model=fitted)
+        return CellPredictions(elsewhere=tuple(surfaces), given_all=drawn[0], given_others=drawn[1], model=fitted)
 
     def _cut(self, row: int, value: FloatArray, floor: float) -> None:
         """Choose where a row's scores are cut: once where they are many, anew while they are few and new ones turn up.
@@ -95,21 +96,74 @@ class BestOfPredictor:
         self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts)
 
     def _row(
-        self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel
-    ) -> tuple[FloatArray, Traits | None]:
-        """Return both readings under one row of weights [2, P, V, N], and the model."""
+        self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel, drawn: FloatArray
+    ) -> BestOfSurface:
+        """Fit one row of weights, and write both readings of the drawn cells [2, G, N]."""
+        surface = BestOfSurface(levels=levels, traits=None, table=self._table, n_visited=cells.n_visited)
+        drawn[:] = levels[0]
         if len(levels) == 1:
-            return np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0]), None
-        cuts = (levels[1:] + levels[:-1]) / 2
-        above = value > cuts[:, None]
+            return surface
+        above = value > surface.cuts[:, None]
         count = np.add.reduceat(above, cells.start, axis=1, dtype=np.int64)
         traits = model.fit(cells.prompt, cells.query, cells.n_visited, count, cells.size)
-        width = np.diff(levels)
-        out = np.full((2, self._n_prompts, cells.n_visited, self._table.shape[1]), levels[0])
-        everywhere = np.arange(cells.n_visited)
-        for j in range(len(cuts)):
-            out += width[j] * expected(traits, j, cells, self._table, everywhere)
-        return out, traits
+        for mine in drawn_cells(traits, cells):
+            for reading, law in zip(drawn, of_drawn(traits, cells, mine), strict=False):
+                reading[mine] += np.tensordot(surface.width, law, 1) @ self._table
+        return replace(surface, traits=traits)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BestOfSurface:
+    """Predictions for cells without draws; see `models.surfaces.Surface`.
+
+    Attributes:
+        levels: Values between which scores are cut, ascending [J + 1].
+        traits: The fitted model of a score above each cut, J events; None where there is one level only.
+        table: 1 - (1 - theta)^n [T, N].
+        n_visited: V.
+    """
+
+    levels: FloatArray
+    traits: Traits | None
+    table: FloatArray
+    n_visited: int
+
+    @property
+    def cuts(self) -> FloatArray:
+        """Where scores are cut [J]."""
+        return np.asarray((self.levels[1:] + self.levels[:-1]) / 2)
+
+    @property
+    def width(self) -> FloatArray:
+        """Distance of each level from the one before [J]."""
+        return np.diff(self.levels)
+
+    @cached_property
+    def _difficulties(self) -> FloatArray:
+        """Posteriors of all events side by side [V, J D], times the width of their levels."""
+        if self.traits is None:
+            return np.empty((self.n_visited, 0))
+        scaled = difficulties(self.traits) * self.width[:, None, None]
+        return np.ascontiguousarray(np.moveaxis(scaled, 0, 1).reshape(self.n_visited, -1))
+
+    def _laws(self, prompts: IntArray) -> FloatArray:
+        """Return the laws of theta of some prompts by event and difficulty [Q, J D, T]."""
+        if self.traits is None:
+            return np.empty((len(prompts), 0, len(self.table)))
+        return np.moveaxis(self.traits.law[:, prompts], 1, 0).reshape(len(prompts), -1, len(self.table))
+
+    def block(self, prompts: IntArray) -> FloatArray:
+        """Implement `Surface.block`."""
+        out = self._difficulties @ (self._laws(prompts) @ self.table)
+        out += self.levels[0]
+        return out
+
+    def at(self, prompts: IntArray, scales: IntArray) -> FloatArray:
+        """Implement `Surface.at`."""
+        by_difficulty = (self._laws(prompts) @ self.table.T[scales - 1, :, None])[:, :, 0]
+        out = by_difficulty @ self._difficulties.T
+        out += self.levels[0]
+        return out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,25 +193,33 @@ class BestOfModel:
         stops = tuple(stop for n in best_of_scales(max_n) for stop in threshold_stops(n, cuts.tolist()))
         law, cells = of_prompts(traits, self.cells, prompts)
         width = np.diff(levels)
+        difficulty = difficulties(law)
+        total = np.zeros((3, len(prompts), len(stops)))
+        step = max(1, _CHUNK // (len(prompts) * _PARTS * len(stops)))
+        for begin in range(0, cells.n_visited, step):
+            theta = difficulty[:, None, begin : begin + step] @ law.law  # [J, Q, V', T]
+            total += early_best(1.0 - _coupled(theta), width, stops).sum(axis=2)
 
-        def says(queries: IntArray) -> FloatArray:
-            return early_best(1.0 - _coupled(law, cells, queries), width, stops)
+        def says() -> Iterator[CellReadings]:
+            for mine in drawn_cells(law, cells, _PARTS * len(stops)):
+                readings = (early_best(1.0 - _coupled(t), width, stops) for t in of_drawn(law, cells, mine))
+                yield CellReadings(mine, *readings)
 
         kept = np.repeat(np.isin(self.cells.prompt, prompts), self.cells.size)
         observed = observed_best_of(cells, self.values[row][kept], stops, self.floors[row])
-        return corrected_stops(says, observed, cells, prompts, stops, float(levels[-1] - levels[0]))
+        return corrected_stops(total, says(), observed, cells, prompts, stops, float(levels[-1] - levels[0]))
 
 
 def early_best(below: FloatArray, width: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:
     """Return what stopped calls do in cells of a known law, mean over the equally likely cells.
 
     Args:
-        below: P(a score is below each level) [2, Q, V, B, J], B equally likely cells.
+        below: P(a score is below each level) [..., B, J], B equally likely cells.
         width: Distance of each level from the one before [J].
         stops: For each list of waves, as many options as levels, in their order; option j stops at level j.
 
     Returns:
-        Gain, completions and waves [2, 3, Q, V, M].
+        Gain, completions and waves [3, ..., M].
     """
     reached: dict[int, FloatArray] = {}
 
@@ -169,7 +231,7 @@ def early_best(below: FloatArray, width: FloatArray, stops: tuple[Stop, ...]) ->
         return reached[draws]
 
     levels = len(width)
-    out = np.zeros((2, 3, *below.shape[1:3], len(stops)))
+    out = np.zeros((3, *below.shape[:-2], len(stops)))
     for begin in range(0, len(stops), levels):
         waves = (0, *stops[begin].waves)
         gain, completions, count = -above(waves[-1]), np.zeros_like(below), np.zeros_like(below)
@@ -179,19 +241,15 @@ def early_best(below: FloatArray, width: FloatArray, stops: tuple[Stop, ...]) ->
             completions += (end - before) * going
             count += going
         for i, part in enumerate((gain, completions, count)):
-            out[:, i, ..., begin : begin + levels] = part.mean(axis=3)
+            out[i, ..., begin : begin + levels] = part.mean(axis=-2)
     return out
 
 
-def _coupled(traits: Traits, cells: Cells, queries: IntArray) -> FloatArray:
-    """Return success probabilities of equally likely cells, given all draws and given all others' [2, Q, V', B, J]."""
+def _coupled(laws: FloatArray) -> FloatArray:
+    """Return success probabilities of equally likely cells [..., B, J] for laws of theta by event [J, ..., T]."""
     edges = np.arange(_PARTS + 1) / _PARTS
-    parts = []
-    for event in range(len(traits.law)):
-        posterior = expected(traits, event, cells, np.eye(len(THETA)), queries)  # [2, Q, V', T]
-        cumulative = np.cumsum(posterior, axis=-1)
-        # The quantile function, integrated up to each edge: piecewise linear in the cumulative probability.
-        share = np.clip(edges[:, None] - (cumulative - posterior)[..., None, :], 0.0, posterior[..., None, :])
-        parts.append(_PARTS * np.diff(share @ THETA, axis=-1))
-    theta = np.stack(parts, axis=-1)
+    cumulative = np.cumsum(laws, axis=-1)
+    # The quantile function, integrated up to each edge: piecewise linear in the cumulative probability.
+    share = np.clip(edges[:, None] - (cumulative - laws)[..., None, :], 0.0, laws[..., None, :])
+    theta = np.moveaxis(_PARTS * np.diff(share @ THETA, axis=-1), 0, -1)
     return np.asarray(np.minimum.accumulate(np.clip(theta, 0.0, 1.0), axis=-1))

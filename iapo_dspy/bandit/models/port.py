@@ -21,7 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.surfaces import Dense, Patched, Surface
 from iapo_dspy.bandit.stopping.estimates import StopEstimates
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -59,11 +62,52 @@ class Predictions:
     given_others: FloatArray
     model: FittedModel | None = None
 
+    def of_cells(self, cells: Cells) -> CellPredictions:
+        """Return them cell by cell. A cell without draws has one reading: it has nothing to leave out."""
+        at = cells.prompt, cells.query
+        return CellPredictions(
+            elsewhere=tuple(map(Dense, self.given_others)),
+            given_all=self.given_all[:, at[0], at[1]],
+            given_others=self.given_others[:, at[0], at[1]],
+            model=self.model,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPredictions:
+    """The same, cell by cell: what large data need.
+
+    Attributes:
+        elsewhere: Predictions for cells that were not drawn [W].
+        given_all: Of the drawn cells, from everything that was drawn [W, G, N].
+        given_others: Of the drawn cells, from everything but their own draws [W, G, N].
+        model: The model behind them; None where calls are not to stop by it.
+    """
+
+    elsewhere: tuple[Surface, ...]
+    given_all: FloatArray
+    given_others: FloatArray
+    model: FittedModel | None = None
+
+    def of_cells(self, cells: Cells) -> CellPredictions:
+        """Return them as they are."""
+        return self
+
+    def dense(self, cells: Cells) -> Predictions:
+        """Return them for every prompt on every visited query, where these are few."""
+        everyone = np.arange(cells.n_prompts)
+
+        def whole(drawn: FloatArray) -> FloatArray:
+            pairs = zip(self.elsewhere, drawn, strict=True)
+            return np.stack([Patched(surface=s, cells=cells, drawn=d).block(everyone) for s, d in pairs])
+
+        return Predictions(given_all=whole(self.given_all), given_others=whole(self.given_others), model=self.model)
+
 
 @runtime_checkable
 class Predictor(Protocol):
     """Learns from draws and predicts the reward of every prompt on every visited query."""
 
-    def predict(self, cells: Cells) -> Predictions:
+    def predict(self, cells: Cells) -> Predictions | CellPredictions:
         """Fit to all cells and predict, for the rows of weights, the prompts and the scales that it was made for."""
         ...

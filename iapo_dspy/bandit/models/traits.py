@@ -18,6 +18,7 @@ and not per cell: the work grows with the number of cells only where it must.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from iapo_dspy.types import FloatArray, IntArray
 
 LOGITS = np.linspace(-6.0, 6.0, 25)
 THETA = 1.0 / (1.0 + np.exp(-LOGITS))
+_POWERS = np.stack([np.ones_like(LOGITS), LOGITS, LOGITS**2], axis=1)
 _DIFFICULTY = np.linspace(-2.6, 2.6, 13)
 _NORMAL = np.exp(-(_DIFFICULTY**2) / 2) / np.exp(-(_DIFFICULTY**2) / 2).sum()
 _PSEUDO_QUERIES = 5.0  # weight of the normal law in the learnt distribution of difficulties
@@ -34,6 +36,7 @@ _PSEUDO_CELLS = 6.0  # weight of the pooled interaction in each prompt's own
 _TYPICAL_INTERACTION = 0.8**2
 _LARGEST_SLOPE = 8.0
 _FIRST_STEPS, _STEPS = 15, 6
+_CHUNK = 1 << 21  # array elements that one step may hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Traits:
         law: P(theta-grid point | prompt, difficulty) [B, P, D, T].
         kind: Which distinct (count, draws) each cell has [B, G].
         likelihood: Likelihood of each distinct (count, draws) on the theta grid [U, T].
-        evidence: Likelihood of each distinct (count, draws) given prompt and difficulty [B, P, D, U].
+        evidence: Likelihood of each distinct (count, draws) given prompt and difficulty [B, P, U, D].
         query: Log of each difficulty's posterior, not normalised [B, V, D].
     """
 
@@ -90,37 +93,50 @@ class TraitModel:
         begin = np.flatnonzero(np.concatenate([[True], query[1:] != query[:-1]]))
         present = np.zeros(n_prompts, dtype=bool)
         present[prompt] = True
-        # Where a cell's row lies in an array [B, P, U].
+        # Where a cell's row lies in an array [B, P, U], and the cells of each such row.
         slot = (np.arange(n_events)[:, None] * n_prompts + prompt) * len(kinds) + kind
+        order = np.argsort(slot, axis=None, kind="stable")
+        ascending = slot.ravel()[order]
+        first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+        used = ascending[first]
+        of_query = (np.arange(n_events)[:, None] * n_queries + query).ravel()[order]
         for _ in range(_STEPS if self._fitted else _FIRST_STEPS):
             law, evidence = self._evidence(likelihood)
-            own = _rows(evidence, slot)
-            posterior = _normalise(np.log(self.weights)[:, None] + np.add.reduceat(np.log(own), begin, axis=1))
-            share = posterior[:, query] / own  # [B, G, D]
-            summed = np.empty((*law.shape[:3], len(kinds)))
-            for d in range(law.shape[2]):
-                flat = np.bincount(slot.ravel(), weights=share[:, :, d].ravel(), minlength=summed[:, :, d].size)
-                summed[:, :, d] = flat.reshape(n_events, n_prompts, len(kinds))
-            self._maximise(law * (summed @ likelihood), present)
+            posterior = _normalise(self._log_posterior(evidence, slot, begin))
+            # Each row's share of the posteriors of its cells' queries, over its evidence.
+            share = np.zeros((n_events * n_prompts * len(kinds), len(_DIFFICULTY)))
+            share[used] = np.add.reduceat(posterior.reshape(-1, len(_DIFFICULTY))[of_query], first, axis=0)
+            share = share.reshape(evidence.shape)
+            share /= evidence
+            law *= np.swapaxes(share, 2, 3) @ likelihood
+            self._maximise(law, present)
             self.weights = (posterior.sum(axis=1) + _PSEUDO_QUERIES * _NORMAL) / (n_queries + _PSEUDO_QUERIES)
         self._fitted = True
         law, evidence = self._evidence(likelihood)
-        total = np.log(self.weights)[:, None] + np.add.reduceat(np.log(_rows(evidence, slot)), begin, axis=1)
+        total = self._log_posterior(evidence, slot, begin)
         return Traits(law=law, kind=kind, likelihood=likelihood, evidence=evidence, query=total)
+
+    def _log_posterior(self, evidence: FloatArray, slot: IntArray, begin: IntArray) -> FloatArray:
+        """Return the log of each difficulty's posterior, not normalised [B, V, D]; a query's cells are neighbours."""
+        rows = np.log(evidence).reshape(-1, evidence.shape[3])[slot]
+        return np.log(self.weights)[:, None] + np.add.reduceat(rows, begin, axis=1)
 
     def _evidence(self, likelihood: FloatArray) -> tuple[FloatArray, FloatArray]:
         mean = self.level[..., None] + self.slope[..., None] * _DIFFICULTY
-        law = np.exp(-((LOGITS - mean[..., None]) ** 2) / (2.0 * self.variance[..., None, None])) + 1e-12
+        law = LOGITS - mean[..., None]
+        np.square(law, out=law)
+        law *= -0.5 / self.variance[..., None, None]
+        np.exp(law, out=law)
+        law += 1e-12
         law /= law.sum(axis=3, keepdims=True)
-        return law, np.maximum(law @ likelihood.T, 1e-280)
+        evidence = likelihood @ np.swapaxes(law, 2, 3)
+        return law, np.maximum(evidence, 1e-280, out=evidence)
 
     def _maximise(self, weight: FloatArray, present: FloatArray) -> None:
         """Regress the logit on the difficulty with these posterior weights [B, P, D, T]."""
-        by_d, by_t = weight.sum(axis=3), weight.sum(axis=2)
-        cells = by_d.sum(axis=2)
-        sd, sdd = by_d @ _DIFFICULTY, by_d @ _DIFFICULTY**2
-        sz, szz = by_t @ LOGITS, by_t @ LOGITS**2
-        sdz = np.einsum("bpdt,d,t->bp", weight, _DIFFICULTY, LOGITS, optimize=True)
+        by_d, by_dz, by_dzz = np.moveaxis(weight @ _POWERS, 3, 0)
+        cells, sz, szz = by_d.sum(axis=2), by_dz.sum(axis=2), by_dzz.sum(axis=2)
+        sd, sdd, sdz = by_d @ _DIFFICULTY, by_d @ _DIFFICULTY**2, by_dz @ _DIFFICULTY
         slopes, levels = self.slope[:, present], self.level[:, present]
         typical_slope, typical_level = slopes.mean(axis=1, keepdims=True), levels.mean(axis=1, keepdims=True)
         slope_variance = np.maximum(slopes.var(axis=1, keepdims=True), 0.05) + 0.05
@@ -142,37 +158,43 @@ class TraitModel:
         self.variance = np.clip((np.maximum(rest, 0.0) + _PSEUDO_CELLS * pooled) / (cells + _PSEUDO_CELLS), 0.04, 36.0)
 
 
-def expected(traits: Traits, event: int, cells: Cells, table: FloatArray, queries: IntArray) -> FloatArray:
-    """Return the expectation of a function of theta in every cell of these queries.
+def difficulties(traits: Traits) -> FloatArray:
+    """Return the posterior of each visited query's difficulty [B, V, D]."""
+    return _normalise(traits.query)
+
+
+def of_drawn(traits: Traits, cells: Cells, mine: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the laws of theta in some drawn cells [B, M, T] each.
 
     Args:
         traits: The fitted model.
-        event: Which event.
         cells: The cells it was fitted to.
-        table: The function on the theta grid at every scale [T, N].
-        queries: Positions of visited queries [Q], ascending.
+        mine: Which of them [M], prompt after prompt, as `Cells.of_prompts` has them.
 
     Returns:
-        Expectations given all draws, and given all but the cell's own [2, P, Q, N].
+        Given all draws; given all but the cell's own; and as of a cell without draws on the same query, whose
+        difficulty is known from all draws.
     """
-    law, log = traits.law[event], traits.query[event]
-    out = np.empty((2, len(law), len(queries), table.shape[1]))
-    out[:] = _normalise(log[queries]) @ (law @ table)
-    place = np.full(cells.n_visited, -1)
-    place[queries] = np.arange(len(queries))
-    mine = np.flatnonzero(place[cells.query] >= 0)
-    mine = mine[np.argsort(cells.prompt[mine], kind="stable")]
-    prompt, query, kind = cells.prompt[mine], cells.query[mine], traits.kind[event][mine]
-    others = _normalise(log[query] - np.log(traits.evidence[event][prompt, :, kind]))  # [M, D]
-    prior = np.empty((len(mine), law.shape[2]))
-    begin = np.searchsorted(prompt, np.arange(len(law) + 1))
-    for p in range(len(law)):
-        prior[begin[p] : begin[p + 1]] = others[begin[p] : begin[p + 1]] @ law[p]
+    prompt, query, kind = cells.prompt[mine], cells.query[mine], traits.kind[:, mine]
+    log = traits.query[:, query]
+    own = traits.evidence[np.arange(len(traits.law))[:, None], prompt, kind]
+    prior, undrawn = np.empty((2, *kind.shape, traits.law.shape[3]))
+    begin = np.searchsorted(prompt, np.arange(cells.n_prompts + 1))
+    for law_given, difficulty in ((prior, _normalise(log - np.log(own))), (undrawn, _normalise(log))):
+        for p in np.flatnonzero(np.diff(begin)).tolist():
+            part = np.s_[:, begin[p] : begin[p + 1]]
+            np.matmul(difficulty[part], traits.law[:, p], out=law_given[part])
     posterior = prior * traits.likelihood[kind]
-    posterior /= posterior.sum(axis=1, keepdims=True)
-    out[0, prompt, place[query]] = posterior @ table
-    out[1, prompt, place[query]] = prior @ table
-    return out
+    posterior /= posterior.sum(axis=2, keepdims=True)
+    return posterior, prior, undrawn
+
+
+def drawn_cells(traits: Traits, cells: Cells, width: int = 0) -> Iterator[IntArray]:
+    """Cut the drawn cells into parts for `of_drawn`, such that a part's laws and arrays [M, `width`] fit into memory."""
+    _, order = cells.of_prompts(np.arange(cells.n_prompts))
+    step = max(1, _CHUNK // max(len(traits.law) * len(THETA), width))
+    for begin in range(0, len(order), step):
+        yield order[begin : begin + step]
 
 
 def of_prompts(traits: Traits, cells: Cells, prompts: IntArray) -> tuple[Traits, Cells]:
@@ -188,12 +210,6 @@ def _likelihood(events: IntArray, draws: IntArray) -> FloatArray:
     """Return the binomial likelihood on the theta grid, its largest value about 1 [U, T]."""
     log = events[:, None] * np.log(THETA) + (draws - events)[:, None] * np.log1p(-THETA)
     return np.asarray(np.exp(log - log.max(axis=1, keepdims=True)))
-
-
-def _rows(evidence: FloatArray, slot: IntArray) -> FloatArray:
-    """Return each cell's row of difficulties [B, G, D] from evidence [B, P, D, U]."""
-    flat = np.moveaxis(evidence, 2, 3).reshape(-1, evidence.shape[2])
-    return flat[slot]
 
 
 def _normalise(log: FloatArray) -> FloatArray:

@@ -9,17 +9,18 @@ the posterior.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
-from iapo_dspy.bandit.models.port import Predictions
-from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, expected, of_prompts
+from iapo_dspy.bandit.models.port import CellPredictions
+from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
 from iapo_dspy.bandit.models.winning import Ties
-from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
+from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_votes
 from iapo_dspy.bandit.stopping.vote_stops import vote_tables
 from iapo_dspy.types import FloatArray, IntArray
@@ -43,7 +44,7 @@ class VotePredictor:
         self._model = TraitModel(1, n_prompts)
         self._table = _vote_table(max_n, ties)
 
-    def predict(self, cells: Cells) -> Predictions:
+    def predict(self, cells: Cells) -> CellPredictions:
         """Implement `Predictor.predict`."""
         votes = ballots(cells)
         best, worth, rest = self._answers(cells, votes)
@@ -51,14 +52,16 @@ class VotePredictor:
         right = counted[np.arange(len(cells)), best[cells.query]]
         traits = self._model.fit(cells.prompt, cells.query, cells.n_visited, right[None], cells.size)
         share = self._top_share(cells, votes, best)
-        wins = np.zeros((2, self._model.level.shape[1], cells.n_visited, self._table.shape[2]))
-        for j, weight in enumerate(share_weights(share)):
-            where = np.flatnonzero(weight.any(axis=0))
-            if len(where):
-                wins[:, :, where] += weight[:, where, None] * expected(traits, 0, cells, self._table[j], where)
-        value = rest[:, None] + (worth - rest)[:, None] * wins
+        span = worth - rest
+        drawn = np.empty((2, 1, len(cells), self._table.shape[2]))
+        for mine in drawn_cells(traits, cells):
+            query = cells.query[mine]
+            for reading, law in zip(drawn[:, 0], of_drawn(traits, cells, mine), strict=False):
+                wins = _interpolated(share[cells.prompt[mine], query], law[0], self._table)
+                reading[mine] = rest[query, None] + span[query, None] * wins
+        surface = VoteSurface(traits=traits, top_share=share, rest=rest, span=span, table=self._table)
         model = VoteModel(cells=cells, traits=traits, top_share=share, worth=worth, rest=rest)
-        return Predictions(given_all=value[:1], given_others=value[1:], model=model)
+        return CellPredictions(elsewhere=(surface,), given_all=drawn[0], given_others=drawn[1], model=model)
 
     def _answers(self, cells: Cells, votes: Ballots) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return each query's best answer, its worth, and the mean worth of a completion without it [V]."""
@@ -108,6 +111,48 @@ class VotePredictor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class VoteSurface:
+    """Predictions for cells without draws; see `models.surfaces.Surface`.
+
+    Attributes:
+        traits: The fitted model of right answers, one event.
+        top_share: Share of the strongest wrong answer among all but the best one [P, V].
+        rest: Mean worth of a completion without the best answer [V].
+        span: Worth of the best answer beyond that [V].
+        table: P(the best answer wins) by top share of the others and theta [R, T, N].
+    """
+
+    traits: Traits
+    top_share: FloatArray
+    rest: FloatArray
+    span: FloatArray
+    table: FloatArray
+
+    @cached_property
+    def _difficulties(self) -> FloatArray:
+        return difficulties(self.traits)[0]
+
+    def block(self, prompts: IntArray) -> FloatArray:
+        """Implement `Surface.block`."""
+        out = np.empty((len(prompts), len(self.rest), self.table.shape[2]))
+        for wins, p in zip(out, prompts.tolist(), strict=True):
+            wins[:] = _interpolated(self.top_share[p], self._difficulties, self.traits.law[0, p] @ self.table)
+            wins *= self.span[:, None]
+            wins += self.rest[:, None]
+        return out
+
+    def at(self, prompts: IntArray, scales: IntArray) -> FloatArray:
+        """Implement `Surface.at`."""
+        low, high = _between(self.top_share[prompts])
+        wins = np.zeros(low.shape)
+        for j in range(int(low.min()), int(low.max()) + 2):
+            by_difficulty = (self.traits.law[0, prompts] @ self.table[j].T[scales - 1, :, None])[:, :, 0]  # [M, D]
+            weight = np.where(low == j, 1.0 - high, np.where(low + 1 == j, high, 0.0))
+            wins += weight * (by_difficulty @ self._difficulties.T)
+        return np.asarray(self.rest + self.span * wins)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class VoteModel:
     """A fitted model of votes.
 
@@ -131,30 +176,56 @@ class VoteModel:
         tables = vote_tables(max_n, tuple(THETA.tolist()), tuple(TOP_SHARES.tolist()))
         shape = len(TOP_SHARES), len(THETA), 3 * len(tables.stops)
         table = np.concatenate([tables.gain, tables.completions, tables.waves], axis=1).reshape(shape)
-        weights = share_weights(self.top_share[prompts])
-        span = self.worth - self.rest
+        span, share = self.worth - self.rest, self.top_share[prompts]
+        low, high = _between(share)
+        difficulty = difficulties(traits)[0]
+        # Linear in the posterior of the difficulty, so that its mean over the queries is enough: with the gain weighted
+        # by what is at stake, and without.
+        sums = np.zeros((2, len(prompts), shape[2]))
+        for j in range(int(low.min()), int(low.max()) + 2):
+            weight = np.where(low == j, 1.0 - high, np.where(low + 1 == j, high, 0.0))
+            by_theta = traits.law[0] @ table[j]  # [Q, D, 3 M]
+            for total, w in zip(sums, (weight * span, weight), strict=True):
+                total += ((w @ difficulty)[:, None] @ by_theta)[:, 0]
+        parts = sums.reshape(2, len(prompts), 3, -1)
+        total = np.stack([parts[0, :, 0], parts[1, :, 1], parts[1, :, 2]])
 
-        def says(queries: IntArray) -> FloatArray:
-            out = np.zeros((2, len(prompts), len(queries), shape[2]))
-            for j, weight in enumerate(weights):
-                mine = weight[:, queries]
-                where = np.flatnonzero(mine.any(axis=0))
-                if len(where):
-                    out[:, :, where] += mine[:, where, None] * expected(traits, 0, cells, table[j], queries[where])
-            parts = out.reshape(2, len(prompts), len(queries), 3, -1).transpose(0, 3, 1, 2, 4)
-            parts[:, 0] *= span[queries, None]
-            return np.asarray(parts)
+        def says() -> Iterator[CellReadings]:
+            for mine in drawn_cells(traits, cells, shape[2]):
+                query = cells.query[mine]
+                found = []
+                for law in of_drawn(traits, cells, mine):
+                    reading = _interpolated(share[cells.prompt[mine], query], law[0], table)
+                    reading = reading.reshape(len(mine), 3, -1).transpose(1, 0, 2)
+                    reading[0] *= span[query, None]
+                    found.append(reading)
+                yield CellReadings(mine, *found)
 
         observed = observed_votes(cells, tables.stops)
-        return corrected_stops(says, observed, cells, prompts, tables.stops, float(np.abs(span).max()))
+        return corrected_stops(total, says(), observed, cells, prompts, tables.stops, float(np.abs(span).max()))
 
 
-def share_weights(share: FloatArray) -> list[FloatArray]:
-    """Return the weight of each point of the grid `TOP_SHARES`, so that tables are interpolated, each [P, V]."""
+def _between(share: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Return the point of the grid `TOP_SHARES` below each share, and the weight of the next one."""
     low = np.clip(np.searchsorted(TOP_SHARES, share, side="right") - 1, 0, len(TOP_SHARES) - 2)
-    high = (share - TOP_SHARES[low]) / (TOP_SHARES[low + 1] - TOP_SHARES[low])
-    points = range(len(TOP_SHARES))
-    return [np.where(low == j, 1.0 - high, 0.0) + np.where(low + 1 == j, high, 0.0) for j in points]
+    return low, (share - TOP_SHARES[low]) / (TOP_SHARES[low + 1] - TOP_SHARES[low])
+
+
+def _interpolated(share: FloatArray, law: FloatArray, table: FloatArray) -> FloatArray:
+    """Return the expectation of tables under laws, interpolated between top shares [M, N].
+
+    Args:
+        share: Top share of each law [M].
+        law: Laws [M, T].
+        table: Functions by top share [R, T, N].
+    """
+    low, high = _between(share)
+    out = np.empty((len(law), table.shape[2]))
+    weighted = np.concatenate([law * (1.0 - high)[:, None], law * high[:, None]], axis=1)
+    for j in np.unique(low).tolist():
+        mine = np.flatnonzero(low == j)
+        out[mine] = weighted[mine] @ np.concatenate([table[j], table[j + 1]])
+    return out
 
 
 @lru_cache(maxsize=16)

@@ -19,8 +19,9 @@ is known far better than either reward; it is added to the arm's own corrected e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,6 @@ LEAST_BIAS = (0.0015, 0.02, 0.02)  # floors of tau: of the rewards' range, of n,
 _LEAST_QUERIES = 30  # with fewer an option has no evidence of its own: early stops that cost something are rare
 _RARE = 0.1  # of the range: a query that loses so much may be missing however many queries agree
 _CLEARLY = 3.0  # times its variance: a squared residual that is more than noise
-_CHUNK = 128  # queries worked on at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,18 +54,36 @@ class StopEstimates:
     waves: FloatArray
 
 
-Model = Callable[[IntArray], FloatArray]
-"""Positions of visited queries [V'] -> expected gain, completions and waves [2, 3, Q, V', M]: given all
-draws, and given all but the cell's own."""
+class CellReadings(NamedTuple):
+    """Expected gain, completions and waves in some drawn cells [3, m, M], by the model.
+
+    Attributes:
+        cells: Which cells [m].
+        given_all: From all draws.
+        given_others: From all but the cell's own.
+        undrawn: As of a cell without draws on the same query.
+    """
+
+    cells: IntArray
+    given_all: FloatArray
+    given_others: FloatArray
+    undrawn: FloatArray
 
 
 def corrected_stops(
-    says: Model, observed: FloatArray, cells: Cells, prompts: IntArray, stops: tuple[Stop, ...], spread: float
+    total: FloatArray,
+    says: Iterable[CellReadings],
+    observed: FloatArray,
+    cells: Cells,
+    prompts: IntArray,
+    stops: tuple[Stop, ...],
+    spread: float,
 ) -> StopEstimates:
     """Correct the model by observation.
 
     Args:
-        says: The model.
+        total: The model's sum over all visited queries, as if no cell had draws of its own [3, Q, M].
+        says: The model in the drawn cells, each of them once, prompt after prompt within each part.
         observed: Gain, completions and waves of each cell [3, G, M]; NaN where there is no evidence.
         cells: The cells of these prompts, numbered from 0.
         prompts: The prompts [Q].
@@ -74,23 +92,20 @@ def corrected_stops(
     """
     n_visited, shape = cells.n_visited, (3, len(prompts), len(stops))
     drawn = np.zeros(shape[1:])
-    known = ~np.isnan(observed[0])
-    np.add.at(drawn, cells.prompt, known)
+    mean = total.copy()
+    shift, shift_square, miss, miss_square, both, shift_drawn = np.zeros((6, *shape))
+    for part in says:
+        known = ~np.isnan(observed[0, part.cells])
+        h = part.given_others - part.given_all  # 0 in all other cells
+        d = np.where(known, observed[:, part.cells] - part.given_others, 0.0)
+        own = np.where(known, h, 0.0)
+        present, begin = np.unique(cells.prompt[part.cells], return_index=True)
+        drawn[present] += np.add.reduceat(known, begin, axis=0, dtype=np.int64)
+        terms = (part.given_all - part.undrawn, h, h**2, d, d**2, d * own, own)
+        sums = (mean, shift, shift_square, miss, miss_square, both, shift_drawn)
+        for sum_, term in zip(sums, terms, strict=True):
+            sum_[:, present] += np.add.reduceat(term, begin, axis=1)
     count = np.maximum(drawn, 1)
-    mean, shift, shift_square, miss, miss_square, both, shift_drawn = np.zeros((7, *shape))
-    for begin in range(0, n_visited, _CHUNK):
-        given_all, given_others = says(np.arange(begin, min(begin + _CHUNK, n_visited)))
-        mine = np.flatnonzero((cells.query >= begin) & (cells.query < begin + _CHUNK))
-        at = cells.prompt[mine], cells.query[mine] - begin
-        h = given_others - given_all
-        d = np.where(known[mine], observed[:, mine] - given_others[:, at[0], at[1]], 0.0)
-        own = np.where(known[mine], h[:, at[0], at[1]], 0.0)
-        mean += given_all.sum(axis=2)
-        shift += h.sum(axis=2)
-        shift_square += (h**2).sum(axis=2)
-        for sums, part in ((miss, d), (miss_square, d**2), (both, d * own), (shift_drawn, own)):
-            for i in range(len(sums)):
-                np.add.at(sums[i], at[0], part[i])
     mean, shift, miss = mean / n_visited, shift / n_visited, miss / count
     # The variance of the two means together: of d around its mean over the k draws, and of h over all V.
     around = np.maximum(miss_square - count * miss**2, 0.0) / count**2
