@@ -15,7 +15,7 @@ from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stopping.estimates import StopEstimates, corrected_stops
+from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_votes
 from iapo_dspy.bandit.stopping.rules import exact_waves, tuned_vote_stops
 from iapo_dspy.bandit.stops import THRIFT, StopMode, _Chooser, call_prices, with_stops
@@ -127,12 +127,10 @@ def corrected(model: float, draws: int, n_queries: int = 400) -> tuple[StopEstim
     pulls = Pulls(np.zeros(n_queries, int), order, sizes)
     cells = Cells.of([recording.environment(2).pull(pulls)], 1, 1)
 
-    def says(queries: np.ndarray) -> FloatArray:
-        out = np.empty((2, 3, 1, len(queries), len(stops)))
-        out[:] = np.array([model, 8.0, 3.0])[:, None, None, None]
-        return out
-
-    found = corrected_stops(says, observed_votes(cells, stops), cells, np.array([0]), stops, 1.0)
+    said = np.array([model, 8.0, 3.0])[:, None, None] * np.ones((3, 1, len(stops)))
+    each = np.repeat(said, n_queries, axis=1)
+    says = [CellReadings(np.arange(n_queries), each, each, each)]
+    found = corrected_stops(n_queries * said, says, observed_votes(cells, stops), cells, np.array([0]), stops, 1.0)
     return found, truth(recording, 0, stops)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.models.surfaces import Dense
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.types import Arm, FloatArray
 
@@ -16,8 +17,9 @@ def evidence(values: FloatArray, cost: FloatArray) -> Evidence:
     p, _, n = values.shape
     nothing = np.zeros((1, p, n))
     return Evidence(
-        values=values[None],
-        influence=values[None],
+        values=(Dense(values),),
+        influence=(Dense(values),),
+        n_visited=values.shape[1],
         bias=nothing,
         doubt=nothing,
         queries=np.full((p, n), values.shape[1]),

@@ -15,7 +15,7 @@ from iapo_dspy.bandit.aggregators.port import Aggregator, BlockLayout
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.additive import AdditivePredictor, two_way
+from iapo_dspy.bandit.estimators.additive import AdditivePredictor, TwoWay, two_way
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.subsets import (
     SUBSETS,
@@ -132,6 +132,11 @@ def test_blocks_follow_from_the_reward() -> None:
 # -- additive predictions
 
 
+def effects(found: TwoWay) -> FloatArray:
+    """mu + a_p + b_x of the first row [P, V]."""
+    return np.asarray(found.of_prompt[0][:, None] + found.of_query[0])
+
+
 def refit(value: FloatArray, prompt: IntArray, query: IntArray, p: int, v: int, penalties: tuple) -> FloatArray:
     """Effects by brute force: a penalised least squares problem in full."""
     design = np.zeros((len(prompt), 1 + p + v))
@@ -161,7 +166,7 @@ def test_what_is_said_without_a_cell_is_what_a_fit_without_it_says(monkeypatch: 
     prompt, query = np.nonzero(drawn)
     value = rng.normal(size=p)[prompt] + rng.normal(size=v)[query] + 0.3 * rng.normal(size=len(prompt))
     found = two_way(value[None], prompt, query, p, v)
-    np.testing.assert_allclose(found.effects[0], refit(value, prompt, query, p, v, penalties[-1]), atol=1e-8)
+    np.testing.assert_allclose(effects(found), refit(value, prompt, query, p, v, penalties[-1]), atol=1e-8)
     for i in range(len(value)):
         others = np.arange(len(value)) != i
         without = refit(value[others], prompt[others], query[others], p, v, penalties[-1])
@@ -175,9 +180,9 @@ def test_variances_are_learnt_from_the_cells() -> None:
     prompt, query = np.repeat(np.arange(p), v), np.tile(np.arange(v), p)
     a, b = rng.normal(size=p), 2 * rng.normal(size=v)
     noise = 0.5 * rng.normal(size=p * v)
-    found = two_way((a[prompt] + b[query] + noise)[None], prompt, query, p, v).effects[0]
+    found = effects(two_way((a[prompt] + b[query] + noise)[None], prompt, query, p, v))
     assert np.abs(found - (a[:, None] + b)).std() < 0.2
-    flat = two_way(noise[None], prompt, query, p, v).effects[0]
+    flat = effects(two_way(noise[None], prompt, query, p, v))
     assert np.abs(flat - noise.mean()).max() < 0.15
 
 
@@ -189,7 +194,7 @@ def test_a_prompt_without_draws_of_a_scale_grows_as_the_others_do() -> None:
     score = np.concatenate([level[q] + 0.1 * rng.normal(size=m) for q, _, m in pulls])
     cells = Cells.of([observe(pulls, score)], p, 1)
     unbiased = cell_subsets(cells, Unknown(BEST), np.ones((1, 1)), 8)
-    found = AdditivePredictor(p, 8).predict(cells, unbiased).given_all[0].mean(axis=1)
+    found = AdditivePredictor(p, 8).predict(cells, unbiased).dense(cells).given_all[0].mean(axis=1)
     np.testing.assert_allclose(found[:, 0], level, atol=0.03)
     grown = found[:, 3] - found[:, 0]
     np.testing.assert_allclose(grown, 0.103, atol=0.02)  # E max of 4 normals is 1.03 sd
@@ -210,7 +215,7 @@ def test_one_cell_and_cells_that_all_fail_have_finite_predictions() -> None:
         cells = Cells.of([observe([(0, 0, len(score))], score, [0] * len(score))], 2, 1)
         with np.errstate(all="raise", under="ignore"):
             unbiased = cell_subsets(cells, Unknown(MV), np.ones((1, 1)), 4)
-            found = AdditivePredictor(2, 4).predict(cells, unbiased)
+            found = AdditivePredictor(2, 4).predict(cells, unbiased).dense(cells)
         assert np.isfinite(found.given_all).all() and np.isfinite(found.given_others).all()
 
 

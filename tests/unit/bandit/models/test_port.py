@@ -10,7 +10,7 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Modelled
 from iapo_dspy.bandit.cells import Cells, ballots
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
-from iapo_dspy.bandit.models.port import Predictions
+from iapo_dspy.bandit.models.port import CellPredictions, Predictions
 from iapo_dspy.bandit.models.votes import VotePredictor
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.types import FloatArray, IntArray, Pulls
@@ -32,7 +32,9 @@ def every_cell(p: int, v: int, m: int) -> list[tuple[int, int, int]]:
 
 def predict(cells: Cells, aggregator: Modelled, max_n: int, weights: FloatArray | None = None) -> Predictions:
     rows = np.ones((1, cells.score.shape[1])) if weights is None else weights
-    return aggregator.model(rows, cells.n_prompts, max_n).predict(cells)
+    found = aggregator.model(rows, cells.n_prompts, max_n).predict(cells)
+    assert isinstance(found, CellPredictions)
+    return found.dense(cells)
 
 
 def holey() -> tuple[Cells, FloatArray]:
@@ -127,7 +129,8 @@ def test_new_values_are_taken_in_after_a_first_batch_without_any() -> None:
     np.testing.assert_allclose(model.predict(Cells.of([first], 2, 1)).given_all, 0.0)
     later = [(p, x, 8) for p in range(2) for x in range(4, 104)]
     score = rng.random(1_600) < np.repeat([0.3, 0.1], 800)
-    found = model.predict(Cells.of([first, observe(later, score)], 2, 1)).given_all[0].mean(axis=1)
+    cells = Cells.of([first, observe(later, score)], 2, 1)
+    found = model.predict(cells).dense(cells).given_all[0].mean(axis=1)
     np.testing.assert_allclose(found[:, 0], [0.3, 0.1], atol=0.06)
     np.testing.assert_allclose(found[:, 7], 1 - np.array([0.7, 0.9]) ** 8, atol=0.12)
 
