@@ -190,7 +190,7 @@ def of_drawn(traits: Traits, cells: Cells, mine: IntArray) -> tuple[FloatArray, 
 
 
 def drawn_cells(traits: Traits, cells: Cells, width: int = 0) -> Iterator[IntArray]:
-    """Cut the drawn cells into parts for `of_drawn`, such that a part's laws and arrays [M, `width`] fit into memory."""
+    """Cut the drawn cells into parts for `of_drawn`: each part's laws and arrays [M, `width`] fit into memory."""
     _, order = cells.of_prompts(np.arange(cells.n_prompts))
     step = max(1, _CHUNK // max(len(traits.law) * len(THETA), width))
     for begin in range(0, len(order), step):
