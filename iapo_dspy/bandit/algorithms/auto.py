@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import Modelled
+from iapo_dspy.bandit.aggregators.port import Modelled, distinct_rows
 from iapo_dspy.bandit.algorithms.schedule import Schedule
 from iapo_dspy.bandit.algorithms.standing import Standing
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
@@ -35,11 +35,12 @@ from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Observations, Policy
 
 FIRST_PULL = 2
 FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
+MOST_ROWS = 64  # distinct weights of contexts that a run looks at while it draws; with more, at so many of them
 NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
 
 
@@ -91,22 +92,43 @@ class Auto:
         if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
             budget, rounds = min(budget, problem.n_queries), 1
         schedule = Schedule(problem, budget, seed, rounds, first_pull, self.growth, self.shared_queries)
-        return _run(Ranking(problem, estimator=self.estimator), schedule, budget)
+        ranking = Ranking(replace(problem, contexts=spread_out(problem)), estimator=self.estimator)
+        return _run(ranking, schedule, budget, problem)
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Implement `Algorithm.solve`: estimates come from all that was drawn, whichever contexts it was drawn for.
 
-        The model is fitted round by round, as in the run. The rounds of the outcome list every prompt as alive: the
-        observations say which were drawn.
+        The model is fitted round by round, as in the run; once at the end where there are too many contexts for that.
+        The rounds of the outcome list every prompt as alive: the observations say which were drawn.
         """
-        ranking = Ranking(problem, estimator=self.estimator)
+        ranking, many = Ranking(problem, estimator=self.estimator), spread_out(problem) is not problem.contexts
         for observations in rounds:
-            ranking.observe(observations, np.arange(problem.n_prompts))
+            ranking.observe(observations, np.arange(problem.n_prompts), fit=not many or observations is rounds[-1])
         return ranking.outcome(complete=True)
 
 
-def _run(state: Ranking, schedule: Schedule, budget: int) -> Run:
-    n_prompts = state.problem.n_prompts
+def spread_out(problem: Problem) -> Contexts:
+    """Return the contexts that a run looks at while it draws: all of them, or those of `MOST_ROWS` distinct weights.
+
+    Of more, those are taken that leave none far away, one after the other (Gonzalez 1985): any weights are then near
+    some that the run has drawn for.
+    """
+    contexts, aggregator = problem.contexts, problem.aggregator
+    found = aggregator.rows(contexts.weights) if isinstance(aggregator, Modelled) else distinct_rows(contexts.weights)
+    rows, row = found.rows, found.row
+    if len(rows) <= MOST_ROWS:
+        return contexts
+    taken = [int(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).argmin())]
+    away = np.full(len(rows), np.inf)
+    while len(taken) < MOST_ROWS:
+        away = np.minimum(away, ((rows - rows[taken[-1]]) ** 2).sum(axis=1))
+        taken.append(int(away.argmax()))
+    kept = np.isin(row, taken)
+    return Contexts(contexts.weights[kept], contexts.cost[kept], contexts.rates[kept], contexts.caps[kept])
+
+
+def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem) -> Run:
+    n_prompts = problem.n_prompts
     alive = np.arange(n_prompts)
     for r in range(1, schedule.rounds + 1):
         pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - r + 1))
@@ -114,7 +136,7 @@ def _run(state: Ranking, schedule: Schedule, budget: int) -> Run:
         state.observe(observations, alive)
         missing = observations.pulls.completions < pulls.completions
         if missing or (observations.exhausted and r < schedule.rounds):
-            return state.outcome(complete=False)
+            return state.of_all(problem).outcome(complete=False)
         if r < schedule.rounds:
             gain = state.gains()
             settled = gain.max() <= NEGLIGIBLE * state.spread
@@ -124,7 +146,7 @@ def _run(state: Ranking, schedule: Schedule, budget: int) -> Run:
             alive = survivors(gain, state.chosen_prompts(), keep)
             schedule.grow(r)
             schedule.least_pull = math.ceil(math.sqrt(state.overhead))
-    return state.outcome(complete=True)
+    return state.of_all(problem).outcome(complete=True)
 
 
 def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
@@ -151,7 +173,9 @@ class Ranking(Standing):
         self, problem: Problem, *, estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
     ) -> None:
         super().__init__(problem)
+        self._new_estimator = estimator
         self._estimator = estimator(problem)
+        self._stale = False
         self._evidence: ArmEvidence | None = None
 
     @property
@@ -175,13 +199,25 @@ class Ranking(Standing):
         known = q[~np.isnan(q)]
         return float(known.max() - known.min()) or 1.0 if len(known) else 1.0
 
-    def observe(self, observations: Observations, alive: IntArray) -> None:
-        """Take in one round."""
+    def observe(self, observations: Observations, alive: IntArray, *, fit: bool = True) -> None:
+        """Take in one round; without `fit` estimates are left to a later one."""
         active = np.zeros(self.problem.shape, dtype=bool)
         active[:, alive] = True
         if self.note(observations, active):
             self._estimator.update(observations)
-            self._evidence = self._estimator.evidence()
+            self._stale = True
+        if fit and self._stale:
+            self._evidence, self._stale = self._estimator.evidence(), False
+
+    def of_all(self, problem: Problem) -> Ranking:
+        """Return the run so far as it is for all contexts, where it has looked at some of them only."""
+        if len(problem.contexts) == len(self.problem.contexts):
+            return self
+        every = Ranking(problem, estimator=self._new_estimator)
+        for observations, round_ in zip(self._observations, self._rounds, strict=True):
+            alive = np.flatnonzero(round_.active[0].any(axis=1))
+            every.observe(observations, alive, fit=observations is self._observations[-1])
+        return every
 
     def policy(self) -> Policy:
         """Return the best arm of each context by the evidence; the first arm where there is none."""

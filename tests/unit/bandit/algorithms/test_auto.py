@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +12,14 @@ from hypothesis import strategies as st
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.bandit.algorithms.auto import Auto, expected_gain, survivors
+from iapo_dspy.bandit.algorithms import auto
+from iapo_dspy.bandit.algorithms.auto import Auto, expected_gain, spread_out, survivors
+from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.recorded.synthetic import synthetic_categorical
 from iapo_dspy.environments.wrappers import Failures
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Arm, Contexts, FloatArray, Observations
@@ -332,3 +337,26 @@ def test_dear_queries_are_asked_for_more_completions(overhead: float, least: int
     )
     assert set(run.send(observed).size.tolist()) == {least}
     run.close()
+
+
+def test_many_contexts_are_looked_at_by_some_of_them_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run draws for a few weights that leave none far away; then every context is estimated from all draws."""
+    world = synthetic_categorical(3, n_prompts=6, n_queries=30)
+    weights = np.stack([np.linspace(0, 1, 12), np.linspace(1, 0, 12)], axis=1).repeat(2, axis=0)
+    contexts = Contexts(weights, np.tile([0.0, 0.2], 12))
+    asked = replace(world.problem(8), contexts=contexts)
+    assert spread_out(asked) is contexts
+    monkeypatch.setattr(auto, "MOST_ROWS", 4)
+    some = spread_out(asked)
+    assert len(some) == 8 and len(np.unique(some.weights, axis=0)) == 4  # both prices of each
+    gaps = np.abs(weights[:, None, 0] - some.weights[:, 0]).min(axis=1)
+    assert gaps.max() < 2.5 / 11 and {0.0, 1.0} <= set(some.weights[:, 0].tolist())
+    run = drive(Auto().start(asked, budget=700, seed=0), world.environment(0, 1))
+    assert run.q.shape == asked.shape and len(run.policy) == 24 and run.spent <= 700
+    again = Auto().solve(asked, run.observations)
+    assert again.policy == run.policy
+    np.testing.assert_array_equal(again.q, run.q)
+    estimator = CorrectedEstimator(asked)  # one fit of everything
+    for observations in run.observations:
+        estimator.update(observations)
+    np.testing.assert_allclose(run.reward, estimator.estimates().reward)
