@@ -117,7 +117,7 @@ class AdditiveSurface:
     def at(self, prompts: IntArray, scales: IntArray) -> FloatArray:
         """Implement `Surface.at`."""
         out = self.of_prompt[prompts, scales - 1, None] + self.of_query.T[scales - 1]
-        return np.clip(out, self.low, self.high, out=out)
+        return np.asarray(np.clip(out, self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)

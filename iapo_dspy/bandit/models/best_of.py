@@ -161,7 +161,7 @@ class BestOfSurface:
     def at(self, prompts: IntArray, scales: IntArray) -> FloatArray:
         """Implement `Surface.at`."""
         by_difficulty = (self._laws(prompts) @ self.table.T[scales - 1, :, None])[:, :, 0]
-        out = by_difficulty @ self._difficulties.T
+        out: FloatArray = by_difficulty @ self._difficulties.T
         out += self.levels[0]
         return out
 

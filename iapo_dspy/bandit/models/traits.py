@@ -104,7 +104,7 @@ class TraitModel:
             law, evidence = self._evidence(likelihood)
             posterior = _normalise(self._log_posterior(evidence, slot, begin))
             # Each row's share of the posteriors of its cells' queries, over its evidence.
-            share = np.zeros((n_events * n_prompts * len(kinds), len(_DIFFICULTY)))
+            share: FloatArray = np.zeros((n_events * n_prompts * len(kinds), len(_DIFFICULTY)))
             share[used] = np.add.reduceat(posterior.reshape(-1, len(_DIFFICULTY))[of_query], first, axis=0)
             share = share.reshape(evidence.shape)
             share /= evidence
@@ -119,7 +119,7 @@ class TraitModel:
     def _log_posterior(self, evidence: FloatArray, slot: IntArray, begin: IntArray) -> FloatArray:
         """Return the log of each difficulty's posterior, not normalised [B, V, D]; a query's cells are neighbours."""
         rows = np.log(evidence).reshape(-1, evidence.shape[3])[slot]
-        return np.log(self.weights)[:, None] + np.add.reduceat(rows, begin, axis=1)
+        return np.asarray(np.log(self.weights)[:, None] + np.add.reduceat(rows, begin, axis=1))
 
     def _evidence(self, likelihood: FloatArray) -> tuple[FloatArray, FloatArray]:
         mean = self.level[..., None] + self.slope[..., None] * _DIFFICULTY

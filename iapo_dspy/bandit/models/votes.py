@@ -130,7 +130,7 @@ class VoteSurface:
 
     @cached_property
     def _difficulties(self) -> FloatArray:
-        return difficulties(self.traits)[0]
+        return np.asarray(difficulties(self.traits)[0])
 
     def block(self, prompts: IntArray) -> FloatArray:
         """Implement `Surface.block`."""
