@@ -73,7 +73,9 @@ def _warn(found: Findings) -> None:
     """Say where a budget or failures held the run back, and which preferences cannot be served."""
     plan, outcome = found.plan, found.outcome
     budget = plan.settings.budget
-    if not outcome.complete:
+    if found.verdict is not None:
+        logger.warning("%s", found.verdict)
+    elif not outcome.complete:
         blind = [i for i, share in enumerate(found.failures.share) if share != share]
         if len(blind) == len(plan.prompts):
             raise BudgetTooSmall(

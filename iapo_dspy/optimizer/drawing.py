@@ -14,6 +14,7 @@ from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
+from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.progress import FailureReport, Progress
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
@@ -44,6 +45,7 @@ class Findings:
         unjudged: Completions without a score, because their judge did not fit the budget.
         output_tokens: Mean output tokens of a completion of each prompt [P].
         held_out: The chosen arms on the validation set; None without one.
+        verdict: Why the run ended before its budget did, where all scores were equal.
     """
 
     plan: Plan
@@ -54,6 +56,7 @@ class Findings:
     unjudged: int
     output_tokens: FloatArray
     held_out: tuple[HeldOut, ...] | None
+    verdict: str | None
 
 
 def draw(plan: Plan) -> Findings:
@@ -92,6 +95,7 @@ def draw(plan: Plan) -> Findings:
             cost=settings.cost,
             unit=plan.unit,
             batch=settings.batch,
+            equal=EqualScores(plan.strategy, len(plan.prompts), len(plan.examples), doubtful=plan.doubtful),
         )
         stack.callback(environment.close, finished=False)
         try:
@@ -100,7 +104,7 @@ def draw(plan: Plan) -> Findings:
             if settings.stopping is not None:
                 outcome = with_stops(plan.problem, outcome, mode=settings.stopping)
             measured = _held_out(plan, outcome, environment)
-            environment.close(finished=True)
+            environment.close(finished=environment.verdict is None)
         except KeyboardInterrupt:
             _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
             raise
@@ -116,6 +120,7 @@ def draw(plan: Plan) -> Findings:
         unjudged=environment.unjudged,
         output_tokens=tokens,
         held_out=measured,
+        verdict=environment.verdict,
     )
 
 

@@ -39,7 +39,7 @@ from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.inside_pipeline import probe_metric
-from iapo_dspy.scoring.strategies import Strategy, columns_of, fitted
+from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
 from iapo_dspy.types import Contexts
 
 _HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset
@@ -64,6 +64,7 @@ class Plan:
         as_it_is: The student as a prompt, where it is drawn for the unit only.
         search: The algorithm that runs: for combinations, one that searches them coordinate by coordinate.
         judged: Whether the metric or an objective asks LMs.
+        doubtful: Whether the metric gave its lowest value to the labels themselves.
         pipeline: The program around the student, where that is a module inside of a pipeline.
     """
 
@@ -78,6 +79,7 @@ class Plan:
     unit: UnitPlan | None = None
     as_it_is: Prompt | None = None
     judged: bool = False
+    doubtful: bool = False
     pipeline: Pipeline | None = None
 
     def drawn(self, outcome: Outcome) -> Plan:
@@ -179,8 +181,9 @@ def make_plan(
     plan = _with_unit(plan)
     plan.start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
-    counted = [check_judge(judge, settings) for judge in probe(trial, settings.metric, examples, whole)]
-    return replace(plan, judged=any(counted))
+    found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
+    counted = [check_judge(judge, settings) for judge in found.judges]
+    return replace(plan, judged=any(counted), doubtful=found.doubtful)
 
 
 def _with_unit(plan: Plan) -> Plan:

@@ -11,6 +11,7 @@ from typing import Any
 
 import dspy
 
+from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.observing import Observer, Pulled
 from iapo_dspy.environments.live.progress import FailureReport, Progress, Tracker
 from iapo_dspy.environments.live.scoring import Scorer
@@ -81,6 +82,7 @@ class LiveEnvironment:
         cost: Turns usage into costs.
         unit: How the first round measures the unit of costs; None leaves it to the algorithm.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
+        equal: Ends the run after a round in which all scores were equal; None lets it go on.
 
     Attributes:
         n_prompts: P.
@@ -103,6 +105,7 @@ class LiveEnvironment:
         cost: Cost | None = None,
         unit: UnitPlan | None = None,
         batch: BatchAPI | None = None,
+        equal: EqualScores | None = None,
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -129,6 +132,7 @@ class LiveEnvironment:
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
+        self._equal = equal
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
         self._by_batch = batch is not None
         self._batches = BatchSampler(
@@ -154,6 +158,11 @@ class LiveEnvironment:
     def output_tokens(self) -> FloatArray:
         """Mean output tokens of a prompt's completions [P]; NaN for a prompt without any."""
         return self._observer.output_tokens
+
+    @property
+    def verdict(self) -> str | None:
+        """Why the run has ended before its budget did: all scores were equal. None where they were not."""
+        return self._equal.verdict if self._equal is not None else None
 
     @property
     def running_jobs(self) -> tuple[str, ...]:
@@ -183,6 +192,8 @@ class LiveEnvironment:
         self._tracker.check()
         # in a thread: it may ask a user's equality
         seen = await in_thread(lambda: self._observer.observations(pulls, results))
+        if self.verdict is not None:
+            seen = replace(seen, exhausted=True)
         return seen if unit is None else replace(seen, unit=unit.found())
 
     async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
@@ -286,6 +297,8 @@ class LiveEnvironment:
                 if pull.prompt == self.n_prompts:
                     return None
             scored = await self._scorer.score(example, completions)
+            if self._equal is not None:
+                self._equal.add(pull.prompt, pull.query, example, completions, scored)
             pulled = self._observer.pulled(pull.prompt, completions, scored)
             self.unjudged += len(scored) - len(pulled.scored)
             self._tracker.add(pull.prompt, pulled.scored)

@@ -13,8 +13,10 @@ from iapo_dspy.scoring.strategies.port import (
     Settles,
     Strategy,
     Typed,
+    bounds_of,
     columns_of,
     fitted,
+    highest_of,
 )
 from iapo_dspy.scoring.strategies.vote import MajorityVote
 from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote
@@ -35,9 +37,11 @@ __all__ = [
     "Strategy",
     "Typed",
     "WeightedVote",
+    "bounds_of",
     "classes_of",
     "close",
     "columns_of",
     "fitted",
+    "highest_of",
     "math_equal",
 ]

@@ -73,6 +73,11 @@ class Mixed:
         return self.vote.bounds
 
     @property
+    def highest(self) -> tuple[float, ...]:
+        """Highest score of each objective."""
+        return (self.bounds[1], *self.best.highest)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The objectives, and the weight of the vote if it is weighted."""
         return (*self.objectives, *["vote weight"] * self._n_weights)

@@ -179,6 +179,12 @@ def bounds_of(strategy: Strategy) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def highest_of(strategy: Strategy) -> tuple[float, ...]:
+    """Return the highest score of each objective [K]: `highest`, where a strategy has it, or that of its metric."""
+    found: Any = getattr(strategy, "highest", None)
+    return tuple(found) if found is not None else (bounds_of(strategy)[1],) * len(strategy.objectives)
+
+
 def fitted(strategy: Strategy, outputs: Mapping[str, Any]) -> Strategy:
     """Return a strategy as it reads a student with these output fields (name -> annotation)."""
     return strategy.fitted(outputs) if isinstance(strategy, Typed) else strategy

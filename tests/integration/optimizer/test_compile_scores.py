@@ -12,7 +12,7 @@ import dspy
 import pydantic
 import pytest
 
-from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, WeightedVote
+from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, ScoreError, WeightedVote
 from iapo_dspy.types import FloatArray
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
@@ -57,7 +57,7 @@ def measured(strategy: Any, metric: Any, valset: bool = False) -> tuple[FloatArr
         return compiled.detailed_results.reward, compiled
 
 
-@pytest.mark.parametrize("metric", [near, silent, not_a_number])
+@pytest.mark.parametrize("metric", [near, *(pytest.param(m, marks=pytest.mark.slow) for m in (silent, not_a_number))])
 def test_an_answer_that_the_metric_cannot_score_votes_while_compiling_too(metric: Any) -> None:
     expected, _ = measured(MajorityVote("answer"), exact)
     reward, compiled = measured(MajorityVote("answer"), metric)
@@ -168,6 +168,7 @@ def test_a_new_metric_sees_stored_completions_with_their_types(tmp_path: Path, i
 # -- the validation set has no part in the choice
 
 
+@pytest.mark.slow
 def test_validation_examples_that_are_training_examples_too_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     everything = questions(24)
     train, shared, own = everything[:12], everything[8:12], everything[12:16]
@@ -184,3 +185,62 @@ def test_validation_examples_that_are_training_examples_too_are_left_out(caplog:
         caplog.clear()
         none = optimizer(budget=400).compile(student(), trainset=train, valset=shared).detailed_results
         assert "as without a valset" in caplog.text and none.policy[0].held_out is None
+
+
+# -- metrics that nothing satisfies
+
+
+def wordy(body: dict[str, Any], i: int) -> str:
+    return chat(answer=f"it is {total(body)}")
+
+
+def nothing(example: Any, pred: Any, trace: Any = None) -> float:
+    return 0.0
+
+
+def indifferent(example: Any, pred: Any, trace: Any = None) -> float:
+    return 0.5
+
+
+@pytest.mark.parametrize("metric", [exact, nothing, pytest.param(indifferent, marks=pytest.mark.slow)])
+def test_a_run_whose_scores_are_all_equal_ends_after_a_round(metric: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with Loopback(wordy) as server, dspy.context(lm=server.lm()):
+        results = optimizer(metric=metric, budget=400).compile(student(), trainset=questions(30)).detailed_results
+        assert server.completions == results.spent.completions <= 400 // 8 + 20  # a round, and the unit of costs
+    assert not results.complete
+    assert caplog.text.count("prediction (answer='it is ") == caplog.text.count("'), labels (answer='") == 3
+    assert ("nothing scores 0" in caplog.text) is (metric is nothing)
+
+
+@pytest.mark.slow
+def test_a_mended_metric_goes_on_with_what_was_drawn(tmp_path: Path) -> None:
+    def mended(example: Any, pred: Any, trace: Any = None) -> bool:
+        return (
+            str(example.answer) == pred.answer.removeprefix("it is ")
+            and total({"messages": [{"content": example.question}]}) % 3 > 0
+        )
+
+    with Loopback(wordy) as server, dspy.context(lm=server.lm()):
+        first = optimizer(budget=400, log_dir=tmp_path).compile(student(), trainset=questions(30)).detailed_results
+        drawn = server.completions
+        again = optimizer(budget=400, log_dir=tmp_path).compile(student(), trainset=questions(30)).detailed_results
+        assert server.completions == drawn and again.spent.completions == first.spent.completions
+        run = optimizer(metric=mended, budget=400, log_dir=tmp_path)
+        results = run.compile(student(), trainset=questions(30)).detailed_results
+        assert results.complete and server.completions <= 400
+        assert results.spent.completions == server.completions > drawn
+
+
+@pytest.mark.slow
+def test_labels_of_another_type_than_the_field_are_refused_before_any_call() -> None:
+    def same(example: Any, pred: Any, trace: Any = None) -> bool:
+        return bool(example.answer == pred.answer)
+
+    numbers = [dspy.Example(question=e.question, answer=int(e.answer)).with_inputs("question") for e in questions(9)]
+    for program in (student(), dspy.ChainOfThought("question -> answer")):
+        with Loopback(adder) as server, dspy.context(lm=server.lm()):
+            with pytest.raises(ScoreError, match=r"because of its type"):
+                optimizer(metric=same).compile(program, trainset=numbers)
+            assert server.requests == 0
+    with Loopback(adder) as server, dspy.context(lm=server.lm()):
+        optimizer(metric=same, budget=60).compile(dspy.Predict("question -> answer: int"), trainset=numbers)
