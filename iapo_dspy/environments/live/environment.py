@@ -246,6 +246,7 @@ class LiveEnvironment:
                     refused = True
             if reservation is not None or not missing:
                 starts[position] = _Start(key=key, pull=pull, stored=stored, reservation=reservation)
+            self._sampler.sound |= any(record.text is not None for record in stored.values())
         return starts
 
     def _ask(self, key: PullKey, prompt: int, query: int, missing: Sequence[int]) -> Ask:

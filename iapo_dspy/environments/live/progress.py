@@ -136,7 +136,18 @@ class Tracker:
             raise self._nothing_works()
 
     def _nothing_works(self) -> TooManyErrors:
-        return TooManyErrors(f"Nothing has worked so far: {self._totals()}. {self._kept}")
+        return TooManyErrors(f"Nothing has worked so far: {self._totals()}. {self._kept}{self._hint()}")
+
+    def _hint(self) -> str:
+        """Name another adapter where the model does not keep to the format of this one."""
+        cause = next(iter(self._causes.most_common(1)), ("", 0))[0]
+        if not cause.startswith("AdapterParseError"):
+            return ""
+        other = "ChatAdapter" if "JSON" in cause else "JSONAdapter"
+        return (
+            " The model does not keep to the format that it is asked for. Another one may suit it: "
+            f"dspy.configure(adapter=dspy.{other}())."
+        )
 
     def tell(self, waiting: str = "") -> None:
         """Say how far the run is."""

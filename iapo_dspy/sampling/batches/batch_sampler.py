@@ -56,7 +56,6 @@ _MOST_LINES = 50_000  # of one job, at OpenAI; a round that is larger becomes se
 _MOST_BYTES = 190_000_000
 _WORTH = 0.1  # the least part of the missing requests that is worth waiting for another job
 _ROUNDING = 1e-9  # dollars; the meter counts in whole picodollars, rounded up
-_FATAL = frozenset({401, 402, 403, 404})
 _NOT_ABOUT_N = ("context_length_exceeded", "content_filter", "content_policy_violation")
 _LOST = "no_line"
 
@@ -165,6 +164,7 @@ class BatchSampler:
         self._one_by_one: set[str] = set()  # models that do not take n, or that leave doubt about several choices
         self._counts: dict[str, FirstChoiceCheck] = {}  # by model
         self._took_n: set[str] = set()
+        self._sound: set[str] = set()  # models that have answered
         self._runner = JobRunner(settings, ledger=ledger, notify=notify, secrets=lambda: self._secrets)
         self._held: dict[str, BatchRecord] = {}
 
@@ -415,11 +415,12 @@ class BatchSampler:
         """Decide which completions are asked for again and which have failed, after all jobs of a round are over.
 
         Raises:
-            LMRefused: A request was refused as every other one would be.
+            LMRefused: A request was refused as every other one would be: none of its model was answered.
         """
+        self._sound |= {e.want.ready.lm.model for e in answered if e.drawn}
         for entry in answered:
             problem, want = entry.problem, entry.want
-            if problem is not None and (problem.status_code in _FATAL or is_fatal(problem)):
+            if problem is not None and is_fatal(problem) and want.ready.lm.model not in self._sound:
                 raise LMRefused(f"The provider refuses every request: {self._line(problem)}")
             want.drawn += entry.drawn
             came = {record.index for record, _ in entry.drawn}
@@ -445,7 +446,7 @@ class BatchSampler:
             mine = [e for e in several if e.want.ready.lm.model == model]
             if any(len(e.drawn) > 1 for e in mine):
                 self._took_n.add(model)
-            elif any(len(e.drawn) == 1 or _may_refuse_n(e.problem) for e in mine):
+            elif any(len(e.drawn) == 1 or _may_refuse_params(e.problem) for e in mine):
                 logger.info("%s does not take n; completions are asked for one by one.", model)
                 switched.add(model)
         self._one_by_one |= switched
@@ -473,7 +474,7 @@ def _no_line(status: JobStatus) -> LineError:
     return LineError(f"The job {status.status} before the request was answered.", code=status.status)
 
 
-def _may_refuse_n(problem: LineError | None) -> bool:
+def _may_refuse_params(problem: LineError | None) -> bool:
     return problem is not None and problem.status_code in (400, 422) and problem.code not in _NOT_ABOUT_N
 
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import dspy
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused, one_line
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
@@ -27,7 +27,6 @@ from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.ledger.records import VerdictRecord
 from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
-from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
 
@@ -139,7 +138,7 @@ class Case:
         """Remember an error that kept a call from being answered."""
         if isinstance(error, BudgetExceeded):
             self.refused = error
-        elif self.fatal is None and (is_fatal(error) or isinstance(error, LMRefused)):
+        elif self.fatal is None and isinstance(error, (ConfigurationError, LMRefused)):
             self.fatal = error
 
     def conclude(self) -> bool:
@@ -149,11 +148,8 @@ class Case:
             ConfigurationError: A call cannot be held within the budget as it is set up.
             LMRefused: A provider refuses every call.
         """
-        if isinstance(self.fatal, (ConfigurationError, LMRefused)):
-            raise self.fatal
         if self.fatal is not None:
-            cause = one_line(self.fatal, self.metering.secrets)
-            raise LMRefused(f"A provider refuses every call of the metric: {cause}")
+            raise self.fatal
         return self.refused is None
 
 
@@ -184,7 +180,6 @@ class Metering:
         self._stand_ins: IdentityCache[MeteredLM] = IdentityCache()
         self._watcher = LMWatcher(self._warn_once)
         self._warned = False
-        self.secrets: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def case(self, name: str = "") -> Iterator[Case]:
@@ -224,7 +219,6 @@ class Metering:
             Exception: The call failed, after all retries.
         """
         sent = {k: v for k, v in params.items() if k not in NOT_SENT and v is not None}
-        self.secrets = tuple({*self.secrets, *secrets_of(lm.kwargs)})
         address = params.get("api_base") or params.get("base_url")
         what = [call_of(lm, messages, sent), n, params.get("rollout_id"), address and str(address)]
         call = hashlib.sha256(canonical(what).encode()).hexdigest()[:32]
@@ -243,7 +237,6 @@ class Metering:
             BudgetExceeded: They do not fit into the budget.
             Exception: The call failed, after all retries.
         """
-        self.secrets = tuple({*self.secrets, *secrets_of(request.settings)})
         return await self._asker.embed(request)
 
     async def _answer(

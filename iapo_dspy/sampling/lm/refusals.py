@@ -6,7 +6,7 @@ import asyncio
 import email.utils
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
@@ -25,6 +25,7 @@ _FATAL = frozenset(
         "LMUnsupportedModelError",
     }
 )
+_FATAL_OR_ALONE = frozenset({"PermissionDeniedError", "NotFoundError", "LMUnsupportedModelError"})
 # LiteLLM reports these as bad requests, although every other request would fail the same way.
 _FATAL_BAD_REQUESTS = (
     "LLM Provider NOT provided",
@@ -80,12 +81,18 @@ def _status(error: BaseException) -> int | None:
 def is_fatal(error: BaseException) -> bool:
     """Whether every other request will fail the same way: wrong key, no permission, no money, no such model."""
     names = _names(error)
-    if names & _FATAL or isinstance(error, ConfigurationError):
+    status, text = _status(error), str(error)
+    if names & _FATAL or isinstance(error, ConfigurationError) or status in (401, 402, 403, 404):
         return True
-    text = str(error)
-    if "RateLimitError" in names or _status(error) == 429:
+    if "RateLimitError" in names or status == 429:
         return "insufficient_quota" in text
     return "BadRequestError" in names and any(reason in text for reason in _FATAL_BAD_REQUESTS)
+
+
+def may_concern_one(error: BaseException) -> bool:
+    """Whether a fatal error may be about the content of one request all the same: some gateways refuse by a 403."""
+    names = _names(error)
+    return bool(names & _FATAL_OR_ALONE) or _status(error) in (403, 404) or "BadRequestError" in names
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -105,25 +112,13 @@ def is_free_to_repeat(error: BaseException) -> bool:
     return is_retryable(error) and (is_unsent(error) or is_refused(error))
 
 
-def raise_fatal(errors: Sequence[BaseException]) -> None:
-    """Raise the first error that does not concern one request alone."""
-    for error in errors:
-        if not isinstance(error, Exception) or is_fatal(error):
-            raise error
-
-
 def is_unsent(error: BaseException) -> bool:
     """Whether no replica was asked, because all of them have failed a moment ago."""
     return bool(_names(error) & {"RouterRateLimitError", "RouterRateLimitErrorBasic"})
 
 
-def may_refuse_n(error: BaseException) -> bool:
-    """Whether a provider may have refused a request because of n > 1."""
-    return may_refuse_params(error)
-
-
 def may_refuse_params(error: BaseException) -> bool:
-    """Whether a provider may have refused a request because of its parameters."""
+    """Whether a provider may have refused a request because of its parameters, n among them."""
     other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
     refusals = {
         "BadRequestError",

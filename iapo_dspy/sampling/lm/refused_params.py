@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 
 from iapo_dspy.sampling.lm.params import deployment_of
 from iapo_dspy.sampling.lm.refusals import may_refuse_params
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -75,27 +73,9 @@ class RefusedParams:
             kept |= {name: min(limit, params.get(name) or limit) for name, limit in limits.items()}
         return kept
 
-    async def ask(self, ask: Callable[[dict[str, Any]], Awaitable[T]], params: Mapping[str, Any], model: str) -> T:
-        """Ask with these parameters, and again without one that a refusal names; what works so is remembered.
-
-        Raises:
-            Exception: The request failed, and for another reason than a parameter that can go.
-        """
-        sent = self.fit(params)
-        gone: list[str] = []
-        while True:
-            try:
-                answer = await ask(sent)
-            except Exception as error:
-                name = refused_param(error, sent)
-                if name is None or _OTHER_NAME.get(name) in gone:
-                    raise
-            else:
-                for name in gone:
-                    self.remember(name, model)
-                return answer
-            gone.append(name)
-            sent = without(sent, name)
+    def trial(self, params: Mapping[str, Any], model: str) -> ShrinkingRequest:
+        """Return a request of these parameters that can be sent again without those that it is refused for."""
+        return ShrinkingRequest(known=self, model=model, params=self.fit(params))
 
     def remember(self, name: str, model: str) -> None:
         """Leave a parameter out from now on, after a request has worked without it."""
@@ -108,6 +88,34 @@ class RefusedParams:
         else:
             self.renamed[name] = other
             logger.warning("%s refuses %s; it is sent %s instead from now on.", model, name, other)
+
+
+@dataclass(eq=False, kw_only=True)
+class ShrinkingRequest:
+    """One request, sent with fewer parameters after each refusal that names one.
+
+    Attributes:
+        params: The parameters to send.
+    """
+
+    known: RefusedParams
+    model: str
+    params: dict[str, Any]
+    gone: list[str] = field(default_factory=list)
+
+    def leave_out(self, error: Exception) -> bool:
+        """Leave out the parameter that a refusal names; False where it names none that can go."""
+        name = refused_param(error, self.params)
+        if name is None or _OTHER_NAME.get(name) in self.gone:
+            return False
+        self.gone.append(name)
+        self.params = without(self.params, name)
+        return True
+
+    def worked(self) -> None:
+        """Say that the request was answered: what it left out is left out from now on."""
+        for name in self.gone:
+            self.known.remember(name, self.model)
 
 
 def refused_params_of(lm: dspy.BaseLM) -> RefusedParams:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from iapo_dspy.sampling.concurrency.retrying import retrying
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import NOT_SENT
 from iapo_dspy.sampling.lm.proxy import METERING
-from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable, is_throttled, raise_fatal
+from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable, is_throttled
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
@@ -53,13 +52,21 @@ class CallableCompleter:
 
     async def complete(self, request: CompletionRequest) -> list[Choice]:
         """Draw `request.n` completions. See `Completer`."""
-        in_time = self._terms.meter.in_time
-        calls = (in_time(self._attempts(request, request.first + i)) for i in range(request.n))
+        calls = (self._draw(request, request.first + i) for i in range(request.n))
         results = await asyncio.gather(*calls, return_exceptions=True)
-        raise_fatal([r for r in results if isinstance(r, BaseException)])
-        return [
-            Choice(error=r) if isinstance(r, Exception) else r for r in results if isinstance(r, (Exception, Choice))
-        ]
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [r for r in results if isinstance(r, Choice)]
+
+    async def _draw(self, request: CompletionRequest, index: int) -> Choice:
+        try:
+            with self._terms.refusals.request():
+                return await self._terms.meter.in_time(self._attempts(request, index))
+        except Exception as error:  # a failure is data, unless no other request could escape it
+            if await self._terms.refusals.concern_all(error, request.messages):
+                raise
+            return Choice(error=error)
 
     async def _attempts(self, request: CompletionRequest, index: int) -> Choice:
         """Call the LM; where tokens are limited, its retries are made here, so that each of them is counted."""
@@ -75,7 +82,16 @@ class CallableCompleter:
     async def _call(self, lm: dspy.BaseLM, request: CompletionRequest, index: int) -> Choice:
         seed = seed_of(self._lm, request.key, request.messages, index)
         params = {**request.params, **({} if seed is None else {"seed": seed})}
-        return await self._refused.ask(functools.partial(self._attempt, lm, request, index), params, self._lm.model)
+        trial = self._refused.trial(params, self._lm.model)
+        while True:
+            try:
+                choice = await self._attempt(lm, request, index, trial.params)
+            except Exception as error:
+                if not trial.leave_out(error):
+                    raise
+            else:
+                trial.worked()
+                return choice
 
     def _given(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a call: those in which it differs from the LM's own."""

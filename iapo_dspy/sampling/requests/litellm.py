@@ -26,8 +26,7 @@ from iapo_dspy.sampling.lm.refusals import (
     is_retryable,
     is_throttled,
     is_unsent,
-    may_refuse_n,
-    raise_fatal,
+    may_refuse_params,
     retry_after,
 )
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
@@ -92,7 +91,9 @@ class LiteLLMCompleter:
             sizes = [min(most, missing - i) for i in range(0, missing, most)]
             draws = [self._draw(request, size, asked + i) for i, size in enumerate(sizes)]
             results = [await draws[0]] if len(draws) == 1 else await asyncio.gather(*draws, return_exceptions=True)
-            raise_fatal([r for r in results if isinstance(r, BaseException)])
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
             choices += itertools.chain.from_iterable(cast(list[list[Choice]], results))
             asked += len(sizes)
         return choices
@@ -116,9 +117,10 @@ class LiteLLMCompleter:
         got: list[Choice] = []
         try:
             got = await self._terms.meter.in_time(self._attempts(request, n, index))
-        except Exception as error:  # noqa: BLE001 - a failure is data, unless no other request could escape it
-            raise_fatal([error])
-            if n <= self._taken_n or not may_refuse_n(error):
+        except Exception as error:  # a failure is data, unless no other request could escape it
+            if await self._terms.refusals.concern_all(error, request.messages):
+                raise
+            if n <= self._taken_n or not may_refuse_params(error):
                 return [Choice(error=error)] * n
             refusal = error
         if refusal is not None:  # outside of the handler: it must not be a cause of the next request's errors
@@ -136,8 +138,9 @@ class LiteLLMCompleter:
         """Find out whether a server refused a request because of its n."""
         try:
             got = await self._terms.meter.in_time(self._attempts(request, 1, index))
-        except Exception as error:  # noqa: BLE001 - see `_draw`
-            raise_fatal([error])
+        except Exception as error:  # see `_draw`
+            if await self._terms.refusals.concern_all(error, request.messages):
+                raise
             return [Choice(error=refusal)] * n
         self._most_n = min(self._most_n, max(n // 2, self._taken_n))
         logger.info("%s refuses n=%d; it is asked for at most %d at a time.", self._lm.model, n, self._most_n)
@@ -156,12 +159,17 @@ class LiteLLMCompleter:
             longest=_LONGEST_WAIT,
             before_sleep=self._before_sleep,
         )
-
-        async def ask(params: dict[str, Any]) -> list[Choice]:
-            choices: list[Choice] = await attempts(self._attempt, request, params, n)
-            return choices
-
-        return await self._refused.ask(ask, params, self._lm.model)
+        trial = self._refused.trial(params, self._lm.model)
+        with self._terms.refusals.request():
+            while True:
+                try:
+                    choices: list[Choice] = await attempts(self._attempt, request, trial.params, n)
+                except Exception as error:
+                    if not trial.leave_out(error):
+                        raise
+                else:
+                    trial.worked()
+                    return choices
 
     def _before_sleep(self, error: BaseException, delay: float) -> None:
         logger.debug("An attempt failed (%s); next in %.2f s.", type(error).__name__, delay)

@@ -5,7 +5,7 @@ of all choices add up to the whole that was paid. Choices are independent draws;
 
 Errors. A completion that could not be had is a `Choice` with its `error`, beside those that could; it is never left out
 and never raised. `complete` raises only where every other request would fail in the same way, such as with a wrong key
-(`sampling.lm.refusals.is_fatal`), and where the budget cannot be held. The completer retries by itself, and counts
+(`sampling.lm.shared_refusals`), and where the budget cannot be held. The completer retries by itself, and counts
 failed attempts with its meter.
 
 A completer for tests, which answers everything with the same text:
@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from iapo_dspy.sampling.concurrency.gate import Gate
+from iapo_dspy.sampling.lm.shared_refusals import SharedRefusals
 from iapo_dspy.sampling.requests.endings import incomplete
 from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
@@ -92,6 +93,7 @@ class Terms:
         timeout: Seconds per attempt; None leaves it to the LM.
         seed: Seed of the jitter between attempts.
         prices: The user's own prices.
+        refusals: Tells whether a refusal concerns all requests of the deployment.
     """
 
     gate: Gate
@@ -99,6 +101,7 @@ class Terms:
     timeout: float | None = None
     seed: int = 0
     prices: Prices | None = None
+    refusals: SharedRefusals = field(default_factory=SharedRefusals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,6 @@ class Completer(Protocol):
         """Return as many choices as were asked for.
 
         Raises:
-            Exception: Every other request would fail in the same way (`refusals.is_fatal`).
+            Exception: Every other request would fail in the same way (`SharedRefusals`).
             ConfigurationError: The budget cannot be held.
         """

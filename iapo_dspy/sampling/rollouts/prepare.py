@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import Any
 
 import dspy
 from dspy.primitives.base_module import BaseModule
+from dspy.utils.exceptions import AdapterParseError
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +76,54 @@ def prepare(program: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Pre
 def quiet_adapter(adapter: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Any:
     """Return the configured adapter as rollouts use it.
 
-    ChatAdapter would answer an unparseable completion by a second call in JSON mode; while sampling, such a completion
-    simply fails. An LM that an adapter keeps for itself is replaced like those of predictors.
+    ChatAdapter would answer an unparseable completion by a second call in JSON mode. While sampling, a completion is
+    one call, so its text is read as JSON instead: a model that answers in JSON whatever format it is asked for is
+    understood, and nothing more is paid. An LM that an adapter keeps for itself is replaced like those of predictors.
     """
     if adapter is None:
-        return dspy.ChatAdapter(use_json_adapter_fallback=False)
+        adapter = dspy.ChatAdapter()
     changes: dict[str, Any] = {k: stand_in(v) for k, v in vars(adapter).items() if isinstance(v, dspy.BaseLM)}
     if getattr(adapter, "use_json_adapter_fallback", False):
         changes["use_json_adapter_fallback"] = False
+        if not isinstance(adapter, dspy.JSONAdapter):
+            changes["parse"] = _reading_json_too(adapter)
     if not changes:
         return adapter
     quiet = copy.copy(adapter)
     vars(quiet).update(changes)
     return quiet
+
+
+def _reading_json_too(adapter: dspy.ChatAdapter) -> Callable[[Any, str], dict[str, Any]]:
+    """Return the adapter's `parse`, with that of its fallback for completions that hold a JSON object."""
+    read, fallback = adapter.parse, adapter._make_json_adapter_fallback()
+
+    def parse(signature: Any, completion: str) -> dict[str, Any]:
+        try:
+            fields: dict[str, Any] = read(signature, completion)
+        except AdapterParseError:
+            if (found := _json_object(completion)) is None:
+                raise
+            with contextlib.suppress(AdapterParseError):  # then the adapter's own reason is the better one
+                fields = fallback.parse(signature, found)
+                return fields
+            raise
+        return fields
+
+    return parse
+
+
+def _json_object(text: str) -> str | None:
+    """Return the JSON object that begins at the first brace of a text; None where there is none.
+
+    JSON that is damaged is not mended: that takes minutes for some texts.
+    """
+    start = text.find("{")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, start) if start >= 0 else (None, 0)
+    except (ValueError, RecursionError):
+        return None
+    return text[start:end] or None
 
 
 def format_once(adapter: Any) -> Any:

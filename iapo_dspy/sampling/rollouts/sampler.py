@@ -7,9 +7,9 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 import pydantic
@@ -33,6 +33,7 @@ from iapo_dspy.sampling.concurrency.threads import ThreadGate
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings, request_embeddings
 from iapo_dspy.sampling.lm.params import deployment_of, limit_output
 from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
+from iapo_dspy.sampling.lm.shared_refusals import SharedRefusals
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Terms
@@ -45,6 +46,8 @@ from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predicto
 from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding
+
+T = TypeVar("T")
 
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
@@ -73,6 +76,9 @@ class Sampler:
             does not count.
         completer: Finds the completer of an LM, for tests and other transports.
         prices: The user's own prices, for budgets and reports.
+
+    Attributes:
+        sound: Whether an earlier process of the run was answered by its LMs. To be set before the first draw.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Sampler:
         self.lm = lm
         self.meter = meter or Meter()
         self.max_concurrency = max_concurrency
+        self.sound = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
         self._timeout = timeout
@@ -140,16 +147,15 @@ class Sampler:
             m rollouts; failures are among them, never dropped.
 
         Raises:
-            LMRefused: No request could succeed: a wrong key, an unknown model (`refusals.is_fatal`).
+            LMRefused: No request could succeed: a wrong key, an unknown model (`SharedRefusals`).
             ConfigurationError: No LM is configured, or the budget cannot be held.
         """
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
         self._bind()
-        # A draw inside of a rollout has a place already; a second one it might wait for forever.
-        place = self._pulls if current_seat() is None else contextlib.nullcontext()
         try:
-            async with place:
+            # A draw inside of a rollout has a place already; a second one it might wait for forever.
+            async with self._pulls if current_seat() is None else contextlib.nullcontext():
                 try:
                     with contained():  # inputs of the user's own types are written here
                         call = self._single(program, inputs, decoding, record) if upstream is None else None
@@ -182,27 +188,51 @@ class Sampler:
                 choices = await self._completer(call.lm).complete(request)
                 with _heard(record):
                     return [self._read(call, choice, record) for choice in choices]
-        except IAPOError:
-            raise
         except Exception as error:
-            if not is_fatal(error):
+            refusal = self._refusal(error, "The provider refuses every request")
+            if refusal is None:
                 raise
-            refusal = LMRefused(f"The provider refuses every request: {self._line(error)}")
         raise refusal  # outside the handler: the provider's own message may show keys
 
     async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
         """Send a request outside of rollouts, such as a judge's: bounded with all others, counted as the judges' share.
 
         To be awaited on the sampling loop.
+
+        Raises:
+            LMRefused: No request of the LM could succeed.
         """
         self._bind()
+        self._hide(lm.kwargs)
         completer = self._judges.get(lm, lambda: completer_for(lm, self._terms(self._gate, self.meter.judges)))
-        return await completer.complete(request)
+        return await self._judged(completer.complete(request))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts, bounded with all others, counted as the judges' share; to be awaited on the sampling loop."""
+        """Embed texts, bounded with all others, counted as the judges' share; to be awaited on the sampling loop.
+
+        Raises:
+            LMRefused: No request for embeddings could succeed.
+        """
         self._bind()
-        return await request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
+        self._hide(request.settings)
+        return await self._judged(
+            request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
+        )
+
+    async def _judged(self, asking: Awaitable[T]) -> T:
+        try:
+            return await asking
+        except Exception as error:
+            refusal = self._refusal(error, "A provider refuses every call of the metric")
+            if refusal is None:
+                raise
+        raise refusal  # as in `sample`
+
+    def _refusal(self, error: Exception, words: str) -> LMRefused | None:
+        """Return the error of a run whose provider refuses every request; None where this one does not say so."""
+        if isinstance(error, IAPOError) or not is_fatal(error):
+            return None
+        return LMRefused(f"{words}: {self._line(error)}")
 
     def _bind(self) -> None:
         """Make the parts that belong to one event loop; a forked child has another loop than its parent."""
@@ -211,6 +241,7 @@ class Sampler:
             self._loop = loop
             self._gate = Gate(self.max_concurrency)  # all LMs together; each deployment has one of its own in it
             self._gates: dict[Hashable, Gate] = {}
+            self._refusals: dict[Hashable, SharedRefusals] = {}
             self._pulls = asyncio.Semaphore(self.max_concurrency)
             self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
             self._completers: IdentityCache[Completer] = IdentityCache()
@@ -332,18 +363,25 @@ class Sampler:
 
     def _completer(self, lm: dspy.BaseLM) -> Completer:
         def make() -> Completer:
-            self._secrets = tuple({*self._secrets, *secrets_of(lm.kwargs), *getattr(lm, "secrets", ())})
+            self._hide(lm.kwargs, *getattr(lm, "secrets", ()))
             if self._make is not None:
                 return self._make(lm)
             if isinstance(lm, SamplingLM):  # inside a rollout: its requests wait at the outer gate
-                return CallableCompleter(lm, Terms(gate=Gate(_UNBOUNDED), meter=self.meter))
-            gate = self._gates.setdefault(deployment_of(lm), Gate(self.max_concurrency, within=self._gate))
-            return completer_for(lm, self._terms(gate, self.meter))
+                refusals = SharedRefusals(sound=True)  # one that concerns all ends the outer draw
+                return CallableCompleter(lm, Terms(gate=Gate(_UNBOUNDED), meter=self.meter, refusals=refusals))
+            deployment = deployment_of(lm)
+            gate = self._gates.setdefault(deployment, Gate(self.max_concurrency, within=self._gate))
+            refusals = self._refusals.setdefault(deployment, SharedRefusals(sound=self.sound))
+            return completer_for(lm, replace(self._terms(gate, self.meter), refusals=refusals))
 
         return self._completers.get(lm, make)
 
     def _terms(self, gate: Gate, meter: RequestMeter) -> Terms:
         return Terms(gate=gate, meter=meter, timeout=self._timeout, seed=self._seed, prices=self._prices)
+
+    def _hide(self, settings: Mapping[str, Any], *more: str) -> None:
+        """Keep the secrets of an LM's settings out of messages."""
+        self._secrets = tuple({*self._secrets, *secrets_of(settings), *more})
 
     def _line(self, error: BaseException) -> str:
         return one_line(error, self._secrets)

@@ -77,42 +77,40 @@ def test_a_limit_changes_its_name_and_stays() -> None:
     assert RefusedParams().fit(SENT) == SENT
 
 
-async def _asked(known: RefusedParams, refusals: Mapping[str, str], sent: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _asked(known: RefusedParams, refusals: Mapping[str, str], sent: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what was sent to a server that refuses some parameters."""
-    asked: list[dict[str, Any]] = []
-
-    async def ask(params: dict[str, Any]) -> str:
-        asked.append(params)
-        for name, message in refusals.items():
-            if name in params:
-                raise BadRequestError(message)
-        return "answer"
-
-    await known.ask(ask, sent, "m")
-    return asked
+    asked, trial = [], known.trial(sent, "m")
+    while True:
+        asked.append(trial.params)
+        refusal = next((BadRequestError(text) for name, text in refusals.items() if name in trial.params), None)
+        if refusal is None:
+            trial.worked()
+            return asked
+        if not trial.leave_out(refusal):
+            raise refusal
 
 
-async def test_a_refused_parameter_is_left_out_once_and_for_all(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_parameter_is_left_out_once_and_for_all(caplog: pytest.LogCaptureFixture) -> None:
     known, refusals = (
         RefusedParams(),
         {"temperature": "no support: temperature is not supported", "seed": "unknown field: seed"},
     )
-    assert len(await _asked(known, refusals, SENT)) == 3
+    assert len(_asked(known, refusals, SENT)) == 3
     for _ in range(2):
-        (sent,) = await _asked(known, refusals, SENT)
+        (sent,) = _asked(known, refusals, SENT)
         assert sent == {k: v for k, v in SENT.items() if k not in refusals}
     assert len(caplog.messages) == 2 and "m refuses temperature" in caplog.text
 
 
-async def test_what_does_not_help_is_not_remembered() -> None:
+def test_what_does_not_help_is_not_remembered() -> None:
     known = RefusedParams()
     always = {"temperature": "temperature is not supported", "model": "not supported either"}
     with pytest.raises(BadRequestError, match="either"):
-        await _asked(known, always, SENT)
-    assert known == known and not known.left_out and not known.renamed
+        _asked(known, always, SENT)
+    assert not known.left_out and not known.renamed
 
 
-async def test_a_limit_that_is_refused_by_both_names_fails() -> None:
+def test_a_limit_that_is_refused_by_both_names_fails() -> None:
     both = {name: f"{name} is not supported" for name in ("max_tokens", "max_completion_tokens")}
     with pytest.raises(BadRequestError):
-        await _asked(RefusedParams(), both, SENT)
+        _asked(RefusedParams(), both, SENT)

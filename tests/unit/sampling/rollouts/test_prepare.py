@@ -1,4 +1,4 @@
-"""Messages of equal calls are written once, and calls from threads wake a loop once."""
+"""Messages of equal calls are written once, answers in JSON are read, and calls from threads wake a loop once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import threading
 from typing import Any
 
 import dspy
+import pytest
+from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy.sampling.concurrency.loop import Mailbox
-from iapo_dspy.sampling.rollouts.prepare import format_once
+from iapo_dspy.sampling.rollouts.prepare import format_once, quiet_adapter
 
 SIGNATURE = dspy.Signature("question, options -> answer")
 
@@ -53,6 +55,44 @@ def test_adapters_that_someone_listens_to_or_wrote_stay_as_they_are() -> None:
 
     for adapter in (Mine(), dspy.ChatAdapter(callbacks=[dspy.utils.BaseCallback()])):
         assert format_once(adapter) is adapter
+
+
+def _reads(adapter: Any, text: str, signature: Any = SIGNATURE) -> Any:
+    return quiet_adapter(adapter, lambda lm: lm).parse(signature, text)
+
+
+@pytest.mark.parametrize("adapter", [None, dspy.ChatAdapter(), dspy.XMLAdapter(), dspy.JSONAdapter()])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"answer": "7"}',
+        'Sure:\n```json\n{"answer": "7"}\n```\nDone.',
+        '{"why": {"a": [1]}, "answer": "7"} {"answer": "8"}',
+    ],
+)
+def test_an_answer_in_json_is_read_whatever_was_asked_for(adapter: Any, text: str) -> None:
+    assert _reads(adapter, text) == {"answer": "7"}
+
+
+def test_json_is_read_into_the_types_of_the_fields_and_only_where_the_format_was_not_kept() -> None:
+    typed = dspy.Signature("question -> items: list[int], sure: bool")
+    assert _reads(None, '{"items": [1, 2], "sure": true}', typed) == {"items": [1, 2], "sure": True}
+    kept = '[[ ## answer ## ]]\n{"answer": "8"}\n\n[[ ## completed ## ]]'
+    assert _reads(None, kept) == {"answer": '{"answer": "8"}'}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seven", '{"answer": "7', "{answer: 7}", '{"reply": "7"}', '["answer"]', "", "{" * 100_000, '{"a":' * 100_000],
+)
+def test_everything_else_fails_as_the_adapter_says(text: str) -> None:
+    with pytest.raises(AdapterParseError, match="ChatAdapter"):
+        _reads(None, text)
+
+
+def test_who_switches_the_fallback_off_gets_none() -> None:
+    with pytest.raises(AdapterParseError):
+        _reads(dspy.ChatAdapter(use_json_adapter_fallback=False), '{"answer": "7"}')
 
 
 async def test_mailbox_keeps_order_loses_nothing_and_outlives_errors() -> None:
