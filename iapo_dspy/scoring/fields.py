@@ -9,6 +9,7 @@ import dspy
 import pydantic
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
+from iapo_dspy.scoring.answers.normalize import check_shape
 
 
 def check_name(value: Any, what: str) -> str:
@@ -42,6 +43,7 @@ def json_of(value: Any) -> Any:
     Raises:
         ScoreError: It has no JSON form.
     """
+    check_shape(value)
     try:
         return pydantic.TypeAdapter(Any).dump_python(value, mode="json")
     except (pydantic.PydanticUserError, ValueError, TypeError, RecursionError) as exc:

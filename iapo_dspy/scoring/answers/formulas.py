@@ -31,8 +31,8 @@ _LONGEST = 1000  # characters
 _DEEPEST = 12  # levels of brackets
 _MOST_EXPONENT = 1000
 _FEWEST_DIGITS = 3  # significant ones of a rounded number
-_EXACT = Decimal("1e-20")  # relative: formulas are evaluated to 30 digits
-_CONTEXT = decimal.Context(prec=50, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
+_EXACT = Decimal("1e-45")  # relative: formulas are evaluated to 50 digits
+_CONTEXT = decimal.Context(prec=80, Emax=decimal.MAX_EMAX, Emin=decimal.MIN_EMIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +91,20 @@ class _NotRead(Exception):
     """This text is not mathematics as it is understood here."""
 
 
-@lru_cache(maxsize=1 << 14)
 def read(text: str) -> Form | str:
     """Return an answer as it is compared: a form of mathematics, or its text where it is not such a form.
 
     It takes at most two seconds: a formula that needs longer stays text.
     """
-    plain = unwrapped(visible(_LOWERED.sub(_lowered, text[: _LONGEST + 1])))
-    plain = unwrapped(_LEAD.sub("", plain))
+    return _read(text) if len(text) <= _LONGEST else text  # long texts are not remembered
+
+
+@lru_cache(maxsize=1 << 14)
+def _read(text: str) -> Form | str:
+    plain = unwrapped(_LEAD.sub("", unwrapped(visible(_LOWERED.sub(_lowered, text)))))
     letter = _CHOICE.fullmatch(plain)
-    if letter:
-        return letter[1]
+    plain = letter[1] if letter else plain
     try:
-        if len(plain) > _LONGEST:
-            raise _NotRead
         form = _answer(_tidy(plain), _DEEPEST)
         waiting = sorted({s.formula for s in _scalars(form) if s.formula})
         return _filled(form, dict(zip(waiting, _evaluated(waiting), strict=True))) if waiting else form
@@ -177,7 +177,8 @@ _SYMBOLS = str.maketrans(
     {
         "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": r"\div ", "\u221a": r"\sqrt ",
         "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u222a": r"\cup ",
-        "\u2208": r"\in ", "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u27e8": r"\langle ", "\u27e9": r"\rangle ",
+        "\u2208": r"\in ",
+        "\u2205": r"\emptyset ", "\u00b1": r"\pm ", "\u00b0": r"^\circ ", "\u27e8": r"\langle ", "\u27e9": r"\rangle ",
     }
 )  # fmt: skip
 _TIDY = [
@@ -213,7 +214,7 @@ def _tidy(text: str) -> str:
     for pattern, by in _TIDY:
         text = pattern.sub(by, text)
     text = text.strip()
-    return text if _OPEN.search(text) else _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    return text if _OPEN.search(text) else _THOUSANDS.sub(lambda m: re.sub("[ ,]", "", m[0]), text)
 
 
 def _greek(found: re.Match[str]) -> str:
@@ -227,7 +228,7 @@ _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _OPEN = re.compile(r"[(\[{]|\\langle|\\begin")
 _OPENING = {"(", "[", "{", "\\{", "\\langle", "\\begin"}
 _CLOSING = {")", "]", "}", "\\}", "\\rangle", "\\end"}
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,/])")
 _RELATION = re.compile(r"<=|>=|==?|<|>|\\(?:leqslant|geqslant|leq?|geq?|lt|gt|neq?|in)(?![A-Za-z])")
 _LIST = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _COMMA = re.compile(r"[,;]")
@@ -237,6 +238,7 @@ _MATRIX = re.compile(r"\\begin\{([bp]?matrix|array)\}(?:\{[^{}]*\})?(.+)\\end\{\
 _SIGNS = {"<=": "<=", ">=": ">=", "=": "=", "==": "=", "<": "<", ">": ">", "lt": "<", "gt": ">", "in": "in",
           "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=",
           "ne": "!=", "neq": "!="}  # fmt: skip
+_EMPTY = {"\\emptyset", "\\varnothing", "\\{\\}", "{}"}
 _VARIABLE = re.compile(r"[A-Za-z]|\\[A-Za-z]+")
 _NAME = re.compile(
     r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_\w|_\{\w+\})?'*(?:\([A-Za-z](?:, ?[A-Za-z])*\))?|\([A-Za-z](?:, ?[A-Za-z])+\)"
@@ -272,8 +274,10 @@ def _split(text: str, at: re.Pattern[str]) -> tuple[list[str], list[str]]:
 
 def _answer(text: str, depth: int) -> Form:
     text = text.strip()
-    if not text or not depth or _CODE.fullmatch(text):
+    if not text or not depth or _CODE.fullmatch(text) or (_WORDS.fullmatch(text) and text not in _FUNCTIONS):
         raise _NotRead
+    if text in _EMPTY:
+        return Collection(kind="set", items=())
     number = _number(text)
     if number is not None:
         return number
@@ -375,6 +379,7 @@ _RATIO = re.compile(
 # Dates, times, versions, telephone numbers and scores are not differences and quotients.
 _CODE = re.compile(r"\d+(?:[-/.:]\d+){2,}|[\d\s().+]*\d[-:]\d[-:\d\s().]*")
 _INFINITY = "\\infty"
+_WORDS = re.compile(r"[A-Za-z]{2,}(?: [A-Za-z]+)*")  # "no" is not a product of n and o
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{3,}")
 _FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp pi".split()
 _FUNCTION = re.compile(rf"(?<![\\A-Za-z])({'|'.join(sorted(_FUNCTIONS, key=len, reverse=True))})(?![a-zA-Z])")
@@ -440,10 +445,9 @@ def _scalar(text: str) -> Scalar:
     """Read a number or a formula, and its unit."""
     money = _MONEY.fullmatch(text)
     what, unit = (f"{money[1]}{money[3]}", money[2]) if money else (text, "")
-    if not unit:
-        found = _WITH_UNIT.fullmatch(text)
-        if found is not None and _is_unit(found["unit"], found["what"]):
-            what, unit = found["what"].strip(), found["unit"]
+    found = _WITH_UNIT.fullmatch(what)
+    if found is not None and _is_unit(found["unit"], found["what"]):
+        what, unit = found["what"].strip(), f"{unit} {found['unit']}"
     factor, units = units_of(unit) if unit else (Fraction(1), "")
     number = _number(what) or Scalar(formula=_formula(what))
     return replace(number, factor=factor, unit=units)
@@ -510,6 +514,7 @@ def _units() -> dict[str, tuple[Fraction, str]]:
     table |= {w: (Fraction(60), "s") for w in ("min", "mins", "minute")}
     table |= {w: (Fraction(3600), "s") for w in ("h", "hr", "hrs", "hour")}
     table |= {w: (Fraction(86400), "s") for w in ("d", "day")} | {w: (Fraction(1), "s") for w in ("sec", "secs")}
+    table |= {w: (_ten(n), "") for w, n in (("hundred", 2), ("thousand", 3), ("million", 6), ("billion", 9))}
     table |= {w: (Fraction(1, 100), "") for w in ("%", "percent", "percentage", "pct")}
     for name, words in {"$": "USD dollar", "\u20ac": "EUR euro", "\u00a3": "GBP", "\u00a5": "JPY yen", "degree": "deg",
                         "ft": "foot feet", "inch": "in inches", "lb": "lbs", "oz": "ounce",

@@ -30,6 +30,7 @@ _RATIO = re.compile(f"(?<![{_RAISED}])([\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)
 _VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215f\u2189]")
 _POWER = re.compile(f"[{_RAISED}]+")
 _BASE = re.compile(f"(?<=\\d)[{_LOWERED}]+|(?<=log)[{_LOWERED}]+")
+_HALVES = re.compile("[\ud800-\udfff]")
 _SQUARE = re.compile(r"[\u3300-\u33ff]")  # units in one character
 _THIN = re.compile(r"(?<=\d)[\u2009\u202f](?=\d{3}(?!\d))")  # between thousands
 _DIGIT = re.compile(r"(?![0-9])\d")  # of scripts that have their own
@@ -44,6 +45,8 @@ def visible(text: str) -> str:
     """
     if text.isascii():
         return _UNSEEN.sub("", text)
+    if _HALVES.search(text):  # where both halves of a character are there, they are one
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     text = _UNSEEN.sub("", _SQUARE.sub(_expanded, _THIN.sub("", text)))
     text = _RATIO.sub(lambda m: f"{_gap(m)}{_ascii(m[1])}/{_ascii(m[2])}", text)
     text = _VULGAR.sub(lambda m: _gap(m) + _ascii(m[0]), text)

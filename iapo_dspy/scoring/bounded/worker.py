@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 _POINTS = 4  # at which formulas are evaluated
-_DIGITS = 30
+_DIGITS = 50
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import reprlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -163,7 +164,7 @@ class _Centre(OneField):
     def _read_value(self, prediction: dspy.Prediction) -> Scored:
         value = number_of(prediction[self.field])
         if value is None or not math.isfinite(value):
-            return Scored(failure=f"field {self.field!r} is not a number: {str(prediction[self.field])[:80]!r}")
+            return Scored(failure=f"field {self.field!r} is not a number: {reprlib.repr(prediction[self.field])}")
         if not self.affine:
             value = min(max(value, self.range[0]), self.range[1])
         return Scored(answer=answer_key(value), scores=(value,))

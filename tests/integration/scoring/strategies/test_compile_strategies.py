@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -435,3 +436,56 @@ def test_a_strategy_of_the_user_runs_under_both_algorithms(algorithm: str, tmp_p
     assert saved_and_loaded(program, "question -> answer", tmp_path / "p.json", strategy).solve("thrifty").n == 1
     with pytest.raises(LedgerError, match="majority votes and Best-of-N only"):
         recording_of(tmp_path / "run")
+
+
+# -- calls of tools: the provider gives each an id of its own
+
+
+class Calling(Loopback):
+    """Answers by a native call of a tool, with the text as its argument."""
+
+    def _payload(self, body: dict[str, Any], n: int, fault: Any) -> dict[str, Any]:
+        payload = super()._payload(body, n, fault)
+        for choice in payload["choices"]:
+            function = {"name": "search", "arguments": json.dumps({"text": choice["message"]["content"]})}
+            call = {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
+            choice["message"] = {"role": "assistant", "content": None, "tool_calls": [call]}
+            choice["finish_reason"] = "tool_calls"
+        return payload
+
+
+class Route(dspy.Signature):
+    question: str = dspy.InputField()
+    tools: list[dspy.Tool] = dspy.InputField()
+    calls: dspy.ToolCalls = dspy.OutputField()
+
+
+def search(text: str) -> str:
+    """Search for a text."""
+    return text
+
+
+def test_equal_calls_of_tools_are_one_answer(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], i: int) -> str:
+        return "wrong" if i % 4 == 0 else "right"
+
+    def found(example: Any, pred: Any, trace: Any = None) -> bool:
+        return bool(pred.calls.tool_calls[0].args["text"] == example.want)
+
+    tools = [dspy.Tool(search)]
+    train = [
+        dspy.Example(question=f"Q{i}", tools=tools, want="right").with_inputs("question", "tools") for i in range(8)
+    ]
+    optimizer = optimizers(preferences=QUALITY[:1], max_n=6, budget=100, candidates=["Search."], log_dir=tmp_path)
+    made = optimizer(strategy=MajorityVote("calls"), metric=found, stopping=None)
+    adapter = dspy.ChatAdapter(use_native_function_calling=True)
+    with Calling(answer) as server, dspy.context(lm=server.lm("openai/gpt-4o-mini"), adapter=adapter):
+        program = made.compile(dspy.Predict(Route), trainset=train)
+        drawn = program(question="Q1", tools=tools)
+        asked = server.requests
+        made.compile(dspy.Predict(Route), trainset=train)
+        assert server.requests == asked, "all is in the ledger"
+    key = 'ToolCalls(tool_calls=[ToolCall(args={{"text": "{}"}}, name="search")])'
+    assert drawn.iapo.n == 6 and drawn.calls.tool_calls[0].args == {"text": "right"}
+    assert drawn.iapo.votes.keys() == {key.format("right"), key.format("wrong")}
+    assert max(drawn.iapo.votes.values()) >= 4

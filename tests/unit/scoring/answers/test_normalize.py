@@ -20,7 +20,7 @@ import pydantic
 import pytest
 from pydantic.json_schema import SkipJsonSchema
 
-from iapo_dspy import close, math_equal
+from iapo_dspy import BestOfN, Mean, Median, Mixed, WeightedVote, close, math_equal, metrics, objectives
 from iapo_dspy.errors import ScoreError
 from iapo_dspy.scoring.answers.normalize import answer_key, is_countable_type, normalize_answer, parsed
 from iapo_dspy.scoring.strategies import MajorityVote
@@ -386,3 +386,22 @@ def test_what_cannot_be_an_answer_is_a_failed_completion(value: Any, equal: Any)
     chosen = select(vote, {}, drawn, np.ones(1))
     assert chosen is not None and chosen.index == 2 and list(chosen.failures) == [1]
     assert time.perf_counter() - start < 2
+
+
+def test_every_strategy_reads_and_scores_them_without_an_error() -> None:
+    example = dspy.Example(question="?", answer="1").with_inputs("question")
+    short = objectives.length("answer", most=3)
+    strategies: list[tuple[Any, Any]] = [
+        (WeightedVote("answer", weight=short), metrics.exact_match("answer")),
+        (Mixed(MajorityVote("answer"), objectives=[short]), metrics.f1("answer")),
+        (Mean("answer", range=(0, 10)), metrics.exact_match("answer")),
+        (Median("answer", range=(0, 10)), metrics.exact_match("answer")),
+        (BestOfN([objectives.json_valid("answer", {"uniqueItems": True}), short]), None),
+    ]
+    start = time.perf_counter()
+    for strategy, metric in strategies:
+        for value in ODD + NONE:
+            prediction = dspy.Prediction(answer=value)
+            for scored in (strategy.read({"question": "?"}, prediction), strategy.score(example, prediction, metric)):
+                assert scored.failure is not None or scored.scores is not None or scored.answer is not None
+    assert time.perf_counter() - start < 10
