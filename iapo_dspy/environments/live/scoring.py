@@ -79,18 +79,16 @@ class Scorer:
     def _score(self, example: dspy.Example, completion: Completion) -> Scored | None:
         record, inner = completion.record, completion.inner
         said = inner.prediction if inner is not None else completion.prediction  # a vote is read from it
-        if completion.prediction is None and said is None:
-            return Scored(failure=record.failure or "no prediction", error=record.error)
+        if said is None:  # a pipeline that makes an answer of its own instead has no vote either when deployed
+            return Scored(failure=record.failure or "the inner module failed", error=record.error)
         name = f"{record.round}/{record.position}/{record.index}"
         known = self._ledger.score(name)
         columns = len(columns_of(self.strategy))
         if known is not None and known.scores is not None and len(known.scores) != columns:
             known = None  # somebody has changed the ledger
         if known is not None and known.scorer == self._digest and not known.error:
-            scores = tuple(known.scores) if known.scores is not None else None
-            voted = scores is not None and known.answer is not None
-            value = self.strategy.value(said) if voted and isinstance(self.strategy, Equates) else None
-            return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
+            if (found := self._stored(known, said)) is not None:
+                return found
         with self._metering.case(name) as case:
             if inner is not None and inner.prediction is not None:
                 scored = score_inside(
@@ -123,6 +121,18 @@ class Scorer:
         """Put a judge's answer on disk, after the spending: after a crash in between, the ledger says too much."""
         self._meter.write_journal()
         self._ledger.append(verdict)
+
+    def _stored(self, known: ScoreRecord, said: dspy.Prediction) -> Scored | None:
+        """Return a stored score; None where its answer cannot be read any more, so that it has to be scored anew."""
+        scores, value = tuple(known.scores) if known.scores is not None else None, None
+        if scores is not None and known.answer is not None and isinstance(self.strategy, Equates):
+            try:
+                with contained():
+                    value = self.strategy.value(said)
+            except Exception as error:  # noqa: BLE001 - the user's normalize; scoring keeps its failure
+                logger.debug("A stored answer is scored anew (%s).", type(error).__name__)
+                return None
+        return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
 
     def _compare_inputs(self, inputs: Sequence[object]) -> None:
         """Warn once of a pipeline that does something random before its inner module."""

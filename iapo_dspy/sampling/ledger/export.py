@@ -32,7 +32,7 @@ class ScoredCompletion:
         if self.score is not None:
             return self.score.scores is None
         inner = self.completion.inner  # its answer is scored although a later step of the pipeline failed
-        return self.completion.fields is None and (inner is None or inner["fields"] is None)
+        return (self.completion.fields if inner is None else inner["fields"]) is None
 
     @property
     def known(self) -> bool:

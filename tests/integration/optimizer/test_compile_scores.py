@@ -11,8 +11,11 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
+from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, ScoreError, WeightedVote
+from iapo_dspy.sampling.ledger.export import scored
+from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.types import FloatArray
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
@@ -244,3 +247,32 @@ def test_labels_of_another_type_than_the_field_are_refused_before_any_call() -> 
             assert server.requests == 0
     with Loopback(adder) as server, dspy.context(lm=server.lm()):
         optimizer(metric=same, budget=60).compile(dspy.Predict("question -> answer: int"), trainset=numbers)
+
+
+class Stubborn(dspy.Module):
+    """A pipeline that makes an answer of its own where its inner module fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        try:
+            return self.inner(question=question)
+        except AdapterParseError:
+            return dspy.Prediction(answer="0")
+
+
+@pytest.mark.slow
+def test_an_inner_module_that_fails_has_no_vote_whatever_the_pipeline_says_instead(tmp_path: Path) -> None:
+    def sometimes(body: dict[str, Any], i: int) -> str:
+        rng = body.setdefault("_rng", random.Random(body.get("seed")))
+        return "no fields" if rng.random() < 0.6 else chat(answer=str(total(body)))
+
+    with Loopback(sometimes) as server, dspy.context(lm=server.lm(seed=1)):
+        run = optimizer(budget=100, log_dir=tmp_path)
+        results = run.compile(Stubborn(), trainset=questions(10), inner="inner").detailed_results
+    assert 0.4 < results.failures.total / results.failures.completions < 0.8
+    assert results.failures.causes[0][0] == "the inner module failed"
+    assert results.reward[0, :, -1].max() > 0.95  # the few that can be read are right
+    assert all(s.known for s in scored(contents_of(tmp_path)))
