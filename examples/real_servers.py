@@ -100,7 +100,7 @@ def end_to_end(
         result = program.detailed_results
         program.save(folder / "program.json")
         # The way without this package: find the best prompt for a single answer, and then sample it.
-        best = compiled(1, Budget(max(budget.completions // 8, 300))).solve("quality").prompt
+        best = compiled(1, Budget(max((budget.completions or 0) // 8, 300))).solve("quality").prompt
     once, often = Preference("once", cost=1.0), Preference("at the largest N", cost=0.0)
     policy = dataclasses.replace(
         program.policy.ready, preferences=(once, often), arms=(Arm(best, 1), Arm(best, max_n)), default="once"

@@ -9,6 +9,7 @@ import dspy
 from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.mlflow import log_compile
+from iapo_dspy.optimizer.quoting.affordable import least_that_pays, shown_budget
 from iapo_dspy.optimizer.results import make_result
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.policy import CompiledPolicy, rounded
@@ -79,8 +80,8 @@ def _warn(found: Findings) -> None:
         blind = [i for i, share in enumerate(found.failures.share) if share != share]
         if len(blind) == len(plan.prompts):
             raise BudgetTooSmall(
-                f"{budget} does not pay for a single completion and its score, so there is nothing to choose by. Raise "
-                "its tokens, dollars or seconds.",
+                f"{shown_budget(budget)} does not pay for a single completion and its score, so there is nothing to "
+                f"choose by. Raise its tokens, dollars or seconds. {least_that_pays(plan)}".strip(),
                 given=0,
                 least=plan.least,
             )
@@ -89,8 +90,8 @@ def _warn(found: Findings) -> None:
         )
         logger.warning(
             "A budget ended the run early, after %d of at most %d completions%s: the policy rests on %s observations "
-            "per preference%s.", found.spent.completions, budget.completions, unjudged, outcome.evidence.tolist(),
-            f", and the prompts {blind} were never tried" if blind else "",
+            "per preference%s.", found.spent.completions, plan.completions, unjudged, outcome.evidence.tolist(),
+            f", and the prompts {blind} were never tried. {least_that_pays(plan)}".rstrip(" .") if blind else "",
         )  # fmt: skip
     if found.failures.total:
         logger.warning("%s", found.failures)

@@ -21,6 +21,7 @@ from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.optimizer.fingerprint import facts_of
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.optimizer.quoting.affordable import check_pays, planned
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
@@ -63,12 +64,14 @@ def draw(plan: Plan) -> Findings:
     """Run the algorithm of a plan on its LMs. Every completion is in the ledger before it is used.
 
     Raises:
+        BudgetTooSmall: The budget does not pay for one round.
         TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
         BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
         LedgerError: The run's directory cannot be used.
         KeyboardInterrupt: Ctrl-C.
     """
     settings = plan.settings
+    check_pays(plan)
     with ExitStack() as stack:
         ledger = _ledger(plan)
         stack.callback(ledger.close)
@@ -99,6 +102,7 @@ def draw(plan: Plan) -> Findings:
         )
         stack.callback(environment.close, finished=False)
         try:
+            plan = planned(plan, environment, meter, ledger)
             outcome = drive(plan.start(), environment)
             plan = plan.drawn(outcome)
             if settings.stopping is not None:
@@ -189,6 +193,7 @@ def _progress(settings: Settings) -> Iterator[Callable[[Progress], None]]:
     with tqdm(total=total, unit="completion", desc="IAPO", disable=not wanted) as bar:
 
         def show(progress: Progress) -> None:
+            bar.total = progress.budget
             bar.update(progress.completions - bar.n)
             if progress.spent.usd or progress.waiting:
                 usd = {"usd": f"{progress.spent.usd:.2f}"} if progress.spent.usd else {}

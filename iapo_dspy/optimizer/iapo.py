@@ -46,9 +46,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
             `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
             your own (docs/strategies.md).
-        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. LM calls of a metric or
-            an objective (judges) count in tokens, dollars and seconds, not in completions; LMs that a metric holds
-            itself are wrapped by `metered`.
+        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. `Budget(usd=5)` alone
+            draws as many completions as five dollars pay for. LM calls of a metric or an objective (judges) count in
+            tokens, dollars and seconds, not in completions; LMs that a metric holds itself are wrapped by `metered`.
         metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
             Needed by majority vote. It is tried on the labels of the first examples before anything is spent.
         preferences: The preferences that users of the compiled program can name. Default: quality, balanced and
@@ -208,6 +208,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         student: dspy.Module,
         *,
         trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None = None,
         candidates: Iterable[Any] | None = None,
         inner: str | None = None,
         output_tokens: float | Sequence[float] | None = None,
@@ -217,16 +218,20 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         Args:
             student: As for `compile`.
             trainset: As for `compile`.
+            valset: As for `compile`.
             candidates: As for `compile`.
             inner: As for `compile`.
-            output_tokens: Mean output tokens of a completion, one number or one for each prompt (candidate by
-                candidate, each with every LM, each of these with every decoding). Without it, lengths are those of the
-                ledger in `log_dir`, if any.
+            output_tokens: Mean output tokens of a completion, all its LM calls together: one number or one for each
+                prompt (candidate by candidate, each with every LM, each of these with every decoding). Without it,
+                lengths are those of the ledger in `log_dir`, if any.
+
+        A student with a `forward` of its own is run once for each prompt, with answers that are made up.
 
         Raises:
             ConfigurationError: Anything that `compile` would refuse.
         """
-        return make_quote(make_plan(self.settings, student, trainset, candidates, inner=inner), output_tokens)
+        plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
+        return make_quote(plan, output_tokens)
 
     def get_params(self) -> dict[str, Any]:
         """Return the settings as plain JSON data, functions and programs by name. They hold no keys of providers."""

@@ -66,6 +66,8 @@ class Plan:
         judged: Whether the metric or an objective asks LMs.
         doubtful: Whether the metric gave its lowest value to the labels themselves.
         pipeline: The program around the student, where that is a module inside of a pipeline.
+        completions: Completions of the algorithm and of the validation set; None until the lengths of completions tell
+            how many the budget pays for.
     """
 
     settings: Settings
@@ -81,6 +83,11 @@ class Plan:
     judged: bool = False
     doubtful: bool = False
     pipeline: Pipeline | None = None
+    completions: int | None = None
+
+    def of(self, completions: int) -> Plan:
+        """Return the plan for so many completions."""
+        return replace(self, completions=completions)
 
     def drawn(self, outcome: Outcome) -> Plan:
         """Return the plan with the prompts that a run has looked at, where it did not look at all of them."""
@@ -100,7 +107,8 @@ class Plan:
         Raises:
             BudgetTooSmall: The algorithm needs a larger budget.
         """
-        budget = self.settings.budget.completions - self.reserved - (self.unit.draws if self.unit is not None else 0)
+        apart = self.unit.draws if self.unit is not None and self.settings.budget.completions is not None else 0
+        budget = (self.completions or 0) - self.reserved - apart
         return self.search.start(self.problem, budget=budget, seed=self.settings.seed)
 
     def asked_of(self, prompt: int) -> set[int]:
@@ -116,9 +124,14 @@ class Plan:
         return self.search.least(self.problem)
 
     @property
+    def least_in_all(self) -> int:
+        """The smallest budget that leaves the algorithm its least, beside the validation set."""
+        return self.least + ((self.least - 1) // (_HELD_OUT_SHARE - 1) if self.held_out else 0)
+
+    @property
     def reserved(self) -> int:
         """Completions that are kept for the validation set: a fifth of the budget, where there is one."""
-        return self.settings.budget.completions // _HELD_OUT_SHARE if self.held_out else 0
+        return (self.completions or 0) // _HELD_OUT_SHARE if self.held_out else 0
 
 
 def make_plan(
@@ -177,9 +190,10 @@ def make_plan(
         strategy=strategy,
         search=settings.algorithm if prompts.shape is None else Coordinate(prompts.shape),
         pipeline=pipeline,
+        completions=settings.budget.completions,
     )
     plan = _with_unit(plan)
-    plan.start().close()  # raises BudgetTooSmall
+    (plan if plan.completions is not None else plan.of(plan.least_in_all)).start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
     counted = [check_judge(judge, settings) for judge in found.judges]
@@ -198,6 +212,9 @@ def _with_unit(plan: Plan) -> Plan:
     if place is None and not {id(p.lm or dspy.settings.lm) for p in student.student.predictors.values()} <= served:
         return plan  # every candidate brings an LM of its own: the student's has no part in the run
     total = settings.budget.completions
+    if total is None:  # the completions that are drawn beforehand measure it
+        unit = UnitPlan(prompt=place, queries=tuple(queries), draws=len(queries))
+        return replace(plan, unit=unit, as_it_is=student)
     spare = max(min(total // _UNIT_SHARE, total - plan.reserved - plan.least), 0)
     found = replace(plan, unit=UnitPlan(prompt=place, queries=tuple(queries), draws=0))
     while True:  # fewer completions for the algorithm may ask the student about fewer questions

@@ -86,14 +86,29 @@ class Auto:
         """
         what = f"looking at each of {problem.n_prompts} prompts once"
         check_budget(budget, seed, least=self.least(problem), what=what)
+        budget, schedule = self._schedule(problem, budget, seed)
+        ranking = Ranking(replace(problem, contexts=spread_out(problem)), estimator=self.estimator)
+        return _run(ranking, schedule, budget, problem)
+
+    def most_pulls(self, problem: Problem, *, budget: int, seed: int) -> int:
+        """Return how many pulls a run makes at most. Each prompt asks every query once before it asks one twice."""
+        budget, schedule = self._schedule(problem, budget, seed)
+        pulls = spent = 0
+        for r in range(1, schedule.rounds + 1):
+            made = schedule.pulls(np.arange(problem.n_prompts), (budget - spent) // (schedule.rounds - r + 1))
+            pulls, spent = pulls + len(made) + problem.n_prompts, spent + made.completions
+            if r < schedule.rounds:
+                schedule.grow(r)
+        return min(pulls, budget)
+
+    def _schedule(self, problem: Problem, budget: int, seed: int) -> tuple[int, Schedule]:
+        """Return the completions of a run, and their schedule."""
         rounds, first_pull = self.rounds, self.first_pull
         if first_pull is None:
             first_pull = FIRST_PULL if isinstance(problem.aggregator, Modelled) else FIRST_PULL_UNMODELLED
         if problem.n_prompts == problem.max_n == 1:  # nothing to choose: the only arm is measured
             budget, rounds = min(budget, problem.n_queries), 1
-        schedule = Schedule(problem, budget, seed, rounds, first_pull, self.growth, self.shared_queries)
-        ranking = Ranking(replace(problem, contexts=spread_out(problem)), estimator=self.estimator)
-        return _run(ranking, schedule, budget, problem)
+        return budget, Schedule(problem, budget, seed, rounds, first_pull, self.growth, self.shared_queries)
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Implement `Algorithm.solve`: estimates come from all that was drawn, whichever contexts it was drawn for.

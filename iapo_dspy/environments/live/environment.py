@@ -131,6 +131,7 @@ class LiveEnvironment:
         self._tracker = Tracker(self.n_prompts, meter=meter, max_errors=max_errors, kept=kept, progress=tell)
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
+        self._told_unit = False
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._equal = equal
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
@@ -175,6 +176,15 @@ class LiveEnvironment:
         if finished:
             self._journal.write(finished=True)
 
+    def look(self, pulls: Pulls) -> list[Pulled | None]:
+        """Draw and score these pulls, before the run, to see what they take; None stands for one that was not made.
+
+        Raises:
+            TooManyErrors: See `max_errors`.
+            Exception: A fatal error of the provider, such as a wrong key.
+        """
+        return run_on_loop(self._draw(pulls), calls=self._calls)
+
     def pull(self, pulls: Pulls) -> Observations:
         """Draw and score these pulls, all in flight together.
 
@@ -185,16 +195,23 @@ class LiveEnvironment:
         return run_on_loop(self._observe(pulls), calls=self._calls)
 
     async def _observe(self, pulls: Pulls) -> Observations:
+        results = await self._draw(pulls)
+        # in a thread: it may ask a user's equality
+        seen = await in_thread(lambda: self._observer.observations(pulls, results))
+        if self.verdict is not None:
+            seen = replace(seen, exhausted=True)
+        if self._unit is None or self._told_unit:
+            return seen
+        self._told_unit = True
+        return replace(seen, unit=self._unit.found())
+
+    async def _draw(self, pulls: Pulls) -> list[Pulled | None]:
         unit = self._unit if self._round == 0 else None
         asked = pulls if unit is None else pulls.and_then(unit.pulls(pulls))
         results = (await self._pull_all(asked))[: len(pulls)]
         self._round += 1
         self._tracker.check()
-        # in a thread: it may ask a user's equality
-        seen = await in_thread(lambda: self._observer.observations(pulls, results))
-        if self.verdict is not None:
-            seen = replace(seen, exhausted=True)
-        return seen if unit is None else replace(seen, unit=unit.found())
+        return results
 
     async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
         """Make every pull that the budget pays for; None stands for the others, and for pulls that are not scored."""

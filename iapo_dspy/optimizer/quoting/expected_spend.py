@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import dspy
 import numpy as np
 
+from iapo_dspy.bandit.inference import held_out_pulls
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.plan import Plan
-from iapo_dspy.prompts.prompt import Prompt
+from iapo_dspy.optimizer.quoting.affordable import Takes, completions_for
+from iapo_dspy.optimizer.quoting.structure import DryRunFailed, calls_of, is_direct
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
-from iapo_dspy.sampling.lm.params import request_params, supports_n
+from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
-from iapo_dspy.sampling.spending.pricing import count_tokens
 from iapo_dspy.scoring.strategies import Calibrates, Pretends, columns_of
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
@@ -67,49 +67,65 @@ class _Lengths:
     each: FloatArray
     judges: FloatArray
 
+    @property
+    def takes(self) -> Takes:
+        """Tokens and dollars alone."""
+        once, each = (np.stack([a[:, 1] + a[:, 2], a[:, _USD]], axis=1) for a in (self.once, self.each + self.judges))
+        return Takes(once=once, each=each)
+
     def of(self, pulls: Pulls) -> FloatArray:
         """Return the completions and the spend of each pull [B, 1 + R]."""
         size = pulls.size[:, None].astype(float)
         return np.hstack([size, self.once[pulls.prompt] + size * (self.each[pulls.prompt] + self.judges)])
 
 
-def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[Expected | None, tuple[str, ...]]:
+def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[Plan, Expected | None, tuple[str, ...]]:
     """Return the probable spend of a plan, and reasons why it is not known.
 
     Args:
         plan: The run. Where its directory has a ledger, lengths that are not given are taken from it.
-        output_tokens: Mean output tokens of a completion: one number, or one for each prompt.
+        output_tokens: Mean output tokens of a completion, all its LM calls together: one number, or one for each
+            prompt.
+
+    Returns:
+        The plan, with the completions that it will probably have; its spend; and the reasons.
 
     Raises:
         ConfigurationError: `output_tokens` does not fit the prompts.
         LedgerError: There is a ledger, and it cannot be read.
     """
-    if plan.pipeline is not None or plan.prompts.shape is not None:
-        return None, (
-            "an expectation is not made for pipelines, nor for prompts that are varied one predictor at a time",
-        )
+    if plan.prompts.shape is not None:
+        return plan, None, ("an expectation is not made for prompts that are varied one predictor at a time",)
     given = None if output_tokens is None else _per_prompt(output_tokens, len(plan.prompts))
     log_dir = plan.settings.log_dir
     ledger = _Ledger.of(log_dir, plan) if log_dir is not None else None
-    if not is_direct(plan):
-        if ledger is None:
-            return None, (
-                "the student's own forward decides how often it asks: an expectation needs a log_dir with a ledger",
-            )
-        lengths, basis = ledger.lengths(), f"the ledger in {log_dir}"
-    elif given is None and ledger is None:
-        return None, ("for an expected spend, pass output_tokens= (per completion), or a log_dir with a ledger",)
+    if given is None and ledger is None:
+        return plan, None, ("for an expected spend, pass output_tokens= (per completion), or a log_dir with a ledger",)
+    measured = ledger.lengths() if ledger is not None else None
+    if measured is not None and not is_direct(plan):
+        lengths, basis = measured, f"the ledger in {log_dir}"
     else:
-        measured = ledger.lengths() if ledger is not None else None
         output = given if given is not None else measured.each[:, 2] if measured is not None else np.empty(0)
-        lengths = _direct(plan, output, measured, known=ledger is not None and ledger.knows_all)
+        try:
+            lengths = _of_calls(plan, output, measured, known=ledger is not None and ledger.knows_all)
+        except DryRunFailed as error:
+            return (
+                plan,
+                None,
+                (f"an expectation needs a log_dir with a ledger, for the student cannot be tried: {error}",),
+            )
         basis = "output_tokens as given" if given is not None else f"the ledger in {log_dir}"
     notes = ("the metric asks LMs, which come on top of the expectation",) if plan.judged and ledger is None else ()
+    if plan.completions is None:
+        plan = plan.of(max(completions_for(plan, lengths.takes), plan.least_in_all))
     quality = ledger.quality(plan) if ledger is not None else None
     guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
     for guess in guesses:
         guess.measure_the_student()
-        drive(plan.start(), guess)
+        outcome = drive(plan.start(), guess)
+        if plan.held_out and outcome.complete:
+            queries = np.arange(len(plan.examples), len(plan.examples) + len(plan.held_out))
+            guess.take(held_out_pulls(outcome.policy.arms, queries, plan.reserved, plan.settings.seed))
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))
@@ -117,28 +133,7 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[E
     if np.isnan(means["usd"]):
         means["usd"] = None
         del spread["usd"]
-    return Expected(**means, spread=spread, basis=basis), notes
-
-
-def is_direct(plan: Plan) -> bool:
-    """Whether every completion of the student is one completion of one predictor."""
-    return plan.pipeline is None and type(plan.student.module) in (dspy.Predict, dspy.ChainOfThought)
-
-
-def messages_of(prompt: Prompt, example: dspy.Example) -> list[dict[str, object]]:
-    """Return the messages that a direct student sends."""
-    (predictor,) = prompt.student.predictors.values()
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    messages: list[dict[str, object]] = adapter.format(
-        predictor.signature, predictor.demos, dict(example.inputs().items())
-    )
-    return messages
-
-
-def params_of(prompt: Prompt) -> dict[str, object]:
-    """Return the request settings of a direct student."""
-    (lm,), (predictor,) = prompt.student.lms.values(), prompt.student.predictors.values()
-    return request_params(lm, predictor.config, prompt.decoding)
+    return plan, Expected(**means, spread=spread, basis=basis), notes
 
 
 def _per_prompt(value: float | Sequence[float], n_prompts: int) -> FloatArray:
@@ -154,34 +149,34 @@ def _per_prompt(value: float | Sequence[float], n_prompts: int) -> FloatArray:
     return np.broadcast_to(array, (n_prompts,)).astype(float)
 
 
-def _direct(plan: Plan, output: FloatArray, measured: _Lengths | None, known: bool) -> _Lengths:
-    """Return the lengths of a direct student.
+def _of_calls(plan: Plan, output: FloatArray, measured: _Lengths | None, known: bool) -> _Lengths:
+    """Return the lengths of a student whose LM calls are known.
 
     Prompts are counted, unless all of them were measured (`known`): a provider may have another tokenizer than LiteLLM
-    takes for its. Judges are as they were measured.
+    takes for its. Judges are as they were measured. The calls of a completion share its output evenly, and each has the
+    outputs of those before it in its prompt. The first call is the same for all completions of a pull.
     """
     step = max(1, len(plan.examples) // _COUNTED)
-    asked = plan.examples[::step][:_COUNTED]
-    tokens, shared = np.zeros(len(plan.prompts)), np.zeros(len(plan.prompts))
-    prices = np.full((len(plan.prompts), 2), np.nan)
+    asked = plan.examples[::step][:_COUNTED] if is_direct(plan) else plan.examples[:1]
+    once, each = np.zeros((len(plan.prompts), len(_TAKEN))), np.zeros((len(plan.prompts), len(_TAKEN)))
     for i, prompt in enumerate(plan.prompts):
-        (lm,) = prompt.student.lms.values()
-        if known and measured is not None:
-            tokens[i] = measured.once[i, 1] or measured.each[i, 1]
-        tokens[i] = tokens[i] or np.mean([count_tokens(lm.model, messages_of(prompt, e)) for e in asked])
-        shared[i] = supports_n(lm.model, None) and params_of(prompt).get("temperature") != 0
-        price = plan.price_of(lm)
-        if price is not None:
-            prices[i] = price.prompt, price.completion
-    read, written = (prices if not np.isnan(prices).any() else np.full_like(prices, np.nan)).T
-    none = np.zeros(len(tokens))
-    request = np.stack([np.ones(len(tokens)), tokens, none, tokens * read], axis=1)
-    answer = np.stack([none, none, output, output * written], axis=1)
-    return _Lengths(
-        once=shared[:, None] * request,
-        each=(1.0 - shared)[:, None] * request + answer,
-        judges=measured.judges if measured is not None else np.zeros(len(_TAKEN)),
-    )
+        calls = calls_of(plan, prompt, asked[0])
+        share = output[i] / len(calls)
+        for k, call in enumerate(calls):
+            tokens = call.tokens + k * share
+            if k == 0 and is_direct(plan):
+                tokens = float(np.mean([calls_of(plan, prompt, e)[0].tokens for e in asked]))
+                if known and measured is not None:
+                    tokens = measured.once[i, 1] or measured.each[i, 1] or tokens
+            price = plan.price_of(call.lm)
+            read, written = (price.prompt, price.completion) if price is not None else (np.nan, np.nan)
+            shared = k == 0 and supports_n(call.lm.model, None) and call.params.get("temperature") != 0
+            (once if shared else each)[i] += (1.0, tokens, 0.0, tokens * read)
+            each[i] += (0.0, 0.0, share, share * written)
+    if np.isnan(once + each).any():
+        once[:, _USD] = each[:, _USD] = np.nan
+    judges = measured.judges if measured is not None else np.zeros(len(_TAKEN))
+    return _Lengths(once=once, each=each, judges=judges)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,16 +292,8 @@ class _Guess:
 
     def pull(self, pulls: Pulls) -> Observations:
         """Make up the completions that the budget pays for."""
-        pulls = pulls.take(pulls.in_turns())  # as the live environment does
-        takes, budget, cost = self._lengths.of(pulls), self._plan.settings.budget, self._plan.settings.cost
-        total = self.taken + np.cumsum(takes, axis=0)
-        fits = np.ones(len(pulls), dtype=bool)
-        if budget.tokens is not None:
-            fits &= total[:, 2] + total[:, 3] <= budget.tokens
-        if budget.usd is not None:
-            fits &= ~(total[:, 1 + _USD] > budget.usd)  # NaN: the price is not known
-        made = pulls.take(np.flatnonzero(fits))
-        self.taken = self.taken + takes[fits].sum(axis=0)
+        made = self.take(pulls.take(pulls.in_turns()))  # as the live environment does
+        cost = self._plan.settings.cost
         label, score = self._answers(made)
         weights = np.array([0.0, cost.prompt_tokens, cost.completion_tokens, cost.usd])
         return Observations(
@@ -315,7 +302,7 @@ class _Guess:
             score=score,
             cost=np.nan_to_num(self._lengths.each[np.repeat(made.prompt, made.size)]) @ weights,
             overhead=np.nan_to_num(self._lengths.once[made.prompt]) @ weights + cost.seconds,
-            exhausted=not fits.all(),
+            exhausted=len(made) < len(pulls),
         )
 
     def measure_the_student(self) -> None:
@@ -323,6 +310,18 @@ class _Guess:
         each = np.arange(len(self._plan.prompts))
         average = self._lengths.of(Pulls(each, np.zeros_like(each), np.ones_like(each))).mean(axis=0)
         self.taken = self.taken + average * (self._plan.unit.draws if self._plan.unit is not None else 0)
+
+    def take(self, pulls: Pulls) -> Pulls:
+        """Count the pulls that the budget pays for, and return them."""
+        takes, budget = self._lengths.of(pulls), self._plan.settings.budget
+        total = self.taken + np.cumsum(takes, axis=0)
+        fits = np.ones(len(pulls), dtype=bool)
+        if budget.tokens is not None:
+            fits &= total[:, 2] + total[:, 3] <= budget.tokens
+        if budget.usd is not None:
+            fits &= ~(total[:, 1 + _USD] > budget.usd)  # NaN: the price is not known
+        self.taken = self.taken + takes[fits].sum(axis=0)
+        return pulls.take(np.flatnonzero(fits))
 
     def _answers(self, pulls: Pulls) -> tuple[IntArray, FloatArray]:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import dspy
+import numpy as np
 
 from iapo_dspy.optimizer.plan import Plan
-from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect, is_direct, messages_of, params_of
-from iapo_dspy.prompts.prompt import Prompt
-from iapo_dspy.sampling.lm.params import max_output_tokens, supports_n
-from iapo_dspy.sampling.spending.pricing import prompt_bound
+from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
+from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
+from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
+from iapo_dspy.sampling.ledger.reading import read_ledger
+from iapo_dspy.sampling.ledger.records import CompletionRecord, SpentRecord
+from iapo_dspy.sampling.lm.params import supports_n
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.pricing import LIKELY_MARGIN, count_text
 
 Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What is left of a budget when a run goes on; None where it has no such limit.
+
+    Attributes:
+        spent: What earlier processes of the run took, with the upper bounds of requests that a kill cut off.
+        completions: Completions.
+        tokens: Tokens.
+        usd: Dollars.
+        seconds: Seconds.
+    """
+
+    spent: Spent
+    completions: int | None
+    tokens: int | None
+    usd: float | None
+    seconds: float | None
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        spent = f"{self.spent.completions:,} completions, {self.spent.tokens:,} tokens, {self.spent.usd:,.4g} dollars"
+        units = {"completions": ",", "tokens": ",", "usd": ",.4g", "seconds": ",.0f"}
+        left = [
+            f"{getattr(self, name):{form}} {'dollars' if name == 'usd' else name}"
+            for name, form in units.items()
+            if getattr(self, name) is not None
+        ]
+        return f"spent so far: {spent}; left: {', '.join(left)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,28 +58,32 @@ class Quote:
     """Upper bounds of one run, and what it will probably take; retries of failed requests come on top.
 
     LM calls of a metric or an objective (judges) are not in the bounds, because their number is not known before the
-    run. The budget holds for them too.
+    run. The budget holds for them too. Bounds and expectation are those of the whole run, also where it goes on.
 
     Attributes:
         prompts: Size of the prompt set P.
-        completions: Completions at most: the budget.
+        completions: Completions at most: the budget's, or as many as its tokens or dollars probably pay for. None where
+            the lengths of completions are not known either.
         least_completions: The smallest budget that the algorithm accepts.
-        requests: LM requests at most. None for a student whose own `forward` decides how often it calls the LM.
-        prompt_tokens: Input tokens at most. None where `requests` is.
-        completion_tokens: Output tokens at most. None where some LM has no max_tokens, or where `requests` is None.
+        requests: LM requests at most. A server whose count of several choices is in doubt is asked for them one by one
+            where a budget limits tokens or dollars, which takes more.
+        prompt_tokens: Input tokens at most, by the model's tokenizer as far as LiteLLM has it, and a quarter more.
+        completion_tokens: Output tokens at most. None where some LM has no max_tokens.
         usd: Dollars at most; a dollar budget caps it. None where a price or one of the token counts is not known.
         expected: What the run will probably take. None where the lengths of completions are not known.
+        left: What is left to spend, where `log_dir` has a run that goes on.
         notes: Reasons why a number is not known, and ways to make it known.
     """
 
     prompts: int
-    completions: int
+    completions: int | None
     least_completions: int
     requests: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
     usd: float | None
     expected: Expected | None
+    left: Left | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -55,7 +95,8 @@ class Quote:
         guess = self.expected
         shown = {"requests": "{:,.0f}", "prompt_tokens": "{:,.0f}", "completion_tokens": "{:,.0f}", "usd": "{:,.4g}"}
         lines = [
-            f"at most {self.completions:,} completions of {self.prompts} prompts (least {self.least_completions:,})",
+            f"at most {show(self.completions, '{:,}')} completions of {self.prompts} prompts "
+            f"(least {self.least_completions:,})",
             f"{'':<20}{'at most':>14}" + ("" if guess is None else f"{'expected':>14}   between"),
         ]
         for name, text in shown.items():
@@ -65,6 +106,7 @@ class Quote:
                 expected += "   " + " and ".join(text.format(v) for v in guess.spread[name])
             lines.append(f"{words:<20}{show(getattr(self, name), text):>14}{expected}")
         lines += [] if guess is None else [f"lengths: {guess.basis}"]
+        lines += [] if self.left is None else [str(self.left)]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
@@ -75,36 +117,44 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
         ConfigurationError: `output_tokens` does not fit the prompts.
     """
     budget, notes = plan.settings.budget, []
-    total = budget.completions
-    requests = prompt_tokens = completion_tokens = None
-    if not is_direct(plan):
-        notes.append("the student's own forward decides how often it calls the LM, so requests and tokens are unknown")
-    else:
-        requests = _requests(plan, total)
-        longest = [_longest_prompt(p, plan.examples) for p in plan.prompts.shown]
-        prompt_tokens = requests * max(longest)
-        limits = [_output_limit(p) for p in plan.prompts.shown]
-        known = [n for n in limits if n is not None]
-        if len(known) < len(limits):
-            notes.append("set max_tokens on the LM, or Decoding(max_tokens=...), to bound output tokens and dollars")
-        else:
-            completion_tokens = total * max(known)
-    prompt_tokens, completion_tokens = _least(prompt_tokens, budget.tokens), _least(completion_tokens, budget.tokens)
-    usd = _usd(plan, requests, prompt_tokens, completion_tokens)
-    if usd is None and completion_tokens is not None:
+    plan, expected, more = expect(plan, output_tokens)
+    requests = prompt_tokens = completion_tokens = usd = None
+    if plan.completions is None:
         notes.append(
-            "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
+            f"{shown_budget(budget)} pays for as many completions as a first look at their lengths will show; the "
+            "bounds are the budget's"
         )
-    expected, more = expect(plan, output_tokens)
+    else:
+        try:
+            bounds = _Bounds.of(plan)
+        except DryRunFailed as error:
+            notes.append(f"the student's own forward decides how often it asks, and it cannot be tried: {error}")
+        else:
+            requests, prompt_tokens = bounds.requests, bounds.prompt_tokens
+            completion_tokens, usd = bounds.completion_tokens, bounds.usd
+            if completion_tokens is None:
+                notes.append(
+                    "set max_tokens on the LM, or Decoding(max_tokens=...), to bound output tokens and dollars"
+                )
+            elif usd is None:
+                notes.append(
+                    "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
+                )
+            if not is_direct(plan):
+                notes.append(
+                    "the bounds come from running the student once with made-up answers; a program that asks more "
+                    "often for other answers takes more"
+                )
     return Quote(
         prompts=len(plan.prompts),
-        completions=total,
-        least_completions=plan.least,
+        completions=plan.completions,
+        least_completions=plan.least_in_all,
         requests=requests,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
+        prompt_tokens=_least(prompt_tokens, budget.tokens),
+        completion_tokens=_least(completion_tokens, budget.tokens),
         usd=_least(usd, budget.usd),
         expected=expected,
+        left=_left(plan),
         notes=(*notes, *more),
     )
 
@@ -113,42 +163,130 @@ def _least(*bounds: Number | None) -> Number | None:
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def _requests(plan: Plan, total: int) -> int:
-    """The first batch is known; after it the worst case is one request per completion."""
-    if not all(supports_n(lm.model, None) for p in plan.prompts.shown for lm in p.student.lms.values()):
-        return total
-    run = plan.start()
-    first = next(run, None)
-    run.close()
-    return total if first is None else len(first) + total - first.completions
-
-
-def _longest_prompt(prompt: Prompt, examples: Sequence[dspy.Example]) -> int:
-    longest = max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
-    return prompt_bound(messages_of(prompt, longest), params_of(prompt))
-
-
-def _output_limit(prompt: Prompt) -> int | None:
-    return max_output_tokens(params_of(prompt))
-
-
-def _usd(plan: Plan, requests: int | None, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-    """Bound the dollars of a run that may spend each request and each completion on the dearest prompt."""
-    found = [plan.price_of(lm) for p in plan.prompts.shown for lm in p.student.lms.values()]
-    prices = [p for p in found if p is not None]
-    if prompt_tokens is None or completion_tokens is None or len(prices) < len(found):
+def _left(plan: Plan) -> Left | None:
+    """Return what is left of the budget, where the run's directory has a ledger."""
+    log_dir, budget = plan.settings.log_dir, plan.settings.budget
+    if log_dir is None or not (log_dir / "ledger.jsonl").is_file():
         return None
-    dearest = max(p.prompt_bound for p in prices) * prompt_tokens
-    dearest += max(p.completion_bound for p in prices) * completion_tokens
-    if requests is None:
+    spent, reserved, drawn = Spent(), Spent(), set()
+    for record in read_ledger(log_dir)[1]:
+        if isinstance(record, SpentRecord):
+            spent, reserved = record.spent, record.reserved
+        elif isinstance(record, CompletionRecord):
+            drawn.add((record.round, record.position, record.index))
+    spent = spent + reserved + Spent(completions=len(drawn))
+    return Left(
+        spent=spent,
+        completions=None if budget.completions is None else max(budget.completions - spent.completions, 0),
+        tokens=None if budget.tokens is None else max(budget.tokens - spent.tokens, 0),
+        usd=None if budget.usd is None else max(budget.usd - spent.usd, 0.0),
+        seconds=None if budget.seconds is None else max(budget.seconds - spent.seconds, 0.0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bounds:
+    """The most that a run can take; None for a number that nothing limits."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int | None
+    usd: float | None
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Bounds:
+        """Bound a plan by the prompts of its calls.
+
+        Raises:
+            DryRunFailed: The student's calls are not known.
+        """
+        total = plan.completions or 0
+        longest = _longest([*plan.examples, *plan.held_out])
+        calls = [calls_of(plan, prompt, longest) for prompt in plan.prompts.shown]
+        requests = _requests(plan, total, calls)
+        prompts = [sum(_most_tokens(some)) for some in calls]
+        limits = [[call.limit for call in some] for some in calls]
+        written = None
+        if all(limit is not None for some in limits for limit in some):
+            written = total * max(sum(limit or 0 for limit in some) for some in limits)
+        read = requests * max(prompts) if is_direct(plan) else total * max(prompts)
+        if is_direct(plan) and most_pulls(plan) is not None:
+            read = min(read, _spread_evenly(plan, requests, prompts, longest))
+        return cls(
+            requests=requests,
+            prompt_tokens=read,
+            completion_tokens=written,
+            usd=_usd(plan, calls, prompts, requests, read, written),
+        )
+
+
+def _longest(examples: Sequence[dspy.Example]) -> dspy.Example:
+    return max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
+
+
+def _most_tokens(calls: Sequence[LMCall]) -> list[int]:
+    """Return the prompt tokens of each call at most; a prompt may have the answers to the calls before."""
+    before, found = 0, []
+    for call in calls:
+        found.append(call.most_tokens + before)
+        before += call.limit or 0
+    return found
+
+
+def _requests(plan: Plan, total: int, calls: Sequence[Sequence[LMCall]]) -> int:
+    """Return the requests at most. Without n, and in programs of several steps, each completion may have its own."""
+    most = total * max(len(some) for some in calls)
+    if not is_direct(plan) or not all(supports_n(call.lm.model, None) for some in calls for call in some):
+        return most
+    pulls = most_pulls(plan)
+    if pulls is None:  # the first batch is known; after it the worst case is one request per completion
+        first, rest = first_pulls(plan), total - plan.reserved
+        pulls = len(first) + rest - first.completions
+    # Where tokens are limited, one request of each LM shows how it counts several choices.
+    probes = len({id(call.lm) for some in calls for call in some}) if plan.settings.budget.bounds_requests else 0
+    return min(pulls + plan.reserved + probes, most)
+
+
+def _spread_evenly(plan: Plan, requests: int, prompts: Sequence[int], longest: dspy.Example) -> int:
+    """Return the prompt tokens at most of requests that each prompt spreads evenly over the queries.
+
+    A prompt asks no query a second time before it has asked all of them. So it cannot take more than the mean of its
+    prompts, but for the longest queries of a turn that is not over.
+    """
+    model = next(iter(plan.prompts.shown[0].student.lms.values())).model
+    sizes = LIKELY_MARGIN * np.array([_size(model, e) for e in plan.examples])
+    most = LIKELY_MARGIN * _size(model, longest)
+    mean = max(prompts) - most + float(sizes.mean())
+    descending = np.sort(sizes)[::-1]
+    turn = float((np.cumsum(descending) - np.arange(1, len(sizes) + 1) * sizes.mean()).max())
+    held_out = plan.reserved * most
+    return math.ceil(requests * mean + len(plan.prompts) * max(turn, 0.0) + held_out)
+
+
+def _size(model: str, example: dspy.Example) -> int:
+    return count_text(model, " ".join(str(value) for value in example.inputs().values()))
+
+
+def _usd(
+    plan: Plan,
+    calls: Sequence[Sequence[LMCall]],
+    prompts: Sequence[int],
+    requests: int,
+    read: int,
+    written: int | None,
+) -> float | None:
+    """Bound the dollars of a run that may spend each request and each completion on the dearest prompt."""
+    found = [[plan.price_of(call.lm) for call in some] for some in calls]
+    prices = [price for some in found for price in some if price is not None]
+    if written is None or len(prices) < sum(map(len, found)):
+        return None
+    dearest = max(p.prompt_bound for p in prices) * read + max(p.completion_bound for p in prices) * written
+    if not is_direct(plan):
         return dearest
     # One LM may have dear requests and another dear completions: a request brings one completion of its own LM at
     # least, and the other completions may be of another LM.
-    total = plan.settings.budget.completions
-    sizes = [
-        (price, _longest_prompt(p, plan.examples), _output_limit(p) or 0)
-        for price, p in zip(prices, plan.prompts.shown, strict=True)
-    ]
+    total = plan.completions or 0
+    sizes = [(price, size, some[0].limit or 0) for price, size, some in zip(prices, prompts, calls, strict=True)]
     first = max(price.bound(prompt, limit) for price, prompt, limit in sizes)
     more = max(price.bound(0, limit) for price, _, limit in sizes)
     return min(dearest, requests * first + (total - requests) * more)

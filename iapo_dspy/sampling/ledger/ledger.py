@@ -29,6 +29,7 @@ from iapo_dspy.sampling.ledger.records import (
     BatchRecord,
     CallRecord,
     CompletionRecord,
+    PlannedRecord,
     PullKey,
     Record,
     ScoreRecord,
@@ -61,6 +62,7 @@ class LedgerPort:
         calls: The answers of earlier processes that all rollouts of a query share.
         unit: The unit of costs that an earlier process found.
         about: What the first process of the run wrote of it, beside what it depends on; None without a file.
+        planned: The completions that earlier processes planned for; None where the budget said it.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,7 @@ class LedgerPort:
         self.calls: tuple[CallRecord, ...] = ()
         self.unit: UnitRecord | None = None
         self.about: Mapping[str, Any] | None = None
+        self.planned: PlannedRecord | None = None
 
     def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
         """Return the completions of a pull that earlier processes stored, in their order."""
@@ -152,6 +155,7 @@ class Ledger(LedgerPort):
         self.batches = open_batches(contents.all(BatchRecord))
         self.calls = tuple(contents.all(CallRecord))
         self.unit = next(reversed(contents.all(UnitRecord)), None)
+        self.planned = next(reversed(contents.all(PlannedRecord)), None)
         self.about = contents.about
         self._contents = contents
         self._kept: dict[PullKey, dict[int, CompletionRecord]] = {}

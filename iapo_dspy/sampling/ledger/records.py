@@ -119,6 +119,21 @@ class VerdictRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlannedRecord:
+    """The completions that a run planned for, because its budget says nothing about them.
+
+    Attributes:
+        completions: Completions of the algorithm and of the validation set.
+        tokens: The budget's limit of tokens.
+        usd: The budget's limit of dollars.
+    """
+
+    completions: int
+    tokens: int | None = None
+    usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpentRecord:
     """The spending of a run so far, of this process and earlier ones together.
 
@@ -176,7 +191,9 @@ class UnitRecord:
     queries: int
 
 
-Record = CompletionRecord | CallRecord | ScoreRecord | VerdictRecord | SpentRecord | BatchRecord | UnitRecord
+Record = (
+    CompletionRecord | CallRecord | ScoreRecord | VerdictRecord | SpentRecord | BatchRecord | UnitRecord | PlannedRecord
+)
 KINDS: dict[str, type] = {
     "completion": CompletionRecord,
     "call": CallRecord,
@@ -185,6 +202,7 @@ KINDS: dict[str, type] = {
     "spent": SpentRecord,
     "batch": BatchRecord,
     "unit": UnitRecord,
+    "planned": PlannedRecord,
 }
 """The kinds of records by their names in lines."""
 _NAMES: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}

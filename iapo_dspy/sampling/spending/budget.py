@@ -30,30 +30,46 @@ _PICO = 10**12
 class Budget:
     """Limits of one run; whichever is reached first ends it, and none is ever exceeded.
 
+        Budget(5_000)                       # completions
+        Budget(usd=5)                       # as many completions as five dollars probably pay for
+        Budget(5_000, usd=20, seconds=600)
+
     Args:
-        completions: Completions drawn, >= 1.
+        completions: Completions drawn, >= 1. Without it, the run draws some completions of each prompt, and plans for
+            as many as the tokens or dollars will probably pay for.
         tokens: Prompt and completion tokens together, as billed, >= 1. Needs `max_tokens` on the LM.
         usd: Dollars, > 0. Needs `max_tokens` on the LM and a known price.
         seconds: Wall-clock time, > 0. Requests in flight at the end are cancelled, and count with their upper bound.
 
     Raises:
-        ConfigurationError: A limit is not a positive, finite number.
+        ConfigurationError: A limit is not a positive, finite number; or there are neither completions nor tokens nor
+            dollars.
     """
 
-    completions: int
+    completions: int | None = None
     tokens: int | None = field(default=None, kw_only=True)
     usd: float | None = field(default=None, kw_only=True)
     seconds: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, value in (("completions", self.completions), ("tokens", self.tokens)):
-            if name == "tokens" and value is None:
+            if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"Budget {name}={value!r}: give a whole number >= 1.")
         for name, amount in (("usd", self.usd), ("seconds", self.seconds)):
             if amount is not None and not (is_number(amount) and amount > 0):
                 raise ConfigurationError(f"Budget {name}={amount!r}: give a finite number > 0, or leave it out.")
+        if self.completions is None and self.tokens is None and self.usd is None:
+            raise ConfigurationError(
+                f"{self} does not say how much a run may draw, for seconds alone tell no algorithm how to divide its "
+                "completions. Add completions=, tokens= or usd=, such as Budget(5_000) or Budget(usd=5)."
+            )
+
+    @property
+    def bounds_requests(self) -> bool:
+        """Whether every request needs an upper bound of its tokens or dollars."""
+        return self.tokens is not None or self.usd is not None
 
     @classmethod
     def of(cls, value: int | Budget) -> Budget:
@@ -234,7 +250,7 @@ class Meter:
     @property
     def bounds_requests(self) -> bool:
         """Whether every request needs an upper bound of its tokens or dollars."""
-        return self.budget is not None and (self.budget.tokens is not None or self.budget.usd is not None)
+        return self.budget is not None and self.budget.bounds_requests
 
     @property
     def spent(self) -> Spent:
@@ -319,6 +335,12 @@ class Meter:
                 raise
         raise BudgetExceeded(f"The {limit:g} seconds of the budget are over.")
 
+    def limit_completions(self, completions: int) -> None:
+        """Limit the completions of a budget that says nothing about them."""
+        with self._lock:
+            assert self.budget is not None
+            self.budget = replace(self.budget, completions=completions)
+
     def charge(self, spent: Spent) -> None:
         """Count spending that had no reservation, such as the stored completions of a resumed run."""
         with self._lock:
@@ -333,7 +355,7 @@ class Meter:
             return None
         share = 0 if spent_only else 1
         used = self._spent.completions + share * self._reserved_completions
-        if completions and used + completions > budget.completions:
+        if budget.completions is not None and completions and used + completions > budget.completions:
             return f"{completions} completions do not fit: {used} of {budget.completions} are spent or reserved."
         used = self._spent.tokens + share * self._reserved_tokens
         if budget.tokens is not None and used + tokens > budget.tokens:

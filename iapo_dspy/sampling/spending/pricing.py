@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,10 @@ from iapo_dspy.sampling.spending.usage import Usage
 
 logger = logging.getLogger(__name__)
 
+LIKELY_MARGIN = 1.25
+"""What a forecast allows for tokenizers that are not the model's."""
 _PER_MESSAGE = 16  # tokens that chat templates add to a message
+_TEMPLATE = 8  # tokens that chat templates usually add to a message
 _PER_MEDIUM = 4096  # tokens that an image or a file may cost beyond its address
 
 
@@ -172,6 +176,24 @@ def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any
         if params.get(name) is not None:
             size += len(canonical(params[name]).encode())
     return size
+
+
+def likely_prompt_bound(model: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> int:
+    """Return a tight bound of a prompt's tokens, for forecasts: the tokenizer's count, and a quarter of it.
+
+    The tokenizer is the model's as far as LiteLLM has it; chat templates add some tokens to each message. A limit on
+    spending is held by `prompt_bound`, which no tokenizer can exceed.
+    """
+    surely = prompt_bound(messages, params)
+    if any(not isinstance(message.get("content"), str) for message in messages):
+        return surely
+    tools = sum(
+        count_text(model, canonical(params[name]))
+        for name in ("tools", "functions", "response_format")
+        if params.get(name) is not None
+    )
+    counted = count_tokens(model, messages) + tools
+    return min(surely, math.ceil(LIKELY_MARGIN * counted) + _TEMPLATE * (len(messages) + 1))
 
 
 async def reserve_request(

@@ -13,7 +13,7 @@ from iapo_dspy.sampling.spending.usage import Usage
 
 def left(meter: Meter) -> int | None:
     """Return the completions that can still be reserved; None without a limit."""
-    if meter.budget is None:
+    if meter.budget is None or meter.budget.completions is None:
         return None
     return meter.budget.completions - meter.spent.completions - meter.reserved.completions
 
@@ -25,7 +25,6 @@ def left(meter: Meter) -> int | None:
         {"completions": -1},
         {"completions": 1.5},
         {"completions": True},
-        {"completions": None},
         {"completions": 5, "tokens": 0},
         {"completions": 5, "tokens": 1.5},
         {"completions": 5, "usd": 0},
@@ -38,6 +37,44 @@ def left(meter: Meter) -> int | None:
 def test_bad_budgets_say_what_is_needed(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="give a"):
         Budget(**arguments)
+
+
+def test_seconds_alone_are_not_a_budget() -> None:
+    for arguments in ({}, {"seconds": 60}):
+        with pytest.raises(ConfigurationError, match="Add completions="):
+            Budget(**arguments)
+    assert Budget(usd=5).completions is None and Budget(tokens=10, seconds=60).bounds_requests
+
+
+def test_work_is_cancelled_when_the_seconds_are_over() -> None:
+    ended: list[str] = []
+
+    async def work(seconds: float) -> str:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            ended.append("now")
+        return "done"
+
+    async def run() -> None:
+        meter = Meter(Budget(5, seconds=0.1))
+        assert await meter.in_time(work(0.0)) == "done"
+        with pytest.raises(BudgetExceeded, match=r"0\.1 seconds"):
+            await meter.in_time(work(30.0))
+        with pytest.raises(BudgetExceeded):
+            await meter.in_time(work(30.0))  # not even begun
+        assert await Meter().in_time(work(0.0)) == "done"
+
+    asyncio.run(run())
+    assert len(ended) == 3
+
+
+def test_what_cannot_be_counted_costs_the_reservation() -> None:
+    meter = Meter(Budget(10, tokens=100, usd=1.0))
+    meter.reserve(tokens=60, usd=0.6).settle(usage=Usage(prompt_tokens=20, completion_tokens=5, usd=0.1), counted=False)
+    assert (meter.spent.prompt_tokens, meter.spent.completion_tokens, meter.spent.usd) == (20, 40, 0.6)
+    meter.reserve(tokens=10, usd=0.1).settle(usage=Usage(prompt_tokens=4, completion_tokens=9), counted=False)
+    assert (meter.spent.tokens, meter.spent.usd) == (73, 0.7)  # never less than what is known
 
 
 def test_a_number_is_a_budget_of_completions() -> None:
