@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -228,7 +228,7 @@ def _one_round(plan: Plan) -> tuple[FloatArray, FloatArray] | None:
         high.append([[most, most * price.prompt_bound], [limit, limit * price.completion_bound]])
         taken = supports_n(long.lm.model, long.params.get("custom_llm_provider"))
         shared &= taken and long.params.get("temperature") != 0
-    pulls = first_pulls(plan.of(plan.least_in_all))
+    pulls = first_pulls(replace(plan, completions=plan.least_in_all, unit=None))
     requests = len(pulls) if shared else pulls.completions
     cheapest = np.array(low).min(axis=0)
     dearest = np.array(high).max(axis=0)

@@ -78,8 +78,12 @@ def test_a_run_without_completions_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [Budget(usd=1e-5), Budget(tokens=100), Budget(500, usd=1e-5), LITTLE],
-    ids=["usd", "tokens", "completions and usd", "less than one request may take"],
+    [
+        pytest.param(Budget(usd=1e-5), id="usd", marks=pytest.mark.slow),
+        pytest.param(Budget(tokens=100), id="tokens", marks=pytest.mark.slow),
+        pytest.param(Budget(500, usd=1e-5), id="completions and usd"),
+        pytest.param(LITTLE, id="less than one request may take", marks=pytest.mark.slow),
+    ],
 )
 def test_a_budget_that_does_not_pay_for_one_round_says_the_least_that_would(budget: Budget) -> None:
     with server() as loopback, dspy.context(lm=loopback.lm(max_tokens=200)):
@@ -105,8 +109,9 @@ def essay(i: int) -> dspy.Example:
     return dspy.Example(question=f"{words} What is {i} + {i}?", answer=str(2 * i)).with_inputs("question")
 
 
+@pytest.mark.slow
 def test_a_bound_is_made_of_the_messages_that_are_sent() -> None:
-    """One question in ten is ten times as long as the others, and every prompt has the same three demos' worth."""
+    """One question in ten is ten times as long as the others."""
     examples = [essay(i) for i in range(60)]
     with server() as loopback, dspy.context(lm=loopback.lm(max_tokens=200)):
         quote = optimizer(budget=1_000).quote(student(), trainset=examples, output_tokens=30)
@@ -133,7 +138,7 @@ class Branches(dspy.Module):
 
 def branching(body: dict[str, Any], i: int) -> str:
     if "idea" in outputs(body):
-        return chat(idea="carry " * 20, enough="False", parts='["a", "b"]')
+        return chat(idea=f"carry {i} " * 10, enough="False", parts='["a", "b"]')
     return chat(reasoning="because", answer=str(total(body)))
 
 
@@ -141,7 +146,7 @@ def same(example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
     return str(example.answer) == str(prediction.answer)
 
 
-@pytest.mark.parametrize("shape", ["two steps", "inside a pipeline"])
+@pytest.mark.parametrize("shape", ["two steps", pytest.param("inside a pipeline", marks=pytest.mark.slow)])
 def test_programs_with_a_forward_are_bounded_by_a_run_without_lms(shape: str) -> None:
     inner = {"inner": "ask"} if shape == "inside a pipeline" else {}
     world = after_ideas(adder) if inner else branching
