@@ -8,27 +8,31 @@ DSPy hands on to the threads that it starts.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import dspy
+import numpy as np
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LMRefused
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LedgerError, LMRefused
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.ledger.records import VerdictRecord
-from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical
+from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical, generation_params
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
+from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +225,7 @@ class Metering:
         sent = {k: v for k, v in params.items() if k not in NOT_SENT and v is not None}
         address = params.get("api_base") or params.get("base_url")
         what = [call_of(lm, messages, sent), n, params.get("rollout_id"), address and str(address)]
-        call = hashlib.sha256(canonical(what).encode()).hexdigest()[:32]
+        call = _hash(what)
         if not params.get("cache"):
             name = f"{call}/{case.name}/{case.asked[call]}"
             case.asked[call] += 1
@@ -233,11 +237,26 @@ class Metering:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
 
+        Texts that an earlier process of the run has embedded are found in the ledger, with single precision.
+
         Raises:
             BudgetExceeded: They do not fit into the budget.
             Exception: The call failed, after all retries.
         """
-        return await self._asker.embed(request)
+        what = [request.model, generation_params(request.settings), str(request.settings.get("api_base"))]
+        names = [_hash(["embedding", what, text]) for text in request.texts]
+        records = {name: record for name in names if (record := self._known(name)) is not None}
+        vectors = {name: vector_of(record) for name, record in records.items()}
+        usage = Usage()
+        missing = {name: text for name, text in zip(names, request.texts, strict=True) if name not in vectors}
+        if missing:
+            found = await self._asker.embed(replace(request, texts=tuple(missing.values())))
+            usage = found.usage
+            for name, vector in zip(missing, found.vectors, strict=True):
+                record = VerdictRecord(key=name, outputs=[base64.b64encode(vector.astype("<f4").tobytes()).decode()])
+                self._keep(record)
+                vectors[name] = vector_of(record)
+        return Embeddings(vectors=np.array([vectors[name] for name in names]), usage=usage)
 
     async def _answer(
         self, name: str, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
@@ -253,6 +272,22 @@ class Metering:
         outputs = [choice.output for choice in choices]
         self._keep(VerdictRecord(key=name, outputs=outputs))
         return outputs
+
+
+def vector_of(record: VerdictRecord) -> FloatArray:
+    """Return the embedding that a record holds [d].
+
+    Raises:
+        LedgerError: It holds none.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(record.outputs[0]), dtype="<f4").astype(float)
+    except (IndexError, TypeError, ValueError) as error:
+        raise LedgerError(f"The ledger's record {record.key} is no embedding; remove its line.") from error
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
 
 
 def tried(model: object) -> None:

@@ -106,12 +106,12 @@ class ScoreRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictRecord:
-    """The answer to one LM call of a metric or an objective.
+    """The answer to one LM call of a metric or an objective, or one embedding.
 
     Attributes:
         key: Names the call: a hash of the request, and of one that draws anew each time, the completion and the number
             of equal calls before.
-        outputs: The choices as DSPy adapters expect them.
+        outputs: The choices as DSPy adapters expect them; of an embedding, its numbers in single precision as base64.
     """
 
     key: str

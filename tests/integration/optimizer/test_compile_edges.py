@@ -190,11 +190,12 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
 # -- budgets
 
 
-def test_a_budget_that_pays_for_nothing_is_an_error_not_a_policy() -> None:
+@pytest.mark.parametrize(("usd", "why"), [(0.001, "one round"), (0.3, "single completion")])
+def test_a_budget_that_pays_for_nothing_is_an_error_not_a_policy(usd: float, why: str) -> None:
     prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 40}
     with Loopback(adder) as server, dspy.context(lm=server.lm(**prices)):
-        with pytest.raises(BudgetTooSmall, match="single completion"):
-            optimizer(budget=Budget(100, usd=0.001)).compile(student(), trainset=questions(5))
+        with pytest.raises(BudgetTooSmall, match=f"{why}.* least that surely pays"):
+            optimizer(budget=Budget(100, usd=usd)).compile(student(), trainset=questions(5))
         assert server.completions == 0
 
 
