@@ -14,6 +14,7 @@ import dspy
 
 from iapo_dspy.demo.experiment import Experiment, Row, TaskReport
 from iapo_dspy.demo.tasks import MODEL, addition_task, splitting_task
+from iapo_dspy.errors import storing
 from iapo_dspy.preferences import Preference
 
 EVEN = {"correctness": 0.5, "brevity": 0.5}
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _show(experiment, reports[name])
     if arguments.json is not None:
         data = {name: report.to_dict() for name, report in reports.items()}
-        arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        with storing(arguments.json):
+            arguments.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         print(f"results written to {arguments.json}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 0

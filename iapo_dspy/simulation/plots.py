@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, storing
 from iapo_dspy.simulation.runner import need
 
 _PSST = ("psst", "psst+k1", "psst+k4", "psst+k8")
@@ -58,4 +58,5 @@ def plot_simulation(summary: Mapping[str, Any], path: str | Path) -> None:
         axes.minorticks_off()
         axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
     figure.axes[0].set_ylabel("ACR on held-out queries")
-    figure.savefig(path, dpi=150)
+    with storing(path):
+        figure.savefig(path, dpi=150)

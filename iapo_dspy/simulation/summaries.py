@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, storing, whole_file
 from iapo_dspy.simulation.runner import SimulatedRun, Trial, need
 from iapo_dspy.types import FloatArray
 
@@ -114,8 +114,10 @@ def write_json(summary: Mapping[str, Any], path: str | Path) -> None:
 
     Raises:
         ConfigurationError: The folder does not exist.
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise ConfigurationError(f"Cannot write {path}: there is no folder {path.parent}.")
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with storing(path), whole_file(path) as part:
+        part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -17,15 +17,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
-from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.errors import ConfigurationError, one_line, storing, whole_file
 
 VERSION = 1
+LARGEST = 1 << 30
+"""Bytes that the arrays of a file may take unless the caller allows more."""
+_NUMBERS = ("DOUBLE", "FLOAT", "INT32", "INT64")  # of Parquet; booleans, texts and decimals have no place here
 _KINDS: dict[str, type[Recording]] = {"vote": VotingRecording, "best-of": BestOfRecording}
 _KEY = b"iapo_dspy.recording"
 _FIELDS = {
@@ -49,9 +52,12 @@ def save(recording: Recording, path: str | Path) -> None:
 
     Raises:
         ConfigurationError: Another suffix, or another kind of recording.
+        StorageError: The file cannot be written; one that was there is as it was.
         ImportError: `.parquet` without pyarrow.
     """
     path = Path(path)
+    if path.suffix not in (".npz", ".parquet"):
+        raise ConfigurationError(f"Cannot write {path.name}: a recording is a .npz or a .parquet file.")
     kind = next((name for name, known in _KINDS.items() if isinstance(recording, known)), None)
     if kind is None:
         raise ConfigurationError(f"Cannot write a {type(recording).__name__}: only the two known kinds have a format.")
@@ -59,19 +65,24 @@ def save(recording: Recording, path: str | Path) -> None:
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     if not arrays["overhead"].any():
         del arrays["overhead"]
-    if path.suffix == ".npz":
-        np.savez_compressed(path, kind=np.array(kind), version=np.array(VERSION), **arrays)
-    elif path.suffix == ".parquet":
-        _save_parquet(kind, arrays, path)
-    else:
-        raise ConfigurationError(f"Cannot write {path.name}: a recording is a .npz or a .parquet file.")
+    with storing(path), whole_file(path) as part:
+        if path.suffix == ".npz":
+            np.savez_compressed(part, kind=np.array(kind), version=np.array(VERSION), **arrays)
+        else:
+            _save_parquet(kind, arrays, part)
 
 
-def load(path: str | Path) -> Recording:
+def load(path: str | Path, *, largest: int = LARGEST) -> Recording:
     """Read a recording that `save` wrote, or an `.npz` with the same arrays.
 
+    Args:
+        path: The file.
+        largest: Bytes that its arrays may take in memory. The file's headers say how many that is, so a small file that
+            unpacks to a huge one is refused before anything is unpacked.
+
     Raises:
-        ConfigurationError: The file is missing, is not a recording, or is of a later version.
+        ConfigurationError: The file is missing, is not a recording, is too large, or is of a later version.
+        StorageError: It cannot be read.
         ImportError: `.parquet` without pyarrow.
     """
     path = Path(path)
@@ -79,13 +90,46 @@ def load(path: str | Path) -> Recording:
         raise ConfigurationError(f"There is no recording at {path}.")
     try:
         if path.suffix == ".parquet":
-            return _build(_load_parquet(path), path)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return _build({name: archive[name] for name in archive.files}, path)
+            return _build(_load_parquet(path, largest), path)
+        with path.open("rb") as file:
+            _check_size(_unpacked(file), largest, path)
+            with np.load(file, allow_pickle=False) as archive:
+                return _build({name: archive[name] for name in archive.files}, path)
     except _BROKEN as error:
         if isinstance(error, ConfigurationError) and path.name in str(error):
             raise
+        if isinstance(error, PermissionError | IsADirectoryError):
+            with storing(path, "read"):
+                raise
         raise ConfigurationError(f"{path.name} is not a recording: {one_line(error)}. {_NEEDED}") from error
+
+
+def _check_size(unpacked: int, largest: int, path: Path) -> None:
+    if unpacked > largest:
+        raise ConfigurationError(
+            f"{path.name} would take {unpacked:,} bytes in memory, and {largest:,} are allowed. If you trust the file: "
+            f"load(path, largest={unpacked})."
+        )
+
+
+def _unpacked(file: IO[bytes]) -> int:
+    """Return the bytes that the arrays of an `.npz` take, by the headers of the archive and of each array.
+
+    Raises:
+        ValueError: A header says another size than the archive: NumPy would believe it.
+    """
+    total = 0
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            total += info.file_size
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+                if dtype.hasobject or math.prod(shape) * dtype.itemsize + member.tell() != info.file_size:
+                    raise ValueError(f"{info.filename} has {info.file_size} bytes, and its shape is {shape} of {dtype}")
+    file.seek(0)
+    return total
 
 
 def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
@@ -119,9 +163,16 @@ def _save_parquet(kind: str, arrays: Mapping[str, NDArray[Any]], path: Path) -> 
     parquet.write_table(table.replace_schema_metadata({_KEY: json.dumps(about)}), path)
 
 
-def _load_parquet(path: Path) -> dict[str, NDArray[Any]]:
+def _load_parquet(path: Path, largest: int) -> dict[str, NDArray[Any]]:
     pa, parquet = _pyarrow()
     try:
+        about = parquet.read_metadata(path)
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        if wrong := sorted({c.path_in_schema for c in columns if c.physical_type not in _NUMBERS}):
+            raise ConfigurationError(f"{path.name} is not a recording: its columns {wrong} are not numbers.")
+        # Not `total_uncompressed_size`: equal values take next to nothing there, and eight bytes each in memory.
+        _check_size(8 * (about.serialized_size + sum(c.num_values for c in columns)), largest, path)
         table = parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigurationError(f"{path.name} is not a recording: {error}") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, storing, whole_file
 from iapo_dspy.sampling.ledger.reading import LedgerContents, contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
 from iapo_dspy.sampling.ledger.typed_values import plain
@@ -57,6 +57,7 @@ def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int
     Raises:
         LedgerError: There is no ledger, or it cannot be read.
         ConfigurationError: Another suffix.
+        StorageError: The file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".parquet":
@@ -70,9 +71,10 @@ def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int
     features = _features()
     schema = datasets.Features(features).arrow_schema
     rows = (_row(s, labels, features) for s in scored(contents))
-    with parquet.ParquetWriter(path, schema) as writer:
-        while part := list(itertools.islice(rows, _ROWS)):
-            writer.write_table(pa.Table.from_pylist(part, schema))
+    with storing(path, kept="The ledger is as it was."), whole_file(path) as part:
+        with parquet.ParquetWriter(part, schema) as writer:
+            while some := list(itertools.islice(rows, _ROWS)):
+                writer.write_table(pa.Table.from_pylist(some, schema))
     return int(parquet.read_metadata(path).num_rows)
 
 

@@ -1,14 +1,20 @@
 """Files of recordings keep everything, and unusable ones are refused."""
 
+import errno
+import io
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, StorageError
 from tests.support.recordings import best_of, everywhere, voting
 
 RNG = np.random.default_rng(0)
+pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
@@ -114,3 +120,63 @@ def test_damaged_files_are_refused(tmp_path):
         load(path)
     with pytest.raises(ConfigurationError):
         load(tmp_path)
+
+
+def bomb(path, **arrays):
+    """Write a small file whose arrays are large."""
+    if path.suffix == ".npz":
+        np.savez_compressed(path, kind=np.array("vote"), **arrays)
+        return
+    zeros = pa.array(np.zeros(arrays["probs"].size))
+    n = len(zeros)
+    parquet.write_table(pa.table({"prompt": np.zeros(n, int), "query": np.zeros(n, int), "probs": zeros}), path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused_before_it_is_unpacked(tmp_path, suffix):
+    path = tmp_path / f"bomb.{suffix}"
+    bomb(path, probs=np.zeros((100, 100, 500)))
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    with pytest.raises(ConfigurationError, match=r"bomb\.\w+ would take [\d,]+ bytes.*load\(path, largest=\d+\)"):
+        load(path, largest=30_000_000)
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000  # its arrays take 40 MB
+    tracemalloc.stop()
+    with pytest.raises(ConfigurationError, match=r"lacks the arrays|its schema lacks"):
+        load(path)
+
+
+def test_headers_of_arrays_that_lie_are_refused(tmp_path):
+    path = tmp_path / "lie.npz"
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 10**6)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("probs.npy", buffer.getvalue())
+    with pytest.raises(ConfigurationError, match=r"lie\.npz is not a recording.*probs\.npy has \d+ bytes"):
+        load(path)
+
+
+def test_texts_in_parquet_are_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "text.parquet"
+    parquet.write_table(pa.table({"prompt": ["x" * 1000] * 1000}), path)
+    with pytest.raises(ConfigurationError, match=r"columns \['prompt'\] are not numbers"):
+        load(path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_a_file_that_cannot_be_written_is_named_and_the_old_one_stays(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"recording.{suffix}"
+    save(voting(), path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    monkeypatch.setattr(parquet, "write_table", full)
+    with pytest.raises(StorageError, match=r"recording\.\w+ cannot be written: No space left on device.*Make room"):
+        save(voting(), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    with pytest.raises(StorageError, match="Make its directory first"):
+        save(voting(), tmp_path / "none" / path.name)
