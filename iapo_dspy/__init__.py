@@ -34,6 +34,7 @@ from iapo_dspy.errors import (
     ReservedFieldName,
     ScoreError,
     StateError,
+    StorageError,
     TooManyErrors,
     UnknownPreference,
 )
@@ -109,6 +110,7 @@ __all__ = [
     "Spent",
     "StateError",
     "Stop",
+    "StorageError",
     "Strategy",
     "TooManyErrors",
     "UnknownPreference",

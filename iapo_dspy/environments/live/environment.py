@@ -190,6 +190,7 @@ class LiveEnvironment:
 
         Raises:
             TooManyErrors: See `max_errors`.
+            StorageError: The ledger's disk is full; what was in flight is in the ledger.
             Exception: A fatal error of the provider, such as a wrong key.
         """
         return run_on_loop(self._observe(pulls), calls=self._calls)
@@ -209,6 +210,7 @@ class LiveEnvironment:
         unit = self._unit if self._round == 0 else None
         asked = pulls if unit is None else pulls.and_then(unit.pulls(pulls))
         results = (await self._pull_all(asked))[: len(pulls)]
+        self._ledger.check()
         self._round += 1
         self._tracker.check()
         return results
@@ -291,8 +293,8 @@ class LiveEnvironment:
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
                 reservation.settle(completions=len(drawn))
                 known.update((record.index, Completion(record=record, prediction=said)) for record, said in drawn)
-            elif reservation is not None and self.unjudged:  # further completions could not be judged either
-                reservation.release()
+            elif reservation is not None and (self.unjudged or self._ledger.full):
+                reservation.release()  # further completions could not be judged either, or could not be kept
             elif reservation is not None:
                 rollouts = await self._sampler.sample(
                     prompt.program,

@@ -3,6 +3,9 @@
 The first line names the format and the run that the file belongs to; every other line is one record. A process that is
 killed may leave half a record at the end; the next start cuts it off. A lock keeps a second process out. It is a lock
 of the operating system, so it ends with the process that holds it.
+
+`log_dir/ledger.spare` takes room that is given back when the disk is full. So completions whose requests are in flight
+at that moment can still be written.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import IO, Any, TypeVar
 
 import filelock
 
-from iapo_dspy.errors import LedgerError, LedgerMismatch
+from iapo_dspy.errors import LedgerError, LedgerMismatch, storing
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.lock import acquire
 from iapo_dspy.sampling.ledger.reading import FORMAT, VERSION, LedgerContents, read_contents
@@ -45,6 +48,8 @@ L = TypeVar("L", bound="LedgerPort")
 # Records between two `fsync`, which is for the death of the machine. Each record reaches the operating system at once,
 # so that the death of the process loses none.
 _SYNC_EVERY = 64
+_SPARE = 1 << 21  # bytes
+_KEPT = "Every completion that was paid for before is in it, so compiling again goes on from there."
 _SECRET = re.compile(
     r"(api|access|private|secret)_?key|secret|password|passwd|credential|authorization|headers?$|(^|_)token$|bearer",
     re.IGNORECASE,
@@ -89,6 +94,14 @@ class LedgerPort:
     def verdict(self, key: str) -> VerdictRecord | None:
         """Return the answer of a judge that earlier processes stored."""
         return None
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full, so that nothing more should be asked for."""
+        return False
+
+    def check(self) -> None:
+        """Raise StorageError where the disk is full. To be called once everything in flight is written."""
 
     def append(self, record: Record) -> None:
         """Store a record. When this returns, the death of the process no longer loses it."""
@@ -163,6 +176,10 @@ class Ledger(LedgerPort):
         self._lock_file = lock
         self._unsynced = 0
         self._lock = threading.RLock()
+        self._spare = self.path.with_name("ledger.spare")
+        self._end = contents.size
+        self._error: OSError | None = None  # of the last write that failed
+        self._stuck = False  # that error was not got over
 
     @classmethod
     def open(
@@ -183,21 +200,18 @@ class Ledger(LedgerPort):
             LedgerLocked: Another process has it open.
             LedgerMismatch: It belongs to another run.
             LedgerError: It is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
+            StorageError: The directory or a file in it cannot be written, or its disk is nearly full.
         """
         folder = Path(log_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(
-                f"log_dir {folder} cannot be made ({error}). Choose a directory you can write to."
-            ) from None
         path = folder / "ledger.jsonl"
+        with storing(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         plain = without_secrets(jsonable(dict(settings or {})))
         header = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "settings": plain}
-        with contextlib.ExitStack() as undo:
+        with storing(path, kept="Nothing was asked for or paid."), contextlib.ExitStack() as undo:
             lock = acquire(folder / "ledger.lock")
             undo.callback(lock.release)
-            file = undo.enter_context(path.open("ab"))
+            file = undo.enter_context(path.open("ab", buffering=0))
             contents = read_contents(path)
             if contents.header:
                 _check_header(contents.header, header, path)
@@ -208,6 +222,8 @@ class Ledger(LedgerPort):
             if not contents.header:
                 ledger._write([{"kind": "header", **header}])
                 ledger.flush()
+            undo.callback(ledger._spare.unlink, missing_ok=True)
+            ledger._spare.write_bytes(os.urandom(_SPARE))
             undo.pop_all()
             return ledger
 
@@ -238,19 +254,32 @@ class Ledger(LedgerPort):
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""
-        with self._lock:
-            self._file.flush()
+        with self._lock, storing(self.path, kept=_KEPT):
             os.fsync(self._file.fileno())
             self._unsynced = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full, so that nothing more should be asked for."""
+        return self._error is not None
+
+    def check(self) -> None:
+        """Raise StorageError where the disk is full. To be called once everything in flight is written."""
+        if self._error is not None:
+            with storing(self.path, kept=_KEPT):
+                raise self._error
 
     def close(self) -> None:
         """Flush, close the file and let another process in. Closing twice is fine."""
         with self._lock:
             if self._file.closed:
                 return
-            self.flush()
-            self._file.close()
-            self._lock_file.release()
+            try:
+                self.flush()
+            finally:
+                self._file.close()
+                self._spare.unlink(missing_ok=True)
+                self._lock_file.release()
 
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         last = len(records) - 1
@@ -258,11 +287,37 @@ class Ledger(LedgerPort):
         with self._lock:
             if self._file.closed:
                 raise LedgerError(f"{self.path} is closed; open it again to write to it.")
-            self._file.write(lines)
-            self._file.flush()
+            if self._stuck:
+                self.check()
+            try:
+                self._put(lines)
+            except OSError as error:
+                self._error = error
+                self._in_spare_room(lines)
+            self._end += len(lines)
             self._unsynced += len(records)
             if self._unsynced >= _SYNC_EVERY:
                 self.flush()
+
+    def _put(self, lines: bytes) -> None:
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def _in_spare_room(self, lines: bytes) -> None:
+        """Write lines in the room that is kept for a full disk; what was written of them is cut off before.
+
+        Raises:
+            StorageError: That room is used up, or it was not for a lack of room.
+        """
+        try:
+            self._file.truncate(self._end)
+            self._spare.unlink()
+            self._put(lines)
+        except OSError:
+            self._stuck = True
+            self.check()
+        logger.warning("%s: %s. What is in flight is still written; then the run stops.", self.path, self._error)
 
 
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:

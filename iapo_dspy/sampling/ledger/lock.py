@@ -27,10 +27,14 @@ def acquire(path: Path) -> filelock.BaseFileLock:
             f"{path.parent} is in use by {f'process {holder}' if holder else 'another process'}. "
             "Wait for it to end, or choose another log_dir."
         ) from error
-    with path.open("r+b", buffering=0) as file:
-        file.truncate(_PID_AT)
-        file.seek(_PID_AT)
-        file.write(f"{os.getpid()}\n".encode())
+    try:
+        with path.open("r+b", buffering=0) as file:
+            file.truncate(_PID_AT)
+            file.seek(_PID_AT)
+            file.write(f"{os.getpid()}\n".encode())
+    except OSError:
+        lock.release()
+        raise
     return lock
 
 

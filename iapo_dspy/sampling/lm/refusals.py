@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, StorageError
 
 _FATAL = frozenset(
     {
@@ -82,7 +82,7 @@ def is_fatal(error: BaseException) -> bool:
     """Whether every other request will fail the same way: wrong key, no permission, no money, no such model."""
     names = _names(error)
     status, text = _status(error), str(error)
-    if names & _FATAL or isinstance(error, ConfigurationError) or status in (401, 402, 403, 404):
+    if names & _FATAL or isinstance(error, ConfigurationError | StorageError) or status in (401, 402, 403, 404):
         return True
     if "RateLimitError" in names or status == 429:
         return "insufficient_quota" in text

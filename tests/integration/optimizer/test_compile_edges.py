@@ -18,12 +18,12 @@ from iapo_dspy import (
     CompiledProgram,
     ConfigurationError,
     LabelRequired,
-    LedgerError,
     LedgerMismatch,
     MajorityVote,
     Objective,
     Preference,
     ScoreError,
+    StorageError,
     TooManyErrors,
 )
 from tests.support.compiling import optimizers
@@ -182,7 +182,7 @@ def test_what_a_run_is_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> N
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with Loopback(adder) as server, dspy.context(lm=server.lm()):
-        with pytest.raises(LedgerError, match="cannot be made"):
+        with pytest.raises(StorageError, match=r"cannot be made.*Choose a place"):
             optimizer(log_dir=tmp_path / "file" / "run").compile(student(), trainset=questions(3))
         assert server.requests == 0
 
