@@ -18,7 +18,7 @@ import logging
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import dspy
@@ -40,7 +40,8 @@ from iapo_dspy.sampling.ledger.field_values import encode_prediction
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, PullKey, Record
 from iapo_dspy.sampling.lm.params import supports_n
-from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, secrets_of
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, may_refuse_params, secrets_of
+from iapo_dspy.sampling.lm.refused_params import ShrinkingRequest, refused_params_of
 from iapo_dspy.sampling.requests.port import Choice
 from iapo_dspy.sampling.rollouts.prepare import quiet_adapter
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
@@ -117,6 +118,7 @@ class _Want:
     ready: PredictorCall
     missing: list[int]
     jobs_left: int
+    trial: ShrinkingRequest
     drawn: Drawn = field(default_factory=list)
     problem: LineError | None = None
 
@@ -235,7 +237,9 @@ class BatchSampler:
 
     def _want(self, ask: Ask) -> _Want:
         ready = check_program(ask.program, ask.inputs, ask.decoding)
-        return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries)
+        trial = refused_params_of(ready.lm).trial(ready.params, ready.lm.model)
+        ready = replace(ready, params=trial.params)
+        return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries, trial=trial)
 
     def _entries(self, want: _Want) -> list[_Entry]:
         """Return the lines for missing completions: one, or one for each completion where n is not taken."""
@@ -426,10 +430,13 @@ class BatchSampler:
             came = {record.index for record, _ in entry.drawn}
             want.missing = [i for i in want.missing if i not in came]
             want.problem = problem or want.problem
-        switched = self._learn_n(answered)
+            if entry.drawn:
+                want.trial.worked()
+        smaller = self._learn_params(answered)
+        switched = self._learn_n([e for e in answered if e.want not in smaller])
         for want in dict.fromkeys(e.want for e in answered):
             problem, want.problem = want.problem, None
-            if not want.missing or want.ready.lm.model in switched:
+            if not want.missing or want.ready.lm.model in switched or want in smaller:
                 continue
             problem = problem or LineError("The provider answered with fewer completions than were asked for.")
             if want.jobs_left > 0 and is_retryable(problem):
@@ -437,6 +444,13 @@ class BatchSampler:
                 continue
             want.drawn += self._failed(want.ask, want.missing, self._line(problem))
             want.missing = []
+
+    def _learn_params(self, answered: Sequence[_Entry]) -> set[_Want]:
+        """Return what is asked for again without a parameter that it was refused for."""
+        refused = [e.want for e in answered if e.problem is not None and e.want.trial.leave_out(e.problem)]
+        for want in refused:
+            want.ready = replace(want.ready, params=want.trial.params)
+        return set(refused)
 
     def _learn_n(self, answered: Sequence[_Entry]) -> set[str]:
         """Return the models found not to take n in this round: they refuse it, or answer with one choice."""
@@ -446,7 +460,7 @@ class BatchSampler:
             mine = [e for e in several if e.want.ready.lm.model == model]
             if any(len(e.drawn) > 1 for e in mine):
                 self._took_n.add(model)
-            elif any(len(e.drawn) == 1 or _may_refuse_params(e.problem) for e in mine):
+            elif any(len(e.drawn) == 1 or _may_refuse_n(e.problem) for e in mine):
                 logger.info("%s does not take n; completions are asked for one by one.", model)
                 switched.add(model)
         self._one_by_one |= switched
@@ -474,8 +488,8 @@ def _no_line(status: JobStatus) -> LineError:
     return LineError(f"The job {status.status} before the request was answered.", code=status.status)
 
 
-def _may_refuse_params(problem: LineError | None) -> bool:
-    return problem is not None and problem.status_code in (400, 422) and problem.code not in _NOT_ABOUT_N
+def _may_refuse_n(problem: LineError | None) -> bool:
+    return problem is not None and may_refuse_params(problem) and problem.code not in _NOT_ABOUT_N
 
 
 def _chunks(entries: Sequence[_Entry]) -> list[list[_Entry]]:

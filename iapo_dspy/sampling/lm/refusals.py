@@ -120,14 +120,8 @@ def is_unsent(error: BaseException) -> bool:
 def may_refuse_params(error: BaseException) -> bool:
     """Whether a provider may have refused a request because of its parameters, n among them."""
     other = {"ContextWindowExceededError", "ContentPolicyViolationError"}
-    refusals = {
-        "BadRequestError",
-        "UnsupportedParamsError",
-        "UnprocessableEntityError",
-        "LMInvalidRequestError",
-        "LMUnsupportedFeatureError",
-    }
-    return bool(_names(error) & refusals) and not _names(error) & other
+    refusals = {"BadRequestError", "UnsupportedParamsError", "UnprocessableEntityError", "LMUnsupportedFeatureError"}
+    return bool(_names(error) & refusals or _status(error) in (400, 422)) and not _names(error) & other
 
 
 def is_throttled(error: BaseException) -> bool:

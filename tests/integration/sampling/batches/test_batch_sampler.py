@@ -24,6 +24,7 @@ from iapo_dspy import (
     Decoding,
     LMRefused,
     ReplicatedLM,
+    TooManyErrors,
     cancel_batches,
 )
 from iapo_dspy.sampling.batches import batch_sampler as batches
@@ -54,7 +55,7 @@ def compiled(
     lm: Any = None,
     **more: Any,
 ) -> Any:
-    used = server.lm(model, seed=1, max_tokens=60, **(lm or {}))
+    used = server.lm(model, **{"seed": 1, "max_tokens": 60, **(lm or {})})
     with dspy.context(lm=used):
         return optimizer(log_dir, batch, **more).compile(dspy.Predict("question -> answer"), trainset=questions(12))
 
@@ -519,3 +520,43 @@ def test_a_run_inside_a_running_loop_and_a_thread(tmp_path: Path, plain: dict[st
         thread.start()
         thread.join()
     assert found == [plain]
+
+
+class _Refusing(Loopback):
+    """Answers lines of jobs by errors of its own: (body) -> (status, message), or None."""
+
+    def __init__(self, refusal: Any) -> None:
+        super().__init__(adder)
+        self.refusal = refusal
+
+    def _answer_line(self, body: dict[str, Any], fault: Any) -> tuple[int, dict[str, Any]]:
+        if (said := self.refusal(body)) is not None:
+            return said[0], {"error": {"message": said[1], "code": None}}
+        return super()._answer_line(body, fault)
+
+
+@pytest.mark.slow
+def test_a_parameter_that_is_refused_is_left_out_of_the_next_job(tmp_path: Path) -> None:
+    said = "Unsupported parameter: 'temperature' is not supported with this model."
+    with _Refusing(lambda body: (400, said) if "temperature" in body else None) as server:
+        results = compiled(server, tmp_path).detailed_results
+        assert results.failures.total == 0
+        rounds = {r.round for r in completions(tmp_path)}
+        assert len(server.jobs.jobs) == len(rounds) + 1  # the first job was refused
+
+
+@pytest.mark.slow
+def test_one_line_that_is_refused_does_not_stop_the_run(tmp_path: Path) -> None:
+    asked = questions(12)[3].question
+    with _Refusing(lambda body: (404, "Not found") if asked in body["messages"][-1]["content"] else None) as server:
+        failures = compiled(server, tmp_path).detailed_results.failures
+        assert 0 < failures.errors == failures.total < failures.completions / 2
+    with _Refusing(lambda body: (404, "Not found")) as server, pytest.raises(LMRefused, match="Not found"):
+        compiled(server, tmp_path / "other")
+
+
+def test_lines_that_were_cut_off_do_not_vote(tmp_path: Path) -> None:
+    """Half of "1006" could be read as well."""
+    with Loopback(lambda body, i: "[[ ## answer ## ]]\n10 06", obeys=True) as server:
+        with pytest.raises(TooManyErrors, match="cut off at max_tokens"):
+            compiled(server, tmp_path, lm={"max_tokens": 6})
