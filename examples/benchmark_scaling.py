@@ -126,12 +126,15 @@ def measure(case: str, completions: int | None) -> dict[str, object]:
     """Run one case in this process."""
     function, usual = CASES[case]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
     seconds, outcome = function(completions or usual)
+    cpu = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "case": case,
         "completions": outcome.spent,
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "peak_mb": round(peak / 1024),
         "before_mb": round(before / 1024),
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
+import numpy as np
 
 from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.observing import Observer, Pulled
@@ -253,7 +254,9 @@ class LiveEnvironment:
         """Reserve the completions of each pull, by position, until the budget is used up."""
         starts: dict[int, _Start] = {}
         listed, refused = list(pulls), False
-        for position in pulls.in_turns().tolist():
+        # The student is measured first, so that a budget that ends early or a kill leaves the unit of costs known.
+        order = pulls.in_turns()
+        for position in order[np.argsort(pulls.prompt[order] < self.n_prompts, kind="stable")].tolist():
             pull, key = listed[position], (self._round, position)
             stored = self._stored.take(key, pull)
             missing, reservation = pull.size - len(stored), None
