@@ -35,7 +35,7 @@ from iapo_dspy.types import FloatArray, IntArray, Stop
 
 _FEW_VALUES = 32
 _QUANTILES = np.array([0.0, 0.08, 0.2, 0.35, 0.5, 0.65, 0.77, 0.86, 0.92, 0.955, 0.975, 0.988, 0.995, 1.0])
-_CHUNK = 1 << 21  # array elements that one step may hold
+_CHUNK = 1 << 16  # array elements that one step holds: few, so that they stay in the cache
 _PARTS = 8  # equally likely cells that stand for a posterior
 
 
@@ -195,7 +195,7 @@ class BestOfModel:
         width = np.diff(levels)
         difficulty = difficulties(law)
         total = np.zeros((3, len(prompts), len(stops)))
-        step = max(1, _CHUNK // (len(prompts) * _PARTS * len(stops)))
+        step = max(1, _CHUNK // (len(prompts) * _PARTS * len(width)))
         for begin in range(0, cells.n_visited, step):
             theta = difficulty[:, None, begin : begin + step] @ law.law  # [J, Q, V', T]
             total += early_best(1.0 - _coupled(theta), width, stops).sum(axis=2)

@@ -105,10 +105,11 @@ class TraitModel:
             posterior = _normalise(self._log_posterior(evidence, slot, begin))
             # Each row's share of the posteriors of its cells' queries, over its evidence.
             share: FloatArray = np.zeros((n_events * n_prompts * len(kinds), len(_DIFFICULTY)))
-            share[used] = np.add.reduceat(posterior.reshape(-1, len(_DIFFICULTY))[of_query], first, axis=0)
+            by_cell = np.take(posterior.reshape(-1, len(_DIFFICULTY)), of_query, axis=0)
+            share[used] = np.add.reduceat(by_cell, first, axis=0)
             share = share.reshape(evidence.shape)
             share /= evidence
-            law *= np.swapaxes(share, 2, 3) @ likelihood
+            law *= _along_last(np.swapaxes(share, 2, 3), likelihood)
             self._maximise(law, present)
             self.weights = (posterior.sum(axis=1) + _PSEUDO_QUERIES * _NORMAL) / (n_queries + _PSEUDO_QUERIES)
         self._fitted = True
@@ -118,23 +119,25 @@ class TraitModel:
 
     def _log_posterior(self, evidence: FloatArray, slot: IntArray, begin: IntArray) -> FloatArray:
         """Return the log of each difficulty's posterior, not normalised [B, V, D]; a query's cells are neighbours."""
-        rows = np.log(evidence).reshape(-1, evidence.shape[3])[slot]
+        rows = np.take(np.log(evidence).reshape(-1, evidence.shape[3]), slot, axis=0)
         return np.asarray(np.log(self.weights)[:, None] + np.add.reduceat(rows, begin, axis=1))
 
     def _evidence(self, likelihood: FloatArray) -> tuple[FloatArray, FloatArray]:
         mean = self.level[..., None] + self.slope[..., None] * _DIFFICULTY
-        law = LOGITS - mean[..., None]
+        precision = np.sqrt(0.5 / self.variance)[..., None]
+        # All in place, and sums along short axes as products: this is most of the work of a fit.
+        law = (LOGITS * precision)[:, :, None] - (mean * precision)[..., None]
         np.square(law, out=law)
-        law *= -0.5 / self.variance[..., None, None]
-        np.exp(law, out=law)
+        np.minimum(law, 60.0, out=law)  # the floor below hides smaller densities
+        np.exp(np.negative(law, out=law), out=law)
         law += 1e-12
-        law /= law.sum(axis=3, keepdims=True)
-        evidence = likelihood @ np.swapaxes(law, 2, 3)
+        law /= _along_last(law, np.ones((law.shape[3], 1)))
+        evidence = np.ascontiguousarray(np.swapaxes(_along_last(law, likelihood.T), 2, 3))
         return law, np.maximum(evidence, 1e-280, out=evidence)
 
     def _maximise(self, weight: FloatArray, present: FloatArray) -> None:
         """Regress the logit on the difficulty with these posterior weights [B, P, D, T]."""
-        by_d, by_dz, by_dzz = np.moveaxis(weight @ _POWERS, 3, 0)
+        by_d, by_dz, by_dzz = np.moveaxis(_along_last(weight, _POWERS), 3, 0)
         cells, sz, szz = by_d.sum(axis=2), by_dz.sum(axis=2), by_dzz.sum(axis=2)
         sd, sdd, sdz = by_d @ _DIFFICULTY, by_d @ _DIFFICULTY**2, by_dz @ _DIFFICULTY
         slopes, levels = self.slope[:, present], self.level[:, present]
@@ -185,7 +188,7 @@ def of_drawn(traits: Traits, cells: Cells, mine: IntArray) -> tuple[FloatArray, 
             part = np.s_[:, begin[p] : begin[p + 1]]
             np.matmul(difficulty[part], traits.law[:, p], out=law_given[part])
     posterior = prior * traits.likelihood[kind]
-    posterior /= posterior.sum(axis=2, keepdims=True)
+    posterior /= _along_last(posterior, np.ones((posterior.shape[2], 1)))
     return posterior, prior, undrawn
 
 
@@ -212,7 +215,14 @@ def _likelihood(events: IntArray, draws: IntArray) -> FloatArray:
     return np.asarray(np.exp(log - log.max(axis=1, keepdims=True)))
 
 
+def _along_last(values: FloatArray, matrix: FloatArray) -> FloatArray:
+    """Return values [..., T] @ matrix [T, U] by one product instead of many small ones."""
+    flat: FloatArray = values.reshape(-1, values.shape[-1]) @ matrix
+    return flat.reshape(*values.shape[:-1], matrix.shape[1])
+
+
 def _normalise(log: FloatArray) -> FloatArray:
     """Return probabilities along the last axis from their logarithms."""
     out = np.exp(log - log.max(axis=-1, keepdims=True))
-    return np.asarray(out / out.sum(axis=-1, keepdims=True))
+    out /= _along_last(out, np.ones((out.shape[-1], 1)))
+    return np.asarray(out)
