@@ -25,13 +25,14 @@ class EqualScores:
         strategy: Says how many of the scores preferences weigh, and what the highest ones are.
         n_prompts: P.
         n_queries: Training queries.
-        doubtful: Whether the metric gave its lowest value to the labels themselves: then fewer completions are enough.
+        doubtful: Whether the metric gave its lowest value to the labels themselves: then half as much is enough.
     """
 
     def __init__(self, strategy: Strategy, n_prompts: int, n_queries: int, *, doubtful: bool = False) -> None:
         self._names = strategy.objectives
         self._highest = highest_of(strategy)
-        self._needed = min(3, n_prompts), 1 if doubtful else min(QUERIES, n_queries), 1 if doubtful else COMPLETIONS
+        part = 2 if doubtful else 1
+        self._needed = min(3, n_prompts), min(QUERIES // part, n_queries), COMPLETIONS // part
         self._first: tuple[float, ...] | None = None
         self._differ = False
         self._prompts: set[int] = set()

@@ -50,8 +50,9 @@ def test_a_run_goes_on_where_scores_differ_are_the_highest_or_are_few() -> None:
     assert one_prompt.verdict is None and 2 * QUERIES > COMPLETIONS
 
 
-def test_a_metric_that_labels_did_not_satisfy_needs_no_more_than_a_round() -> None:
-    assert filled((0.0,), queries=1, doubtful=True).verdict is not None
+def test_half_as_much_is_enough_where_labels_did_not_satisfy_the_metric() -> None:
+    assert filled((0.0,), queries=QUERIES // 2, doubtful=True).verdict is not None
+    assert filled((0.0,), queries=QUERIES // 2 - 1, doubtful=True).verdict is None
     assert EqualScores(VOTE, 2, 30, doubtful=True).verdict is None
 
 
