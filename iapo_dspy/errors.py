@@ -14,6 +14,7 @@ IAPOError
 │   ├── LedgerMismatch                  it belongs to another run
 │   └── LedgerLocked                    another process is using it
 ├── LMRefused                           the provider refuses every request: a wrong key, an unknown model
+├── ProviderDown                        the provider was down for longer than the run waits
 ├── IncompleteCompletion                a completion was cut off, stopped by a filter or refused
 ├── BatchJobFailed                      a provider's batch job was refused, was stopped or does not end
 ├── TooManyErrors                       more completions failed than `max_errors` allows
@@ -126,6 +127,10 @@ class LMRefused(IAPOError):
 
 class IncompleteCompletion(IAPOError):
     """A completion was cut off, stopped by a filter or refused; it casts no vote, even where it can be read."""
+
+
+class ProviderDown(IAPOError):
+    """A provider was out of reach, broke off or failed (5xx) for longer than the run waits for it."""
 
 
 class BatchJobFailed(IAPOError):

@@ -60,7 +60,8 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
             found.output_tokens,
             programs,
             found.held_out,
-            complete=outcome.complete,
+            complete=outcome.complete and found.outage is None,
+            outage=found.outage,
         )
         log_compile(settings.to_dict(), program.detailed_results)
     if plan.pipeline is None:
@@ -74,7 +75,13 @@ def _warn(found: Findings) -> None:
     """Say where a budget or failures held the run back, and which preferences cannot be served."""
     plan, outcome = found.plan, found.outcome
     budget = plan.settings.budget
-    if found.verdict is not None:
+    if found.outage is not None:
+        logger.warning(
+            "%s. The run stopped after %d completions, with the policy that they support. %s", found.outage,
+            found.spent.completions, f"Compile again with log_dir={str(plan.settings.log_dir)!r} to go on."
+            if plan.settings.log_dir is not None else "Set log_dir to be able to go on from here.",
+        )  # fmt: skip
+    elif found.verdict is not None:
         logger.warning("%s", found.verdict)
     elif not outcome.complete:
         blind = [i for i, share in enumerate(found.failures.share) if share != share]

@@ -43,6 +43,7 @@ class Findings:
         strategy: The strategy with the scales that it has learnt from the first round.
         spent: Everything that the run took, also in earlier processes.
         failures: Failed completions of these prompts.
+        outage: The provider that was down for too long; None where none was.
         unjudged: Completions without a score, because their judge did not fit the budget.
         output_tokens: Mean output tokens of a completion of each prompt [P].
         held_out: The chosen arms on the validation set; None without one.
@@ -55,6 +56,7 @@ class Findings:
     spent: Spent
     failures: FailureReport
     unjudged: int
+    outage: str | None
     output_tokens: FloatArray
     held_out: tuple[HeldOut, ...] | None
     verdict: str | None
@@ -66,6 +68,7 @@ def draw(plan: Plan) -> Findings:
     Raises:
         BudgetTooSmall: The budget does not pay for one round.
         TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
+        ProviderDown: A provider was down for too long before anything was known.
         BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
         LedgerError: The run's directory cannot be used.
         KeyboardInterrupt: Ctrl-C.
@@ -83,6 +86,7 @@ def draw(plan: Plan) -> Findings:
             meter=meter,
             seed=settings.seed,
             rollout_timeout=settings.rollout_timeout,
+            outage_patience=settings.outage_patience,
             prices=settings.cost.prices,
         )
         environment = LiveEnvironment(
@@ -122,6 +126,7 @@ def draw(plan: Plan) -> Findings:
         spent=meter.spent,
         failures=failures,
         unjudged=environment.unjudged,
+        outage=environment.outage,
         output_tokens=tokens,
         held_out=measured,
         verdict=environment.verdict,

@@ -81,6 +81,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             above DSPy's own default, else 64.
         rollout_timeout: Seconds that a program may work without asking an LM, > 0 or None. After them its rollout
             counts as a failed completion, so that a program that hangs does not hold up the run.
+        outage_patience: Seconds, >= 0, for which a run waits for a provider that is down (refused or broken
+            connections, 5xx, timeouts, 429s alone) before it stops with what it knows. Other providers work on
+            meanwhile. What an outage has cost is no result: the same run, started again, draws it.
         max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
             Default: stop only where not a single completion has worked.
         log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
@@ -115,6 +118,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         seed: int = 0,
         num_threads: int | None = None,
         rollout_timeout: float | None = 600.0,
+        outage_patience: float = 600.0,
         max_errors: int | None = None,
         log_dir: str | Path | None = None,
         batch: BatchAPI | bool | None = None,
@@ -194,6 +198,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         Raises:
             ConfigurationError: Something cannot work; raised before the first LM call.
             TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
+            ProviderDown: A provider was down for too long before anything was known.
             BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
             KeyboardInterrupt: Ctrl-C; all paid completions are in the ledger if there is a `log_dir`.
         """

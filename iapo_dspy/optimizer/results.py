@@ -83,7 +83,8 @@ class CompileResult:
         spent: Completions, tokens, dollars and seconds that the run took.
         failures: Failed completions.
         rounds: The rounds of the algorithm.
-        complete: False where a budget ended the run early.
+        complete: False where a budget or an outage ended the run early.
+        outage: The provider that was down for too long, and since when; None where none was.
         candidate_programs: One program per prompt, in order.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
@@ -105,6 +106,7 @@ class CompileResult:
     failures: FailureReport
     rounds: tuple[Round, ...] = field(repr=False)
     complete: bool
+    outage: str | None
     candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
     compiled: CompiledPolicy = field(repr=False)
     strategy: Strategy = field(repr=False)
@@ -136,6 +138,7 @@ class CompileResult:
             self.tokens[:, 0],
             self.candidate_programs,
             complete=self.complete,
+            outage=self.outage,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompileResult:
@@ -208,6 +211,7 @@ def make_result(
     held_out: Sequence[HeldOut] | None = None,
     *,
     complete: bool,
+    outage: str | None = None,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
     labels = tuple(p.label for p in compiled.prompts)
@@ -255,6 +259,7 @@ def make_result(
         failures=failures,
         rounds=outcome.rounds,
         complete=complete,
+        outage=outage,
         candidate_programs=tuple(programs),
         compiled=compiled,
         strategy=strategy,

@@ -15,7 +15,7 @@ from iapo_dspy.bandit.named import named, short_name
 from iapo_dspy.bandit.stops import StopMode
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.preferences import Preference
+from iapo_dspy.preferences import Preference, is_number
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.field_values import jsonable
@@ -48,6 +48,7 @@ class Settings:
     seed: int
     num_threads: int | None
     rollout_timeout: float | None
+    outage_patience: float
     max_errors: int | None
     log_dir: Path | None
     batch: BatchAPI | None
@@ -62,6 +63,8 @@ class Settings:
             if not (optional and value is None) and not (whole and value >= least):
                 raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
         check_timeout(self.rollout_timeout)
+        if not (is_number(self.outage_patience) and self.outage_patience >= 0):
+            raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
         field = self.preference_field
         if field is not None and not (isinstance(field, str) and field.isidentifier()):
             raise ConfigurationError(f"preference_field={field!r}: give a keyword, or None.")
@@ -120,7 +123,7 @@ class Settings:
         Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
         """
         plain = ("default_preference", "preference_field", "max_n", "joint_limit", "stopping", "seed",
-                 "num_threads", "rollout_timeout", "max_errors", "track_stats")  # fmt: skip
+                 "num_threads", "rollout_timeout", "outage_patience", "max_errors", "track_stats")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
             "strategy": jsonable(self.strategy.to_dict()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
-from iapo_dspy.errors import BudgetExceeded
+from iapo_dspy.errors import BudgetExceeded, ProviderDown
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.concurrency.contained import contained
@@ -167,14 +167,19 @@ class LiveEnvironment:
         return self._equal.verdict if self._equal is not None else None
 
     @property
+    def outage(self) -> str | None:
+        """Why the run could not go on: a provider was down for too long; None where none was."""
+        return self._sampler.outage
+
+    @property
     def running_jobs(self) -> tuple[str, ...]:
         """The provider's ids of the batch jobs that are waited for."""
         return self._batches.running
 
     def close(self, *, finished: bool) -> None:
-        """End the threads that score, and say in the ledger whether the run came to its end."""
+        """End the threads that score, and say in the ledger whether the run came to its end; an outage is none."""
         self._scorer.close()
-        if finished:
+        if finished and self.outage is None:
             self._journal.write(finished=True)
 
     def look(self, pulls: Pulls) -> list[Pulled | None]:
@@ -182,6 +187,7 @@ class LiveEnvironment:
 
         Raises:
             TooManyErrors: See `max_errors`.
+            ProviderDown: A provider was down for too long, and there are no completions at all.
             Exception: A fatal error of the provider, such as a wrong key.
         """
         return run_on_loop(self._draw(pulls), calls=self._calls)
@@ -191,6 +197,7 @@ class LiveEnvironment:
 
         Raises:
             TooManyErrors: See `max_errors`.
+            ProviderDown: A provider was down for too long, and there are no completions at all.
             StorageError: The ledger's disk is full; what was in flight is in the ledger.
             Exception: A fatal error of the provider, such as a wrong key.
         """
@@ -213,6 +220,8 @@ class LiveEnvironment:
         results = (await self._pull_all(asked))[: len(pulls)]
         self._ledger.check()
         self._round += 1
+        if self.outage is not None and not self._tracker.drawn:
+            raise ProviderDown(f"{self.outage}, and nothing is known yet. See that it works, and compile again.")
         self._tracker.check()
         return results
 
@@ -223,7 +232,9 @@ class LiveEnvironment:
         starts = self._starts(pulls)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
-        places = asyncio.Semaphore(2 * self._sampler.max_concurrency)
+        # Each deployment has places of its own: one that is down must not take those of the others.
+        places: dict[Hashable, asyncio.Semaphore] = {}
+        most = 2 * self._sampler.max_concurrency
         tasks: dict[int, asyncio.Task[Pulled | None]] = {}
         try:
             drawn: dict[PullKey, Drawn] = {}
@@ -233,7 +244,9 @@ class LiveEnvironment:
                     [self._ask(s.key, s.pull.prompt, s.pull.query, s.missing) for s in asked]
                 )
             for position, start in starts.items():
-                tasks[position] = asyncio.ensure_future(self._pull_one(start, drawn.get(start.key), places))
+                program = self._prompts[start.pull.prompt].program
+                place = places.setdefault(self._sampler.deployments(program), asyncio.Semaphore(most))
+                tasks[position] = asyncio.ensure_future(self._pull_one(start, drawn.get(start.key), place))
             await asyncio.gather(*tasks.values())
         except BaseException:
             for upstream in self._upstreams:
@@ -283,14 +296,14 @@ class LiveEnvironment:
             decoding=self._prompts[prompt].decoding,
         )
 
-    async def _pull_one(self, start: _Start, drawn: Drawn | None, places: asyncio.Semaphore) -> Pulled | None:
+    async def _pull_one(self, start: _Start, drawn: Drawn | None, place: asyncio.Semaphore) -> Pulled | None:
         """Draw the missing completions of a pull, put them on disk, and score the whole pull.
 
         Completions that are drawn for the unit of costs only are not scored: None.
         """
         key, pull, reservation, missing = start.key, start.pull, start.reservation, start.missing
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
-        async with places:
+        async with place:
             self._meter.charge(Spent(completions=len(start.stored)))  # their tokens and dollars are counted already
             known = {i: Completion.of_record(r, prompt.program, prompt.inner) for i, r in start.stored.items()}
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
@@ -307,12 +320,13 @@ class LiveEnvironment:
                     decoding=prompt.decoding,
                     upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
                 )
-                paid = [r for r in rollouts if not r.unpaid]
-                reservation.settle(completions=len(paid))
-                made = {i: Completion.of_rollout(r, key, i, pull) for i, r in zip(missing, paid, strict=False)}
+                drawn_now = dict(zip(missing, (r for r in rollouts if not r.undrawn), strict=False))
+                reservation.settle(completions=len(drawn_now))
+                made = {i: Completion.of_rollout(r, key, i, pull) for i, r in drawn_now.items()}
                 # The spending is written first: after a crash in between, the ledger says too much, never too little.
                 self._journal.write()
-                self._ledger.extend([completion.record for completion in made.values()])
+                # A failure that may pass by waiting is not kept: the next start of the run draws the completion again.
+                self._ledger.extend([c.record for i, c in made.items() if not drawn_now[i].passing])
                 known |= made
             completions = [known[i] for i in sorted(known)]
             if self._unit is not None and self._round == 0:

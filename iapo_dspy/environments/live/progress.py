@@ -94,6 +94,11 @@ class Tracker:
         self._total = 0
         self._unusable = 0  # failed ones that could not even be read
 
+    @property
+    def drawn(self) -> int:
+        """Completions so far."""
+        return self._completions
+
     def add(self, prompt: int, scored: Sequence[Scored]) -> None:
         """Count the completions of one pull.
 

@@ -47,20 +47,28 @@ def _is_ctrl_c(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
+def on_loop(error: BaseException) -> BaseException:
+    """Return an exception of a user's coroutine as it may leave a task: an exit would take the loop with it.
+
+    A task that was cancelled from outside is cancelled as ever.
+    """
+    if isinstance(error, (Exception, GeneratorExit)):  # the latter is the end of the coroutine itself
+        return error
+    asked = getattr(asyncio.current_task(), "cancelling", None)  # Python 3.11 knows who cancelled
+    if isinstance(error, asyncio.CancelledError) and (asked is None or asked()):
+        return error
+    return exited(error)
+
+
 async def contained_wait(work: Awaitable[T]) -> T:
-    """Await a user's coroutine on the shared loop. A task that an exit leaves would take the loop with it.
+    """Await a user's coroutine on the shared loop.
 
     Raises:
-        CodeExited: See `contained`. A task that was cancelled from outside is cancelled as ever.
+        CodeExited: Instead of `SystemExit` and the like.
     """
     try:
         return await work
-    except (Exception, GeneratorExit):  # the latter is the end of this coroutine itself
-        raise
-    except asyncio.CancelledError as error:
-        asked = getattr(asyncio.current_task(), "cancelling", None)  # Python 3.11 knows who cancelled
-        if asked is None or asked():
-            raise
-        raise exited(error) from error
     except BaseException as error:
-        raise exited(error) from error
+        if (escaped := on_loop(error)) is error:
+            raise
+        raise escaped from error

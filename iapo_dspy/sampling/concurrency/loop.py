@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from iapo_dspy.sampling.concurrency.contained import contained_wait, on_loop
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -174,8 +176,17 @@ class Mailbox:
 
 
 async def within(coroutine: Coroutine[Any, Any, T], seconds: float | None) -> T:
-    """Await a coroutine for some seconds at most; without a task of its own, where Python has `asyncio.timeout`."""
-    if sys.version_info >= (3, 11):
-        async with asyncio.timeout(seconds):
-            return await coroutine
-    return await asyncio.wait_for(coroutine, seconds)
+    """Await a coroutine for some seconds at most; without a task of its own, where Python has `asyncio.timeout`.
+
+    Raises:
+        CodeExited: It raised `SystemExit` or the like, which would take the loop with it.
+    """
+    try:
+        if sys.version_info >= (3, 11):
+            async with asyncio.timeout(seconds):
+                return await coroutine
+        return await asyncio.wait_for(contained_wait(coroutine), seconds)
+    except BaseException as error:
+        if (escaped := on_loop(error)) is error:
+            raise
+        raise escaped from error

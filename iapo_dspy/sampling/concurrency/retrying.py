@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import tenacity
 
-from iapo_dspy.sampling.lm.refusals import is_retryable, retry_after
+from iapo_dspy.sampling.concurrency.gate import Gate, Slot
+from iapo_dspy.sampling.lm.refusals import is_refused, is_retryable, is_throttled, is_undrawn, retry_after
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=tenacity.BaseRetrying)
+T = TypeVar("T")
+_PERSISTENT = 8  # retries of a request that was surely not billed, while a run goes on
+_MOST_DOUBLINGS = 4  # of the wait before these
+_LONGEST_QUOTA = 120.0  # seconds; a longer wait means that a quota is used up
 _BASE = 0.5  # seconds
 _LONGEST = 60.0  # seconds
 
@@ -56,6 +65,18 @@ def retrying(
     return kind(retry=tenacity.retry_if_exception(passes), stop=stop, wait=wait, before_sleep=tell, reraise=True)
 
 
+def tell(slot: Slot, error: BaseException) -> None:
+    """Tell a gate what an error says about its deployment."""
+    if is_throttled(error):
+        slot.throttled(retry_after(error))
+    elif not isinstance(error, Exception) or is_undrawn(error):  # cancelled, or never sent
+        return
+    elif is_retryable(error):
+        slot.failed(error)
+    else:
+        slot.answered()
+
+
 def _error(state: tenacity.RetryCallState) -> BaseException:
     error = state.outcome.exception() if state.outcome is not None else None
     assert error is not None  # asked for failures only
@@ -71,3 +92,58 @@ def backoff(attempt: int, asked: float | None, rng: random.Random) -> float:
     if asked is not None:
         return asked + rng.uniform(0.0, min(0.25, 0.1 + 0.1 * asked))
     return min(_LONGEST, _BASE * 2.0 ** min(attempt, 16)) * rng.uniform(0.5, 1.0)
+
+
+async def insist(
+    send: Callable[[], Awaitable[T]],
+    *,
+    gate: Gate,
+    retries: int,
+    rng: random.Random,
+    again: Callable[[BaseException], bool] = is_retryable,
+) -> T:
+    """Send a request through a gate until it succeeds, or there is no point.
+
+    A provider that answers others, but not this request, says something about the request: it has so many retries, and
+    a few more where nothing can have been billed. After a 429, the number of which depends on the requests in flight,
+    it has as many more as the gate can be halved. While nobody is answered, the provider is down: the request waits at
+    the gate for as long as the gate has patience (`Gate`), and that is no failure of its own.
+
+    Args:
+        send: Sends the request once, and tells the gate what became of it.
+        gate: The deployment's.
+        retries: Attempts after the first one.
+        rng: Source of the jitter.
+        again: Whether an error may pass by waiting.
+
+    Raises:
+        ProviderDown: The gate has lost its patience.
+        Exception: The error of the last attempt.
+    """
+    tries = failures = 0
+    since = gate.now()
+    halvings = (gate.limit - 1).bit_length()
+    while True:
+        try:
+            return await send()
+        except Exception as error:
+            if not again(error):
+                raise
+            tries += 1
+            asked, throttled = retry_after(error), is_throttled(error)
+            # The first failures of an outage come while others are still answered; later ones do not.
+            failures += gate.patience is None or gate.answered_since(since) or failures > 1
+            since = gate.now()
+            allowed = retries
+            if gate.patience is None:
+                allowed += halvings if throttled and retries else 0
+            else:
+                unbilled = is_refused(error) or isinstance(error, ConnectionError)
+                allowed = retries + halvings if throttled else max(retries, _PERSISTENT if unbilled else 1)
+            if failures > allowed or (gate.patience is None and (asked or 0.0) > _LONGEST_QUOTA):
+                raise
+            gate.lose_patience(error, retries=retries, tries=tries, asked=asked)
+            attempt = tries - 1 if gate.patience is None else min(tries - 1, _MOST_DOUBLINGS)
+            delay = 0.0 if gate.is_down else backoff(attempt, asked, rng)
+            logger.debug("An attempt failed (%s); next in %.2f s.", type(error).__name__, delay)
+        await asyncio.sleep(delay)

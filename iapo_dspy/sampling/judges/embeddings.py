@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 import numpy as np
-from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import ConfigurationError, IAPOError
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.concurrency.loop import run_on_loop, within
 from iapo_dspy.sampling.concurrency.once import Once
-from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.concurrency.retrying import insist, tell
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.lm.params import import_litellm
 from iapo_dspy.sampling.lm.proxy import METERING, noted
@@ -71,7 +69,12 @@ class EmbeddingRequest:
     @property
     def bound(self) -> int:
         """More tokens than the texts can have: no tokenizer makes more tokens than there are bytes."""
-        return sum(len(text.encode()) + 8 for text in self.texts)
+        return sum(len(text.encode(errors="surrogatepass")) + 8 for text in self.texts)
+
+    @property
+    def deployment(self) -> Hashable:
+        """Model, address and key, by which providers limit requests; never show it."""
+        return ("embeddings", self.model, *(str(self.settings.get(name)) for name in ("api_base", "api_key")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +103,20 @@ async def request_embeddings(
     if meter.budget is not None:
         request.check_budget(meter.budget, prices)
 
+    gate = gate or Gate(1, name=request.model)
+
     async def attempt() -> Embeddings:
-        async with contextlib.nullcontext() if gate is None else gate():
-            return await _attempt(request, meter, prices)
+        async with gate() as slot:
+            try:
+                embeddings = await _attempt(request, meter, prices)
+            except BaseException as error:
+                tell(slot, error)
+                raise
+            slot.succeeded()
+            return embeddings
 
     retries = int(request.settings.get("num_retries", _RETRIES))
-    attempts = retrying(AsyncRetrying, retries=retries, rng=random.Random(0))
-    embeddings: Embeddings = await meter.in_time(attempts(attempt))
-    return embeddings
+    return await meter.in_time(insist(attempt, gate=gate, retries=retries, rng=random.Random(0)))
 
 
 async def _attempt(request: EmbeddingRequest, meter: RequestMeter, prices: Prices | None) -> Embeddings:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import dspy
 import numpy as np
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, LedgerError, LMRefused
+from iapo_dspy.errors import ConfigurationError, LedgerError, LMRefused
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
@@ -29,6 +29,7 @@ from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.ledger.records import VerdictRecord
 from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical, generation_params
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
+from iapo_dspy.sampling.lm.refusals import is_undrawn
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
 from iapo_dspy.sampling.spending.usage import Usage
@@ -125,8 +126,8 @@ class Case:
 
     Attributes:
         metering: Sends the calls.
-        refused: A call did not fit into the budget. The score must not be used then, for the metric may have caught
-            the error.
+        refused: A call did not fit into the budget, or its provider was down. The score must not be used then, for the
+            metric may have caught the error.
         fatal: A call failed in a way that no other call could escape.
         name: Names the completion in the ledger.
         asked: How often each call was made that is not remembered.
@@ -135,12 +136,12 @@ class Case:
     metering: Metering
     name: str = ""
     asked: Counter[str] = field(default_factory=Counter)
-    refused: BudgetExceeded | None = None
+    refused: Exception | None = None
     fatal: Exception | None = None
 
     def note(self, error: Exception) -> None:
         """Remember an error that kept a call from being answered."""
-        if isinstance(error, BudgetExceeded):
+        if is_undrawn(error):
             self.refused = error
         elif self.fatal is None and isinstance(error, (ConfigurationError, LMRefused)):
             self.fatal = error

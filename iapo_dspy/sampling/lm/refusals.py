@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from iapo_dspy.errors import BudgetExceeded, ConfigurationError, StorageError
+from iapo_dspy.errors import BudgetExceeded, ConfigurationError, ProviderDown, StorageError
 
 _FATAL = frozenset(
     {
@@ -97,7 +97,7 @@ def may_concern_one(error: BaseException) -> bool:
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
-    if is_fatal(error) or isinstance(error, BudgetExceeded):
+    if is_fatal(error) or is_undrawn(error):
         return False
     if isinstance(error, (asyncio.TimeoutError, TimeoutError, ConnectionError)) or _names(error) & _TRANSIENT:
         return True
@@ -110,6 +110,11 @@ def is_retryable(error: BaseException) -> bool:
 def is_free_to_repeat(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later, and this attempt surely cost nothing."""
     return is_retryable(error) and (is_unsent(error) or is_refused(error))
+
+
+def is_undrawn(error: BaseException | None) -> bool:
+    """Whether a completion was never drawn, for a reason that says nothing about its prompt."""
+    return isinstance(error, (BudgetExceeded, ProviderDown))
 
 
 def is_unsent(error: BaseException) -> bool:

@@ -12,14 +12,13 @@ from typing import Any
 
 import dspy
 from dspy.utils.usage_tracker import UsageTracker
-from tenacity import AsyncRetrying
 
 from iapo_dspy.sampling.concurrency.contained import contained_wait
-from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.concurrency.retrying import insist, tell
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import NOT_SENT
 from iapo_dspy.sampling.lm.proxy import METERING
-from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable, is_throttled
+from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
@@ -34,8 +33,8 @@ from iapo_dspy.sampling.spending.usage_check import check_usage, whole_text
 class CallableCompleter:
     """Calls the LM itself n times, concurrently, with DSPy's cache off.
 
-    The LM itself retries and reports its usage. Where it reports none, tokens count as 0 (`Usage.recounted`) unless a
-    budget limits them: then the request costs its upper bound.
+    The LM itself retries and reports its usage; a run asks it again where its provider is down. Where it reports none,
+    tokens count as 0 (`Usage.recounted`) unless a budget limits them: then the request costs its upper bound.
 
     Args:
         lm: The language model. It is never changed; its history is only written when a request is recorded.
@@ -70,14 +69,17 @@ class CallableCompleter:
 
     async def _attempts(self, request: CompletionRequest, index: int) -> Choice:
         """Call the LM; where tokens are limited, its retries are made here, so that each of them is counted."""
-        if not isinstance(self._lm, dspy.LM) or not (request.once or self._terms.meter.bounds_requests):
-            return await self._call(self._lm, request, index)
-        once = self._lm.copy(num_retries=0)
-        once.history = self._lm.history
-        again = is_free_to_repeat if request.once else is_retryable
-        attempts = retrying(AsyncRetrying, retries=self._lm.num_retries, rng=self._rng, again=again)
-        choice: Choice = await attempts(self._call, once, request, index)
-        return choice
+        lm, retries = self._lm, 0
+        if isinstance(lm, dspy.LM) and (request.once or self._terms.meter.bounds_requests):
+            lm, retries = lm.copy(num_retries=0), lm.num_retries
+            lm.history = self._lm.history
+        return await insist(
+            lambda: self._call(lm, request, index),
+            gate=self._terms.gate,
+            retries=retries,
+            rng=self._rng,
+            again=is_free_to_repeat if request.once else is_retryable,
+        )
 
     async def _call(self, lm: dspy.BaseLM, request: CompletionRequest, index: int) -> Choice:
         seed = seed_of(self._lm, request.key, request.messages, index)
@@ -123,8 +125,7 @@ class CallableCompleter:
                     )
             except BaseException as error:
                 reservation.forfeit(requests=1, prompt_tokens=prompt)
-                if is_throttled(error):
-                    slot.throttled()
+                tell(slot, error)
                 raise
             latency = time.perf_counter() - start
             slot.succeeded()

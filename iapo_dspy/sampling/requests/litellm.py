@@ -13,21 +13,17 @@ from dataclasses import replace
 from typing import Any, cast
 
 import dspy
-from tenacity import AsyncRetrying
 
 from iapo_dspy.errors import IAPOError
-from iapo_dspy.sampling.concurrency.contained import contained_wait
 from iapo_dspy.sampling.concurrency.loop import within
-from iapo_dspy.sampling.concurrency.retrying import retrying
+from iapo_dspy.sampling.concurrency.retrying import insist, tell
 from iapo_dspy.sampling.lm.params import import_litellm, supports_n, without_retries
 from iapo_dspy.sampling.lm.refusals import (
     is_free_to_repeat,
     is_refused,
     is_retryable,
-    is_throttled,
     is_unsent,
     may_refuse_params,
-    retry_after,
 )
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
@@ -40,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT = 600.0  # seconds, where neither the LM nor the caller sets one
 _GRACE = 5.0  # seconds that LiteLLM gets to notice a timeout itself
-_LONGEST_WAIT = 120.0  # seconds; a longer wait means that the quota is used up
 
 
 class EmptyReplyError(IAPOError):
@@ -151,35 +146,23 @@ class LiteLLMCompleter:
         params, seed = dict(request.params), seed_of(self._lm, request.key, request.messages, index)
         if seed is not None:
             params["seed"] = seed
-        attempts = retrying(
-            AsyncRetrying,
-            retries=self._allowed,
-            rng=self._rng,
-            again=is_free_to_repeat if request.once else is_retryable,
-            longest=_LONGEST_WAIT,
-            before_sleep=self._before_sleep,
-        )
         trial = self._refused.trial(params, self._lm.model)
         with self._terms.refusals.request():
             while True:
                 try:
-                    choices: list[Choice] = await attempts(self._attempt, request, trial.params, n)
+                    choices = await insist(
+                        lambda: self._attempt(request, trial.params, n),
+                        gate=self._gate,
+                        retries=self._retries,
+                        rng=self._rng,
+                        again=is_free_to_repeat if request.once else is_retryable,
+                    )
                 except Exception as error:
                     if not trial.leave_out(error):
                         raise
                 else:
                     trial.worked()
                     return choices
-
-    def _before_sleep(self, error: BaseException, delay: float) -> None:
-        logger.debug("An attempt failed (%s); next in %.2f s.", type(error).__name__, delay)
-        if (asked := retry_after(error)) is not None:
-            self._gate.pause(asked)
-
-    def _allowed(self, error: BaseException) -> int:
-        """Attempts after the first: a 429 says something about the crowd, which takes some halvings to thin out."""
-        halvings = (self._gate.limit - 1).bit_length() if self._retries and is_throttled(error) else 0
-        return self._retries + halvings
 
     async def _attempt(self, request: CompletionRequest, params: dict[str, Any], n: int) -> list[Choice]:
         async with self._gate() as slot:
@@ -196,8 +179,7 @@ class LiteLLMCompleter:
                     reservation.settle(requests=1)
                 else:  # cut off: it may be billed
                     reservation.forfeit(requests=1, prompt_tokens=prompt)
-                if is_throttled(error):
-                    slot.throttled()
+                tell(slot, error)
                 raise
             latency = time.perf_counter() - start
             slot.succeeded()
@@ -241,4 +223,4 @@ class LiteLLMCompleter:
         send = self._lm.acompletion if isinstance(self._lm, ReplicatedLM) else litellm.acompletion
         call = send(model=request.model, messages=list(request.messages), num_retries=0, timeout=timeout, **sent)
         limit = timeout + _GRACE if isinstance(timeout, (int, float)) else None
-        return within(contained_wait(call), limit)
+        return within(call, limit)

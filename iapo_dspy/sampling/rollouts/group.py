@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 
 import dspy
 
-from iapo_dspy.errors import BudgetExceeded
 from iapo_dspy.sampling.concurrency.loop import Mailbox, background_loop
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import call_of, canonical, limit_output, max_output_tokens
-from iapo_dspy.sampling.lm.refusals import is_fatal, is_refused, is_unsent
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_refused, is_retryable, is_undrawn, is_unsent
 from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest
 from iapo_dspy.sampling.rollouts.pipeline import Phase, Upstream, Watch
@@ -55,7 +54,8 @@ class Seat:
     before: Counter[str] = field(default_factory=Counter)  # its calls before the inner module
     text: str | None = None
     seed: int | None = None
-    unpaid: bool = False
+    undrawn: bool = False
+    passing: bool = False  # one of its calls failed in a way that may pass by waiting
     calls: int = 0
     granted: int = 0  # output tokens that calls in flight may take
     taken: int = 0  # output tokens that its calls took, or may have taken, as far as they are limited
@@ -76,7 +76,7 @@ class Seat:
         took = choice.usage
         self.usage += replace(took, shared_tokens=share * took.shared_tokens, shared_usd=share * took.shared_usd)
         self.seed = choice.seed if self.seed is None else self.seed
-        self.unpaid |= isinstance(choice.error, BudgetExceeded)
+        self._note(choice.error)
         if choice.error is None:
             self.text = choice.text
 
@@ -96,7 +96,11 @@ class Seat:
             shared_completion_tokens=took.completion_tokens / size,
             shared_usd=usd or 0.0,
         )
-        self.unpaid |= isinstance(choice.error, BudgetExceeded)
+        self._note(choice.error)
+
+    def _note(self, error: Exception | None) -> None:
+        self.undrawn |= is_undrawn(error)
+        self.passing |= error is not None and is_retryable(error)
 
 
 @dataclass(eq=False)

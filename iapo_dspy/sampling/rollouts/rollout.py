@@ -37,8 +37,9 @@ class Rollout:
         failure: Type and message of the error, one line without keys; None for a success.
         error: True where transport, provider or the program itself raised; False where the text could not be read or is
             incomplete.
-        unpaid: True where the budget ended before the rollout did. It says nothing about the prompt and must not be
-            counted against it.
+        undrawn: True where the budget ended, or the provider was down, before the rollout was done. It says nothing
+            about the prompt and must not be counted against it.
+        passing: True where transport or provider failed in a way that may pass by waiting; it is no final result.
         text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.
         usage: Its share of the usage of all rollouts; the shared parts were paid once for all of them.
         seed: The seed sent with its (first) request, None if none was sent.
@@ -50,7 +51,8 @@ class Rollout:
     prediction: dspy.Prediction | None = None
     failure: str | None = None
     error: bool = False
-    unpaid: bool = False
+    undrawn: bool = False
+    passing: bool = False
     text: str | None = None
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None

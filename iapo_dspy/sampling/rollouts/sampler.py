@@ -17,7 +17,6 @@ from dspy.primitives.base_module import BaseModule
 from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy.errors import (
-    BudgetExceeded,
     ConfigurationError,
     IAPOError,
     IncompleteCompletion,
@@ -32,14 +31,14 @@ from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.concurrency.threads import ThreadGate
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings, request_embeddings
 from iapo_dspy.sampling.lm.params import deployment_of, limit_output
-from iapo_dspy.sampling.lm.refusals import is_fatal, secrets_of
+from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, is_undrawn, secrets_of
 from iapo_dspy.sampling.lm.shared_refusals import SharedRefusals
 from iapo_dspy.sampling.requests.callable_lm import CallableCompleter, completer_for
 from iapo_dspy.sampling.requests.history import recorder
 from iapo_dspy.sampling.requests.port import Choice, Completer, CompletionRequest, Terms
 from iapo_dspy.sampling.rollouts.group import Aborted, Group, Seat
 from iapo_dspy.sampling.rollouts.pipeline import WATCH, Upstream
-from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, prepare, quiet_adapter, state_of
+from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
@@ -68,6 +67,8 @@ class Sampler:
         max_concurrency: HTTP requests in flight at most; None takes `dspy.settings.num_threads` where it was
             configured to something else than DSPy's default of 8, else 64.
         timeout: Seconds per attempt; None takes the LM's, or ten minutes.
+        outage_patience: Seconds, >= 0, for which requests wait for a provider that is down, before they are given up
+            (`Gate`); None sends them all the same, so that each has its own retries.
         seed: Seed of the jitter between attempts. (Completions are seeded by the LM's own `seed`.)
         patience: Seconds without any news after which LM calls of a multi-step program are sent although some rollouts
             have not come to theirs; see `group`.
@@ -88,6 +89,7 @@ class Sampler:
         meter: Meter | None = None,
         max_concurrency: int | None = None,
         timeout: float | None = None,
+        outage_patience: float | None = None,
         seed: int = 0,
         patience: float = 1.0,
         rollout_timeout: float | None = None,
@@ -107,6 +109,8 @@ class Sampler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prices = prices
         self._timeout = timeout
+        self._outage_patience = outage_patience
+        self._gates: dict[Hashable, Gate] = {}
         self._seed = seed
         self._patience = patience
         self._rollout_timeout = rollout_timeout
@@ -153,9 +157,12 @@ class Sampler:
         if isinstance(m, bool) or not isinstance(m, int) or m < 1:
             raise ConfigurationError(f"m={m!r}: give a whole number >= 1.")
         self._bind()
+        # A draw inside of a rollout has a place already; a second one it might wait for forever.
+        place: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
+        if current_seat() is None:  # a deployment that is down must not take the places of the others
+            place = self._pulls.setdefault(self.deployments(program), asyncio.Semaphore(self.max_concurrency))
         try:
-            # A draw inside of a rollout has a place already; a second one it might wait for forever.
-            async with self._pulls if current_seat() is None else contextlib.nullcontext():
+            async with place:
                 try:
                     with contained():  # inputs of the user's own types are written here
                         call = self._single(program, inputs, decoding, record) if upstream is None else None
@@ -204,7 +211,7 @@ class Sampler:
         """
         self._bind()
         self._hide(lm.kwargs)
-        completer = self._judges.get(lm, lambda: completer_for(lm, self._terms(self._gate, self.meter.judges)))
+        completer = self._judges.get(lm, lambda: completer_for(lm, self._terms(self._gate_of(lm), self.meter.judges)))
         return await self._judged(completer.complete(request))
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -215,9 +222,8 @@ class Sampler:
         """
         self._bind()
         self._hide(request.settings)
-        return await self._judged(
-            request_embeddings(request, meter=self.meter.judges, gate=self._gate, prices=self._prices)
-        )
+        gate = self._gate_at(request.deployment, request.model)
+        return await self._judged(request_embeddings(request, meter=self.meter.judges, gate=gate, prices=self._prices))
 
     async def _judged(self, asking: Awaitable[T]) -> T:
         try:
@@ -234,16 +240,36 @@ class Sampler:
             return None
         return LMRefused(f"{words}: {self._line(error)}")
 
+    def deployments(self, program: Any) -> Hashable:
+        """Return the deployments that the predictors of a program ask; compare it, but never show it."""
+        lms = [p.lm or self.lm or dspy.settings.lm for p in predictors_of(program)]
+        return frozenset(deployment_of(lm) for lm in lms if isinstance(lm, dspy.BaseLM))
+
+    @property
+    def outage(self) -> str | None:
+        """Why requests were given up, of the first deployment that was down for too long; None while there is none."""
+        return next((gate.outage for gate in self._gates.values() if gate.outage is not None), None)
+
+    def _gate_of(self, lm: dspy.BaseLM) -> Gate:
+        return self._gate_at(deployment_of(lm), lm.model)
+
+    def _gate_at(self, deployment: Hashable, name: str) -> Gate:
+        if deployment not in self._gates:
+            self._gates[deployment] = Gate(
+                self.max_concurrency, within=self._gate, name=name, patience=self._outage_patience
+            )
+        return self._gates[deployment]
+
     def _bind(self) -> None:
         """Make the parts that belong to one event loop; a forked child has another loop than its parent."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._loop = loop
             self._gate = Gate(self.max_concurrency)  # all LMs together; each deployment has one of its own in it
-            self._gates: dict[Hashable, Gate] = {}
+            self._gates = {}
             self._refusals: dict[Hashable, SharedRefusals] = {}
-            self._pulls = asyncio.Semaphore(self.max_concurrency)
-            self._threads = ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
+            self._pulls: dict[Hashable, asyncio.Semaphore] = {}
+            self._threads: dict[Hashable, ThreadGate] = {}
             self._completers: IdentityCache[Completer] = IdentityCache()
             self._judges: IdentityCache[Completer] = IdentityCache()
 
@@ -271,7 +297,8 @@ class Sampler:
             prediction=prediction,
             failure=failure,
             error=choice.error is not None and not isinstance(choice.error, _UNUSABLE),
-            unpaid=isinstance(choice.error, BudgetExceeded),
+            undrawn=is_undrawn(choice.error),
+            passing=choice.error is not None and is_retryable(choice.error),
             text=choice.text,
             usage=choice.usage,
             seed=choice.seed,
@@ -298,7 +325,10 @@ class Sampler:
             settings["callbacks"] = []
         if m > 1 and not (record and dspy.settings.callbacks):
             settings["adapter"] = format_once(settings["adapter"])
-        async with contextlib.nullcontext() if current_seat() is not None else self._threads(m):
+        gate = self._threads.setdefault(
+            self.deployments(program), ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
+        )
+        async with contextlib.nullcontext() if current_seat() is not None else gate(m):
             try:
                 rollouts = await asyncio.gather(
                     *(self._seated(seat, prepared, inputs, settings) for seat in group.seats)
@@ -337,7 +367,8 @@ class Sampler:
             prediction=prediction,
             failure=failure,
             error=error,
-            unpaid=seat.unpaid,
+            undrawn=seat.undrawn,
+            passing=prediction is None and seat.passing,
             text=seat.text,
             usage=replace(seat.usage, latency_s=time.perf_counter() - start + seat.saved_s),
             seed=seat.seed,
@@ -369,10 +400,8 @@ class Sampler:
             if isinstance(lm, SamplingLM):  # inside a rollout: its requests wait at the outer gate
                 refusals = SharedRefusals(sound=True)  # one that concerns all ends the outer draw
                 return CallableCompleter(lm, Terms(gate=Gate(_UNBOUNDED), meter=self.meter, refusals=refusals))
-            deployment = deployment_of(lm)
-            gate = self._gates.setdefault(deployment, Gate(self.max_concurrency, within=self._gate))
-            refusals = self._refusals.setdefault(deployment, SharedRefusals(sound=self.sound))
-            return completer_for(lm, replace(self._terms(gate, self.meter), refusals=refusals))
+            refusals = self._refusals.setdefault(deployment_of(lm), SharedRefusals(sound=self.sound))
+            return completer_for(lm, replace(self._terms(self._gate_of(lm), self.meter), refusals=refusals))
 
         return self._completers.get(lm, make)
 

@@ -156,7 +156,8 @@ def test_an_exit_is_a_failure_of_one_completion(where: str, kind: type[BaseExcep
             )
         failures = program.detailed_results.failures
         assert any(kind.__name__ in cause for cause, _ in failures.causes), failures
-        assert 0 < failures.total < failures.completions == server.completions
+        assert 0 < failures.total < failures.completions
+        assert program.detailed_results.spent.completions == server.completions
         optimizer().compile(student(), trainset=questions(4))  # the process has not suffered
 
 

@@ -37,7 +37,7 @@ async def run_until_exhausted(sampler: Sampler, meter: Meter, workers: int = 64)
             except BudgetExceeded:
                 return
             rollouts = await sampler.sample(program, {"question": f"q{number}"}, m, key=(number, position))
-            paid = [r for r in rollouts if not r.unpaid]
+            paid = [r for r in rollouts if not r.undrawn]
             reservation.settle(completions=len(paid))
             drawn.extend(paid)
             if len(paid) < m:
@@ -107,8 +107,8 @@ def test_budget_that_ends_inside_a_program_marks_the_rollouts_it_cut_off() -> No
         meter = Meter(Budget(100, tokens=1_500))
         sampler = Sampler(lm=server.lm(max_tokens=100), meter=meter)
         rollouts = draw(sampler, TwoSteps(), {"question": "q"}, 6, key=0)
-        assert any(r.unpaid for r in rollouts)
-        assert all(r.unpaid == (not r.ok) for r in rollouts)
+        assert any(r.undrawn for r in rollouts)
+        assert all(r.undrawn == (not r.ok) for r in rollouts)
         assert meter.spent.tokens <= 1_500
 
 
@@ -182,7 +182,7 @@ def test_an_lm_that_reports_no_usage_does_not_escape_a_token_budget() -> None:
     lm = DummyLM([{"answer": "word " * 30}] * 500)
     sampler = Sampler(lm=lm, meter=meter)
     rollouts = draw(sampler, dspy.Predict("question -> answer"), {"question": "q"}, 60, key=0)
-    assert any(r.ok for r in rollouts) and any(r.unpaid for r in rollouts)
+    assert any(r.ok for r in rollouts) and any(r.undrawn for r in rollouts)
     assert 3_000 < meter.spent.tokens <= 6_000
 
 

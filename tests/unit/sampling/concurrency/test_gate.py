@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from iapo_dspy.errors import ProviderDown
 from iapo_dspy.sampling.concurrency.gate import Gate, Slot
 
 
@@ -54,9 +55,10 @@ async def test_a_crowd_of_429_halves_once_and_the_next_round_trip_again() -> Non
 async def test_width_grows_by_about_one_per_round_trip_up_to_the_limit() -> None:
     clock = Clock()
     gate = Gate(8, clock=clock)
-    (slot,) = await enter(gate, clock, 1)
-    slot.throttled()
-    await leave([slot])
+    crowd = await enter(gate, clock, 8)
+    for slot in crowd:
+        slot.throttled()
+    await leave(crowd)
     widths = [gate.width]
     for _ in range(10):
         slots = await enter(gate, clock, gate.width)
@@ -172,3 +174,103 @@ async def test_gate_bounds_and_pauses() -> None:
     start = time.monotonic()
     await work()
     assert time.monotonic() - start >= 0.1
+
+
+async def test_a_few_refusals_among_answers_neither_narrow_the_gate_nor_pause_it() -> None:
+    clock = Clock()
+    gate = Gate(64, clock=clock)
+    for _ in range(10):
+        slots = await enter(gate, clock, 64)
+        for i, slot in enumerate(slots):  # one in eight
+            slot.throttled(5.0) if i % 8 == 0 else slot.succeeded()
+        await leave(slots)
+    assert gate.width == 64
+    start = clock.now
+    await asyncio.wait_for(gate().__aenter__(), 1)
+    assert clock.now == start
+
+
+async def test_a_crowd_of_refusals_pauses_as_long_as_was_asked() -> None:
+    clock = Clock()
+    gate = Gate(8, clock=clock)
+    slots = await enter(gate, clock, 8)
+    for slot in slots:
+        slot.throttled(3.0)
+    await leave(slots)
+    waiting = asyncio.ensure_future(gate().__aenter__())
+    await asyncio.sleep(0.01)
+    assert gate.width == 4 and not waiting.done()
+    waiting.cancel()
+    clock.now += 3.0
+    await asyncio.wait_for(gate().__aenter__(), 1)
+
+
+async def down(clock: Clock, patience: float = 60.0) -> Gate:
+    """A gate of 8 that was answered once and is down now."""
+    gate = Gate(8, clock=clock, patience=patience, name="m")
+    slots = await enter(gate, clock, 8)
+    slots[0].succeeded()
+    for slot in slots[1:]:
+        assert not gate.is_down or slot in slots[6:]
+        slot.failed(ConnectionError("refused"))
+    await leave(slots)
+    return gate
+
+
+async def test_failures_in_a_row_break_the_circuit_and_one_probe_at_a_time_goes_out() -> None:
+    clock = Clock()
+    gate = await down(clock)
+    assert gate.is_down and gate.width == 1
+    waiting = [asyncio.ensure_future(gate().__aenter__()) for _ in range(5)]
+    pauses = []
+    for _ in range(4):
+        start = clock.now
+        while not any(w.done() for w in waiting):
+            clock.now += 0.25
+            gate._change()
+            await asyncio.sleep(0.001)
+        pauses.append(clock.now - start)
+        (sent,) = [w for w in waiting if w.done()]  # one
+        waiting.remove(sent)
+        sent.result().failed(ConnectionError("refused"))
+        await leave([sent.result()])
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
+    clock.now += 8.0
+    gate._change()
+    probe = await asyncio.wait_for(waiting[0], 1)
+    probe.succeeded()
+    assert not gate.is_down and gate.width == 2  # few at first ...
+    await leave([probe])
+    for _ in range(3):  # ... and twice as many each round trip, up to the width that it had
+        slots = await enter(gate, clock, gate.width)
+        for slot in slots:
+            slot.succeeded()
+        await leave(slots)
+    assert gate.width == 8
+
+
+async def test_an_outage_that_outlasts_the_patience_ends_all_requests() -> None:
+    clock = Clock()
+    gate = await down(clock, patience=10.0)
+    waiting = [asyncio.ensure_future(gate().__aenter__()) for _ in range(5)]
+    await asyncio.sleep(0)
+    gate.lose_patience(ConnectionError("refused"), retries=3, tries=1)  # not yet
+    clock.now += 10.1
+    with pytest.raises(ProviderDown, match=r"^m has not answered for 10 seconds \(ConnectionError: refused\)\.$"):
+        gate.lose_patience(ConnectionError("refused"), retries=3, tries=9)
+    for each in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(each, ProviderDown)
+    with pytest.raises(ProviderDown):
+        await gate().__aenter__()
+    assert gate.in_flight == 0
+
+
+async def test_without_patience_every_request_is_sent() -> None:
+    clock = Clock()
+    gate = Gate(2, clock=clock)
+    for _ in range(20):
+        (slot,) = await enter(gate, clock, 1)
+        slot.failed(ConnectionError("refused"))
+        gate.lose_patience(ConnectionError("refused"), retries=0, tries=99)
+        await leave([slot])
+    assert not gate.is_down and gate.width == 2
