@@ -103,7 +103,6 @@ PAIRS: dict[str, list[tuple[str, str, str]]] = {
         ("///", "101\u2082", "1012"),
         ("/=/", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix} 1 & 2 \\ 3 & 4 \end{bmatrix}"),
         ("///", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&3\\2&4\end{pmatrix}"),
-        ("/=/", r"\int_0^1 x\,dx", "1/2"),
     ],
     "numbers": [
         ("/==", "0.5", ".5"),

@@ -22,8 +22,11 @@ from iapo_dspy.scoring.once_per_call import once
 
 _HIDDEN = frozenset({"reasoning"})  # added by a chain of thought; judged only where it is named
 _DECIDING = ("temperature", "top_p", "max_tokens", "reasoning_effort", "seed")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:[.,]\d+)?(?![\w.]*\d)")
-_OUT_OF = re.compile(r"([-+]?\d+(?:[.,]\d+)?)\s*(?:/|out\s+of)\s*([-+]?\d+(?:[.,]\d+)?)")
+# At most 20 digits, so that a verdict of many thousands is read in no time.
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d{1,20}(?:[.,]\d{1,20})?(?![\w.]*\d)")
+_OUT_OF = re.compile(
+    r"(?<!\d)([-+]?\d{1,20}(?:[.,]\d{1,20})?)\s*(?:/|out\s+of)\s*([-+]?\d{1,20}(?:[.,]\d{1,20})?)(?!\d)"
+)
 
 
 def judge(

@@ -48,6 +48,7 @@ def test_too_much_work_ends_in_time_and_the_next_request_is_answered(texts: Proc
     assert texts.run("find", "a", 0, False, "a") is True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux bounds the memory of a process")
 def test_too_much_memory_is_refused() -> None:
     import resource

@@ -1,6 +1,8 @@
 """Verdicts of judges are read, and judges and models that cannot work are refused when they are made."""
 
+import contextlib
 import math
+import time
 from typing import Any
 
 import pytest
@@ -34,6 +36,16 @@ def test_a_verdict_that_cannot_be_read_is_an_error_that_shows_it(text: str) -> N
     with pytest.raises(ScoreError, match="erdict") as caught:
         read_verdict(text, (0.0, 10.0))
     assert repr(text.strip()) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 10**5, "1" * 10**5 + "x1", "1 " * 10**5 + "/", "7" + " " * 10**6 + "out", "1." * 10**5]
+)
+def test_a_verdict_of_any_length_is_read_in_no_time(text: str) -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(ScoreError):
+        assert read_verdict(text, (0.0, 10.0)) in (0.1, 0.7)
+    assert time.perf_counter() - start < 2
 
 
 def test_scales_need_not_start_at_zero_and_may_be_words() -> None:
