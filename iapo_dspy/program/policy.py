@@ -198,7 +198,7 @@ class CompiledPolicy:
             with part(f"preferences[{i}]"):
                 preferences.append(Preference.from_dict(saved))
                 prompt, n = saved["arm"]
-                if not (isinstance(prompt, int) and isinstance(n, int) and prompt < len(prompts) and n <= max_n):
+                if not (type(prompt) is type(n) is int and prompt < len(prompts) and n <= max_n):
                     raise ValueError(
                         f"arm={saved['arm']}: the prompt must be below {len(prompts)}, and n at most max_n={max_n}"
                     )

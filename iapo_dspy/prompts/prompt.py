@@ -333,6 +333,12 @@ class PromptState:
             KeyError, TypeError, ValueError: The data are damaged.
         """
         lms = {name: ModelName.from_json(lm) for name, lm in data["lms"].items()}
+        for name, state in data["state"].items():
+            signature, config = state.get("signature", {}), state.get("config", {})
+            if not isinstance(config, Mapping) or not isinstance(signature.get("instructions", ""), str):
+                raise TypeError(f"the state of the predictor {name!r}: instructions must be text, config an object")
+        if not isinstance(data["label"], str) or not isinstance(data.get("model", ""), str):
+            raise TypeError(f"label={data['label']!r}, model={data.get('model')!r}: they must be text")
         return cls(**{**data, "decoding": Decoding(**data["decoding"]), "lms": lms})
 
 

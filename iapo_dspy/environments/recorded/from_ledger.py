@@ -77,7 +77,9 @@ def recording_of(
         contexts = Contexts.from_preferences([Preference.from_dict(p) for p in settings["preferences"]], objectives)
         cost = Cost.from_dict(settings.get("cost") or {})
         scales = Scales.of_saved(settings["strategy"]) if kind == "best-of" else None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if scales is not None and list(scales.names) != objectives:
+            raise ValueError(f"the strategy has the objectives {list(scales.names)}, the run {objectives}")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise LedgerError(
             f"{contents.path} is damaged at line 1: its settings are not those of a run ({one_line(error)}). Repair "
             "that line, or run again in another log_dir."

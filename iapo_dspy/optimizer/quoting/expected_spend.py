@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import Takes, completions_for
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, calls_of, is_direct
-from iapo_dspy.sampling.ledger.reading import read_ledger
+from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
@@ -200,14 +200,19 @@ class _Ledger:
         """Read the ledger of a run; None where there is none yet, or nothing in it."""
         if not (log_dir / "ledger.jsonl").is_file():
             return None
-        header, everything = read_ledger(log_dir)
-        records = [r for r in everything if isinstance(r, CompletionRecord) and r.usage.completion_tokens > 0]
+        contents = contents_of(log_dir)
+        records = [
+            replace(r, text=None, fields=None, inner=None)  # only their usage counts, and texts take memory
+            for r in contents.all(CompletionRecord)
+            if r.usage.completion_tokens > 0
+        ]
         if not records:
             return None
-        spent = next((r.spent for r in reversed(everything) if isinstance(r, SpentRecord)), Spent())
-        labels = ((header.get("settings") or {}).get("about") or {}).get("labels") or ()
-        known = {label: i for i, label in enumerate(labels)}
-        scores = {r.key: r.scores for r in everything if isinstance(r, ScoreRecord) and r.scores is not None}
+        spent = next((r.spent for r in reversed(contents.all(SpentRecord))), Spent())
+        labels = contents.about.get("labels")
+        known = {str(label): i for i, label in enumerate(labels if isinstance(labels, list) else ())}
+        columns = len(columns_of(plan.strategy))
+        scores = {r.key: r.scores for r in contents.all(ScoreRecord) if r.scores and len(r.scores) == columns}
         if isinstance(plan.strategy, Calibrates) and scores:
             first = [row for key, row in scores.items() if key.startswith("0/")]  # the first round's
             learnt = plan.strategy.calibrate(first)

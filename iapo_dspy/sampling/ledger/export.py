@@ -108,7 +108,7 @@ def _features() -> dict[str, Any]:
 def _row(s: ScoredCompletion, labels: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
     completion, score = s.completion, s.score
     row = {name: getattr(completion, name, getattr(completion.usage, name, None)) for name in names}
-    row["label"] = labels[completion.prompt] if completion.prompt < len(labels) else None
+    row["label"] = str(labels[completion.prompt]) if completion.prompt < len(labels) else None
     row["fields"] = None if completion.fields is None else json.dumps(plain(completion.fields), ensure_ascii=False)
     row["scored"] = s.known
     if score is not None:
@@ -116,4 +116,9 @@ def _row(s: ScoredCompletion, labels: Sequence[str], names: Iterable[str]) -> di
         row["scores"] = None if score.scores is None else [float(v) for v in score.scores]
         row["failure"] = completion.failure or score.failure
         row["error"] = completion.error or score.error
-    return row
+    return {name: _encodable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _encodable(text: str) -> str:
+    """Return a text in which each half of a surrogate pair, which no file of text can hold, is a question mark."""
+    return text.encode(errors="replace").decode()

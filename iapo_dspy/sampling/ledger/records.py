@@ -257,7 +257,10 @@ def check_line(line: Mapping[str, Any]) -> None:
     Raises:
         ValueError: A field is missing or holds something that no run writes; the message names it.
     """
-    if line.get("kind") not in KINDS:
+    kind = line.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"kind: it must be text, got {str(kind)[:40]}")
+    if kind not in KINDS:
         return
     try:
         lines().validate_python(line)

@@ -50,7 +50,7 @@ DEEP: Any = []
 for _ in range(200):
     DEEP = [DEEP]
 WRONG: dict[str, list[Any]] = {
-    "preferences.0.arm": [[1, 500], [7, 2], [-1, 2], [1, 0], [1], "11", None, ["1", 2], [1, 1.5]],
+    "preferences.0.arm": [[1, 500], [True, 4], [7, 2], [-1, 2], [1, 0], [1], "11", None, ["1", 2], [1, 1.5]],
     "preferences": [[], {}, "x", [1], KeyError],
     "preferences.0.stop": [{"waves": [3, 9]}],
     "preferences.0.cost": ["x"],
@@ -61,6 +61,11 @@ WRONG: dict[str, list[Any]] = {
     "stopping": ["sometimes", 3],
     "prompts": [[], "x", [1], DEEP],
     "prompts.1.state": [{}, [], "x", {"other": {}}, {"self": 1}],
+    "prompts.2.state": ["x", [1], -1],
+    "prompts.2.state.self.config": [True, "x", [1]],
+    "prompts.2.state.self.signature": ["x", {"instructions": []}],
+    "prompts.2.model": [1.5],
+    "prompts.2.label": [None],
     "prompts.1.lms": ["x", {"self": []}],
     "strategy": [{}, [], {"kind": "majority_vote"}, {"kind": "best_of_n", "objectives": [1]}],
     "evidence": ["x", [1], [{}], {}],

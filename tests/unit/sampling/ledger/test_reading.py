@@ -126,6 +126,15 @@ def test_a_field_of_a_wrong_type_is_named_with_its_line(tmp_path: Path, field: s
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("line", [{}, {"kind": []}, {"kind": None, "more": True}])
+def test_a_line_of_no_kind_is_refused(tmp_path: Path, line: dict[str, object]) -> None:
+    Ledger.open(tmp_path, fingerprint="f").close()
+    path = tmp_path / "ledger.jsonl"
+    path.write_text(path.read_text() + json.dumps(line) + "\n")
+    with pytest.raises(LedgerError, match=r"line 2 .*kind: it must be text"):
+        read_ledger(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["completion", "score", "call", "batch"])
 def test_a_missing_field_is_named(tmp_path: Path, kind: str) -> None:
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
