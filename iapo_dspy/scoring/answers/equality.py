@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import fractions
 import importlib.util
@@ -143,7 +144,8 @@ class MathEqual:
             raise ConfigurationError(f"math_equal(digits={self.digits!r}): give a whole number >= 1.")
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigurationError("math_equal needs Hugging Face's math-verify: pip install 'iapo_dspy[math]'.")
-        FORMULAS.prepare()  # its modules take a second to load
+        with contextlib.suppress(OSError):  # then formulas stay text, with a warning
+            FORMULAS.prepare()  # its modules take a second to load
 
     @property
     def normalize(self) -> Normalize:

@@ -9,6 +9,8 @@ import pytest
 
 from iapo_dspy import math_equal
 from iapo_dspy.scoring.answers.formulas import Collection, Scalar, read, units_of
+from iapo_dspy.scoring.bounded import process as module
+from iapo_dspy.scoring.bounded.process import FORMULAS
 from tests.unit.scoring.answers.test_text import ROWS
 
 MATH = math_equal()
@@ -97,6 +99,13 @@ def test_lists_within_and_fields_that_are_lists() -> None:
 def test_units_are_counted_in_base_units() -> None:
     assert units_of("kg") == (Fraction(1000), "g") and units_of("square cm") == (Fraction(1, 10**4), "m^2")
     assert units_of("m/s") == units_of(r"\text{m} \cdot \text{s}^{-1}") == (Fraction(1), "m s^-1")
+
+
+def test_without_another_process_formulas_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FORMULAS, "_idle", [])
+    monkeypatch.setattr(module, "_WORKER", module._WORKER.with_name("missing.py"))
+    assert math_equal()(r"\sqrt{7} + y", r"\sqrt{7} + y ") and not MATH(r"y + \sqrt{7}", r"\sqrt{7} + y")
+    assert MATH("1/2", "0.5")  # a number needs none
 
 
 @pytest.mark.parametrize(
