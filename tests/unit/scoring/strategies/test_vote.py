@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.scoring.strategies import MajorityVote, Mixed, Objective, WeightedVote
+from iapo_dspy.scoring.inside_pipeline import probe_metric, score_inside
+from iapo_dspy.scoring.strategies import MajorityVote, Mean, Mixed, Objective, WeightedVote
 from tests.support.selecting import select
 
 EXAMPLE = dspy.Example(question="1 + 1?", answer="2").with_inputs("question")
@@ -65,6 +66,20 @@ def test_what_a_metric_cannot_score_votes_and_is_worth_the_least(worth: Any, cau
         assert scored.answer == read.answer == "2" and scored.usable and read.usable
         assert scored.scores == (-1.0, *rest)
         assert cause in str(scored.failure) and scored.error
+
+
+def test_a_rating_that_an_affine_metric_cannot_score_counts_in_the_mean() -> None:
+    rating = Mean("answer", affine=True, bounds=(-1, 1))
+    scored = rating.score(EXAMPLE, dspy.Prediction(answer="2"), lambda e, p: 1 / 0)
+    assert scored.usable and scored.scores == (-1.0,) and "ZeroDivisionError" in str(scored.failure)
+
+
+def test_a_mixed_vote_has_its_metrics_bounds_inside_of_a_pipeline_too() -> None:
+    mixed = Mixed(MajorityVote("answer", bounds=(-2, 2)), objectives=[Objective("brief", lambda e, p: True)])
+    probe_metric(mixed, EXAMPLE, dspy.Prediction(answer="2"), lambda e, p: -2)
+    lost = score_inside(mixed, EXAMPLE, inputs={"question": "1 + 1?"}, said=dspy.Prediction(answer="2"), outcome=None,
+                        metric=lambda e, p: 2, failure="a later step failed")  # fmt: skip
+    assert lost.scores == (-2.0, 1.0) and lost.usable and lost.failure == "a later step failed"
 
 
 def test_a_completion_without_a_weight_has_no_vote_on_either_side() -> None:
