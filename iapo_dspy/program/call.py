@@ -206,7 +206,9 @@ def _sampler(prices: Prices | None) -> Sampler:
 
     Programs with other prices of the user have a sampler of their own.
     """
-    return Sampler(prices=prices)
+    sampler = Sampler(prices=prices)
+    sampler.sound = True  # the run was answered by these models, so a call that is refused fails alone
+    return sampler
 
 
 def _merge(predictions: Sequence[dspy.Prediction | None], winner: int) -> CompiledPrediction:

@@ -18,7 +18,7 @@ from iapo_dspy.sampling.concurrency.retrying import insist, tell
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import NOT_SENT
 from iapo_dspy.sampling.lm.proxy import METERING
-from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_retryable
+from iapo_dspy.sampling.lm.refusals import is_free_to_repeat, is_refused, is_retryable
 from iapo_dspy.sampling.lm.refused_params import refused_params_of
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.requests.choices import Reading, seed_of
@@ -124,7 +124,10 @@ class CallableCompleter:
                         self._outputs(lm, request.messages, given, index), self._terms.timeout
                     )
             except BaseException as error:
-                reservation.forfeit(requests=1, prompt_tokens=prompt)
+                if isinstance(error, Exception) and is_refused(error):
+                    reservation.settle(requests=1)
+                else:  # cut off: it may be billed
+                    reservation.forfeit(requests=1, prompt_tokens=prompt)
                 tell(slot, error)
                 raise
             latency = time.perf_counter() - start

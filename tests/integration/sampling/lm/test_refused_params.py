@@ -10,8 +10,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Decoding, ReplicatedLM
+from iapo_dspy import Budget, Decoding, ReplicatedLM
 from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.sampling.spending.budget import Meter
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.sampling import draw
@@ -81,6 +82,18 @@ def test_a_refusal_is_answered_by_leaving_the_parameter_out(kind: str, caplog: p
         assert server.statuses == {400: 1, 200: 3}
         assert ["temperature" in body for body in server.bodies] == [True, False, False, False]
     assert [r.levelno for r in caplog.records if "refuses temperature" in r.message] == [logging.WARNING]
+
+
+@pytest.mark.parametrize("model_type", ["chat", "responses"])
+def test_a_refusal_costs_nothing(model_type: Any) -> None:
+    """Nothing of its upper bound, 500 tokens and the prompt, counts as spent."""
+    with Refusing("temperature") as server:
+        settings = {"api_base": server.base, "api_key": "k", "cache": False, "num_retries": 0, "max_tokens": 500}
+        lm = dspy.LM("openai/m", model_type=model_type, temperature=0.7, **settings)
+        sampler = Sampler(lm=lm, meter=Meter(Budget(completions=9, tokens=10**6)))
+        (rollout,) = draw(sampler, PREDICT, QUESTION, 1, key="x")
+        assert rollout.ok and server.statuses == {400: 1, 200: 1}
+        assert sampler.meter.spent.completion_tokens < 50 and sampler.meter.spent.requests == 2
 
 
 def test_a_limit_goes_by_its_other_name() -> None:
