@@ -14,8 +14,8 @@ from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
-from iapo_dspy.sampling.ledger.reading import read_ledger
-from iapo_dspy.sampling.ledger.records import CompletionRecord, SpentRecord
+from iapo_dspy.sampling.ledger.reading import contents_of
+from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import LIKELY_MARGIN, count_text
@@ -168,13 +168,9 @@ def _left(plan: Plan) -> Left | None:
     log_dir, budget = plan.settings.log_dir, plan.settings.budget
     if log_dir is None or not (log_dir / "ledger.jsonl").is_file():
         return None
-    spent, reserved, drawn = Spent(), Spent(), set()
-    for record in read_ledger(log_dir)[1]:
-        if isinstance(record, SpentRecord):
-            spent, reserved = record.spent, record.reserved
-        elif isinstance(record, CompletionRecord):
-            drawn.add((record.round, record.position, record.index))
-    spent = spent + reserved + Spent(completions=len(drawn))
+    contents = contents_of(log_dir)
+    last = next(reversed(contents.all(SpentRecord)), SpentRecord())
+    spent = last.spent + last.reserved + Spent(completions=len(contents.completions))
     return Left(
         spent=spent,
         completions=None if budget.completions is None else max(budget.completions - spent.completions, 0),
