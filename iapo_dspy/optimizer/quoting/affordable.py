@@ -97,7 +97,7 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
     budget = plan.settings.budget
     if plan.completions is not None:
         return plan
-    takes, looked = _measured(plan, environment, meter)
+    takes, looked = _measured(plan, environment, meter, ledger)
     known = ledger.planned
     if known is not None and (known.tokens, known.usd) == (budget.tokens, budget.usd):
         completions = known.completions  # an earlier process has planned for it
@@ -118,7 +118,7 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
     return plan.of(completions)
 
 
-def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter) -> tuple[Takes, FloatArray]:
+def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: LedgerPort) -> tuple[Takes, FloatArray]:
     """Draw some completions of each prompt; return what completions take, and what these took together [2]."""
     n_prompts, n_queries = len(plan.prompts), len(plan.examples)
     prompts = np.unique(np.linspace(0, n_prompts - 1, min(n_prompts, _LOOKED_AT)).astype(np.int64))
@@ -142,8 +142,8 @@ def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter) -> tuple[T
             least=plan.least_in_all,
         )
     once[~seen], each[~seen] = once[seen].mean(axis=0), each[seen].mean(axis=0)
-    spent = meter.spent
-    judges = np.array([spent.judge_tokens, spent.judge_usd]) / max(spent.completions, 1)
+    spent, judged = meter.spent, sum(len(r.scored) for r in results if r is not None)
+    judges = np.array([spent.judge_tokens, spent.judge_usd]) / max(judged, len(ledger.stored))
     takes = Takes(once=once, each=each + judges)
     student = plan.unit.draws if plan.unit is not None else 0  # drawn beside these, for the unit of costs
     return takes, takes.of(pulls) * (1 + student / len(pulls))
