@@ -58,4 +58,10 @@ def cheapest_of_best(
     if np.isfinite(values[first]):
         se = evidence.against(context, prompts[close], scales[close], int(prompts[first]), int(scales[first]))
         close = close[values[close] >= values[first] - NEAR * se - equal]
-    return int(close[np.lexsort((close, -values[close], price[close]))[0]])
+    return int(close[np.lexsort((close, _rounded(-values[close]), _rounded(price[close])))[0]])
+
+
+def _rounded(values: FloatArray) -> FloatArray:
+    """Return values without their last digits, which depend on the order of sums: equal ones are equal then."""
+    largest = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values)).max(initial=0.0)
+    return np.round(values / largest, 10) if largest > 0 else values

@@ -193,8 +193,11 @@ def _alternatives(table: PolicyTable, outcome: Outcome, arm: Arm) -> tuple[Optio
 
 
 def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option:
+    found = outcome.stops[0].arm if outcome.stops is not None else None
+    if arm.stop is not None and arm.stop.waves[0] == 1 and found == Arm(arm.prompt, 1):
+        arm = found  # saved by an older version: its calls always end after their first completion
     at = arm.prompt, arm.n - 1
-    stopped = outcome.stops[0] if outcome.stops is not None and outcome.stops[0].arm == arm else None
+    stopped = outcome.stops[0] if outcome.stops is not None and found == arm else None
     if stopped is not None:
         values = stopped.utility, stopped.reward, stopped.cost
     else:  # all N drawn at once

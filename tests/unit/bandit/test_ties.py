@@ -46,3 +46,10 @@ def test_near_ties_go_to_the_cheapest_and_clear_differences_to_the_better() -> N
     # Arms without an estimate are not chosen.
     q = np.array([[[NAN, NAN], [0.1, 0.0]]])
     assert choose(q, evidence(noise, np.array([[NAN, NAN], [3.0, 4.0]]))).arms == (Arm(1, 1),)
+
+
+def test_arms_that_differ_in_their_last_digits_only_are_taken_in_their_order() -> None:
+    values = np.zeros((3, 50, 1)) + np.array([0.5, 0.5 + 1e-14, 0.5 - 1e-14])[:, None, None]
+    for cost in ([1.0, 1.0 - 2e-16, 1.0 + 1e-15], [1.0 + 1e-15, 1.0, 1.0 - 1e-15]):
+        assert choose(values.mean(axis=1)[None], evidence(values, np.array(cost)[:, None])).arms == (Arm(0, 1),)
+    assert choose(values.mean(axis=1)[None], evidence(values, np.array([[1.0], [0.9], [1.0]]))).arms == (Arm(1, 1),)
