@@ -427,7 +427,7 @@ def test_other_settings_that_cannot_work_are_refused_before_any_call(tmp_path: P
         with pytest.raises(ConfigurationError, match="max_tokens"):
             optimizer(budget=Budget(100, tokens=10_000)).compile(student, trainset=asked(3), inner="solve")
         quote = optimizer().quote(Pipeline(), trainset=asked(3), inner="solve", output_tokens=10)
-        assert quote.expected is None and quote.requests is None and "pipelines" in str(quote)
+        assert quote.expected is not None and quote.requests == 3 * 200 and "made-up answers" in str(quote)
         assert not server.requests
 
 
