@@ -46,6 +46,7 @@ def one_line(error: BaseException, secrets: Iterable[str] = ()) -> str:
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     for secret in secrets:
         text = text.replace(secret, "[secret]")
+    text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be printed
     return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]
 
 

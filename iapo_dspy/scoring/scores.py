@@ -101,7 +101,7 @@ def function_digest(*parts: Any) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(_describe(part).encode())
+        digest.update(_describe(part).encode(errors="surrogatepass"))
         digest.update(b"|")
     return digest.hexdigest()[:16]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import dspy
-from pydantic_core import to_jsonable_python
 
 from iapo_dspy.environments.live.stored import Completion
+from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import Strategy, highest_of
 
@@ -85,6 +85,6 @@ def shown(fields: dspy.Example) -> str:
     """Return fields in a few words."""
     parts = []
     for name, value in fields.items():
-        text = repr(value if isinstance(value, str) else to_jsonable_python(value, fallback=repr))
+        text = repr(value if isinstance(value, str) else jsonable(value))
         parts.append(f"{name}={text if len(text) <= _LONGEST else text[: _LONGEST - 3] + '...'}")
     return "(" + ", ".join(parts) + ")"

@@ -217,12 +217,14 @@ def _one_round(plan: Plan) -> tuple[FloatArray, FloatArray] | None:
     """
     if not is_direct(plan):
         return None
-    by_length = sorted(plan.examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
+    by_length = sorted(
+        plan.examples, key=lambda e: sum(len(str(v).encode(errors="surrogatepass")) for v in e.inputs().values())
+    )
     low, high, shared = [], [], True
     for prompt in plan.prompts.shown:
         (short,), (long,) = calls_of(plan, prompt, by_length[0]), calls_of(plan, prompt, by_length[-1])
         price = plan.price_of(long.lm) or Price(prompt=0.0, completion=0.0, prompt_bound=0.0, completion_bound=0.0)
-        least = sum(len(str(m.get("content")).encode()) for m in short.messages) / 6
+        least = sum(len(str(m.get("content")).encode(errors="surrogatepass")) for m in short.messages) / 6
         most, limit = prompt_bound(long.messages, long.params), long.limit or 0
         low.append([[least, least * price.prompt], [1.0, price.completion]])
         high.append([[most, most * price.prompt_bound], [limit, limit * price.completion_bound]])

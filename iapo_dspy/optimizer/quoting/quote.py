@@ -217,7 +217,7 @@ class _Bounds:
 
 
 def _longest(examples: Sequence[dspy.Example]) -> dspy.Example:
-    return max(examples, key=lambda e: sum(len(str(v).encode()) for v in e.inputs().values()))
+    return max(examples, key=lambda e: sum(len(str(v).encode(errors="surrogatepass")) for v in e.inputs().values()))
 
 
 def _most_tokens(calls: Sequence[LMCall]) -> list[int]:

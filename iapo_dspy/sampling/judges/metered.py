@@ -288,7 +288,7 @@ def vector_of(record: VerdictRecord) -> FloatArray:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+    return hashlib.sha256(canonical(value).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def tried(model: object) -> None:

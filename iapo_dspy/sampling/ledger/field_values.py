@@ -17,8 +17,19 @@ logger = logging.getLogger(__name__)
 
 
 def jsonable(value: Any) -> Any:
-    """Return a value as strict JSON data: pydantic models as their dump, other objects as a marked `repr`."""
-    return _strict(to_jsonable_python(value, fallback=lambda v: {REPR: repr(v)}, inf_nan_mode="constants"))
+    """Return a value as strict JSON data: pydantic models as their dump, other objects as a marked `repr`.
+
+    What pydantic cannot write (a structure that contains itself, a model that holds an array) becomes data with types.
+    """
+    try:
+        return _strict(_written(value))
+    except Exception as error:  # noqa: BLE001 - pydantic raises many kinds, and so do users' classes
+        logger.debug("A %s is written with its types (%s).", type(value).__name__, type(error).__name__)
+        return tagged(value)
+
+
+def _written(value: Any) -> Any:
+    return to_jsonable_python(value, fallback=lambda v: {REPR: repr(v)}, inf_nan_mode="constants")
 
 
 def _strict(value: Any) -> Any:

@@ -141,7 +141,7 @@ class NullLedger(LedgerPort):
 def fingerprint_of(data: Any) -> str:
     """Return a hash of a run's student, candidates, data and settings. Secrets do not enter it."""
     text = json.dumps(without_secrets(jsonable(data)), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def without_secrets(value: Any) -> Any:
@@ -339,7 +339,11 @@ def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 does not have, but JSON escapes have
+        return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

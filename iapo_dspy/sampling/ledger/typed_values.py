@@ -28,6 +28,8 @@ import dspy
 import numpy as np
 import pydantic
 
+from iapo_dspy.sampling.concurrency.contained import contained
+
 logger = logging.getLogger(__name__)
 
 TYPED, REPR, FLOAT = "__typed__", "__repr__", "__float__"
@@ -76,7 +78,8 @@ def _tagged(value: Any, inside: tuple[int, ...]) -> Any:
     if kind is dict and all(type(k) is str for k in value) and not _TAGS & value.keys():
         return dict(zip(value, each(value.values()), strict=True))
     try:
-        found = _described(value, each)
+        with contained():
+            found = _described(value, each)
     except Exception as error:  # noqa: BLE001 - the user's own class, such as a property that raises
         logger.debug("A %s is kept as its text (%s).", kind.__name__, type(error).__name__)
         found = None

@@ -115,7 +115,7 @@ def generation_params(params: Mapping[str, Any]) -> dict[str, Any]:
 def call_of(lm: dspy.BaseLM, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any]) -> str:
     """Return a hash that is equal for equal requests in every process; keys and addresses have no part in it."""
     text = canonical([lm.model, list(messages), generation_params(params)])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
 def check_decoding(lm: dspy.BaseLM, config: Mapping[str, Any] | None = None, decoding: Decoding | None = None) -> None:
@@ -336,4 +336,4 @@ def derive_seed(base: int, key: Sequence[Any] | str | int, messages: str, index:
         A number in [0, 2**31), which every provider accepts.
     """
     text = json.dumps([base, key, messages, index], default=str, ensure_ascii=False)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 2**31
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "big") % 2**31

@@ -166,15 +166,15 @@ def prompt_bound(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any
         content = message.get("content")
         size += _PER_MESSAGE
         if isinstance(content, str):
-            size += len(content.encode())
+            size += len(content.encode(errors="surrogatepass"))
         else:
-            size += len(canonical(dict(message)).encode())
+            size += len(canonical(dict(message)).encode(errors="surrogatepass"))
             size += sum(
                 _PER_MEDIUM for block in content or () if isinstance(block, Mapping) and block.get("type") != "text"
             )
     for name in ("tools", "functions", "response_format"):
         if params.get(name) is not None:
-            size += len(canonical(params[name]).encode())
+            size += len(canonical(params[name]).encode(errors="surrogatepass"))
     return size
 
 
