@@ -105,7 +105,8 @@ def test_what_is_paid_once_and_what_each_completion_adds() -> None:
     class Counted(Loopback):
         def _payload(self, body: dict[str, Any], n: int, fault: Any) -> dict[str, Any]:
             found = super()._payload(body, n, fault)
-            found["usage"]["prompt_tokens"] = prompt[step_of(body)]
+            read, usage = prompt[step_of(body)], found["usage"]
+            usage |= {"prompt_tokens": read, "total_tokens": read + usage["completion_tokens"]}
             return found
 
     cost = Cost(completion_tokens=1, prompt_tokens=100)
