@@ -1,24 +1,22 @@
-"""How certain a choice is: intervals, runners-up, the chance of being best, deceptive prompts, held-out estimates."""
+"""How certain a choice is: intervals, runners-up, the chance of being best, deceptive prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import distinct_rows
-from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.evidence import Evidence
-from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.models.surfaces import groups
-from iapo_dspy.bandit.outcome import Outcome
-from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stops import call_prices, observed_calls
-from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
+from iapo_dspy.bandit.outcome import HeldOut, Outcome
+from iapo_dspy.types import Arm, Contexts, FloatArray
 
 Z95 = 1.959964  # half width of a 95 % interval, in standard errors
+WANTED = 0.05  # half width of an interval that users can act on, as a share of the range of the rewards
 _DRAWS = 400
+_TIE = 1e-9  # of the range of the rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +24,35 @@ class Certainty:
     """How certain the choice of one context's arm is.
 
     Attributes:
-        standard_error: Of the arm's estimated utility, for new queries like the training ones.
-        interval: The 95 % interval of its utility. The best of many estimates tends to be too high: `HeldOut` is not.
+        utility: Of the arm: as measured after the choice, or, where that was not paid for, by the estimates that it was
+            chosen by. The best of many estimates tends to be too high.
+        standard_error: Of the utility, for new queries like the training ones; NaN with fewer than two queries.
+        interval: The 95 % interval of the utility; NaN with fewer than two queries.
+        queries: How many queries the utility rests on.
+        needed: About how many queries would bring the interval to +-`WANTED` of the range of the rewards; infinite
+            where it cannot be told.
+        measured: Whether it rests on completions that had no part in the choice.
         runner_up: The best arm with another prompt; None where there is no other.
-        behind: How much less utility the runner-up is estimated to have; may be slightly negative where a near-tie
-            went to the cheaper arm.
-        probability_best: Probability that the arm's prompt is the best one for the context, at its best scale each.
+        behind: How much less utility the runner-up is estimated to have by the estimates that both were chosen by; may
+            be slightly negative where a near-tie went to the cheaper arm.
+        probability_best: Probability that the arm's prompt is the best one for the context, at its best scale each;
+            prompts that are as good share it.
     """
 
+    utility: float
     standard_error: float
     interval: tuple[float, float]
+    queries: int
+    needed: float
+    measured: bool
     runner_up: Arm | None
     behind: float
     probability_best: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval."""
+        return (self.interval[1] - self.interval[0]) / 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,70 +76,118 @@ class Deceptive:
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Utility of the chosen arm on queries that had no part in the choice.
-
-    Attributes:
-        utility: Mean over queries; NaN where no query has n completions.
-        standard_error: Its standard error; NaN with fewer than two queries.
-        interval: The 95 % interval.
-        queries: How many queries it rests on.
-    """
-
-    utility: float
-    standard_error: float
-    interval: tuple[float, float]
-    queries: int
-
-
-def choices(outcome: Outcome, seed: int = 0) -> tuple[Certainty, ...] | None:
+def choices(outcome: Outcome, contexts: Contexts, seed: int = 0) -> tuple[Certainty, ...] | None:
     """Return how certain each context's arm is; None for algorithms whose estimates have no standard errors.
 
     Args:
         outcome: The run.
+        contexts: Its contexts.
         seed: Seed of the joint normal draws behind `probability_best`.
     """
     evidence, se = outcome.detail, outcome.estimates.standard_error
     if evidence is None or se is None:
         return None
-    noise = [_noise(evidence, row, np.random.default_rng([seed, row])) for row in range(len(evidence.values))]
+    noises = [_Noise.of(evidence, row, np.random.default_rng([seed, row])) for row in range(len(evidence.values))]
+    scores = np.concatenate([o.score for o in outcome.observations])
     found = []
     for context, arm in enumerate(outcome.policy.arms):
         q = np.where(np.isnan(outcome.q[context]), -np.inf, outcome.q[context])
-        reach = q.max(axis=1)
-        others = np.where(np.arange(len(q)) == arm.prompt, -np.inf, reach)
+        others = np.where(np.arange(len(q)) == arm.prompt, -np.inf, q.max(axis=1))
         second = int(others.argmax())
         runner_up = Arm(second, int(q[second].argmax()) + 1) if np.isfinite(others[second]) else None
-        value, error = float(q[arm.prompt, arm.n - 1]), float(se[context, arm.prompt, arm.n - 1])
+        value, reward = float(q[arm.prompt, arm.n - 1]), float(outcome.reward[context, arm.prompt, arm.n - 1])
         if outcome.stops is not None:  # what stopping changes is known far better than the reward itself
-            value = outcome.stops[context].utility
-        drawn = q + evidence.factor[context] * noise[evidence.row[context]]
-        best = drawn.max(axis=2).argmax(axis=1)
+            value, reward = outcome.stops[context].utility, outcome.stops[context].reward
+        bounds = Bounds.of(scores, contexts.weights[context])
+        noise = noises[evidence.row[context]]
+        best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
+        equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)
+        measured = outcome.measured[context] if outcome.measured is not None else None
+        alone = measured or _estimated(outcome, context, value, reward - value, bounds)
         found.append(
             Certainty(
-                standard_error=error,
-                interval=_interval(value, error),
+                utility=alone.utility,
+                standard_error=alone.standard_error,
+                interval=alone.interval,
+                queries=alone.queries,
+                needed=alone.queries * _times(alone.interval, WANTED * (bounds.high - bounds.low)),
+                measured=measured is not None,
                 runner_up=runner_up,
                 behind=value - float(others[second]) if runner_up else float("nan"),
-                probability_best=float((best == arm.prompt).mean()),
+                probability_best=float((equal[:, arm.prompt] / equal.sum(axis=1)).mean()),
             )
         )
     return tuple(found)
 
 
-def _noise(evidence: Evidence, row: int, rng: np.random.Generator) -> FloatArray:
-    """Draw joint errors of all arms [draws, P, N]: of the queries by the multiplier bootstrap, and of the bias."""
-    n_prompts, max_n = evidence.doubt[row].shape
-    n_visited = evidence.n_visited
-    scale = 1.0 / np.sqrt(n_visited * max(n_visited - 1, 1))
-    drawn = rng.normal(size=(_DRAWS, n_visited))
-    queries = np.empty((_DRAWS, n_prompts, max_n))
-    for prompts in groups(n_prompts, n_visited, max_n):
-        influence = evidence.influence[row].block(prompts)
-        influence -= influence.mean(axis=1, keepdims=True)
-        queries[:, prompts] = np.moveaxis(drawn @ influence * scale, 1, 0)
-    return np.asarray(queries + rng.normal(size=(_DRAWS, n_prompts, 1)) * np.sqrt(evidence.doubt[row]))
+def _times(interval: tuple[float, float], half_width: float) -> float:
+    """Return how many times as many queries would make an interval so narrow."""
+    now = (interval[1] - interval[0]) / 2.0
+    return float("inf") if math.isnan(now) else (now / half_width) ** 2 if half_width > 0 else 1.0
+
+
+def _estimated(outcome: Outcome, context: int, value: float, price: float, bounds: Bounds) -> HeldOut:
+    """Return the utility of a context's arm by the estimates that it was chosen by, within the rewards' bounds."""
+    arm, se = outcome.policy.arms[context], outcome.estimates.standard_error
+    assert se is not None
+    error, queries = float(se[context, arm.prompt, arm.n - 1]), int(outcome.count[arm.prompt, 0])
+    value = min(max(value, bounds.low - price), bounds.high - price)
+    low, high = bounds.interval(value + price, error**2, queries - 1.0, queries)
+    return HeldOut(
+        utility=value,
+        standard_error=error if queries > 1 else float("nan"),
+        interval=(low - price, high - price),
+        queries=queries,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noise:
+    """Joint random errors of all arms under one row of weights.
+
+    Few queries do not say how much they vary, so that the errors follow Student's t and not the normal law.
+
+    Attributes:
+        queries: Of the queries, by the multiplier bootstrap [draws, P, N].
+        prompts: Standard errors of each prompt's own error, by which it is off [draws, P, 1].
+    """
+
+    queries: FloatArray
+    prompts: FloatArray
+
+    @classmethod
+    def of(cls, evidence: Evidence, row: int, rng: np.random.Generator) -> _Noise:
+        """Draw the errors."""
+        n_prompts, max_n = evidence.doubt[row].shape
+        n_visited, freedom = evidence.n_visited, max(evidence.n_visited - 1, 1)
+        wider = np.sqrt(freedom / rng.chisquare(freedom, size=(_DRAWS, 1, 1)))
+        drawn = rng.normal(size=(_DRAWS, n_visited))
+        queries = np.empty((_DRAWS, n_prompts, max_n))
+        for prompts in groups(n_prompts, n_visited, max_n):
+            influence = evidence.influence[row].block(prompts)
+            influence -= influence.mean(axis=1, keepdims=True)
+            queries[:, prompts] = np.moveaxis(drawn @ influence / np.sqrt(n_visited * freedom), 1, 0)
+        return cls(queries=wider * queries, prompts=wider * rng.normal(size=(_DRAWS, n_prompts, 1)))
+
+    def errors(
+        self, evidence: Evidence, context: int, reward: FloatArray, error: FloatArray, bounds: Bounds
+    ) -> FloatArray:
+        """Return the errors in one context [draws, P, N].
+
+        Where a prompt's queries all agree, their spread says nothing: an error like that of yes-or-no rewards is added.
+
+        Args:
+            evidence: The evidence.
+            context: Which context.
+            reward: Estimates [P, N].
+            error: Their standard errors [P, N].
+            bounds: The context's.
+        """
+        factor = evidence.factor[context]
+        doubt = factor**2 * evidence.doubt[evidence.row[context]]
+        least = bounds.variances(np.nan_to_num(reward), evidence.queries[:, :1])
+        own = np.sqrt(doubt + np.maximum(least - (np.nan_to_num(error) ** 2 - doubt), 0.0))
+        return np.asarray(factor * self.queries + self.prompts * own)
 
 
 def deceptive_prompts(outcome: Outcome) -> tuple[Deceptive, ...] | None:
@@ -158,53 +220,6 @@ def deceptive_prompts(outcome: Outcome) -> tuple[Deceptive, ...] | None:
                     interval=interval,
                 )
             )
-    return tuple(found)
-
-
-def held_out_pulls(arms: Sequence[Arm], queries: IntArray, budget: int, seed: int) -> Pulls:
-    """Return pulls that measure chosen arms on held-out queries: each prompt once per query, at its largest scale.
-
-    Args:
-        arms: The policy.
-        queries: Indices of the held-out queries.
-        budget: Completions at most; where it does not reach for all queries, a random part of them is used.
-        seed: Seed of that part.
-    """
-    largest: dict[int, int] = {}
-    for arm in arms:
-        largest[arm.prompt] = max(largest.get(arm.prompt, 0), arm.n)
-    prompts = np.array(sorted(largest), dtype=np.int64)
-    sizes = np.array([largest[p] for p in prompts.tolist()], dtype=np.int64)
-    count = min(len(queries), budget // int(sizes.sum()))
-    chosen = np.sort(np.random.default_rng([seed, len(queries)]).permutation(queries)[:count])
-    return Pulls(np.tile(prompts, count), np.repeat(chosen, len(prompts)), np.tile(sizes, count))
-
-
-def held_out(problem: Problem, outcome: Outcome, observations: Observations) -> tuple[HeldOut, ...]:
-    """Estimate the utility of every context's arm from held-out completions alone, free of the winner's curse.
-
-    Rewards are unbiased subset estimates; arms that stop early are replayed on random orders of a query's completions.
-    Prices are those that the run learnt.
-    """
-    contexts = problem.contexts
-    cells = Cells.of([observations], problem.n_prompts, contexts.n_objectives)
-    rows, row, _ = distinct_rows(contexts.weights)
-    value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
-    prices = call_prices(problem, outcome)
-    found = []
-    for context, arm in enumerate(outcome.policy.arms):
-        mine = value[row[context], cells.prompt == arm.prompt, arm.n - 1]
-        completions, waves = np.full(len(mine), float(arm.n)), np.ones(len(mine))
-        if arm.stop is not None:
-            gain, completions, waves = observed_calls(problem, cells, context, arm)
-            mine = mine + gain
-        mine = mine - waves * prices.fixed[context, arm.prompt] - completions * prices.each[context, arm.prompt]
-        mine = mine[~np.isnan(mine)]
-        utility = float(mine.mean()) if len(mine) else float("nan")
-        error = float(mine.std(ddof=1) / np.sqrt(len(mine))) if len(mine) > 1 else float("nan")
-        found.append(
-            HeldOut(utility=utility, standard_error=error, interval=_interval(utility, error), queries=len(mine))
-        )
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.coordinate import Coordinate
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.algorithms.screening import Screening
@@ -94,6 +95,13 @@ def named(algorithm: str | Algorithm) -> Algorithm:
         f"algorithm={algorithm!r}: give one of {', '.join(ALGORITHMS)} (psst+k4 and the like have Top-K screening), "
         "or an object such as Auto(rounds=4)."
     )
+
+
+def has_intervals(algorithm: Algorithm) -> bool:
+    """Return whether an algorithm's estimates have standard errors, so that its chosen arms are measured once more."""
+    if isinstance(algorithm, Stopping):
+        return has_intervals(algorithm.algorithm)
+    return isinstance(algorithm, (Auto, Coordinate))
 
 
 def short_name(algorithm: Algorithm) -> str:

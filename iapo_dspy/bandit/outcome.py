@@ -59,6 +59,23 @@ class StoppedArm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Utility of a chosen arm by completions that had no part in the choice.
+
+    Attributes:
+        utility: Unbiased, but for being kept within the bounds of the rewards.
+        standard_error: Its standard error, for new queries like these; NaN with fewer than two queries.
+        interval: The 95 % interval; NaN with fewer than two queries.
+        queries: How many queries it rests on.
+    """
+
+    utility: float
+    standard_error: float
+    interval: tuple[float, float]
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The findings of a run.
 
@@ -69,11 +86,13 @@ class Outcome:
         estimates: Rewards, raw costs and the number of blocks behind them, from which `q` follows.
         spent: Completions drawn.
         rounds: The rounds in order.
-        observations: One entry per round; a round that could not pay for a pull has an empty one.
+        observations: One entry per round of the choice; a round that could not pay for a pull has an empty one.
         cost_scale: Utility of one raw cost unit, as used in `q`.
         complete: False where the environment was exhausted before the algorithm was done.
         detail: Query-by-query evidence, from algorithms whose estimates have standard errors; else `None`.
         charges: Resources of calls, and which arms keep the contexts' caps; `None` from sequential baselines.
+        measured: The arms of the policy by completions that had no part in the choice [C], from `measurement.measured`;
+            None for an arm without one whole call, and altogether where nothing was measured.
         stops: The arms of the policy with their expected calls [C], from `stops.with_stops`; else `None`.
         prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
             `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
@@ -90,6 +109,7 @@ class Outcome:
     detail: Evidence | None = None
     charges: Charges | None = None
     stops: tuple[StoppedArm, ...] | None = None
+    measured: tuple[HeldOut | None, ...] | None = None
     prompts: IntArray | None = None
 
     @property

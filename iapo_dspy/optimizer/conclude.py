@@ -40,6 +40,7 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         evidence=rounded(outcome.observations),
         spent=found.spent.to_dict(),
         cost=settings.cost,
+        measured=outcome.measured,
     )
     programs = [p.program for p in plan.prompts]
     program = CompiledProgram(
@@ -59,10 +60,12 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
             found.failures,
             found.output_tokens,
             programs,
-            found.held_out,
+            validated=bool(plan.held_out),
             complete=outcome.complete and found.outage is None,
             outage=found.outage,
         )
+        for text in program.detailed_results.too_little:
+            logger.warning("%s", text)
         log_compile(settings.to_dict(), program.detailed_results)
     if plan.pipeline is None:
         return program

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from iapo_dspy.bandit.inference import HeldOut, held_out, held_out_pulls
+from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
@@ -46,7 +45,6 @@ class Findings:
         outage: The provider that was down for too long; None where none was.
         unjudged: Completions without a score, because their judge did not fit the budget.
         output_tokens: Mean output tokens of a completion of each prompt [P].
-        held_out: The chosen arms on the validation set; None without one.
         verdict: Why the run ended before its budget did, where all scores were equal.
     """
 
@@ -58,7 +56,6 @@ class Findings:
     unjudged: int
     outage: str | None
     output_tokens: FloatArray
-    held_out: tuple[HeldOut, ...] | None
     verdict: str | None
 
 
@@ -78,8 +75,8 @@ def draw(plan: Plan) -> Findings:
     with ExitStack() as stack:
         ledger = _ledger(plan)
         stack.callback(ledger.close)
-        if ledger.about is not None and "unit" not in ledger.about:  # of an older version: its costs keep their scale
-            plan = replace(plan, unit=None, as_it_is=None)
+        if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
+            plan = replace(plan, unit=None, as_it_is=None, older=True)
         meter = Meter(settings.budget, spent=_spent_before(ledger.spent))
         sampler = Sampler(
             max_concurrency=settings.num_threads,
@@ -111,7 +108,7 @@ def draw(plan: Plan) -> Findings:
             plan = plan.drawn(outcome)
             if settings.stopping is not None:
                 outcome = with_stops(plan.problem, outcome, mode=settings.stopping)
-            measured = _held_out(plan, outcome, environment)
+            outcome = _measured(plan, outcome, environment)
             environment.close(finished=environment.verdict is None)
         except KeyboardInterrupt:
             _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
@@ -128,7 +125,6 @@ def draw(plan: Plan) -> Findings:
         unjudged=environment.unjudged,
         outage=environment.outage,
         output_tokens=tokens,
-        held_out=measured,
         verdict=environment.verdict,
     )
 
@@ -159,20 +155,19 @@ def _spent_before(record: SpentRecord) -> Spent:
     return record.spent + record.reserved
 
 
-def _held_out(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> tuple[HeldOut, ...] | None:
-    """Measure the chosen arms on the validation set; None where there is none, or nothing is left to pay for it."""
-    if not plan.held_out or not outcome.complete:
-        return None
-    queries = np.arange(len(plan.examples), len(plan.examples) + len(plan.held_out))
-    pulls = held_out_pulls(outcome.policy.arms, queries, plan.reserved, plan.settings.seed)
-    if not len(pulls):
+def _measured(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> Outcome:
+    """Measure the chosen arms on the validation set, or else on the training set, where that is paid for."""
+    pulls = plan.measuring(outcome)
+    if not len(pulls) and plan.reserved and outcome.complete:
         logger.warning(
-            "A fifth of the budget, %d completions, does not pay for the chosen arms on one example of the valset.",
+            "The part of the budget that measures the chosen arms, %d completions, does not pay for one call of them: "
+            "their utilities are those that they were chosen by, and tend to be too high. Give a larger budget.",
             plan.reserved,
         )
-        return None
+    if not len(pulls):
+        return outcome
     world: Environment = environment if outcome.prompts is None else Some(environment, prompts=outcome.prompts)
-    return held_out(plan.problem, outcome, world.pull(pulls))
+    return measured(plan.problem, outcome, world.pull(pulls))
 
 
 def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.coordinate import Coordinate
 from iapo_dspy.bandit.algorithms.port import Algorithm
-from iapo_dspy.bandit.named import short_name
+from iapo_dspy.bandit.measurement import SHARE, measuring_pulls, reserved
+from iapo_dspy.bandit.named import has_intervals, short_name
 from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.live.student_unit import UnitPlan
@@ -40,9 +41,8 @@ from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
-from iapo_dspy.types import Contexts
+from iapo_dspy.types import Contexts, Pulls
 
-_HELD_OUT_SHARE = 5  # one in so many completions measures the chosen arms on the valset
 _UNIT_QUERIES = 16  # questions on which the student is measured at most
 _UNIT_SHARE = 20  # one in so many completions at most measures a student that is not a candidate
 
@@ -68,6 +68,7 @@ class Plan:
         pipeline: The program around the student, where that is a module inside of a pipeline.
         completions: Completions of the algorithm and of the validation set; None until the lengths of completions tell
             how many the budget pays for.
+        older: Whether a version began the run that measured the chosen arms on a validation set only.
     """
 
     settings: Settings
@@ -84,6 +85,7 @@ class Plan:
     doubtful: bool = False
     pipeline: Pipeline | None = None
     completions: int | None = None
+    older: bool = False
 
     def of(self, completions: int) -> Plan:
         """Return the plan for so many completions."""
@@ -124,14 +126,21 @@ class Plan:
         return self.search.least(self.problem)
 
     @property
-    def least_in_all(self) -> int:
-        """The smallest budget that leaves the algorithm its least, beside the validation set."""
-        return self.least + ((self.least - 1) // (_HELD_OUT_SHARE - 1) if self.held_out else 0)
-
-    @property
     def reserved(self) -> int:
-        """Completions that are kept for the validation set: a fifth of the budget, where there is one."""
-        return (self.completions or 0) // _HELD_OUT_SHARE if self.held_out else 0
+        """Completions that are kept to measure the chosen arms, on the validation set or else on the training set."""
+        total = self.completions or 0
+        if self.older:
+            return total // SHARE if self.held_out else 0
+        if not self.held_out and not has_intervals(self.search):
+            return 0
+        return reserved(total, self.problem, self.least, len(self.held_out or self.examples))
+
+    def measuring(self, outcome: Outcome) -> Pulls:
+        """Return the pulls that measure the chosen arms; none where they are not to be measured."""
+        first, count = (len(self.examples), len(self.held_out)) if self.held_out else (0, len(self.examples))
+        kept = self.reserved if outcome.complete else 0
+        queries = np.arange(first, first + count)
+        return measuring_pulls(outcome, queries, kept, self.settings.seed, phases=1 if self.older else 2)
 
 
 def make_plan(
@@ -193,7 +202,7 @@ def make_plan(
         completions=settings.budget.completions,
     )
     plan = _with_unit(plan)
-    (plan if plan.completions is not None else plan.of(plan.least_in_all)).start().close()  # raises BudgetTooSmall
+    (plan if plan.completions is not None else plan.of(plan.least)).start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
     counted = [check_judge(judge, settings) for judge in found.judges]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import dspy
 import numpy as np
 
-from iapo_dspy.bandit.inference import Z95, Certainty, Deceptive, HeldOut, choices, deceptive_prompts
-from iapo_dspy.bandit.outcome import Outcome, Round
+from iapo_dspy.bandit.inference import WANTED, Z95, Certainty, Deceptive, choices, deceptive_prompts
+from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
 from iapo_dspy.environments.live.progress import FailureReport
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
@@ -19,8 +20,8 @@ from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
-from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import Arm, FloatArray, IntArray
+from iapo_dspy.scoring.strategies import Strategy, columns_of
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,10 @@ class PreferenceResult:
         arm: Its prompt and N.
         label: The prompt in words.
         model: Model string of its LM; one for each predictor where they differ.
-        utility: Estimated utility (eq. 3), on the training evidence; the best of many estimates is optimistic.
-        reward: Estimated task reward without the cost.
+        utility: Utility (eq. 3) as measured after the choice, by completions that had no part in it. Where the budget
+            does not pay for that (`choice.measured` says so), and for `psst`, it is the estimate that the arm was
+            chosen by; the best of many estimates is optimistic.
+        reward: Task reward without the cost, likewise.
         completions: Expected completions of a call: N, or fewer where it stops early.
         waves: Expected waves of a call, >= 1.
         tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
@@ -42,7 +45,7 @@ class PreferenceResult:
             groups of N completions.
         choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
             for `psst`, whose estimates have no standard errors.
-        held_out: The utility on the validation set, free of the winner's curse; None without one.
+        held_out: The utility on the validation set; None without one.
         keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
     """
 
@@ -82,7 +85,7 @@ class CompileResult:
         cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
         spent: Completions, tokens, dollars and seconds that the run took.
         failures: Failed completions.
-        rounds: The rounds of the algorithm.
+        rounds: The rounds of the algorithm, and the one that measured the chosen arms.
         complete: False where a budget or an outage ended the run early.
         outage: The provider that was down for too long, and since when; None where none was.
         candidate_programs: One program per prompt, in order.
@@ -141,6 +144,12 @@ class CompileResult:
             outage=self.outage,
         )
 
+    @property
+    def too_little(self) -> tuple[str, ...]:
+        """Preferences whose utility rests on too little to act on, with about how much would do, in words."""
+        found = (_too_little(row, self.spent.completions, self.compiled.n_queries) for row in self.policy)
+        return tuple(text for text in found if text is not None)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CompileResult:
         """Return itself: results belong to a run, not to a copy of its program."""
         return self
@@ -182,6 +191,7 @@ class CompileResult:
                 f"{name}: best single completions, but {d.difference:.3f} ({d.interval[0]:.3f} to {d.interval[1]:.3f}) "
                 f"behind at N={d.n}: {self.labels[d.prompt]}"
             )
+        rows += self.too_little
         if not plain:
             rows.append(f"(cost: {self.cost.unit})")
         return "\n".join(rows)
@@ -194,10 +204,31 @@ def _drawn(row: PreferenceResult) -> str:
 def _sure(row: PreferenceResult) -> str:
     found = [] if row.keeps_caps else ["NO ARM KEEPS THE CAPS"]
     if row.choice is not None:
-        found.append(f"+-{Z95 * row.choice.standard_error:.3f} best with p={row.choice.probability_best:.2f}")
-    if row.held_out is not None:
-        found.append(f"held out {row.held_out.utility:.3f}+-{Z95 * row.held_out.standard_error:.3f}")
+        low, high = row.choice.interval
+        where = " on the valset" if row.held_out is not None else ""
+        found.append("no interval from one query" if row.choice.queries < 2 else f"{low:.3f} to {high:.3f}{where}")
+        found += [] if row.choice.measured else ["not measured, tends to be too high"]
+        found.append(f"best with p={row.choice.probability_best:.2f}")
+    elif row.held_out is not None:
+        found.append(
+            f"held out {row.held_out.utility:.3f}, {row.held_out.interval[0]:.3f} to {row.held_out.interval[1]:.3f}"
+        )
     return f"({', '.join(found)})  " if found else ""
+
+
+def _too_little(row: PreferenceResult, spent: int, n_queries: int) -> str | None:
+    """Say where a utility rests on so little that its interval is twice as wide as wanted, and how much would do."""
+    sure, name = row.choice, row.preference.name or "ad hoc"
+    if sure is None or sure.needed <= 4.0 * sure.queries:
+        return None
+    if math.isinf(sure.needed):
+        return f"{name}: one query says nothing about others. Give more training examples."
+    completions = math.ceil(spent * sure.needed / sure.queries)
+    more = f", and {math.ceil(sure.needed)} examples instead of {n_queries}" if sure.needed > n_queries else ""
+    return (
+        f"{name}: its utility rests on too little, {sure.queries} queries. About {completions:,} completions{more} "
+        f"would bring the interval to +-{WANTED:.0%} of the range of the rewards."
+    )
 
 
 def make_result(
@@ -208,22 +239,39 @@ def make_result(
     failures: FailureReport,
     output_tokens: FloatArray,
     programs: Sequence[dspy.Module],
-    held_out: Sequence[HeldOut] | None = None,
     *,
     complete: bool,
     outage: str | None = None,
+    validated: bool = False,
 ) -> CompileResult:
-    """Put the outcome of a run into the user's words; `output_tokens` is each prompt's mean per completion [P]."""
+    """Put the outcome of a run into the user's words.
+
+    Args:
+        compiled: The policy.
+        strategy: The strategy.
+        outcome: The run.
+        spent: Its price.
+        failures: Its failed completions.
+        output_tokens: Each prompt's mean per completion [P].
+        programs: One per prompt [P].
+        complete: Whether no budget ended the run early.
+        validated: Whether they were measured on a validation set.
+    """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
     tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
-    sure = choices(outcome)
+    contexts = Contexts.from_preferences(compiled.preferences, strategy.objectives, columns_of(strategy))
+    sure = choices(outcome, contexts)
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
     models = tuple(models_of(p) for p in programs)
     stops = outcome.stops
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         at = arm.prompt, arm.n - 1
+        alone = outcome.measured[c] if outcome.measured is not None else None
+        utility = float(outcome.q[c][at]) if stops is None else stops[c].utility
+        reward = float(outcome.reward[c][at]) if stops is None else stops[c].reward
+        shown = sure[c].utility if sure is not None else alone.utility if alone is not None else utility
         rows.append(
             PreferenceResult(
                 preference=preference,
@@ -231,15 +279,15 @@ def make_result(
                 label=labels[arm.prompt],
                 keeps_caps=keeps is None or bool(keeps[c][at]),
                 model=models[arm.prompt],
-                utility=float(outcome.q[c][at]) if stops is None else stops[c].utility,
-                reward=float(outcome.reward[c][at]) if stops is None else stops[c].reward,
+                utility=shown,
+                reward=reward + shown - utility,
                 completions=float(arm.n) if stops is None else stops[c].completions,
                 waves=1.0 if stops is None else stops[c].waves,
                 tokens=float(output_tokens[arm.prompt]) * (arm.n if stops is None else stops[c].completions),
                 cost=float(estimates.cost[at]) if stops is None else stops[c].cost,
                 evidence=int(outcome.evidence[c]),
                 choice=sure[c] if sure is not None else None,
-                held_out=held_out[c] if held_out is not None else None,
+                held_out=alone if validated else None,
             )
         )
     return CompileResult(

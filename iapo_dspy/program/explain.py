@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 import numpy as np
 from pydantic_core import to_jsonable_python
 
-from iapo_dspy.bandit.inference import Z95, choices
+from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.table import PolicyTable
-from iapo_dspy.types import Arm, Stop
+from iapo_dspy.scoring.strategies import columns_of
+from iapo_dspy.types import Arm, Contexts, Stop
 
 _LONGEST_LABEL = 60
 _STOPPED = {
@@ -60,6 +61,10 @@ class Explanation:
         preference: The preference in words.
         chosen: The arm.
         stop: Its waves and its stopping rule in words; None where all completions are drawn at once.
+        interval: The 95 % interval of the chosen arm's utility; None where there is none.
+        measured: Whether the chosen arm's utility rests on completions that had no part in the choice. The estimates
+            that it was chosen by, and those of the alternatives, tend to be too high.
+        estimated: The chosen arm's utility by the same estimates as the alternatives'; None without evidence.
         standard_error: Of the chosen arm's utility; None for algorithms without standard errors.
         probability_best: Probability that the chosen prompt is the best one for this preference; None as above.
         evidence: Observations behind the choice: queries on which the prompt was drawn; for `psst`, groups of N
@@ -72,6 +77,9 @@ class Explanation:
     preference: str
     chosen: Option
     stop: str | None
+    interval: tuple[float, float] | None
+    measured: bool
+    estimated: float | None
     standard_error: float | None
     probability_best: float | None
     evidence: int
@@ -105,16 +113,17 @@ class Explanation:
         if option.utility is None or option.reward is None or option.cost is None:
             return "not known for lack of evidence"
         behind = ""
-        if option is not self.chosen and self.chosen.utility is not None:
-            behind = f" ({option.utility - self.chosen.utility:+.3f})"
+        if option is not self.chosen and self.estimated is not None:
+            behind = f" ({option.utility - self.estimated:+.3f})"
         return (
             f"utility {option.utility:.3f}{behind}, reward {option.reward:.3f}, cost {option.cost:.3g} {self.cost_unit}"
         )
 
     def _sureness(self) -> str:
         parts = []
-        if self.standard_error is not None:
-            parts.append(f"utility +-{Z95 * self.standard_error:.3f}")
+        if self.interval is not None:
+            parts.append(f"utility {self.interval[0]:.3f} to {self.interval[1]:.3f}")
+            parts += [] if self.measured else ["not measured after the choice, tends to be too high"]
         if self.probability_best is not None:
             parts.append(f"its prompt is the best with p={self.probability_best:.2f}")
         parts.append(f"from {self.evidence} observations")
@@ -153,16 +162,26 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
         arm = Arm(report.prompt, report.planned)  # the program was compiled or loaded anew since that call
     outcome = data.solve([preference], table.strategy)
     chosen = _option(table, outcome, "chosen", arm)
-    sure = choices(outcome)
+    contexts = Contexts.from_preferences([preference], table.strategy.objectives, columns_of(table.strategy))
+    measured = data.measurement(preference, arm)
+    sure = choices(replace(outcome, measured=(measured,)), contexts)
     own = sure is not None and outcome.policy[0].prompt == arm.prompt
     error = outcome.estimates.standard_error
     single = 0.01 * preference.cost
     meaning = f": an average single completion costs {single:.3g} of the objective" if single else ""
+    estimated, told = chosen.utility, sure[0] if sure is not None and own else measured
+    interval: tuple[float, float] | None = None
+    if told is not None and estimated is not None and chosen.reward is not None:
+        interval = told.interval if np.isfinite(told.interval).all() else None
+        chosen = replace(chosen, utility=told.utility, reward=chosen.reward + told.utility - estimated)
     return Explanation(
         preference=f"{preference}{meaning}",
         chosen=chosen,
         stop=_stop_in_words(arm.stop) if arm.stop is not None else None,
-        standard_error=_known(error[0, arm.prompt, arm.n - 1]) if error is not None else None,
+        interval=interval,
+        measured=measured is not None,
+        estimated=estimated,
+        standard_error=_known(told.standard_error) if told is not None else None,
         probability_best=sure[0].probability_best if sure is not None and own else None,
         evidence=int(outcome.count[arm.prompt, 0 if error is not None else arm.n - 1]),
         alternatives=_alternatives(table, outcome, arm),

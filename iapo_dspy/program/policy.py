@@ -15,7 +15,7 @@ from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
-from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.outcome import HeldOut, Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference, one_line
@@ -53,6 +53,8 @@ class CompiledPolicy:
         evidence: The observations, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
         cost: The unit of costs.
+        measured: The compiled arms by completions that had no part in the choice, in the same order; None where these
+            were not paid for.
     """
 
     preferences: tuple[Preference, ...]
@@ -68,6 +70,7 @@ class CompiledPolicy:
     evidence: tuple[Observations, ...] = field(repr=False)
     spent: Mapping[str, Any]
     cost: Cost
+    measured: tuple[HeldOut | None, ...] | None = None
 
     @functools.cached_property
     def prompt_costs(self) -> dict[str, list[float | None]]:
@@ -98,6 +101,13 @@ class CompiledPolicy:
         for known, arm in zip(self.preferences, self.arms, strict=True):
             if known.wishes == preference.wishes:
                 return arm
+        return None
+
+    def measurement(self, preference: Preference, arm: Arm) -> HeldOut | None:
+        """Return the compiled arm of a preference as measured after the choice; None where it was not."""
+        for known, chosen, found in zip(self.preferences, self.arms, self.measured or (), strict=False):
+            if known.wishes == preference.wishes and chosen == arm:
+                return found
         return None
 
     def charges(self, preference: Preference) -> Charges:
@@ -145,7 +155,7 @@ class CompiledPolicy:
         """
         policy = replace(self, cost=cost, evidence=rounded([at_prices(o, cost, prices) for o in self.evidence]))
         outcome = policy.solve(self.preferences, strategy)
-        return replace(policy, arms=outcome.policy.arms), outcome
+        return replace(policy, arms=outcome.policy.arms, measured=None), outcome
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
@@ -168,6 +178,7 @@ class CompiledPolicy:
             "strategy": dict(self.strategy),
             "spent": dict(self.spent),
             "evidence": [_dump(o) for o in self.evidence],
+            **({} if self.measured is None else {"measured": [m and asdict(m) for m in self.measured]}),
         }
 
     @classmethod
@@ -226,6 +237,7 @@ class CompiledPolicy:
                 default=data["default"],
                 strategy={**data["strategy"]},
                 spent={**data["spent"]},
+                measured=_measured(data),
             )
 
 
@@ -334,3 +346,10 @@ def _load(data: Mapping[str, Any]) -> Observations:
 def rounded(observations: Sequence[Observations]) -> tuple[Observations, ...]:
     """Return the observations as they would be read back, so that a loaded program solves exactly like this one."""
     return tuple(_load(_dump(o)) for o in observations)
+
+
+def _measured(data: Mapping[str, Any]) -> tuple[HeldOut | None, ...] | None:
+    found = data.get("measured")
+    if found is None:
+        return None
+    return tuple(m and HeldOut(**{**m, "interval": tuple(m["interval"])}) for m in found)

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--queries",
         type=int,
-        help="how many queries of a synthetic environment are trained on; 100 more, or a quarter as many, are held out",
+        help="how many queries are trained on; the rest, or 100 to a quarter as many synthetic ones, are held out",
     )
     parser.add_argument("--algorithms", default="psst,psst+k4,uniform,triple,triple-random", help=", ".join(NAMES))
     parser.add_argument("--budgets", default="1000,5000,20000", help="completions, separated by commas")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import starmap
 from typing import Any, Literal
 
 import numpy as np
 
+from iapo_dspy.bandit.inference import choices
+from iapo_dspy.bandit.measurement import measured, measuring_pulls, reserved
+from iapo_dspy.bandit.named import has_intervals
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import Entrant
@@ -33,6 +36,12 @@ class Trial:
         spent: Completions drawn.
         completions: Expected completions of a deployed call, mean over contexts and held-out queries.
         waves: Expected waves of such a call; 1 where all completions are drawn at once.
+        bias: Reported utility of the chosen arms minus their exact one on the training queries, mean over contexts;
+            None from algorithms without intervals.
+        coverage: Share of contexts whose 95 % interval holds the exact utility over all queries; likewise.
+        half_width: Half the width of these intervals, mean over contexts; likewise.
+        claims: For each context the stated probability that its prompt is the best one, and whether no prompt's best
+            arm is better over all queries.
     """
 
     acr: float
@@ -41,6 +50,10 @@ class Trial:
     spent: int
     completions: float
     waves: float
+    bias: float | None = None
+    coverage: float | None = None
+    half_width: float | None = None
+    claims: tuple[tuple[float, bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,11 +180,15 @@ def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int]
 def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, seed: int, run: int) -> Trial | None:
     problem = instance.train.problem(source.max_n, source.ties)
     stream = int(np.random.SeedSequence([seed, run, budget]).generate_state(1)[0])
+    kept = 0
+    if has_intervals(entrant.algorithm):
+        kept = reserved(budget, problem, entrant.algorithm.least(problem), problem.n_queries)
     try:
-        started = entrant.algorithm.start(problem, budget=budget, seed=stream)
+        started = entrant.algorithm.start(problem, budget=budget - kept, seed=stream)
     except BudgetTooSmall:
         return None
-    outcome = drive(started, instance.train.environment(seed, run, _ENVIRONMENT, budget))
+    world = instance.train.environment(seed, run, _ENVIRONMENT, budget)
+    outcome = drive(started, world)
     best = instance.q_train.max(axis=(1, 2))
     value = entrant.value(outcome.policy, instance.q_train)
     if entrant.random_scale:
@@ -183,11 +200,31 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         late = instance.stopped.calls(outcome.policy, instance.test_queries)
         held_out = entrant.value(outcome.policy, instance.q_test) + late.gain + late.saved
         completions, waves = float(late.completions.mean()), float(late.waves.mean())
-    return Trial(
+    trial = Trial(
         acr=float(held_out.mean()),
         regret=float((best - value).mean()),
         best=float((value >= best - _BEST).mean()),
         spent=outcome.spent,
         completions=completions,
         waves=waves,
+    )
+    if outcome.detail is None:
+        return trial
+    seen = world.pull(measuring_pulls(outcome, np.arange(problem.n_queries), budget - outcome.spent, stream))
+    outcome = measured(problem, outcome, seen)
+    said = choices(outcome, problem.contexts)
+    assert said is not None
+    share = len(instance.train_queries) / (len(instance.train_queries) + len(instance.test_queries))
+    truth = share * value + (1.0 - share) * held_out
+    reach = (share * instance.q_train + (1.0 - share) * instance.q_test).max(axis=2)
+    chosen = reach[np.arange(len(reach)), [arm.prompt for arm in outcome.policy.arms]]
+    return replace(
+        trial,
+        spent=outcome.spent,
+        bias=float(np.mean([c.utility for c in said] - value)),
+        coverage=float(np.mean([c.interval[0] <= t <= c.interval[1] for c, t in zip(said, truth, strict=True)])),
+        half_width=float(np.mean([c.half_width for c in said])),
+        claims=tuple(
+            zip([c.probability_best for c in said], (chosen >= reach.max(axis=1) - _BEST).tolist(), strict=True)
+        ),
     )

@@ -70,7 +70,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedSource:
-    """Re-splits one recording in each run, 80 % of the queries for training.
+    """Re-splits one recording in each run.
 
     Attributes:
         name: Its name in tables.
@@ -78,6 +78,7 @@ class RecordedSource:
         values: Its exact values.
         ties: How ties are credited.
         max_n: The largest scale.
+        train: Queries to train on, the others are held out; `None`: 80 % of them.
     """
 
     name: str
@@ -85,6 +86,7 @@ class RecordedSource:
     values: ExactValues
     ties: Ties
     max_n: int
+    train: int | None = None
 
     @cached_property
     def stopped(self) -> StoppedValues:
@@ -93,7 +95,7 @@ class RecordedSource:
 
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
-        train, test = self.recording.split(seed, run, _SPLIT)
+        train, test = _split(self.recording, self.train, seed, run)
         return _instance(self.recording, self.values, self.stopped, train, test)
 
 
@@ -118,13 +120,16 @@ class SyntheticSource:
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
         recording = self.make(seed, run, _MAKE)
-        if self.train is None:
-            train, test = recording.split(seed, run, _SPLIT)
-        else:
-            order = np.random.default_rng([seed, run, _SPLIT]).permutation(recording.n_queries)
-            train, test = order[: self.train], order[self.train :]
+        train, test = _split(recording, self.train, seed, run)
         stopped = StoppedValues(recording=recording)
         return _instance(recording, recording.exact(self.max_n, self.ties), stopped, train, test)
+
+
+def _split(recording: Recording, train: int | None, seed: int, run: int) -> tuple[IntArray, IntArray]:
+    if train is None:
+        return recording.split(seed, run, _SPLIT)
+    order = np.random.default_rng([seed, run, _SPLIT]).permutation(recording.n_queries)
+    return order[:train], order[train:]
 
 
 def _instance(
@@ -164,12 +169,12 @@ def source(
         ties: How ties are credited.
         max_n: The largest scale.
         prompts: P of a synthetic environment, >= 2; `None`: its own.
-        queries: Training queries of a synthetic environment, >= 1, with 100 more or a quarter as many, whichever is
-            more, held out; `None`: its own number, split 80 to 20.
+        queries: Training queries, >= 1; the rest of a recording is held out, and of a synthetic environment 100 more or
+            a quarter as many, whichever is more. `None`: its own number, split 80 to 20.
 
     Raises:
-        ConfigurationError: The file cannot be read, a number is too small, or `prompts` or `queries` is given for a
-            recording, which has its own.
+        ConfigurationError: The file cannot be read, a number is too small, `prompts` is given for a recording, which
+            has its own, or a recording has not more than so many `queries`.
     """
     if max_n < 1:
         raise ConfigurationError(f"max_n is {max_n}; give a whole number >= 1.")
@@ -180,14 +185,18 @@ def source(
         raise ConfigurationError(
             f"There is no environment {environment!r}: give one of {sorted(_SYNTHETIC)}, or the path of a recording."
         )
-    if prompts is not None or queries is not None:
+    if prompts is not None:
         raise ConfigurationError(
-            f"The recording {path.name} has its own prompts and queries; leave prompts={prompts} and queries={queries} "
-            "out, or give a synthetic environment."
+            f"The recording {path.name} has its own prompts; leave prompts={prompts} out, or give a synthetic "
+            "environment."
         )
     recording = read_published(path) if path.suffix in {".pkl", ".pickle"} else load(path)
+    if queries is not None and not 1 <= queries < recording.n_queries:
+        raise ConfigurationError(
+            f"queries is {queries}; {path.name} has {recording.n_queries}, and at least one must be left to hold out."
+        )
     values = recording.exact(max_n, ties)
-    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n)
+    return RecordedSource(name=path.name, recording=recording, values=values, ties=ties, max_n=max_n, train=queries)
 
 
 def _synthetic(name: str, ties: Ties, max_n: int, prompts: int | None, queries: int | None) -> SyntheticSource:

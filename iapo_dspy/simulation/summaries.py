@@ -18,6 +18,9 @@ from iapo_dspy.types import FloatArray
 _MEANS = {"spent": "spent", "regret": "regret", "best_arm": "best", "completions": "completions", "waves": "waves"}
 
 
+_HONESTY = ("bias", "coverage", "half_width")
+
+
 def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Summarize runs as plain data.
 
@@ -30,8 +33,10 @@ def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[
         `{"environment", "settings", "references", "results", "tests"}`. Each result has `algorithm`, `budget`, `runs`,
         `acr` (mean on the held-out queries), `sem` (its standard error over runs), `spent` (mean completions), `regret`
         (mean simple regret on the training queries), `best_arm` (share of contexts with an arm as good as the best one
-        that draws all its N), `completions` and `waves` (means over calls of the policy on the held-out queries);
-        numbers are `null` where the algorithm refused the budget. `references` has the mean ACR of the policy that is
+        that draws all its N), `completions` and `waves` (means over calls of the policy on the held-out queries),
+        `bias` (reported minus exact utility of the chosen arms on the training queries), `coverage` and `half_width`
+        (of the reported 95 % intervals, for the mean over all queries). Numbers are `null` where the algorithm refused
+        the budget, the last three also where it has no intervals. `references` has the mean ACR of the policy that is
         best on the training queries, and of the best one on the held-out queries.
     """
     keys = list(runs[0].trials)
@@ -53,14 +58,20 @@ def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[
 def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
     made = [t for t in trials if t is not None]
     if len(made) < len(trials):  # a budget is refused in every run or in none
-        return {"runs": 0, **dict.fromkeys(("acr", "sem", *_MEANS))}
+        return {"runs": 0, **dict.fromkeys(("acr", "sem", *_MEANS, *_HONESTY))}
     acr = np.array([t.acr for t in made])
     return {
         "runs": len(made),
         "acr": float(acr.mean()),
         "sem": float(acr.std(ddof=1) / math.sqrt(len(acr))) if len(acr) > 1 else None,
         **{name: float(np.mean([getattr(t, field) for t in made])) for name, field in _MEANS.items()},
+        **{name: _mean([getattr(t, name) for t in made]) for name in _HONESTY},
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
 
 
 def paired_tests(runs: Sequence[SimulatedRun], *, alpha: float = 0.05) -> list[dict[str, Any]]:

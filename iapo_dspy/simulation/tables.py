@@ -8,6 +8,7 @@ from typing import Any
 _DETAILS = (  # key, head, digits
     ("acr", "ACR", 4), ("sem", "SEM", 4), ("spent", "spent", 0), ("regret", "regret", 4),
     ("best_arm", "P(best arm)", 3), ("completions", "samples a call", 1), ("waves", "waves", 2),
+    ("bias", "bias", 3), ("coverage", "coverage", 2), ("half_width", "+-", 3),
 )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def completions_for(plan: Plan, takes: Takes, looked: FloatArray | None = None) 
                 f"Budget(5_000, {name}={amount:g})."
             )
         left = max(amount - (0.0 if looked is None else looked[column]), 0.0)
-        first = max(int(left / typical(1.0)), plan.least_in_all)
+        first = max(int(left / typical(1.0)), plan.least)
         pulls, most = first_pulls(plan.of(first)), most_pulls(plan.of(first))
         # Other algorithms make their pulls smaller: they are taken to lie between those of the first batch and one.
         size = first / most if most else math.sqrt(max(pulls.completions, 1) / max(len(pulls), 1))
@@ -103,15 +103,15 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
         completions = known.completions  # an earlier process has planned for it
     else:
         completions = completions_for(plan, takes, looked)
-        if completions < plan.least_in_all:
-            needs = looked + takes.of(first_pulls(plan.of(plan.least_in_all))) / _PLANNED
+        if completions < plan.least:
+            needs = looked + takes.of(first_pulls(plan.of(plan.least))) / _PLANNED
             asked = ", ".join(f"{name}={_up(needs[column])}" for column, _, name in limits_of(budget))
             raise BudgetTooSmall(
                 f"{shown_budget(budget)} does not pay for one round: after a first look, the rest is worth some "
                 f"{completions} completions of the lengths that were measured, and the algorithm needs "
-                f"{plan.least_in_all}. {least_that_pays(plan) or f'All in all they take about Budget({asked}).'}",
+                f"{plan.least}. {least_that_pays(plan) or f'All in all they take about Budget({asked}).'}",
                 given=completions,
-                least=plan.least_in_all,
+                least=plan.least,
             )
         ledger.append(PlannedRecord(completions=completions, tokens=budget.tokens, usd=budget.usd))
     meter.limit_completions(meter.spent.completions + completions)
@@ -139,7 +139,7 @@ def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Le
             f"{shown_budget(plan.settings.budget)} does not pay for a single completion and its score. "
             f"{least_that_pays(plan)}".strip(),
             given=0,
-            least=plan.least_in_all,
+            least=plan.least,
         )
     once[~seen], each[~seen] = once[seen].mean(axis=0), each[seen].mean(axis=0)
     spent, judged = meter.spent, sum(len(r.scored) for r in results if r is not None)
@@ -191,11 +191,11 @@ def check_pays(plan: Plan) -> None:
     for column, amount, name in limits_of(plan.settings.budget):
         if cheapest[column] > amount:
             raise BudgetTooSmall(
-                f"{shown_budget(plan.settings.budget)} does not pay for one round, {plan.least_in_all} completions of "
+                f"{shown_budget(plan.settings.budget)} does not pay for one round, {plan.least} completions of "
                 f"{len(plan.prompts)} prompts: their prompts alone take at least {name}={_up(cheapest[column])}. "
                 f"{least_that_pays(plan)}",
                 given=0,
-                least=plan.least_in_all,
+                least=plan.least,
             )
 
 
@@ -230,7 +230,7 @@ def _one_round(plan: Plan) -> tuple[FloatArray, FloatArray] | None:
         high.append([[most, most * price.prompt_bound], [limit, limit * price.completion_bound]])
         taken = supports_n(long.lm.model, long.params.get("custom_llm_provider"))
         shared &= taken and long.params.get("temperature") != 0
-    pulls = first_pulls(replace(plan, completions=plan.least_in_all, unit=None))
+    pulls = first_pulls(replace(plan, completions=plan.least, unit=None))
     requests = len(pulls) if shared else pulls.completions
     cheapest = np.array(low).min(axis=0)
     dearest = np.array(high).max(axis=0)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from iapo_dspy.bandit.inference import held_out_pulls
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.plan import Plan
@@ -117,15 +116,13 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[P
         basis = "output_tokens as given" if given is not None else f"the ledger in {log_dir}"
     notes = ("the metric asks LMs, which come on top of the expectation",) if plan.judged and ledger is None else ()
     if plan.completions is None:
-        plan = plan.of(max(completions_for(plan, lengths.takes), plan.least_in_all))
+        plan = plan.of(max(completions_for(plan, lengths.takes), plan.least))
     quality = ledger.quality(plan) if ledger is not None else None
     guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
     for guess in guesses:
         guess.measure_the_student()
         outcome = drive(plan.start(), guess)
-        if plan.held_out and outcome.complete:
-            queries = np.arange(len(plan.examples), len(plan.examples) + len(plan.held_out))
-            guess.take(held_out_pulls(outcome.policy.arms, queries, plan.reserved, plan.settings.seed))
+        guess.take(plan.measuring(outcome))
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))

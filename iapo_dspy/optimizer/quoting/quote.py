@@ -148,7 +148,7 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
     return Quote(
         prompts=len(plan.prompts),
         completions=plan.completions,
-        least_completions=plan.least_in_all,
+        least_completions=plan.least,
         requests=requests,
         prompt_tokens=_least(prompt_tokens, budget.tokens),
         completion_tokens=_least(completion_tokens, budget.tokens),

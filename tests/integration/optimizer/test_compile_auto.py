@@ -30,14 +30,15 @@ def test_every_choice_says_how_sure_it_is(compiled: CompiledProgram) -> None:
     assert result.spent.completions <= 600
     for row in result.policy:
         low, high = row.choice.interval
-        assert low < row.utility < high
-        assert row.choice.standard_error == pytest.approx((high - low) / (2 * 1.959964))
+        assert low <= row.utility <= high
+        assert row.choice.measured and row.choice.queries == 15
+        assert row.choice.half_width > 1.9 * row.choice.standard_error
         assert row.choice.runner_up.prompt != row.arm.prompt
         assert 0.0 <= row.choice.probability_best <= 1.0
         assert row.evidence >= 8
     best = result.policy[0]
     assert result.labels[best.arm.prompt] == CAREFUL and best.choice.probability_best > 0.9
-    assert "best with p=" in str(result) and "held out" in str(result)
+    assert "best with p=" in str(result) and "on the valset" in str(result)
 
 
 def test_the_curve_of_a_prompt_has_a_band(compiled: CompiledProgram) -> None:
@@ -54,7 +55,7 @@ def test_the_curve_of_a_prompt_has_a_band(compiled: CompiledProgram) -> None:
 
 def test_held_out_queries_have_no_part_in_the_choice(compiled: CompiledProgram) -> None:
     held_out = [row.held_out for row in compiled.detailed_results.policy]
-    assert all(h is not None and 1 <= h.queries <= 15 for h in held_out)
+    assert all(h is not None and h.queries == 15 for h in held_out)  # every one of them, not only as many as N allows
     assert all(0.0 <= h.utility + 1.0 and h.interval[0] <= h.utility <= h.interval[1] for h in held_out if h)
     evidence = compiled.dump_state()["policy"]["evidence"]
     queries = {int(q) for batch in evidence for q in batch["query"].split()}
@@ -66,7 +67,7 @@ def test_a_fifth_of_the_budget_is_kept_for_the_valset() -> None:
         program = optimizer(budget=200).compile(student(), trainset=questions(40), valset=questions(50, start=900))
         assert server.completions <= 200
     result = program.detailed_results
-    assert sum(r.completions for r in result.rounds) <= 160
+    assert sum(r.completions for r in result.rounds[:-1]) <= 160
     assert result.spent.completions == server.completions
     with pytest.raises(ConfigurationError, match=r"valset\[0\] is a dict"):
         optimizer().compile(student(), trainset=questions(3), valset=[{"question": "1 + 1"}])

@@ -21,7 +21,7 @@ def test_means_errors_spend_and_regret():
     assert (a["spent"], a["best_arm"], a["runs"]) == (99, 0.5, 10)
     assert a["regret"] == pytest.approx(1 - 0.545)
     assert (a["completions"], a["waves"]) == (7.5, 1.5)
-    numbers = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves")
+    numbers = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves", "bias", "coverage", "half_width")
     refused = {"runs": 0, **dict.fromkeys(numbers)}
     assert cells["c", 200] == {"algorithm": "c", "budget": 200, **refused}
     assert summary["environment"] == "world" and summary["references"] == pytest.approx(

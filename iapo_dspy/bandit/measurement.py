@@ -1,0 +1,246 @@
+"""Measures the chosen arms once more, with completions that had no part in the choice.
+
+The best of many estimates is too high, whatever estimator they come from. So a part of the budget is kept until the
+arms are chosen, and what is reported rests on that part alone. It is spent in two phases (two-phase sampling with a
+regression estimator, Cochran 1977, ch. 12): k random queries get as many completions as the arm aggregates, and K more
+get a single one. With y the reward of an arm's whole call on a query, z that of single completions there, and beta the
+slope between the two that the run has learnt,
+
+    mean over k of (y - beta z)  +  beta * mean over k + K of z
+
+is unbiased whatever beta is, because beta comes from other completions. It varies much less than the mean of y, for
+what differs from query to query shows in single completions already.
+
+Intervals are Wilson's (1927) with Student's t, for an effective number of queries that gives the same variance. The
+variance of few queries is unreliable, and 0 where all of them agree: it is moderated by a prior of a few degrees of
+freedom (Smyth 2004), and never smaller than that of as many queries with yes-or-no rewards of the same mean, as far as
+the rewards are of that kind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from iapo_dspy.bandit.aggregators.port import distinct_rows
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.estimators.subsets import cell_subsets
+from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stops import call_prices, observed_calls
+from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
+
+SHARE = 5  # one in so many completions measures the chosen arms
+_PRIOR_WEIGHT = 2.0  # degrees of freedom of the prior variance
+_UNEXPLAINED = 0.25  # share of the variance that single completions leave, before it is measured
+_LARGEST_SLOPE = 2.0
+_T = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.179, 2.131, 2.086, 2.042, 2.0])
+_T_AT = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 60])
+
+
+def reserved(budget: int, problem: Problem, least: int, n_queries: int) -> int:
+    """Return how many completions of a budget are kept to measure the chosen arms.
+
+    Args:
+        budget: T.
+        problem: The problem.
+        least: Smallest budget of the algorithm, which comes first.
+        n_queries: Queries to measure on.
+    """
+    if problem.n_prompts == problem.max_n == 1:  # nothing is chosen
+        return 0
+    useful = problem.n_contexts * n_queries * problem.max_n
+    return max(min(budget // SHARE, useful, budget - least), 0)
+
+
+def measuring_pulls(outcome: Outcome, queries: IntArray, budget: int, seed: int, *, phases: int = 2) -> Pulls:
+    """Return pulls that measure the chosen arms, each prompt at its largest scale.
+
+    Args:
+        outcome: The run.
+        queries: Indices of the queries to measure on.
+        budget: Completions at most; where it does not reach for all queries, a random part of them is used.
+        seed: Seed of that part.
+        phases: 1 leaves out the single completions, and measures all prompts on the same queries.
+    """
+    largest: dict[int, int] = {}
+    for arm in outcome.policy.arms:
+        largest[arm.prompt] = max(largest.get(arm.prompt, 0), arm.n)
+    total = sum(largest.values())
+    order = np.random.default_rng([seed, len(queries)]).permutation(queries)
+    asked: list[tuple[int, int, int]] = []
+    for prompt, n in sorted(largest.items()):
+        if phases == 1:
+            whole, single = min(len(queries), budget // total), 0
+        else:
+            whole, single = _two_phases(budget * n // total, n, len(queries))
+        asked += [(query, prompt, n if at < whole else 1) for at, query in enumerate(order[: whole + single].tolist())]
+    query, prompt, size = np.array(sorted(asked), dtype=np.int64).reshape(-1, 3).T
+    return Pulls(prompt, query, size)
+
+
+def _two_phases(budget: int, n: int, n_queries: int) -> tuple[int, int]:
+    """Return how many queries get n completions and how many more a single one: half of the budget for each."""
+    if n == 1 or budget < n:
+        return min(budget // n, n_queries), 0
+    whole = budget // (2 * n) if budget >= 4 * n else budget // n
+    if whole + budget - whole * n > n_queries:  # more than one completion of every query
+        whole = max((budget - n_queries) // (n - 1), 1)
+    whole = min(whole, n_queries)
+    return whole, max(min(budget - whole * n, n_queries - whole), 0)
+
+
+def measured(problem: Problem, outcome: Outcome, observations: Observations) -> Outcome:
+    """Estimate the utility of every context's arm from the completions of `measuring_pulls` alone.
+
+    Arms that stop early are replayed on random orders of a query's completions. Prices are those that the run learnt.
+
+    Returns:
+        The outcome with `Outcome.measured`, and with one more round; its estimates stay.
+    """
+    contexts = problem.contexts
+    cells = Cells.of([observations], problem.n_prompts, contexts.n_objectives)
+    rows, row, _ = distinct_rows(contexts.weights)
+    value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
+    prices = call_prices(problem, outcome)
+    scores = np.concatenate([o.score for o in (*outcome.observations, observations)])
+    found: list[HeldOut | None] = []
+    for context, arm in enumerate(outcome.policy.arms):
+        mine = cells.prompt == arm.prompt
+        reward, single, size = value[row[context], mine, arm.n - 1], value[row[context], mine, 0], cells.size[mine]
+        completions, waves = np.full(len(reward), float(arm.n)), np.ones(len(reward))
+        if arm.stop is not None:
+            gain, completions, waves = observed_calls(problem, cells, context, arm)
+            reward = reward + gain
+        paid = waves * prices.fixed[context, arm.prompt] + completions * prices.each[context, arm.prompt]
+        whole = (size >= arm.n) & ~np.isnan(reward)
+        if not whole.any():
+            found.append(None)
+            continue
+        bounds = Bounds.of(scores, contexts.weights[context])
+        others = single[~whole & (size == 1)] if arm.n > 1 else single[:0]
+        slope = _slope(outcome, context, arm.prompt, arm.n)
+        found.append(_estimate(reward[whole], paid[whole], single[whole], others, slope, bounds))
+    pulls, active = observations.pulls, np.zeros(problem.shape, dtype=bool)
+    active[
+        np.arange(problem.n_contexts), [a.prompt for a in outcome.policy.arms], [a.n - 1 for a in outcome.policy.arms]
+    ] = True
+    last = Round(active=active, pulls=len(pulls), completions=pulls.completions)
+    return replace(
+        outcome, measured=tuple(found), rounds=(*outcome.rounds, last), spent=outcome.spent + pulls.completions
+    )
+
+
+def _estimate(
+    reward: FloatArray, paid: FloatArray, single: FloatArray, others: FloatArray, slope: float, bounds: Bounds
+) -> HeldOut:
+    """Combine the two phases: whole calls [k] with their prices and single completions, and other singles [K]."""
+    queries = len(reward) + len(others)
+    slope *= len(others) / queries
+    rest, price = reward - paid - slope * single, float(paid.mean())
+    mean = float(rest.mean()) + slope * (float(others.mean()) if len(others) else 0.0)
+    mean = min(max(mean, bounds.low - price), bounds.high - price)
+    typical = queries * bounds.variance(mean + price, queries)
+    parts = [_variance(rest, typical * (_UNEXPLAINED if len(others) else 1.0))]
+    if len(others):
+        variance, freedom = _variance(others, typical)
+        parts.append((slope**2 * variance, freedom))
+    variance = sum(v for v, _ in parts)
+    freedom = variance**2 / sum(v**2 / f for v, f in parts) if variance else 1.0  # Welch (1947), Satterthwaite (1946)
+    low, high = bounds.interval(mean + price, variance, freedom, queries)
+    error = math.sqrt(variance) if queries > 1 else math.nan
+    return HeldOut(utility=mean, standard_error=error, interval=(low - price, high - price), queries=queries)
+
+
+def _variance(values: FloatArray, prior: float) -> tuple[float, float]:
+    """Return the moderated variance of the mean, and its degrees of freedom."""
+    freedom = len(values) - 1
+    own = float(values.var(ddof=1)) * freedom if freedom else 0.0
+    return (own + _PRIOR_WEIGHT * prior) / (freedom + _PRIOR_WEIGHT) / len(values), freedom + _PRIOR_WEIGHT
+
+
+def _slope(outcome: Outcome, context: int, prompt: int, n: int) -> float:
+    """Return how much the reward of n completions changes with that of one, over the queries of the run."""
+    if outcome.detail is None:
+        return 1.0
+    values = outcome.detail.values[outcome.detail.row[context]].at(np.array([prompt, prompt]), np.array([1, n]))
+    one = values[0] - values[0].mean()
+    variance = float((one**2).mean())
+    return float(np.clip((one * values[1]).mean() / variance, 0.0, _LARGEST_SLOPE)) if variance > 1e-6 else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The range of a context's rewards, and how they fill it.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+        spread: Variance of single completions within prompts, as a share of the variance of yes-or-no rewards with the
+            same means, in [0, 1]; 1 for yes-or-no rewards.
+    """
+
+    low: float
+    high: float
+    spread: float = 1.0
+
+    @classmethod
+    def of(cls, scores: FloatArray, weights: Sequence[float] | FloatArray) -> Bounds:
+        """Return the bounds of weighted scores: 0 and 1 for scores between, else the smallest and the largest seen.
+
+        Args:
+            scores: Scores of completions [S, K]; NaN where one failed.
+            weights: Weights of the objectives [K].
+        """
+        known = scores[~np.isnan(scores).any(axis=1)]
+        if not len(known):
+            known = np.zeros((1, scores.shape[1]))
+        low, high = known.min(axis=0), known.max(axis=0)
+        unit = (low >= 0.0) & (high <= 1.0)
+        low, high = np.where(unit, 0.0, low), np.where(unit, 1.0, high)
+        ends = np.sort(np.stack([low, high]) * np.asarray(weights)[: len(low)], axis=0).sum(axis=1)
+        least, most = float(ends[0]), float(ends[1])
+        total = known @ np.asarray(weights)[: known.shape[1]]
+        largest = (total.mean() - least) * (most - total.mean())
+        return cls(low=least, high=most, spread=min(float(total.var() / largest), 1.0) if largest > 0 else 1.0)
+
+    def variances(self, mean: FloatArray, queries: IntArray) -> FloatArray:
+        """Return typical variances of mean rewards over so many queries, of one shape; > 0 also at the bounds."""
+        width, count = self.high - self.low, np.maximum(queries, 1)
+        share = np.clip((mean - self.low) / width, 0.0, 1.0) if width > 0 else np.zeros_like(mean)
+        share = (share * count + 0.5) / (count + 1.0)
+        return np.asarray(self.spread * width**2 * share * (1.0 - share) / count)
+
+    def variance(self, mean: float, queries: int) -> float:
+        """Return the typical variance of one mean reward, likewise."""
+        return float(self.variances(np.array(mean), np.array(queries)))
+
+    def interval(self, mean: float, variance: float, freedom: float, queries: int) -> tuple[float, float]:
+        """Return the 95 % interval of a mean reward; NaN with fewer than two queries.
+
+        Args:
+            mean: The mean.
+            variance: Variance of the mean.
+            freedom: Its degrees of freedom, > 0.
+            queries: How many queries it rests on.
+        """
+        width, typical = self.high - self.low, self.variance(mean, queries)
+        if queries < 2:
+            return math.nan, math.nan
+        if width <= 0 or typical <= 0:
+            return mean, mean
+        effective = queries * typical / self.spread / max(variance, typical)
+        t = quantile(min(freedom, queries - 1.0))
+        share, shrunk = min(max((mean - self.low) / width, 0.0), 1.0), 1.0 + t**2 / effective
+        centre = (share + t**2 / (2.0 * effective)) / shrunk
+        half = t * math.sqrt(share * (1.0 - share) / effective + (t / (2.0 * effective)) ** 2) / shrunk
+        low, high = self.low + width * max(centre - half, 0.0), self.low + width * min(centre + half, 1.0)
+        return min(low, mean), max(high, mean)  # rounding
+
+
+def quantile(freedom: float) -> float:
+    """Return the .975 quantile of Student's t, to 1 %; `freedom` >= 1."""
+    return float(np.interp(1.0 / max(freedom, 1.0), np.append(0.0, 1.0 / _T_AT[::-1]), np.append(1.96, _T[::-1])))
