@@ -255,7 +255,8 @@ def make_result(
         output_tokens: Each prompt's mean per completion [P].
         programs: One per prompt [P].
         complete: Whether no budget ended the run early.
-        validated: Whether they were measured on a validation set.
+        outage: The provider that was down for too long; None where none was.
+        validated: Whether the chosen arms were measured on a validation set.
     """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
