@@ -157,6 +157,8 @@ def _spent_before(record: SpentRecord) -> Spent:
 
 def _measured(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> Outcome:
     """Measure the chosen arms on the validation set, or else on the training set, where that is paid for."""
+    if environment.verdict is not None:  # all scores are equal: there was nothing to choose by
+        return outcome
     pulls = plan.measuring(outcome)
     if not len(pulls) and plan.reserved and outcome.complete:
         logger.warning(

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, Preference, recording_of
 from iapo_dspy.errors import LedgerMismatch
 from iapo_dspy.program.policy import VERSION
+from iapo_dspy.types import Observations
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
+from tests.support.observing import observed
 from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, outputs, questions, student, total
 
 LONG = "Read all of this first: " + "word " * 400  # a prompt of some 400 tokens that is answered in five
@@ -22,15 +25,14 @@ LONG = "Read all of this first: " + "word " * 400  # a prompt of some 400 tokens
 optimizer = optimizers(budget=200, stopping=None)  # so that a call is one request of all N
 
 
-def totals(program: CompiledProgram) -> tuple[float, float]:
+def totals(evidence: Sequence[Observations]) -> tuple[float, float]:
     """Raw cost of everything that was observed: overheads, and completions beside them."""
-    evidence = program.policy.ready.evidence
     return sum(float(o.overhead.sum()) for o in evidence), sum(float(o.cost.sum()) for o in evidence)
 
 
-def taken(program: CompiledProgram) -> list[float]:
+def taken(evidence: Sequence[Observations]) -> list[float]:
     """Output and prompt tokens of everything that was observed."""
-    used = [o.used[:, :2].sum(axis=0) for o in program.policy.ready.evidence if o.used is not None]
+    used = [o.used[:, :2].sum(axis=0) for o in evidence if o.used is not None]
     return [float(v) for v in np.sum(used, axis=0)]
 
 
@@ -43,10 +45,10 @@ BOTH = Cost(completion_tokens=1, prompt_tokens=1)
 
 
 def test_prompt_tokens_are_paid_once_per_request_where_n_shares_them() -> None:
-    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), observed() as evidence:
         program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
-    once, each = totals(program)
-    assert (each, once) == pytest.approx(taken(program))
+    once, each = totals(evidence)
+    assert (each, once) == pytest.approx(taken(evidence))
     assert once + each + of_the_student(program) == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
@@ -54,11 +56,11 @@ def test_prompt_tokens_are_paid_per_completion_where_the_provider_does_not_take_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.supports_n", lambda *_: False)
-    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), observed() as evidence:
         program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
         assert server.requests == server.completions
-    once, each = totals(program)
-    assert once == 0 and each == pytest.approx(sum(taken(program)))
+    once, each = totals(evidence)
+    assert once == 0 and each == pytest.approx(sum(taken(evidence)))
     assert each + of_the_student(program) == pytest.approx(server.prompt_tokens + server.completion_tokens)
 
 
@@ -72,12 +74,12 @@ def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
             return chat(idea=f"idea {i}")  # no two second steps are alike
         return adder(body, i)
 
-    with Loopback(world) as server, dspy.context(lm=server.lm()):
+    with Loopback(world) as server, dspy.context(lm=server.lm()), observed() as evidence:
         candidates = [{"ask": QUICK}, {"ask": CAREFUL}]
-        program = optimizer(cost=BOTH, candidates=candidates, budget=8, preferences=[Preference("all")]).compile(
+        optimizer(cost=BOTH, candidates=candidates, budget=8, preferences=[Preference("all")]).compile(
             TwoSteps(), trainset=questions(1)
         )
-    once, each = totals(program)
+    once, each = totals(evidence)
     plans = [b for b in server.bodies if "idea" in outputs(b)]
     prompt = sum(len(str(m["content"]).split()) for b in plans for m in b["messages"])
     assert [b["n"] for b in plans] == [4, 4]
@@ -105,12 +107,13 @@ def test_the_prompts_fixed_part_flips_the_best_prompt() -> None:
 
 def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
     cost = Cost(usd_per_million=(1000.0, 5000.0))
-    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1, max_tokens=100)):
+    lm = {"seed": 1, "max_tokens": 100}
+    with Loopback(adder) as server, dspy.context(lm=server.lm(**lm)), observed() as evidence:
         program = optimizer(cost=cost, budget=Budget(200, usd=1000)).compile(student(), trainset=questions(10))
         billed = server.prompt_tokens * 1e-3 + server.completion_tokens * 5e-3
         results = program.detailed_results
         assert results.spent.usd == pytest.approx(billed)
-        assert sum(totals(program)) + of_the_student(program) == pytest.approx(billed, rel=1e-6)
+        assert sum(totals(evidence)) + of_the_student(program) == pytest.approx(billed, rel=1e-6)
         assert results.cost.unit == "dollars" and "cost: dollars" in str(results)
         before = server.prompt_tokens, server.completion_tokens
         report = program(question="3 + 4", preference="quality").iapo
@@ -166,8 +169,9 @@ def test_latency_is_paid_once_per_query_however_many_completions() -> None:
             budget=60,
             num_threads=2,
         )
-        program = chooser.compile(student(), trainset=questions(6))
-    once, each = totals(program)
+        with observed() as evidence:
+            program = chooser.compile(student(), trainset=questions(6))
+    once, each = totals(evidence)
     assert each == 0 and once > 0.4
     fixed = program.policy.ready.prompt_costs["fixed"]
     assert fixed[0] is not None and fixed[1] is not None and fixed[0] >= 0.4 and fixed[0] > fixed[1]
@@ -220,7 +224,7 @@ def test_a_ledger_belongs_to_one_cost_and_becomes_a_recording_in_it(tmp_path: Pa
         requests = server.requests
         again = optimizer(cost=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
         assert server.requests == requests and again.policy.ready.arms == first.policy.ready.arms
-        assert totals(again) == totals(first)
+        assert totals(again.policy.ready.evidence) == totals(first.policy.ready.evidence)
         with pytest.raises(LedgerMismatch, match="cost"):
             optimizer(log_dir=tmp_path).compile(student(), trainset=questions(1))
     law = recording_of(tmp_path, cost_scale=1.0)

@@ -24,6 +24,7 @@ from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
+from tests.support.observing import observed
 from tests.support.worlds import TwoSteps, outputs, questions, student, total
 
 WORDY, BRIEF = "Work carefully.", "Answer quickly."
@@ -81,7 +82,7 @@ def changed(path: Path, to: Path, **policy: Any) -> Path:
 # -- tokens
 
 
-@pytest.mark.parametrize(("algorithm", "budget"), [("auto", 400), pytest.param("psst", 916, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("algorithm", "budget"), [("auto", 500), pytest.param("psst", 916, marks=pytest.mark.slow)])
 def test_the_best_arm_that_keeps_the_cap_and_every_request_says_so(algorithm: str, budget: int) -> None:
     preferences = [Preference("quality"), Preference("short", max_tokens=95)]  # eight short answers, or no long one
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm(seed=3)):
@@ -377,13 +378,13 @@ def test_thin_evidence_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm()):
         program = optimizer(Preference("quality"), budget=8).compile(student(), trainset=questions(20))
         program.solve(Preference("unseen", cost=0.3, max_tokens=200))
-    assert "rests on 4 observations only" in caplog.text
+    assert "rests on 3 observations only" in caplog.text
 
 
 def test_a_wide_error_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """The error of BRIEF's utility is .13 after eight examples, and .05 after 36; rewards range from 0 to 1."""
+    """The error of BRIEF's utility is .13 after a few examples, and .05 after 36; rewards range from 0 to 1."""
     found = []
-    for budget in (16, 120):
+    for budget in (22, 160):
         caplog.clear()
         with Loopback(world) as server, dspy.context(lm=server.lm(seed=3)):
             program = optimizer(Preference("quality"), candidates=[BRIEF], max_n=2, budget=budget).compile(
@@ -398,9 +399,9 @@ def test_a_wide_error_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_uses_are_the_servers(saved: Path) -> None:
     """What is stored of every pull adds up to what the server counted."""
-    with Loopback(world) as server, dspy.context(lm=server.lm()):
+    with Loopback(world) as server, dspy.context(lm=server.lm()), observed() as evidence:
         program = optimizer(Preference("quality"), budget=60).compile(student(), trainset=questions(10))
-    used = np.concatenate([o.used for o in program.policy.ready.evidence if o.used is not None])
+    used = np.concatenate([o.used for o in evidence if o.used is not None])
     student_used = 3 * 0.01 / program.policy.ready.cost_scale  # three of its completions are the unit of costs
     assert used[:, 0].sum() + student_used == pytest.approx(server.completion_tokens)
     asked = len(used) + 3

@@ -12,6 +12,7 @@ from iapo_dspy import BestOfN, CompiledProgram, Objective, Preference, StateErro
 from iapo_dspy.scoring.calibration import fit
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
+from tests.support.observing import observed
 from tests.support.worlds import CAREFUL, adder, questions, student
 
 
@@ -44,7 +45,7 @@ def records(log_dir: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", ["minmax", "rank"])
 def test_the_first_batch_teaches_the_scale_that_everything_later_uses(tmp_path: Path, kind: Any) -> None:
     given = strategy(kind)
-    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), observed() as seen:
         chooser = optimizer(strategy=given, log_dir=tmp_path)
         program = chooser.compile(student(), trainset=questions(10))
         assert not given.calibrated and chooser.strategy is given  # the user's own object is as it was
@@ -57,7 +58,7 @@ def test_the_first_batch_teaches_the_scale_that_everything_later_uses(tmp_path: 
         expected = fit(kind, first)
         learnt = program.policy.ready.strategy["calibration"]
         assert learnt == {"close": expected.to_dict()}
-        evidence = np.concatenate([o.score for o in program.policy.ready.evidence])
+        evidence = np.concatenate([o.score for o in seen])
         assert np.nanmin(evidence) >= 0 and np.nanmax(evidence) <= 1
         assert len(evidence) == len(scores)
         assert sorted(evidence[:, 0].tolist()) == pytest.approx(sorted(expected(s[0]) for s in scores.values()))

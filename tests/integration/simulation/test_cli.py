@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -128,10 +127,14 @@ def test_synthetic_environments_of_any_size(name):
 
 
 def test_recordings_have_their_own_size(recording):
-    sizes: tuple[dict[str, Any], ...] = ({"prompts": 2}, {"queries": 10})
-    for size in sizes:
-        with pytest.raises(ConfigurationError, match=r"small\.npz has its own"):
-            source(str(recording), **size)
+    with pytest.raises(ConfigurationError, match=r"small\.npz has its own prompts"):
+        source(str(recording), prompts=2)
+    whole = source(str(recording), max_n=4).instance(0, 0)
+    n_queries = len(whole.train_queries) + len(whole.test_queries)
+    with pytest.raises(ConfigurationError, match=f"has {n_queries}, and at least one must be left"):
+        source(str(recording), queries=n_queries)
+    few = source(str(recording), max_n=4, queries=3).instance(0, 0)
+    assert few.train.n_queries == 3 and len(few.test_queries) == n_queries - 3
 
 
 def test_missing_packages_are_named_before_the_run(monkeypatch, capsys):

@@ -164,5 +164,5 @@ def test_verdicts_that_were_paid_before_a_kill_are_not_asked_for_again(kind: str
         spent = read_ledger(tmp_path)[1][-1]
     asked = len(set(answered)) if kind == "cached" else len(judged)
     print(f"{kind}: {before} verdicts were paid before the kill, {len(answered) - asked} were asked for again")
-    assert len(answered) == asked and len(judged) > 40 > before
+    assert len(answered) == asked and len(judged) > before
     assert isinstance(spent, SpentRecord) and spent.finished
