@@ -74,6 +74,21 @@ def check_examples(trainset: Any, student: Student, name: str = "trainset") -> t
     return examples
 
 
+def check_trainset(trainset: Any, student: Student) -> tuple[dspy.Example, ...]:
+    """Return the training examples, each once: one that is repeated says no more about other queries than one."""
+    given = check_examples(trainset, student)
+    kept: dict[tuple[str, str], dspy.Example] = {}
+    for example in given:
+        labels = json.dumps(tagged(dict(example.labels().items())), sort_keys=True)
+        kept.setdefault((query_of(example), labels), example)
+    if len(kept) < len(given):
+        logger.warning(
+            "%d of the %d examples of the trainset are repetitions of others: each counts once, as one query.",
+            len(given) - len(kept), len(given),
+        )  # fmt: skip
+    return tuple(kept.values())
+
+
 def check_valset(valset: Any, examples: Sequence[dspy.Example], student: Student) -> tuple[dspy.Example, ...]:
     """Return the validation examples, each query once, without those that have a part in the choice."""
     given = check_examples(valset, student, "valset")

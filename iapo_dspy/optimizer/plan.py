@@ -21,13 +21,13 @@ from iapo_dspy.environments.live.student_unit import UnitPlan
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.checks import (
     check_around,
-    check_examples,
     check_judge,
     check_predictors,
     check_program,
     check_reserved_fields,
     check_resources,
     check_sampling,
+    check_trainset,
     check_valset,
 )
 from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
@@ -163,7 +163,7 @@ def make_plan(
     pipeline = Pipeline.of(program, inner) if inner is not None else None
     part = whole if pipeline is None else Student(pipeline.inner)
     check_predictors(part)
-    examples = check_examples(trainset, whole)
+    examples = check_trainset(trainset, whole)
     held_out = check_valset(valset, examples, whole) if valset is not None else ()
     inputs = sorted(examples[0].inputs().keys()) if pipeline is None else inner_inputs(part.module)
     check_reserved_fields(part, inputs, settings.preference_field)
