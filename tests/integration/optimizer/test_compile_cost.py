@@ -107,7 +107,7 @@ def test_the_prompts_fixed_part_flips_the_best_prompt() -> None:
 
 def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
     cost = Cost(usd_per_million=(1000.0, 5000.0))
-    lm = {"seed": 1, "max_tokens": 100}
+    lm: dict[str, Any] = {"seed": 1, "max_tokens": 100}
     with Loopback(adder) as server, dspy.context(lm=server.lm(**lm)), observed() as evidence:
         program = optimizer(cost=cost, budget=Budget(200, usd=1000)).compile(student(), trainset=questions(10))
         billed = server.prompt_tokens * 1e-3 + server.completion_tokens * 5e-3
