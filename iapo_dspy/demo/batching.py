@@ -112,7 +112,10 @@ class Batcher:
         self._threads: list[threading.Thread] = []
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
-        """Queues a request; the future's exception is `ContextLengthError` if the prompt is too long."""
+        """Queues a request; the future's exception is `ContextLengthError` if the prompt is too long.
+
+        Cancelling the future takes the request out of the queue or the batch, until its last token is drawn.
+        """
         future: Future[Generation] = Future()
         with self._changed:
             # After a fork the threads are gone in the child: is_alive is then false.
@@ -143,31 +146,40 @@ class Batcher:
             arrived = self._take(self._slots - engine.active - engine.waiting)
             if arrived:
                 pending = [future for future in pending if not future.done()]
-                arrived = [(r, future) for r, future in arrived if future.set_running_or_notify_cancel()]
                 pending += [future for _, future in arrived]
             try:
                 for request, future in arrived:
                     try:
-                        engine.submit(request, future.set_result)
+                        engine.submit(request, future)
                     except InvalidRequestError as error:
-                        future.set_exception(error)
+                        _fail(future, error)
                 busy = engine.step()
             except Exception as error:  # noqa: BLE001 (whatever went wrong, nobody may wait for ever)
-                for future in (f for f in pending if not f.done()):
-                    future.set_exception(error)
+                for future in pending:
+                    _fail(future, error)
                 return False
         return True
 
     def _take(self, room: int) -> list[tuple[GenerationRequest, Future[Generation]]]:
-        """Take as many requests as there is room for; the rest is for the other workers."""
+        """Take as many requests as there is room for; the rest, unless cancelled, is for the other workers."""
         taken = []
         with self._changed:
+            cancelled = {future for _, future in self._inbox if future.cancelled()}
+            if cancelled:
+                self._inbox = deque(entry for entry in self._inbox if entry[1] not in cancelled)
+                for future in cancelled:
+                    future.set_running_or_notify_cancel()
             while self._inbox and room > 0:
                 taken.append(self._inbox.popleft())
                 room -= taken[-1][0].n
             if self._inbox:
                 self._changed.notify()
         return taken
+
+
+def _fail(future: Future[Generation], error: Exception) -> None:
+    if not future.done() and future.set_running_or_notify_cancel():
+        future.set_exception(error)
 
 
 @cached({}, key=lambda name=MODEL_NAME: name, lock=threading.Lock())

@@ -6,7 +6,8 @@ Axes used below: B sequences in the batch, V vocabulary.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,10 +29,10 @@ _SEQUENCE = np.dtype(
 )
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Job:
     request: GenerationRequest
-    done: Callable[[Generation], None]
+    future: Future[Generation]  # pending until the last choice, so that it can be cancelled
     limit: int
     started: int = 0
     choices: dict[int, SampledText] = field(default_factory=dict)
@@ -73,8 +74,8 @@ class Engine:
         """The number of completions that have no slot yet."""
         return sum(job.request.n - job.started for job in self._waiting)
 
-    def submit(self, request: GenerationRequest, done: Callable[[Generation], None]) -> None:
-        """Queues a request; `step` calls ``done``, which must not raise, with the result.
+    def submit(self, request: GenerationRequest, future: Future[Generation]) -> None:
+        """Queues a request; `step` gives its result to ``future``, or drops the request if that was cancelled.
 
         Raises:
             ContextLengthError: The prompt has no room for one more token.
@@ -86,10 +87,11 @@ class Engine:
                 f"{len(request.prompt)} tokens, which leaves no room for a completion."
             )
         limit = min(room, request.max_tokens or room)
-        self._waiting.append(_Job(request=request, done=done, limit=limit))
+        self._waiting.append(_Job(request=request, future=future, limit=limit))
 
     def step(self) -> bool:
-        """Lets waiting sequences in, adds one token to each sequence, and returns whether work is left."""
+        """Drops what was cancelled, lets waiting sequences in, adds a token to each; returns whether work is left."""
+        self._drop_cancelled()
         free = self._slots - self.active
         if self._waiting and (free >= self._slots // 8 or free >= self.waiting):
             self._admit(free)
@@ -109,6 +111,18 @@ class Engine:
             cached[: self.active] += 1
             self._take(0, self.active, logits[: self.active])
         return bool(self._owners or self._waiting)
+
+    def _drop_cancelled(self) -> None:
+        jobs = {*self._waiting, *(job for job, _ in self._owners)}
+        cancelled = {job for job in jobs if job.future.cancelled()}
+        if not cancelled:
+            return
+        self._waiting = deque(job for job in self._waiting if job not in cancelled)
+        for slot in reversed(range(self.active)):
+            if self._owners[slot][0] in cancelled:
+                self._free(slot)
+        for job in cancelled:
+            job.future.set_running_or_notify_cancel()
 
     def _grow(self, span: int) -> None:
         if span > self._keys.shape[3]:
@@ -191,8 +205,16 @@ class Engine:
         return None
 
     def _retire(self, slot: int, choice: SampledText) -> None:
-        """Reports a choice and moves the last sequence into its slot."""
+        """Keeps a choice, frees its slot, and reports the request that it completes."""
         job, index = self._owners[slot]
+        self._free(slot)
+        job.choices[index] = choice
+        if len(job.choices) == job.request.n and job.future.set_running_or_notify_cancel():
+            choices = tuple(job.choices[i] for i in range(job.request.n))
+            job.future.set_result(Generation(choices=choices, prompt_tokens=len(job.request.prompt)))
+
+    def _free(self, slot: int) -> None:
+        """Moves the last sequence into a slot."""
         last = len(self._owners) - 1
         if slot != last:
             length, made = int(self._sequences["cached"][last]), int(self._sequences["made"][last])
@@ -203,10 +225,6 @@ class Engine:
             self._uniforms[slot] = self._uniforms[last]
             self._sequences[slot] = self._sequences[last]
         self._owners.pop()
-        job.choices[index] = choice
-        if len(job.choices) == job.request.n:
-            choices = tuple(job.choices[i] for i in range(job.request.n))
-            job.done(Generation(choices=choices, prompt_tokens=len(job.request.prompt)))
 
 
 def draw(

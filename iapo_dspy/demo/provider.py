@@ -47,7 +47,11 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
             litellm.NotFoundError: The model's name is unknown.
         """
         with _translated(model):
-            result = _submit(model, messages, options).result(timeout=_seconds(options.get("timeout")))
+            future = _submit(model, messages, options)
+            try:
+                result = future.result(timeout=_seconds(options.get("timeout")))
+            finally:
+                future.cancel()  # nobody waits any more; does nothing to a finished request
             return _fill(options["model_response"], model, result)
 
     async def acompletion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:

@@ -17,7 +17,10 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -28,6 +31,9 @@ from iapo_dspy.demo.shipped import BITS, MODEL_NAME
 
 _MOST_BYTES: Final = 4_000_000
 _MOST_SECONDS: Final = 300.0
+_HANG_UP_SECONDS: Final = 0.25  # between two looks at a waiting client's connection
+_RETRY_SECONDS: Final = 1
+_CONCURRENT_REQUESTS: Final = 512
 _log = logging.getLogger(__name__)
 
 
@@ -41,9 +47,12 @@ class DemoServer:
         allow_remote: Must be True to bind to an address that is not loopback: the server asks for no API key.
         batcher: Where requests to ``tiny-adder`` run, the only model then; by default the process's own batchers of all
             shipped models, shared with the LiteLLM provider.
+        max_concurrent_requests: The most requests that are waiting or in a batch, of all models; one more is answered
+            429 with a ``Retry-After`` in seconds. A client that hangs up, or closes its sending side, is noticed within
+            a quarter of a second: its request is cancelled and frees its place.
 
     Raises:
-        ValueError: The host is not loopback and ``allow_remote`` is False.
+        ValueError: The host is not loopback and ``allow_remote`` is False, or ``max_concurrent_requests`` is below 1.
     """
 
     def __init__(
@@ -54,10 +63,15 @@ class DemoServer:
         seed: int | None = None,
         allow_remote: bool = False,
         batcher: Batcher | None = None,
+        max_concurrent_requests: int = _CONCURRENT_REQUESTS,
     ) -> None:
         if not allow_remote and not _is_loopback(host):
             raise ValueError(f"{host!r} is not a loopback address; pass allow_remote=True to serve other machines")
+        if max_concurrent_requests < 1:
+            raise ValueError(f"max_concurrent_requests must be at least 1, got {max_concurrent_requests}")
         self._address = (host, port)
+        self._most = max_concurrent_requests
+        self._open = 0
         self._batcher = batcher
         self._models = tuple(BITS) if batcher is None else (MODEL_NAME,)
         self._seeds = SeedSource(seed)
@@ -68,6 +82,8 @@ class DemoServer:
         """Requests for chat completions so far, refused ones included."""
         self.completions = 0
         """Completions returned so far."""
+        self.cancelled = 0
+        """Requests cancelled so far: the client hung up, or the model took too long."""
 
     @property
     def api_base(self) -> str:
@@ -113,7 +129,7 @@ class DemoServer:
     def _batcher_of(self, model: str) -> Batcher:
         return self._batcher or shared_batcher(model)
 
-    def _complete(self, data: bytes) -> dict[str, Any]:
+    def _complete(self, data: bytes, hung_up: Callable[[], bool]) -> dict[str, Any]:
         with self._lock:
             self.requests += 1
         body = json.loads(data)
@@ -126,13 +142,33 @@ class DemoServer:
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise InvalidRequestError("messages must be a list of objects")
-        batcher = self._batcher_of(model)
-        seed = self._seeds.next(json.dumps(body, sort_keys=True))
-        request = parse_request(messages, body, batcher.model.tokenizer, seed=seed)
-        result = batcher.submit(request).result(timeout=_MOST_SECONDS)
+        with self._place():
+            batcher = self._batcher_of(model)
+            seed = self._seeds.next(json.dumps(body, sort_keys=True))
+            future = batcher.submit(parse_request(messages, body, batcher.model.tokenizer, seed=seed))
+            try:
+                result = _wait(future, hung_up)
+            finally:
+                if future.cancel():
+                    with self._lock:
+                        self.cancelled += 1
         with self._lock:
             self.completions += len(result.choices)
         return _response(result, model)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Holds one of the places for requests, or refuses the request before it takes a seed."""
+        with self._lock:
+            if self._open >= self._most:
+                message = f"The server has {self._most} requests already; ask again in {_RETRY_SECONDS} s."
+                raise _RefusedError(HTTPStatus.TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
 
 
 class _Server(ThreadingHTTPServer):
@@ -174,13 +210,16 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body()
             if self.path.rstrip("/") != "/v1/chat/completions":
                 raise _RefusedError(HTTPStatus.NOT_FOUND, "not_found", f"no such path: {self.path}")
-            self._reply(HTTPStatus.OK, self.server.owner._complete(body))
+            self._reply(HTTPStatus.OK, self.server.owner._complete(body, self._hung_up))
         except _RefusedError as error:
             self._fail(*error.args)
         except ContextLengthError as error:
             self._fail(HTTPStatus.BAD_REQUEST, "context_length_exceeded", str(error))
         except (InvalidRequestError, json.JSONDecodeError, UnicodeDecodeError) as error:
             self._fail(HTTPStatus.BAD_REQUEST, "invalid_request", str(error))
+        except ConnectionError as error:
+            self.close_connection = True
+            _log.debug("no answer to %s: %s", self.client_address, error)
         except FutureTimeoutError:
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, "timeout", "the model took too long")
         except Exception:  # noqa: BLE001 (the client gets an answer, the log the traceback)
@@ -198,8 +237,22 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, f"at most {_MOST_BYTES} bytes are read")
         return self.rfile.read(length)
 
+    def _hung_up(self) -> bool:
+        self.connection.setblocking(False)
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)  # the next request stays to be read
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            return True
+        finally:
+            self.connection.settimeout(self.timeout)
+
     def _fail(self, status: HTTPStatus, code: str | None, message: str) -> None:
-        kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            kind = "rate_limit_error"
+        else:
+            kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         self._reply(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
 
     def _reply(self, status: HTTPStatus, content: dict[str, Any]) -> None:
@@ -207,11 +260,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.send_header("Retry-After", str(_RETRY_SECONDS))
         self.end_headers()
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
         _log.debug(format, *args)
+
+
+def _wait(future: Future[Generation], hung_up: Callable[[], bool]) -> Generation:
+    end = time.monotonic() + _MOST_SECONDS
+    while not wait([future], timeout=_HANG_UP_SECONDS).done:
+        if hung_up():
+            raise ConnectionAbortedError("the client hung up")
+        if time.monotonic() >= end:
+            raise FutureTimeoutError
+    return future.result()
 
 
 def _response(result: Generation, model: str) -> dict[str, Any]:
@@ -253,10 +318,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=None, help="make requests without a seed reproducible")
     parser.add_argument("--allow-remote", action="store_true", help="allow an address that is not loopback")
+    parser.add_argument(
+        "--max-concurrent-requests",
+        type=int,
+        default=_CONCURRENT_REQUESTS,
+        help="the most requests that are waiting or in a batch; one more is answered 429 (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        server = DemoServer(host=options.host, port=options.port, seed=options.seed, allow_remote=options.allow_remote)
+        server = DemoServer(
+            host=options.host,
+            port=options.port,
+            seed=options.seed,
+            allow_remote=options.allow_remote,
+            max_concurrent_requests=options.max_concurrent_requests,
+        )
     except ValueError as error:
         parser.error(str(error))
     with server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from iapo_dspy.demo.blas import one_blas_thread
 from iapo_dspy.demo.engine import Engine
@@ -13,10 +14,10 @@ from iapo_dspy.demo.model import TinyLM
 def generate(model: TinyLM, requests: Sequence[GenerationRequest]) -> list[Generation]:
     """Serve requests together and wait for all of them."""
     engine = Engine(model)
-    done: dict[int, Generation] = {}
-    for i, request in enumerate(requests):
-        engine.submit(request, lambda result, i=i: done.__setitem__(i, result))  # type: ignore[misc]
+    futures: list[Future[Generation]] = [Future() for _ in requests]
+    for request, future in zip(requests, futures, strict=True):
+        engine.submit(request, future)
     with one_blas_thread():
         while engine.step():
             pass
-    return [done[i] for i in range(len(requests))]
+    return [future.result(timeout=0) for future in futures]

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 from iapo_dspy.demo.engine import Engine, draw
-from iapo_dspy.demo.generation import ContextLengthError, GenerationRequest, InvalidRequestError
+from iapo_dspy.demo.generation import ContextLengthError, Generation, GenerationRequest, InvalidRequestError
 from iapo_dspy.demo.model import WEIGHTS, TinyLM, read_safetensors
 from tests.support.demo_chat import render_chat
 from tests.support.demo_model import generate
@@ -174,15 +174,47 @@ def test_another_seed_gives_another_text() -> None:
 
 def test_more_requests_than_slots_are_all_served() -> None:
     engine = Engine(LM, slots=16)
-    done: list[Any] = []
+    done: list[Generation] = []
     requests = [GenerationRequest(prompt=p, n=n, seed=n) for n, p in ((40, DIRECT), (1, STEPS), (17, STEPS))]
     for request in requests:
-        engine.submit(request, done.append)
+        future: Future[Generation] = Future()
+        future.add_done_callback(lambda f: done.append(f.result()))
+        engine.submit(request, future)
     most = 0
     while engine.step():
         most = max(most, engine.active)
     assert most <= 16
     assert sorted(done, key=lambda g: -len(g.choices)) == [generate(LM, requests)[i] for i in (0, 2, 1)]
+
+
+def test_cancelled_requests_free_their_slots_and_leave_the_others_alone() -> None:
+    engine = Engine(LM, slots=16)
+    # In the batch and in part waiting: 14 of 40 completions have a slot; the last request waits as a whole.
+    requests = [GenerationRequest(prompt=STEPS, n=n, seed=n) for n in (2, 40, 3)]
+    kept, cancelled, waiting = futures = [Future[Generation]() for _ in requests]
+    for request, future in zip(requests, futures, strict=True):
+        engine.submit(request, future)
+    for _ in range(3):
+        engine.step()
+    assert (engine.active, engine.waiting) == (16, 26 + 3)
+    assert cancelled.cancel()
+    engine.step()
+    assert (engine.active, engine.waiting) == (2 + 3, 0)
+    while engine.step():
+        pass
+    assert [kept.result(timeout=0), waiting.result(timeout=0)] == generate(LM, [requests[0], requests[2]])
+    assert not kept.cancel()
+
+
+def test_a_batch_ends_when_all_its_requests_are_cancelled() -> None:
+    engine = Engine(LM, slots=16)
+    futures = [Future[Generation]() for _ in range(2)]
+    for future in futures:
+        engine.submit(GenerationRequest(prompt=STEPS, n=20, seed=1), future)
+    assert engine.step()
+    assert all(future.cancel() for future in futures)
+    assert not engine.step()
+    assert (engine.active, engine.waiting) == (0, 0)
 
 
 def test_temperature_zero_takes_the_most_likely_token_and_repeats_itself() -> None:

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import litellm
+import openai
 import pytest
 
 from iapo_dspy.demo import provider, tasks
 from iapo_dspy.demo.batching import Batcher, shared_batcher
-from iapo_dspy.demo.generation import GenerationRequest
+from iapo_dspy.demo.generation import Generation, GenerationRequest
 from iapo_dspy.demo.model import TinyLM
 from tests.support.demo_chat import render_chat
 
@@ -168,6 +169,17 @@ def test_a_cancelled_request_does_not_stop_the_worker() -> None:
     for future in futures[::2]:
         future.cancel()
     assert all(f.result(timeout=10).choices for f in futures if not f.cancelled())
+
+
+async def test_a_request_that_times_out_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, concurrent = futures = [Future[Generation]() for _ in range(2)]
+    left = iter(futures)
+    monkeypatch.setattr(Batcher, "submit", lambda self, request: next(left))
+    with pytest.raises(openai.APIError):
+        ask(timeout=0.01, max_retries=0)
+    with pytest.raises(openai.APIError):
+        await litellm.acompletion(model=tasks.MODEL, messages=MESSAGES, timeout=0.01, max_retries=0)
+    assert sync.cancelled() and concurrent.cancelled()
 
 
 def test_the_worker_is_a_daemon() -> None:
