@@ -31,7 +31,7 @@ class Certainty:
         queries: How many queries the utility rests on.
         needed: About how many queries would bring the interval to +-`WANTED` of the range of the rewards; infinite
             where it cannot be told.
-        measured: Whether it rests on completions that had no part in the choice.
+        measured: Whether it rests on completions that had no part in the choice, or there was nothing to choose.
         runner_up: The best arm with another prompt; None where there is no other.
         behind: How much less utility the runner-up is estimated to have by the estimates that both were chosen by; may
             be slightly negative where a near-tie went to the cheaper arm.
@@ -111,7 +111,7 @@ def choices(outcome: Outcome, contexts: Contexts, seed: int = 0) -> tuple[Certai
                 interval=alone.interval,
                 queries=alone.queries,
                 needed=alone.queries * _times(alone.interval, WANTED * (bounds.high - bounds.low)),
-                measured=measured is not None,
+                measured=measured is not None or outcome.q[context].size == 1,  # nothing was chosen
                 runner_up=runner_up,
                 behind=value - float(others[second]) if runner_up else float("nan"),
                 probability_best=float((equal[:, arm.prompt] / equal.sum(axis=1)).mean()),

@@ -232,9 +232,12 @@ class Bounds:
             return math.nan, math.nan
         if width <= 0 or typical <= 0:
             return mean, mean
-        effective = queries * typical / self.spread / max(variance, typical)
+        # At a bound, where the mean may only be by chance, rewards vary as they do a standard error away from it.
+        share, error = min(max((mean - self.low) / width, 0.0), 1.0), math.sqrt(max(variance, typical)) / width
+        inner = min(max(share, min(error, 0.5)), 1.0 - min(error, 0.5))
+        effective = min(inner * (1.0 - inner) / error**2, queries / self.spread)
         t = quantile(min(freedom, queries - 1.0))
-        share, shrunk = min(max((mean - self.low) / width, 0.0), 1.0), 1.0 + t**2 / effective
+        shrunk = 1.0 + t**2 / effective
         centre = (share + t**2 / (2.0 * effective)) / shrunk
         half = t * math.sqrt(share * (1.0 - share) / effective + (t / (2.0 * effective)) ** 2) / shrunk
         low, high = self.low + width * max(centre - half, 0.0), self.low + width * min(centre + half, 1.0)

@@ -123,7 +123,10 @@ class Explanation:
         parts = []
         if self.interval is not None:
             parts.append(f"utility {self.interval[0]:.3f} to {self.interval[1]:.3f}")
-            parts += [] if self.measured else ["not measured after the choice, tends to be too high"]
+        elif self.probability_best is not None:
+            parts.append("no interval from one query")
+        if self.probability_best is not None and not self.measured:
+            parts.append("not measured after the choice, tends to be too high")
         if self.probability_best is not None:
             parts.append(f"its prompt is the best with p={self.probability_best:.2f}")
         parts.append(f"from {self.evidence} observations")
