@@ -6,10 +6,10 @@ regression estimator, Cochran 1977, ch. 12): k random queries get as many comple
 get a single one. With y the reward of an arm's whole call on a query, z that of single completions there, and beta the
 slope between the two that the run has learnt,
 
-    mean over k of (y - beta z)  +  beta * mean over k + K of z
+    mean over k of (y - beta z)  +  beta * mean over K of z
 
-is unbiased whatever beta is, because beta comes from other completions. It varies much less than the mean of y, for
-what differs from query to query shows in single completions already.
+is unbiased whatever beta is, because beta comes from other completions. Where queries differ it varies much less than
+the mean of y, for what differs from query to query shows in single completions already.
 
 Intervals are Wilson's (1927) with Student's t, for an effective number of queries that gives the same variance. The
 variance of few queries is unreliable, and 0 where all of them agree: it is moderated by a prior of a few degrees of
@@ -31,12 +31,11 @@ from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import call_prices, observed_calls
-from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
+from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Pulls
 
 SHARE = 5  # one in so many completions measures the chosen arms
 _PRIOR_WEIGHT = 2.0  # degrees of freedom of the prior variance
 _UNEXPLAINED = 0.25  # share of the variance that single completions leave, before it is measured
-_LARGEST_SLOPE = 2.0
 _T = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.179, 2.131, 2.086, 2.042, 2.0])
 _T_AT = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 60])
 
@@ -122,7 +121,7 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
             continue
         bounds = Bounds.of(scores, contexts.weights[context])
         others = single[~whole & (size == 1)] if arm.n > 1 else single[:0]
-        slope = _slope(outcome, context, arm.prompt, arm.n)
+        slope = _slope(outcome, context, arm, len(reward[whole]), len(others), bounds)
         found.append(_estimate(reward[whole], paid[whole], single[whole], others, slope, bounds))
     pulls, active = observations.pulls, np.zeros(problem.shape, dtype=bool)
     active[
@@ -139,7 +138,6 @@ def _estimate(
 ) -> HeldOut:
     """Combine the two phases: whole calls [k] with their prices and single completions, and other singles [K]."""
     queries = len(reward) + len(others)
-    slope *= len(others) / queries
     rest, price = reward - paid - slope * single, float(paid.mean())
     mean = float(rest.mean()) + slope * (float(others.mean()) if len(others) else 0.0)
     mean = min(max(mean, bounds.low - price), bounds.high - price)
@@ -162,14 +160,23 @@ def _variance(values: FloatArray, prior: float) -> tuple[float, float]:
     return (own + _PRIOR_WEIGHT * prior) / (freedom + _PRIOR_WEIGHT) / len(values), freedom + _PRIOR_WEIGHT
 
 
-def _slope(outcome: Outcome, context: int, prompt: int, n: int) -> float:
-    """Return how much the reward of n completions changes with that of one, over the queries of the run."""
+def _slope(outcome: Outcome, context: int, arm: Arm, whole: int, single: int, bounds: Bounds) -> float:
+    """Return the weight of single completions that makes the variance smallest, by what the run knows of its queries.
+
+    Queries that do not differ leave single completions nothing but their noise, and then the weight is 0.
+    """
+    if not single:
+        return 0.0
     if outcome.detail is None:
-        return 1.0
-    values = outcome.detail.values[outcome.detail.row[context]].at(np.array([prompt, prompt]), np.array([1, n]))
-    one = values[0] - values[0].mean()
-    variance = float((one**2).mean())
-    return float(np.clip((one * values[1]).mean() / variance, 0.0, _LARGEST_SLOPE)) if variance > 1e-6 else 1.0
+        spread, own, joint = 1.0, 0.5, 0.5  # as much between queries as within
+    else:
+        surface = outcome.detail.values[outcome.detail.row[context]]
+        values = outcome.detail.factor[context] * surface.at(np.array([arm.prompt] * 2), np.array([1, arm.n]))
+        one = values[0] - values[0].mean()
+        own, joint = float((one**2).mean()), float((one * values[1]).mean())
+        spread = max(bounds.variance(float(values[0].mean()), 1), own)
+    noise = (own + (spread - own) / arm.n) / whole + spread / single
+    return max(joint / whole / noise, 0.0) if noise > 0 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
