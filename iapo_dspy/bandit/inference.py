@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.models.surfaces import groups
@@ -76,19 +77,21 @@ class Deceptive:
     interval: tuple[float, float]
 
 
-def choices(outcome: Outcome, contexts: Contexts, seed: int = 0) -> tuple[Certainty, ...] | None:
+def choices(
+    outcome: Outcome, contexts: Contexts, aggregator: Aggregator, seed: int = 0
+) -> tuple[Certainty, ...] | None:
     """Return how certain each context's arm is; None for algorithms whose estimates have no standard errors.
 
     Args:
         outcome: The run.
         contexts: Its contexts.
+        aggregator: Its aggregator.
         seed: Seed of the joint normal draws behind `probability_best`.
     """
     evidence, se = outcome.detail, outcome.estimates.standard_error
     if evidence is None or se is None:
         return None
     noises = [_Noise.of(evidence, row, np.random.default_rng([seed, row])) for row in range(len(evidence.values))]
-    scores = np.concatenate([o.score for o in outcome.observations])
     found = []
     for context, arm in enumerate(outcome.policy.arms):
         q = np.where(np.isnan(outcome.q[context]), -np.inf, outcome.q[context])
@@ -98,7 +101,7 @@ def choices(outcome: Outcome, contexts: Contexts, seed: int = 0) -> tuple[Certai
         value, reward = float(q[arm.prompt, arm.n - 1]), float(outcome.reward[context, arm.prompt, arm.n - 1])
         if outcome.stops is not None:  # what stopping changes is known far better than the reward itself
             value, reward = outcome.stops[context].utility, outcome.stops[context].reward
-        bounds = Bounds.of(scores, contexts.weights[context])
+        bounds = Bounds.of(aggregator, outcome.observations, contexts.weights[context])
         noise = noises[evidence.row[context]]
         best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
         equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)

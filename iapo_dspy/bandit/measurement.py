@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from iapo_dspy.bandit.aggregators.port import distinct_rows
+from iapo_dspy.bandit.aggregators.port import Aggregator, ClosedForm, distinct_rows
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
@@ -55,10 +55,13 @@ def reserved(budget: int, problem: Problem, least: int, n_queries: int) -> int:
     return max(min(budget // SHARE, useful, budget - least), 0)
 
 
-def measuring_pulls(outcome: Outcome, queries: IntArray, budget: int, seed: int, *, phases: int = 2) -> Pulls:
+def measuring_pulls(
+    problem: Problem, outcome: Outcome, queries: IntArray, budget: int, seed: int, *, phases: int = 2
+) -> Pulls:
     """Return pulls that measure the chosen arms, each prompt at its largest scale.
 
     Args:
+        problem: The problem.
         outcome: The run.
         queries: Indices of the queries to measure on.
         budget: Completions at most; where it does not reach for all queries, a random part of them is used.
@@ -67,7 +70,7 @@ def measuring_pulls(outcome: Outcome, queries: IntArray, budget: int, seed: int,
     """
     largest: dict[int, int] = {}
     for arm in outcome.policy.arms:
-        largest[arm.prompt] = max(largest.get(arm.prompt, 0), arm.n)
+        largest[arm.prompt] = max(largest.get(arm.prompt, 0), _needed(problem, arm))
     total = sum(largest.values())
     order = np.random.default_rng([seed, len(queries)]).permutation(queries)
     asked: list[tuple[int, int, int]] = []
@@ -79,6 +82,12 @@ def measuring_pulls(outcome: Outcome, queries: IntArray, budget: int, seed: int,
         asked += [(query, prompt, n if at < whole else 1) for at, query in enumerate(order[: whole + single].tolist())]
     query, prompt, size = np.array(sorted(asked), dtype=np.int64).reshape(-1, 3).T
     return Pulls(prompt, query, size)
+
+
+def _needed(problem: Problem, arm: Arm) -> int:
+    """Return how many completions of a query tell an arm's reward: N, or fewer where the aggregator needs fewer."""
+    reach = problem.aggregator.reach if isinstance(problem.aggregator, ClosedForm) else None
+    return arm.n if reach is None or arm.stop is not None else min(arm.n, reach)
 
 
 def _two_phases(budget: int, n: int, n_queries: int) -> tuple[int, int]:
@@ -105,7 +114,7 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
     rows, row, _ = distinct_rows(contexts.weights)
     value = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
     prices = call_prices(problem, outcome)
-    scores = np.concatenate([o.score for o in (*outcome.observations, observations)])
+    seen = (*outcome.observations, observations)
     found: list[HeldOut | None] = []
     for context, arm in enumerate(outcome.policy.arms):
         mine = cells.prompt == arm.prompt
@@ -115,12 +124,13 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
             gain, completions, waves = observed_calls(problem, cells, context, arm)
             reward = reward + gain
         paid = waves * prices.fixed[context, arm.prompt] + completions * prices.each[context, arm.prompt]
-        whole = (size >= arm.n) & ~np.isnan(reward)
+        needed = _needed(problem, arm)
+        whole = (size >= needed) & ~np.isnan(reward)
         if not whole.any():
             found.append(None)
             continue
-        bounds = Bounds.of(scores, contexts.weights[context])
-        others = single[~whole & (size == 1)] if arm.n > 1 else single[:0]
+        bounds = Bounds.of(problem.aggregator, seen, contexts.weights[context])
+        others = single[~whole & (size == 1)] if needed > 1 else single[:0]
         slope = _slope(outcome, context, arm, len(reward[whole]), len(others), bounds)
         found.append(_estimate(reward[whole], paid[whole], single[whole], others, slope, bounds))
     pulls, active = observations.pulls, np.zeros(problem.shape, dtype=bool)
@@ -195,24 +205,22 @@ class Bounds:
     spread: float = 1.0
 
     @classmethod
-    def of(cls, scores: FloatArray, weights: Sequence[float] | FloatArray) -> Bounds:
-        """Return the bounds of weighted scores: 0 and 1 for scores between, else the smallest and the largest seen.
+    def of(cls, aggregator: Aggregator, observations: Sequence[Observations], weights: FloatArray) -> Bounds:
+        """Return the bounds of rewards: 0 and 1 for single completions between, else the smallest and largest seen.
 
         Args:
-            scores: Scores of completions [S, K]; NaN where one failed.
-            weights: Weights of the objectives [K].
+            aggregator: Gives the rewards.
+            observations: All that was seen.
+            weights: Of the context [K].
         """
-        known = scores[~np.isnan(scores).any(axis=1)]
-        if not len(known):
-            known = np.zeros((1, scores.shape[1]))
-        low, high = known.min(axis=0), known.max(axis=0)
-        unit = (low >= 0.0) & (high <= 1.0)
-        low, high = np.where(unit, 0.0, low), np.where(unit, 1.0, high)
-        ends = np.sort(np.stack([low, high]) * np.asarray(weights)[: len(low)], axis=0).sum(axis=1)
-        least, most = float(ends[0]), float(ends[1])
-        total = known @ np.asarray(weights)[: known.shape[1]]
-        largest = (total.mean() - least) * (most - total.mean())
-        return cls(low=least, high=most, spread=min(float(total.var() / largest), 1.0) if largest > 0 else 1.0)
+        label = np.concatenate([o.label for o in observations])[:, None]
+        score = np.concatenate([o.score for o in observations])[:, None]
+        total = aggregator.reward(label, score, weights[None])[0] if len(label) else np.zeros(1)
+        least, most = float(total.min()), float(total.max())
+        if least >= 0.0 and most <= 1.0:
+            least, most = 0.0, 1.0
+        largest = float((total.mean() - least) * (most - total.mean()))
+        return cls(low=least, high=most, spread=min(float(total.var()) / largest, 1.0) if largest > 0 else 1.0)
 
     def variances(self, mean: FloatArray, queries: IntArray) -> FloatArray:
         """Return typical variances of mean rewards over so many queries, of one shape; > 0 also at the bounds."""

@@ -140,7 +140,7 @@ class Plan:
         first, count = (len(self.examples), len(self.held_out)) if self.held_out else (0, len(self.examples))
         kept = self.reserved if outcome.complete else 0
         queries = np.arange(first, first + count)
-        return measuring_pulls(outcome, queries, kept, self.settings.seed, phases=1 if self.older else 2)
+        return measuring_pulls(self.problem, outcome, queries, kept, self.settings.seed, phases=1 if self.older else 2)
 
 
 def make_plan(

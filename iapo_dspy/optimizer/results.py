@@ -262,7 +262,7 @@ def make_result(
     estimates = outcome.estimates
     tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
     contexts = Contexts.from_preferences(compiled.preferences, strategy.objectives, columns_of(strategy))
-    sure = choices(outcome, contexts)
+    sure = choices(outcome, contexts, strategy.aggregator())
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
     models = tuple(models_of(p) for p in programs)
     stops = outcome.stops

@@ -167,7 +167,7 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
     chosen = _option(table, outcome, "chosen", arm)
     contexts = Contexts.from_preferences([preference], table.strategy.objectives, columns_of(table.strategy))
     measured = data.measurement(preference, arm)
-    sure = choices(replace(outcome, measured=(measured,)), contexts)
+    sure = choices(replace(outcome, measured=(measured,)), contexts, table.strategy.aggregator())
     own = sure is not None and outcome.policy[0].prompt == arm.prompt
     error = outcome.estimates.standard_error
     single = 0.01 * preference.cost

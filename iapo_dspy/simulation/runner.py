@@ -210,9 +210,9 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
     )
     if outcome.detail is None:
         return trial
-    seen = world.pull(measuring_pulls(outcome, np.arange(problem.n_queries), budget - outcome.spent, stream))
+    seen = world.pull(measuring_pulls(problem, outcome, np.arange(problem.n_queries), budget - outcome.spent, stream))
     outcome = measured(problem, outcome, seen)
-    said = choices(outcome, problem.contexts)
+    said = choices(outcome, problem.contexts, problem.aggregator)
     assert said is not None
     share = len(instance.train_queries) / (len(instance.train_queries) + len(instance.test_queries))
     truth = share * value + (1.0 - share) * held_out

@@ -240,7 +240,12 @@ def _requests(plan: Plan, total: int, calls: Sequence[Sequence[LMCall]]) -> int:
         pulls = len(first) + rest - first.completions
     # Where tokens are limited, one request of each LM shows how it counts several choices.
     probes = len({id(call.lm) for some in calls for call in some}) if plan.settings.budget.bounds_requests else 0
-    return min(pulls + plan.reserved + probes, most)
+    return min(pulls + _measuring(plan) + probes, most)
+
+
+def _measuring(plan: Plan) -> int:
+    """Return the requests at most that measure the chosen arms: each arm asks a query once."""
+    return min(plan.reserved, plan.problem.n_contexts * len(plan.held_out or plan.examples))
 
 
 def _spread_evenly(plan: Plan, requests: int, prompts: Sequence[int], longest: dspy.Example) -> int:
@@ -255,7 +260,7 @@ def _spread_evenly(plan: Plan, requests: int, prompts: Sequence[int], longest: d
     mean = max(prompts) - most + float(sizes.mean())
     descending = np.sort(sizes)[::-1]
     turn = float((np.cumsum(descending) - np.arange(1, len(sizes) + 1) * sizes.mean()).max())
-    held_out = plan.reserved * most
+    held_out = _measuring(plan) * most
     return math.ceil(requests * mean + len(plan.prompts) * max(turn, 0.0) + held_out)
 
 

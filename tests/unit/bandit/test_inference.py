@@ -16,7 +16,7 @@ def certainty(*rights: float, n_queries: int, budget: int = 200) -> Certainty:
     recording = world(*rights, n_queries=n_queries)
     problem = recording.problem(4)
     outcome = drive(Auto().start(problem, budget=budget, seed=0), recording.environment(0))
-    found = choices(outcome, problem.contexts)
+    found = choices(outcome, problem.contexts, problem.aggregator)
     assert found is not None
     return found[0]
 

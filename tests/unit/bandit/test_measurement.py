@@ -47,10 +47,10 @@ def measurements(problem: Problem, outcome: Outcome, seen: Observations) -> tupl
 
 
 def test_half_of_the_budget_goes_to_whole_calls_and_half_to_single_completions():
-    _, outcome = solved(world(0.3, 0.8))
+    problem, outcome = solved(world(0.3, 0.8))
     arm = outcome.policy[0]
     assert arm.n > 1
-    pulls = measuring_pulls(outcome, np.arange(1000), 100, seed=1)
+    pulls = measuring_pulls(problem, outcome, np.arange(1000), 100, seed=1)
     assert set(pulls.prompt.tolist()) == {arm.prompt} and len(set(pulls.query.tolist())) == len(pulls)
     assert (pulls.size == arm.n).sum() == 100 // (2 * arm.n)
     assert pulls.completions == 100 and set(pulls.size.tolist()) == {1, arm.n}
@@ -58,16 +58,16 @@ def test_half_of_the_budget_goes_to_whole_calls_and_half_to_single_completions()
 
 @pytest.mark.parametrize(("budget", "expected"), [(2000, {5: 20}), (60, {5: 10, 1: 10}), (4, {}), (5, {5: 1})])
 def test_a_share_is_spent_on_as_many_distinct_queries_as_it_reaches(budget: int, expected: dict[int, int]):
-    _, outcome = solved(world(0.6), max_n=5)
+    problem, outcome = solved(world(0.6), max_n=5)
     assert outcome.policy[0].n == 5
-    pulls = measuring_pulls(outcome, np.arange(20), budget, seed=0)
+    pulls = measuring_pulls(problem, outcome, np.arange(20), budget, seed=0)
     sizes = dict(zip(*(a.tolist() for a in np.unique(pulls.size, return_counts=True)), strict=True))
     assert sizes == expected and len(set(pulls.query.tolist())) == len(pulls)
 
 
 def test_one_phase_is_the_measurement_of_earlier_versions():
-    _, outcome = solved(world(0.6), max_n=5)
-    pulls = measuring_pulls(outcome, np.arange(100, 120), 27, seed=3, phases=1)
+    problem, outcome = solved(world(0.6), max_n=5)
+    pulls = measuring_pulls(problem, outcome, np.arange(100, 120), 27, seed=3, phases=1)
     chosen = np.sort(np.random.default_rng([3, 20]).permutation(np.arange(100, 120))[:5])
     assert pulls.query.tolist() == chosen.tolist() and pulls.size.tolist() == [5] * 5
 
@@ -88,7 +88,7 @@ def test_the_best_of_many_equal_prompts_is_not_reported_too_high(budget: int):
     for seed in range(100):
         problem, outcome = solved(recording, budget, seed=seed)
         arm = outcome.policy[0]
-        pulls = measuring_pulls(outcome, np.arange(200), budget // 4, seed)
+        pulls = measuring_pulls(problem, outcome, np.arange(200), budget // 4, seed)
         found = measurements(problem, outcome, recording.environment(seed, 1).pull(pulls))[0]
         chosen_by = outcome.q[0, arm.prompt, arm.n - 1]
         if found is not None:
@@ -104,7 +104,7 @@ def test_any_algorithm_can_be_measured_on_a_validation_set():
     recording = synthetic_bernoulli(0, n_prompts=3, n_queries=40)
     problem = recording.problem(4)
     outcome = drive(PSST().start(problem, budget=600, seed=0), recording.environment(0))
-    pulls = measuring_pulls(outcome, np.arange(40), 200, seed=0)
+    pulls = measuring_pulls(problem, outcome, np.arange(40), 200, seed=0)
     for found in measurements(problem, outcome, recording.environment(1).pull(pulls)):
         assert found is not None and found.interval[0] <= found.utility <= found.interval[1]
 
@@ -160,15 +160,21 @@ def test_intervals_stay_within_the_bounds_and_hold_the_mean(
     assert ends[1] - ends[0] > 0
 
 
+def seen(*scores: float) -> Observations:
+    nothing = np.zeros(len(scores))
+    pulls = Pulls(np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.array([len(scores)]))
+    label = np.where(np.isnan(scores), -1, np.arange(len(scores)))
+    return Observations(pulls=pulls, label=label, score=np.array(scores)[:, None], cost=nothing, overhead=np.zeros(1))
+
+
 def test_bounds_are_the_unit_interval_or_what_was_seen():
-    weights = np.array([1.0, 2.0])
-    found = Bounds.of(np.array([[0.2, 10.0], [0.7, 30.0], [np.nan, 99.0]]), weights)
-    assert (found.low, found.high) == (20.0, 61.0)
-    binary = Bounds.of(np.array([[0.0], [1.0], [1.0]]), np.ones(1))
+    vote, one = MajorityVoteAggregator(), np.ones(1)
+    found = Bounds.of(vote, [seen(20.0, 61.0), seen(np.nan)], one)
+    assert (found.low, found.high) == (0.0, 61.0)  # a failed completion is worth the floor
+    binary = Bounds.of(vote, [seen(0.0, 1.0, 1.0)], one)
     assert (binary.low, binary.high) == (0.0, 1.0) and binary.spread == pytest.approx(1.0)
-    smooth = Bounds.of(np.array([[0.49], [0.5], [0.51]]), np.ones(1))
-    assert smooth.spread < 0.001
-    assert Bounds.of(np.full((3, 1), np.nan), np.ones(1)).high == 1.0
+    assert Bounds.of(vote, [seen(0.49, 0.5, 0.51)], one).spread < 0.001
+    assert Bounds.of(vote, [seen(np.nan, np.nan)], one).high == 1.0
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (5, 2.571), (14, 2.145), (40, 2.021), (1e6, 1.96)])

@@ -35,6 +35,7 @@ from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies.port import Selection
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
+from tests.support.observing import observed
 from tests.support.worlds import CAREFUL, QUICK, adder, checked, questions, total
 
 QUALITY = [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)]
@@ -221,11 +222,11 @@ def test_an_equality_that_raises_costs_completions_and_no_run() -> None:
             raise ValueError("sevens cannot be compared")
         return a == b
 
-    program, _ = compiled(adder, "question -> answer", strategy=MajorityVote("answer", equal=fussy), budget=200)
+    with observed() as evidence:
+        program, _ = compiled(adder, "question -> answer", strategy=MajorityVote("answer", equal=fussy), budget=200)
     failures = program.detailed_results.failures
     assert 0 < failures.errors < failures.completions / 2
     assert any("sevens cannot be compared" in cause for cause, _ in failures.causes)
-    evidence = program.policy.ready.evidence
     assert sum(int(o.failed.sum()) for o in evidence) == failures.total
 
 
@@ -308,7 +309,8 @@ def test_a_noisy_unbiased_prompt_wins_with_a_mean_of_many_and_only_pairs_are_dra
     assert {int(m) for o in program.policy.ready.evidence for m in o.pulls.size} == {2}
     quality, thrifty = results.policy
     assert (results.labels[quality.arm.prompt], quality.arm.n) == (NOISY, 16)
-    assert quality.reward == pytest.approx(1 - 64 / 16 / 100, abs=0.06)
+    assert quality.reward == pytest.approx(1 - 64 / 16 / 100, abs=0.15)
+    assert results.reward[0, quality.arm.prompt, 15] == pytest.approx(1 - 64 / 16 / 100, abs=0.08)
     assert thrifty.arm.n == 1
     loaded = saved_and_loaded(program, "question -> answer", tmp_path / "p.json")
     found = call(loaded, guesser, question="20 + 20")

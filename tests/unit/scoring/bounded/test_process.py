@@ -53,11 +53,13 @@ def test_too_much_work_ends_in_time_and_the_next_request_is_answered(texts: Proc
 def test_too_much_memory_is_refused() -> None:
     import resource
 
+    # Other tests have children, too, and a child begins with the size of its parent.
+    before = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF))
     texts = Processes([], most=1)
     with pytest.raises(TooMuchWork, match="500 MB"):
         texts.run("find", "(?:a|b)*c", 0, False, "a" * 10**7)
     texts.close()
-    assert 50_000 < resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 520_000  # KB
+    assert 50_000 < resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(1.1 * before, 520_000)  # KB
 
 
 def test_threads_and_event_loops_share_the_processes(texts: Processes) -> None:
