@@ -70,7 +70,7 @@ class _OwnLMs(BaseCallback):  # type: ignore[misc]  # dspy ships no types
 
 @dataclass(frozen=True, kw_only=True)
 class Probed:
-    """What trying a metric has shown.
+    """The findings of trying a metric.
 
     Attributes:
         judges: The models that it asks and the budget may count, as far as they are known: the configured LM (None

@@ -115,7 +115,7 @@ class CorrectedEstimator:
 
 
 class _Correction(NamedTuple):
-    """What residuals add to the predictions of one row of weights.
+    """The parts that residuals add to the predictions of one row of weights.
 
     Attributes:
         carried: To the values of the drawn cells [G, N].
