@@ -30,7 +30,7 @@ _TOKENS, _USD = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Takes:
-    """What completions take: tokens and dollars, in this order (2). Dollars are NaN where a price is not known.
+    """The use of completions: tokens and dollars, in this order (2). Dollars are NaN where a price is not known.
 
     Attributes:
         once: By a pull of each prompt, whatever its size [P, 2].

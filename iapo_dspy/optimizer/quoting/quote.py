@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """What is left of a budget when a run goes on; None where it has no such limit.
+    """The rest of a budget when a run goes on; None where it has no such limit.
 
     Attributes:
         spent: What earlier processes of the run took, with the upper bounds of requests that a kill cut off.

@@ -114,7 +114,7 @@ class LedgerContents:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """What the first process of the run wrote of it, beside what it depends on."""
+        """Facts that the first process of the run wrote of it, beside those that it depends on."""
         found = (self.header.get("settings") or {}).get("about")
         return found if isinstance(found, Mapping) else {}
 

@@ -20,7 +20,7 @@ from iapo_dspy.sampling.spending.usage import Usage
 logger = logging.getLogger(__name__)
 
 LIKELY_MARGIN = 1.25
-"""What a forecast allows for tokenizers that are not the model's."""
+"""The margin that a forecast allows for tokenizers that are not the model's."""
 _PER_MESSAGE = 16  # tokens that chat templates add to a message
 _TEMPLATE = 8  # tokens that chat templates usually add to a message
 _PER_MEDIUM = 4096  # tokens that an image or a file may cost beyond its address

@@ -23,7 +23,7 @@ _FUNCTIONS = ("normalize", "score", "equal")  # where a function of the user's i
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a strategy is rebuilt with beside its own data.
+    """The parts that a strategy is rebuilt with, beside its own data.
 
     Attributes:
         recipes: Recipes of its built-in objectives, as `recipes_of` returned them.
