@@ -264,7 +264,7 @@ def test_votes_do_not_even_out_what_is_before_the_inner_module() -> None:
 
     with Loopback(world) as server, dspy.context(lm=server.lm()):
         pipeline = optimizer(
-            candidates=[PLAIN, WORDY], budget=160, metric=lambda e, p, t=None: p.answer == "1"
+            candidates=[PLAIN, WORDY], budget=400, metric=lambda e, p, t=None: p.answer == "1"
         ).compile(Pipeline(), trainset=asked(8), inner="solve")
     assert len(drafts) == 8
     single, voted = pipeline.detailed_results.reward[0][:, [0, 7]].T
