@@ -8,7 +8,7 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
-from iapo_dspy.types import Contexts
+from iapo_dspy.types import Contexts, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class Problem:
         aggregator: How n completions become one answer (eq. 1, eq. 2).
         cost_scale: Utility of one raw cost unit, >= 0. `None`: learnt once from the run and then frozen
             (`costs.scale.CostScale`).
+        parts: The parts that each prompt is made of [P, F], such as its instruction, its decoding and its LM: prompts
+            with one label >= 0 in a column have that part in common. `None`: prompts have no parts in common.
 
     Raises:
         ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.
@@ -34,6 +36,7 @@ class Problem:
     contexts: Contexts
     aggregator: Aggregator
     cost_scale: float | None = None
+    parts: IntArray | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_prompts", "n_queries", "max_n"):
@@ -45,6 +48,8 @@ class Problem:
             raise ConfigurationError(
                 f"Problem: cost_scale is {self.cost_scale!r}; it must be finite and >= 0, or None."
             )
+        if self.parts is not None:
+            object.__setattr__(self, "parts", checked_parts(self.parts, self.n_prompts))
         self.aggregator.check(self.contexts.n_objectives)
 
     @property
@@ -56,6 +61,20 @@ class Problem:
     def shape(self) -> tuple[int, int, int]:
         """(C, P, N): the shape of Q."""
         return self.n_contexts, self.n_prompts, self.max_n
+
+
+def checked_parts(parts: IntArray, n_prompts: int) -> IntArray:
+    """Return labels of parts [P, F] as whole numbers.
+
+    Raises:
+        ConfigurationError: They have another shape, or a label is not a whole number >= 0.
+    """
+    given = np.asarray(parts)
+    if given.dtype.kind not in "iu" or given.ndim != 2 or len(given) != n_prompts or not given.size or given.min() < 0:
+        raise ConfigurationError(
+            f"parts must be whole numbers >= 0 [P={n_prompts}, F >= 1], got {given.dtype} of shape {given.shape}."
+        )
+    return given.astype(np.int64)
 
 
 def check_budget(budget: int, seed: int, *, least: int, what: str) -> None:

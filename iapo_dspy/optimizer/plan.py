@@ -35,7 +35,7 @@ from iapo_dspy.optimizer.probe import probe
 from iapo_dspy.optimizer.recompile import unwrap
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set, student_prompt
-from iapo_dspy.prompts.prompt import Prompt
+from iapo_dspy.prompts.prompt import Prompt, prompt_states, shared_parts
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
@@ -188,6 +188,7 @@ def make_plan(
         max_n=settings.max_n,
         contexts=Contexts.from_preferences(settings.preferences, strategy.objectives, columns_of(strategy)),
         aggregator=strategy.aggregator(),
+        parts=shared_parts(prompt_states(prompts)) if prompts.shape is None else None,
     )
     plan = Plan(
         settings=settings,

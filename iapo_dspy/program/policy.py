@@ -22,7 +22,7 @@ from iapo_dspy.errors import StateError, UnknownPreference, one_line
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.caps import check_known
 from iapo_dspy.program.reprice import at_prices
-from iapo_dspy.prompts.prompt import PromptState
+from iapo_dspy.prompts.prompt import PromptState, shared_parts
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
@@ -138,6 +138,7 @@ class CompiledPolicy:
             contexts=Contexts.from_preferences(preferences, strategy.objectives, columns_of(strategy)),
             aggregator=strategy.aggregator(),
             cost_scale=self.cost_scale,
+            parts=shared_parts(self.prompts),
         )
         outcome = self.algorithm.solve(problem, self.evidence)
         return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)

@@ -6,17 +6,18 @@ import copy
 import functools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.prompts.candidates import Proposal, read_candidates
 from iapo_dspy.prompts.lms import Decodings, LMs, ModelName, Served, combine, model_names
 from iapo_dspy.prompts.student import Student
-from iapo_dspy.types import Decoding
+from iapo_dspy.types import Decoding, IntArray
 
 logger = logging.getLogger(__name__)
 
@@ -357,3 +358,30 @@ def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
         )
         for p, lms in zip(prompts, names, strict=True)
     )
+
+
+def shared_parts(prompts: Sequence[PromptState]) -> IntArray | None:
+    """Return labels of the parts that prompts have in common.
+
+    Parts are the instructions of each predictor, the rest of its state (demos and the like), the decoding and the LMs.
+
+    Returns:
+        Labels >= 0 [P, F] of those parts in which some prompts are alike and others differ, numbered as they come, each
+        division of the prompts once; `None` where there are none.
+    """
+    columns = dict.fromkeys(_labels(column) for column in zip(*(_parts(prompt) for prompt in prompts), strict=True))
+    shared = [column for column in columns if 0 < max(column) < len(prompts) - 1]
+    return np.array(shared, dtype=np.int64).T if shared else None
+
+
+def _parts(prompt: PromptState) -> Iterator[str]:
+    for state in _stripped(prompt.state).values():
+        yield str(state.get("signature", {}).pop("instructions", None))
+        yield json.dumps(state, sort_keys=True)
+    yield json.dumps(prompt.decoding.as_kwargs(), sort_keys=True)
+    yield json.dumps({name: str(lm) for name, lm in prompt.lms.items()}, sort_keys=True)
+
+
+def _labels(column: Iterable[str]) -> tuple[int, ...]:
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(part, len(numbers)) for part in column)

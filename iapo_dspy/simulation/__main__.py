@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help=f"{', '.join(SYNTHETIC)}, or a recording (.npz, .parquet, or a published .pkl)",
     )
-    parser.add_argument("--prompts", type=int, help="how many prompts a synthetic environment has, 2 or more")
+    parser.add_argument("--prompts", type=int, help="how many prompts a synthetic environment has")
     parser.add_argument(
         "--queries",
         type=int,

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from iapo_dspy.bandit.models.winning import Ties
+from iapo_dspy.environments.recorded.factorial import synthetic_factorial
+from iapo_dspy.environments.recorded.families import synthetic_families
 from iapo_dspy.environments.recorded.files import load
 from iapo_dspy.environments.recorded.published_pickles import read_published
 from iapo_dspy.environments.recorded.recording import ExactValues, Recording
@@ -149,6 +151,8 @@ _SYNTHETIC: dict[str, Callable[..., Recording]] = {
     "synthetic-bernoulli": synthetic_bernoulli,
     "synthetic-categorical": synthetic_categorical,
     "synthetic-unstructured": synthetic_unstructured,
+    "synthetic-factorial": synthetic_factorial,
+    "synthetic-families": synthetic_families,
 }
 SYNTHETIC = tuple(_SYNTHETIC)
 
@@ -168,7 +172,7 @@ def source(
             (`.pkl`, `.pickle`; read without running any of its code).
         ties: How ties are credited.
         max_n: The largest scale.
-        prompts: P of a synthetic environment, >= 2; `None`: its own.
+        prompts: P of a synthetic environment, >= 2, of the factorial one a multiple of 9; `None`: its own.
         queries: Training queries, >= 1; the rest of a recording is held out, and of a synthetic environment 100 more or
             a quarter as many, whichever is more. `None`: its own number, split 80 to 20.
 

@@ -101,7 +101,7 @@ class Coordinate:
 
     def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
         """Implement `Algorithm.solve` for the combinations that were drawn, which are the problem's prompts here."""
-        return Auto(estimator=self.estimator).solve(problem, rounds)
+        return Auto(estimator=self.estimator).solve(replace(problem, parts=None), rounds)
 
 
 def first_pass(shape: Sequence[int]) -> int:

@@ -1,7 +1,8 @@
 """Recordings on disk: one `.npz` or one `.parquet` file, versioned.
 
 Format 1 of `.npz`: the arrays of the recording under their own names, `kind` ("vote" or "best-of") and `version`. Files
-without `kind` and `version` are read by the names of their arrays. `overhead` is there only where it is not zero.
+without `kind` and `version` are read by the names of their arrays. `overhead` is there only where it is not zero,
+and `parts` where the recording has them.
 
 Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, with the columns `prompt`, `query`,
 `probs` (list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The
@@ -32,10 +33,10 @@ _NUMBERS = ("DOUBLE", "FLOAT", "INT32", "INT64")  # of Parquet; booleans, texts 
 _KINDS: dict[str, type[Recording]] = {"vote": VotingRecording, "best-of": BestOfRecording}
 _KEY = b"iapo_dspy.recording"
 _FIELDS = {
-    "vote": ("probs", "answers", "cost", "cost_weights", "credit", "overhead"),
-    "best-of": ("outcomes", "probs", "cost", "weights", "overhead"),
+    "vote": ("probs", "answers", "cost", "cost_weights", "credit", "overhead", "parts"),
+    "best-of": ("outcomes", "probs", "cost", "weights", "overhead", "parts"),
 }
-_OPTIONAL = ("credit", "overhead")
+_OPTIONAL = ("credit", "overhead", "parts")
 _TABLES = ("probs", "outcomes")
 _NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
     f"{kind}: {', '.join(f'{n} (optional)' if n in _OPTIONAL else n for n in names)}" for kind, names in _FIELDS.items()

@@ -9,7 +9,8 @@ Two kinds, both frozen:
 
 A is the number of answer classes, M of outcomes. Probabilities of a cell may sum to less than 1: the rest are failed
 completions. `cost` is in utility: cost weight 1 takes it off the reward once per completion, and `overhead [P]`, which
-both kinds may have, once per query. See `files` for the format on disk.
+both kinds may have, once per query. Both may also have `parts [P, F]`, which prompts have which part in common. See
+`files` for the format on disk.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.models.winning import Ties
-from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.problem import Problem, checked_parts
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 
@@ -65,16 +66,20 @@ class Recording(ABC):
         probs: Probability of each outcome, in a vote of each answer class [P, X, M].
         cost: Cost of one completion [P], in utility.
         overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
+        parts: Labels of the parts that each prompt is made of [P, F], see `Problem.parts`.
     """
 
     probs: FloatArray
     cost: FloatArray
     overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
+    parts: IntArray | None = None
 
     def __post_init__(self) -> None:
         probs = _probabilities(self.probs)
         overhead = np.zeros(len(probs)) if self.overhead is None else _costs("overhead", self.overhead, probs)
         _store(self, probs=probs, cost=_costs("cost", self.cost, probs), overhead=overhead)
+        if self.parts is not None:
+            _store(self, parts=checked_parts(self.parts, len(probs)))
 
     @property
     def n_prompts(self) -> int:
@@ -116,6 +121,7 @@ class Recording(ABC):
             contexts=self.contexts,
             aggregator=self.aggregator(ties),
             cost_scale=1.0,
+            parts=self.parts,
         )
 
     def environment(self, *seed: int) -> RecordedEnvironment:

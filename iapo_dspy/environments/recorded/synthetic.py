@@ -1,7 +1,8 @@
 """Synthetic environments with known laws: two of Table 1's kinds, and one in which nothing is shared.
 
 All hold a few **deceptive** prompts: best when one completion is drawn, and caught where completions are aggregated.
-A method that chooses the prompt at N = 1 and tunes N afterwards ends with one of them.
+A method that chooses the prompt at N = 1 and tunes N afterwards ends with one of them. Two more synthetic
+environments, which hold some as well, have modules of their own: `factorial` and `families`.
 
 **Bernoulli** (two answers, right or wrong). Query x has a difficulty d_x ~ N(0, 1) that all prompts share. With
 sigma the logistic function, the probability of a right answer is
@@ -61,15 +62,15 @@ def synthetic_bernoulli(*seed: int, n_prompts: int = 32, n_queries: int = 520) -
         A recording with two answer classes, 0 (right) and 1 (wrong).
     """
     rng = np.random.default_rng(seed)
-    steady, deceptive, plain = _kinds(rng, n_prompts)
+    steady, deceptive, plain = kinds(rng, n_prompts)
     difficulty = rng.normal(size=n_queries)
     theta = np.empty((n_prompts, n_queries))
     noise = rng.normal(size=theta.shape)
-    theta[steady] = _logistic(_logit(rng.uniform(0.56, 0.64, len(steady))) - 0.12 * difficulty + 0.10 * noise[steady])
-    theta[plain] = _logistic(_logit(rng.uniform(0.25, 0.50, len(plain))) - 0.8 * difficulty + 0.5 * noise[plain])
+    theta[steady] = logistic(logit(rng.uniform(0.56, 0.64, len(steady))) - 0.12 * difficulty + 0.10 * noise[steady])
+    theta[plain] = logistic(logit(rng.uniform(0.25, 0.50, len(plain))) - 0.8 * difficulty + 0.5 * noise[plain])
     ease = np.argsort(np.argsort(difficulty + noise[deceptive], axis=1), axis=1) / n_queries
     theta[deceptive] = np.where(ease < rng.uniform(0.60, 0.66, len(deceptive))[:, None], 0.96, 0.22)
-    return _right_or_wrong(theta, rng)
+    return right_or_wrong(theta, rng)
 
 
 def synthetic_categorical(*seed: int, n_prompts: int = 32, n_queries: int = 512) -> BestOfRecording:
@@ -84,7 +85,7 @@ def synthetic_categorical(*seed: int, n_prompts: int = 32, n_queries: int = 512)
         A recording with 25 outcomes and 27 contexts.
     """
     rng = np.random.default_rng(seed)
-    bold, deceptive, plain = _kinds(rng, n_prompts)
+    bold, deceptive, plain = kinds(rng, n_prompts)
     level, spread = np.empty(n_prompts), np.empty(n_prompts)
     level[bold], spread[bold] = rng.uniform(1.3, 1.7, len(bold)), 1.3
     level[deceptive], spread[deceptive] = rng.uniform(2.3, 2.5, len(deceptive)), 0.35
@@ -117,17 +118,17 @@ def synthetic_unstructured(*seed: int, n_prompts: int = 32, n_queries: int = 520
         A recording with two answer classes, 0 (right) and 1 (wrong).
     """
     rng = np.random.default_rng(seed)
-    good, deceptive, plain = _kinds(rng, n_prompts)
+    good, deceptive, plain = kinds(rng, n_prompts)
     mean, total = np.empty(n_prompts), np.empty(n_prompts)
     mean[good], total[good] = rng.uniform(0.58, 0.66, len(good)), 1.4
     mean[deceptive], total[deceptive] = rng.uniform(0.66, 0.69, len(deceptive)), 0.15
     mean[plain], total[plain] = rng.uniform(0.30, 0.55, len(plain)), rng.uniform(0.3, 1.4, len(plain))
     right, wrong = (mean * total)[:, None], ((1.0 - mean) * total)[:, None]
     theta = rng.beta(right, wrong, size=(n_prompts, n_queries))
-    return _right_or_wrong(theta, rng)
+    return right_or_wrong(theta, rng)
 
 
-def _kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray, IntArray]:
+def kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray, IntArray]:
     """Deal out which prompts scale, which are deceptive and which are plain, in random order."""
     if n_prompts < 2:
         raise ConfigurationError(f"A synthetic environment needs at least 2 prompts, got {n_prompts}.")
@@ -136,7 +137,7 @@ def _kinds(rng: np.random.Generator, n_prompts: int) -> tuple[IntArray, IntArray
     return order[:good], order[good : good + deceptive], order[good + deceptive :]
 
 
-def _right_or_wrong(theta: FloatArray, rng: np.random.Generator) -> VotingRecording:
+def right_or_wrong(theta: FloatArray, rng: np.random.Generator) -> VotingRecording:
     """Return the recording with these probabilities of a right answer [P, X]."""
     return VotingRecording(
         probs=np.stack([theta, 1.0 - theta], axis=2),
@@ -146,9 +147,11 @@ def _right_or_wrong(theta: FloatArray, rng: np.random.Generator) -> VotingRecord
     )
 
 
-def _logit(p: FloatArray) -> FloatArray:
+def logit(p: FloatArray) -> FloatArray:
+    """Return log-odds [P, 1] of probabilities [P]."""
     return np.log(p / (1.0 - p))[:, None]
 
 
-def _logistic(x: FloatArray) -> FloatArray:
+def logistic(x: FloatArray) -> FloatArray:
+    """Return probabilities of log-odds."""
     return np.asarray(1.0 / (1.0 + np.exp(-x)))

@@ -116,14 +116,15 @@ def test_held_out_queries_are_held_out():
 
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_synthetic_environments_of_any_size(name):
-    instance = source(name, max_n=4, prompts=2, queries=10).instance(0, 0)
-    again = source(name, max_n=4, prompts=2, queries=10).instance(0, 0)
-    assert (instance.train.n_prompts, instance.train.n_queries) == (2, 10)
+    prompts = 9 if name == "synthetic-factorial" else 2  # its fewest: one instruction
+    instance = source(name, max_n=4, prompts=prompts, queries=10).instance(0, 0)
+    again = source(name, max_n=4, prompts=prompts, queries=10).instance(0, 0)
+    assert (instance.train.n_prompts, instance.train.n_queries) == (prompts, 10)
     np.testing.assert_array_equal(instance.q_test, again.q_test)
     np.testing.assert_allclose(instance.train.exact(4).q(), instance.q_train)
-    made = source(name, max_n=4, prompts=2, queries=10).make(0, 0, 2)  # type: ignore[attr-defined]  # 100 queries are held out
+    made = source(name, max_n=4, prompts=prompts, queries=10).make(0, 0, 2)  # type: ignore[attr-defined]  # 100 queries are held out
     np.testing.assert_allclose(10 / 110 * instance.q_train + 100 / 110 * instance.q_test, made.exact(4).q())
-    assert source(name, max_n=4, prompts=2, queries=800).instance(0, 0).train.n_queries == 800
+    assert source(name, max_n=4, prompts=prompts, queries=800).instance(0, 0).train.n_queries == 800
 
 
 def test_recordings_have_their_own_size(recording):
@@ -159,6 +160,7 @@ def test_progress_is_reported(recording):
         ["--environment", "synthetic-bernoulli", "--max-n", "0"],
         ["--environment", "synthetic-bernoulli", "--jobs", "0"],
         ["--environment", "synthetic-bernoulli", "--prompts", "1"],
+        ["--environment", "synthetic-factorial", "--prompts", "10"],
         ["--environment", "synthetic-unstructured", "--queries", "0"],
         ["--environment", "synthetic-bernoulli", "--json", "no/such/folder/out.json"],
         ["--environment", "synthetic-bernoulli", "--plot", "no/such/folder/out.png"],

@@ -1,5 +1,6 @@
 """Problems that make no sense are refused."""
 
+import numpy as np
 import pytest
 
 from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
@@ -18,6 +19,11 @@ NAN = float("nan")
         {"max_n": 2.5},
         {"cost_scale": -1.0},
         {"cost_scale": NAN},
+        {"n_prompts": 2, "parts": np.zeros((3, 1), dtype=int)},
+        {"n_prompts": 2, "parts": np.zeros(2, dtype=int)},
+        {"n_prompts": 2, "parts": np.zeros((2, 0), dtype=int)},
+        {"n_prompts": 2, "parts": np.zeros((2, 1))},
+        {"n_prompts": 2, "parts": np.array([[0], [-1]])},
         {"aggregator": BestOfNAggregator(floors=(0.0, 0.0))},
     ],
 )

@@ -14,11 +14,14 @@ from iapo_dspy.errors import ConfigurationError, StorageError
 from tests.support.recordings import best_of, everywhere, voting
 
 RNG = np.random.default_rng(0)
+PARTS = np.array([[0, 1], [0, 2], [3, 1]])  # of three prompts
 pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
-@pytest.mark.parametrize("recording", [voting(), voting(0.7, credit=RNG.random((10, 4))), best_of(0.9)])
+@pytest.mark.parametrize(
+    "recording", [voting(), voting(0.7, credit=RNG.random((10, 4))), best_of(0.9, parts=PARTS), voting(parts=PARTS)]
+)
 def test_files_keep_everything(tmp_path, suffix, recording):
     path = tmp_path / f"recording.{suffix}"
     save(recording, path)
@@ -26,6 +29,7 @@ def test_files_keep_everything(tmp_path, suffix, recording):
     assert type(found) is type(recording)
     np.testing.assert_array_equal(found.probs, recording.probs)
     np.testing.assert_array_equal(found.exact(4).q(), recording.exact(4).q())
+    np.testing.assert_array_equal(found.parts, recording.parts)  # None stays None
     pulls = everywhere(recording, 2)
     np.testing.assert_array_equal(found.environment(3).pull(pulls).score, recording.environment(3).pull(pulls).score)
 
