@@ -269,6 +269,8 @@ class Observations:
         unit: Raw cost of the student's average call for a single completion, > 0: `Preference.cost` weighs costs by it.
             None where this batch does not tell it.
         exhausted: True when no further pull can be paid for.
+        present: Where prompts join while a run goes on: how many can be drawn by now, prompts 0 to present - 1; it
+            never falls. None: all of them.
     """
 
     pulls: Pulls
@@ -280,6 +282,7 @@ class Observations:
     once: FloatArray | None = None
     unit: float | None = None
     exhausted: bool = False
+    present: int | None = None
 
     def __post_init__(self) -> None:
         label = np.asarray(self.label, dtype=np.int64)
@@ -299,6 +302,8 @@ class Observations:
         shapes = [None if a is None else np.shape(a) for a in (self.used, self.once)]
         if shapes not in ([None, None], [(len(self.pulls), len(RESOURCES))] * 2):
             raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got used and once {shapes}.")
+        if self.present is not None and self.present <= self.pulls.prompt.max(initial=0):
+            raise ConfigurationError(f"Observations: present is {self.present}, and prompts from there on were drawn.")
 
     @property
     def failed(self) -> NDArray[np.bool_]:

@@ -16,7 +16,7 @@ class Problem:
     """A contextual best-arm problem: which (prompt, scale) serves each context best.
 
     Attributes:
-        n_prompts: P >= 1.
+        n_prompts: P >= 1. Where prompts join while a run goes on, all that may come.
         n_queries: X >= 1, the queries that pulls draw from.
         max_n: The largest scale N_max >= 1.
         contexts: The contexts to serve.
@@ -25,6 +25,8 @@ class Problem:
             (`costs.scale.CostScale`).
         parts: The parts that each prompt is made of [P, F], such as its instruction, its decoding and its LM: prompts
             with one label >= 0 in a column have that part in common. `None`: prompts have no parts in common.
+        present: How many prompts can be drawn at the start, prompts 0 to present - 1, in 1 .. P; more join as
+            `Observations.present` says. `None`, as P becomes: all of them.
 
     Raises:
         ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.
@@ -37,6 +39,7 @@ class Problem:
     aggregator: Aggregator
     cost_scale: float | None = None
     parts: IntArray | None = None
+    present: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_prompts", "n_queries", "max_n"):
@@ -48,6 +51,10 @@ class Problem:
             raise ConfigurationError(
                 f"Problem: cost_scale is {self.cost_scale!r}; it must be finite and >= 0, or None."
             )
+        if self.present is not None and not 1 <= self.present <= self.n_prompts:
+            raise ConfigurationError(f"Problem: present is {self.present!r}; it must be in 1 .. {self.n_prompts}.")
+        if self.present == self.n_prompts:
+            object.__setattr__(self, "present", None)
         if self.parts is not None:
             object.__setattr__(self, "parts", checked_parts(self.parts, self.n_prompts))
         self.aggregator.check(self.contexts.n_objectives)
@@ -75,6 +82,19 @@ def checked_parts(parts: IntArray, n_prompts: int) -> IntArray:
             f"parts must be whole numbers >= 0 [P={n_prompts}, F >= 1], got {given.dtype} of shape {given.shape}."
         )
     return given.astype(np.int64)
+
+
+def check_all_present(problem: Problem, what: str) -> None:
+    """Refuse a problem whose prompts join while the run goes on, for an algorithm that draws all of them at once.
+
+    Raises:
+        ConfigurationError: Some prompts are not there at the start.
+    """
+    if problem.present is not None:
+        raise ConfigurationError(
+            f"{what} needs all prompts at the start, and {problem.n_prompts - problem.present} of {problem.n_prompts} "
+            "join later. Give all of them at once, or use an algorithm that takes newcomers, such as 'auto'."
+        )
 
 
 def check_budget(budget: int, seed: int, *, least: int, what: str) -> None:

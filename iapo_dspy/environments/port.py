@@ -25,6 +25,10 @@ of `Environment`:
     >>> drive(mean_score(size=3), Coin())
     0.5
 
+Arrivals. Prompts may join while a run goes on: `Problem.present` says how many can be drawn at the start, and
+`Observations.present` how many after each batch, always those with the lowest indices. Both are None where all prompts
+are there, as they are in most runs; `wrappers.Arrivals` makes such an environment of any other.
+
 Errors. A completion that fails is not an exception: it is an entry with the label -1 and NaN scores, and it is counted
 and paid like any other. An environment that cannot pay for all pulls makes those that it can pay for, and says so in
 `Observations.exhausted`. It raises only where no further pull can succeed: a wrong key, a setting that cannot work, a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -157,6 +157,66 @@ class Drift(_Wrapper):
             unit=seen.unit,
             exhausted=any(s.exhausted for s in parts),
         )
+
+
+class Arrivals(_Wrapper):
+    """Lets prompts join while a run goes on, generation after generation: the outermost wrapper.
+
+    Prompts keep their indices, and generations follow each other: the first one has the prompts from 0 on. Put prompts
+    in another order with `Recording.of_prompts` or `Some`.
+
+    Args:
+        inner: The environment with all prompts.
+        generations: Prompts of each generation [G], >= 1, P in all.
+        at: Completions after which each generation is there [G], ascending from 0. A batch of pulls that reaches the
+            number brings the generation with its observations.
+
+    Attributes:
+        present: How many prompts are there by now; None once all are. `Problem.present` is the value at the start.
+
+    Raises:
+        ConfigurationError: Generations or numbers that do not fit.
+    """
+
+    def __init__(self, inner: Environment, *, generations: Sequence[int], at: Sequence[int]) -> None:
+        super().__init__(inner)
+        sizes, at = tuple(generations), tuple(at)
+        if not sizes or min(sizes) < 1 or sum(sizes) != inner.n_prompts:
+            raise ConfigurationError(
+                f"Arrivals: generations is {list(sizes)}; give numbers >= 1 whose sum is {inner.n_prompts}, the number "
+                "of prompts."
+            )
+        if len(at) != len(sizes) or at[0] != 0 or sorted(at) != list(at):
+            raise ConfigurationError(
+                f"Arrivals: at is {list(at)}; give {len(sizes)} numbers of completions, one for each generation, "
+                "ascending from 0."
+            )
+        self._ends, self._at = np.cumsum(sizes), np.array(at)
+        self._drawn = 0
+
+    @property
+    def present(self) -> int | None:
+        """How many prompts are there by now; None once all are."""
+        present = int(self._ends[np.searchsorted(self._at, self._drawn, side="right") - 1])
+        return present if present < self.n_prompts else None
+
+    def pull(self, pulls: Pulls) -> Observations:
+        """Implement `Environment.pull`.
+
+        Raises:
+            ConfigurationError: A prompt is not there yet; nothing was drawn.
+        """
+        present = self.n_prompts if self.present is None else self.present
+        early = pulls.prompt[pulls.prompt >= present]
+        if len(early):
+            needed = self._at[np.searchsorted(self._ends, early.min(), side="right")]
+            raise ConfigurationError(
+                f"Prompt {early.min()} is not there yet: it joins once {needed} completions were drawn, and there are "
+                f"{self._drawn}. Pull prompts below {present}, and more once `Observations.present` says so."
+            )
+        seen = self._inner.pull(pulls)
+        self._drawn += seen.pulls.completions
+        return replace(seen, present=self.present)
 
 
 class Some(_Wrapper):

@@ -15,9 +15,9 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.simulation.entrants import NAMES, entrants
 from iapo_dspy.simulation.plots import plot_simulation
 from iapo_dspy.simulation.runner import need, simulate
-from iapo_dspy.simulation.sources import SYNTHETIC, source
+from iapo_dspy.simulation.sources import SYNTHETIC, ArrivingSource, Source, source
 from iapo_dspy.simulation.summaries import summarize, write_json
-from iapo_dspy.simulation.tables import acr_table, details_table, significance_table
+from iapo_dspy.simulation.tables import acr_table, details_table, generations_table, significance_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     try:
         _check_outputs(asked)
-        where = source(
+        where: Source = source(
             asked.environment, ties=asked.ties, max_n=asked.max_n, prompts=asked.prompts, queries=asked.queries
         )
+        if asked.arrivals is not None:
+            where = ArrivingSource(inner=where, generations=asked.arrivals, order=asked.arrival_order)
         chosen = entrants(_split(asked.algorithms), asked.rule)
         with tqdm(total=asked.runs, unit="run", disable=asked.quiet) as bar:
             runs = simulate(
@@ -40,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 backend=asked.backend,
                 progress=lambda _: bar.update(),
             )
-        names = ("runs", "seed", "ties", "rule", "max_n", "prompts", "queries")
+        names = ("runs", "seed", "ties", "rule", "max_n", "prompts", "queries", "arrivals", "arrival_order")
         summary = summarize(where.name, runs, {name: getattr(asked, name) for name in names})
     except (ConfigurationError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{where.name}: {asked.runs} runs, ties={asked.ties}, rule={asked.rule}\n")
     print(acr_table(summary), details_table(summary), significance_table(summary), sep="\n\n")
+    if asked.arrivals is not None:
+        print("", generations_table(summary), sep="\n")
     if any(r["acr"] is None for r in summary["results"]):
         print("\n-: the algorithm refuses so small a budget; PSST needs prompts x max_n completions at least.")
     try:  # after the tables: a full disk must not take them along
@@ -97,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
         "--queries",
         type=int,
         help="how many queries are trained on; the rest, or 100 to a quarter as many synthetic ones, are held out",
+    )
+    parser.add_argument(
+        "--arrivals", type=int, help="generations in which the prompts join, each after an equal share of the budget"
+    )
+    parser.add_argument(
+        "--arrival-order", choices=("worst", "random"), default="worst", help="worst: the good prompts come late"
     )
     parser.add_argument("--algorithms", default="psst,psst+k4,uniform,triple,triple-random", help=", ".join(NAMES))
     parser.add_argument("--budgets", default="1000,5000,20000", help="completions, separated by commas")

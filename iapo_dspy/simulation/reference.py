@@ -17,7 +17,7 @@ from iapo_dspy.bandit.baselines.triple import Triple
 from iapo_dspy.bandit.baselines.uniform import Uniform, pull_all
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.types import IntArray
 
 
@@ -31,6 +31,7 @@ class OverspendingPSST(PSST):
 
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`."""
+        check_all_present(problem, "PSST")
         check_budget(budget, seed, least=1, what="PSST")
         state = Elimination(problem, estimator=BlockEstimator, prefer_cheaper=False)
         if self.screening is None:

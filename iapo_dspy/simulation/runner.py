@@ -14,7 +14,9 @@ import numpy as np
 from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.measurement import measured, measuring_pulls, reserved
 from iapo_dspy.bandit.named import has_intervals
-from iapo_dspy.environments.port import drive
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.environments.port import Environment, drive
+from iapo_dspy.environments.wrappers import Arrivals
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.simulation.sources import Instance, Source
@@ -42,6 +44,8 @@ class Trial:
         half_width: Half the width of these intervals, mean over contexts; likewise.
         claims: For each context the stated probability that its prompt is the best one, and whether no prompt's best
             arm is better over all queries.
+        newcomers: Where prompts join while a run goes on, for each prompt its generation, the completions that the
+            algorithm drew of it, and whether it serves a context in the end.
     """
 
     acr: float
@@ -54,6 +58,7 @@ class Trial:
     coverage: float | None = None
     half_width: float | None = None
     claims: tuple[tuple[float, bool], ...] = ()
+    newcomers: tuple[tuple[int, int, bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +183,8 @@ def _one_run(source: Source, entrants: Sequence[Entrant], budgets: Sequence[int]
 
 
 def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, seed: int, run: int) -> Trial | None:
-    problem = instance.train.problem(source.max_n, source.ties)
+    sizes = instance.generations
+    problem = replace(instance.train.problem(source.max_n, source.ties), present=sizes[0] if sizes else None)
     stream = int(np.random.SeedSequence([seed, run, budget]).generate_state(1)[0])
     kept = 0
     if has_intervals(entrant.algorithm):
@@ -187,7 +193,10 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         started = entrant.algorithm.start(problem, budget=budget - kept, seed=stream)
     except BudgetTooSmall:
         return None
-    world = instance.train.environment(seed, run, _ENVIRONMENT, budget)
+    world: Environment = instance.train.environment(seed, run, _ENVIRONMENT, budget)
+    if sizes:
+        at = [g * (budget - kept) // len(sizes) for g in range(len(sizes))]
+        world = Arrivals(world, generations=sizes, at=at)
     outcome = drive(started, world)
     best = instance.q_train.max(axis=(1, 2))
     value = entrant.value(outcome.policy, instance.q_train)
@@ -207,6 +216,7 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         spent=outcome.spent,
         completions=completions,
         waves=waves,
+        newcomers=_newcomers(outcome, sizes),
     )
     if outcome.detail is None:
         return trial
@@ -228,3 +238,13 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
             zip([c.probability_best for c in said], (chosen >= reach.max(axis=1) - _BEST).tolist(), strict=True)
         ),
     )
+
+
+def _newcomers(outcome: Outcome, generations: Sequence[int]) -> tuple[tuple[int, int, bool], ...]:
+    """Return generation, completions and whether it was chosen for each prompt; nothing where all were there."""
+    drawn = np.zeros(sum(generations), dtype=np.int64)
+    for observations in outcome.observations if generations else ():
+        np.add.at(drawn, observations.pulls.prompt, observations.pulls.size)
+    chosen = {arm.prompt for arm in outcome.policy.arms}
+    generation = np.repeat(np.arange(len(generations)), generations)
+    return tuple((g, n, p in chosen) for p, (g, n) in enumerate(zip(generation.tolist(), drawn.tolist(), strict=True)))

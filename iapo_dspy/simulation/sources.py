@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -27,7 +27,10 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
 _LEAST_HELD_OUT = 100  # so that the score of a policy is not noise where there are few training queries
-_SPLIT, _MAKE = 0, 2  # purposes of a seed; 1 is the environment's, see the runner
+_SPLIT, _MAKE, _ORDER = 0, 2, 3  # purposes of a seed; 1 is the environment's, see the runner
+
+ArrivalOrder = Literal["worst", "random"]
+"""How prompts that join during a run are ordered: "worst" lets the good ones come late, "random" deals them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class Instance:
         stopped: Values arms that stop early on all queries of the run.
         train_queries: Which of those are trained on.
         test_queries: Which are held out.
+        generations: Prompts of each generation, where they join while the run goes on: the first ones are there at the
+            start, the others after equal shares of the budget. Default: all prompts are there at the start.
     """
 
     train: Recording
@@ -49,6 +54,17 @@ class Instance:
     stopped: StoppedValues
     train_queries: IntArray
     test_queries: IntArray
+    generations: tuple[int, ...] = ()
+
+    def of_prompts(self, prompts: IntArray) -> Instance:
+        """Return the environment of these prompts only, in this order."""
+        return replace(
+            self,
+            train=self.train.of_prompts(prompts),
+            q_train=self.q_train[:, prompts],
+            q_test=self.q_test[:, prompts],
+            stopped=StoppedValues(recording=self.stopped.recording.of_prompts(prompts)),
+        )
 
 
 class Source(Protocol):
@@ -125,6 +141,60 @@ class SyntheticSource:
         train, test = _split(recording, self.train, seed, run)
         stopped = StoppedValues(recording=recording)
         return _instance(recording, recording.exact(self.max_n, self.ties), stopped, train, test)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrivingSource:
+    """Lets the prompts of another source join while a run goes on; they are otherwise the same, as is the split.
+
+    Attributes:
+        inner: The source with all prompts.
+        generations: How many generations, >= 1, of equal sizes up to one.
+        order: "worst": by their best arm's Q on the training queries, mean over contexts, so that the good ones come
+            last; "random": at random. Within a generation the order is random.
+
+    Raises:
+        ConfigurationError: No generation at all; more of them than prompts, once there is an instance.
+    """
+
+    inner: Source
+    generations: int
+    order: ArrivalOrder = "worst"
+
+    def __post_init__(self) -> None:
+        if self.generations < 1:
+            raise ConfigurationError(f"arrivals is {self.generations}; give a number of generations >= 1.")
+
+    @property
+    def name(self) -> str:
+        """Name of the inner source."""
+        return self.inner.name
+
+    @property
+    def ties(self) -> Ties:
+        """Those of the inner source."""
+        return self.inner.ties
+
+    @property
+    def max_n(self) -> int:
+        """That of the inner source."""
+        return self.inner.max_n
+
+    def instance(self, seed: int, run: int) -> Instance:
+        """Implement `Source.instance`."""
+        instance = self.inner.instance(seed, run)
+        n_prompts = instance.train.n_prompts
+        if self.generations > n_prompts:
+            raise ConfigurationError(
+                f"arrivals is {self.generations}, and {self.name} has {n_prompts} prompts; give at most so many."
+            )
+        rng = np.random.default_rng([seed, run, _ORDER])
+        order = rng.permutation(n_prompts)
+        if self.order == "worst":
+            order = instance.q_train.max(axis=2).mean(axis=0).argsort(kind="stable")
+        parts = [rng.permutation(part) for part in np.array_split(order, self.generations)]
+        sizes = tuple(len(part) for part in parts)
+        return replace(instance.of_prompts(np.concatenate(parts)), generations=sizes)
 
 
 def _split(recording: Recording, train: int | None, seed: int, run: int) -> tuple[IntArray, IntArray]:

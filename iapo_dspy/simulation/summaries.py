@@ -36,7 +36,10 @@ def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[
         that draws all its N), `completions` and `waves` (means over calls of the policy on the held-out queries),
         `bias` (reported minus exact utility of the chosen arms on the training queries), `coverage` and `half_width`
         (of the reported 95 % intervals, for the mean over all queries). Numbers are `null` where the algorithm refused
-        the budget, the last three also where it has no intervals. `references` has the mean ACR of the policy that is
+        the budget, the last three also where it has no intervals. Where prompts join while a run goes on, each result
+        has `generations` too, one `{"prompts", "chosen", "completions", "put_aside", "most_put_aside"}` for each: mean
+        number of its prompts in the policy, mean completions of a prompt, of those that are not in the policy, and the
+        most that one of these took (`null` where there are none). `references` has the mean ACR of the policy that is
         best on the training queries, and of the best one on the held-out queries.
     """
     keys = list(runs[0].trials)
@@ -66,7 +69,25 @@ def _cell(trials: Sequence[Trial | None]) -> dict[str, Any]:
         "sem": float(acr.std(ddof=1) / math.sqrt(len(acr))) if len(acr) > 1 else None,
         **{name: float(np.mean([getattr(t, field) for t in made])) for name, field in _MEANS.items()},
         **{name: _mean([getattr(t, name) for t in made]) for name in _HONESTY},
+        **({"generations": _generations(made)} if made[0].newcomers else {}),
     }
+
+
+def _generations(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    found = []
+    for generation in sorted({g for g, _, _ in trials[0].newcomers}):
+        members = [(n, chosen) for t in trials for g, n, chosen in t.newcomers if g == generation]
+        aside = [n for n, chosen in members if not chosen]
+        found.append(
+            {
+                "prompts": len(members) // len(trials),
+                "chosen": (len(members) - len(aside)) / len(trials),
+                "completions": float(np.mean([n for n, _ in members])),
+                "put_aside": float(np.mean(aside)) if aside else None,
+                "most_put_aside": max(aside, default=None),
+            }
+        )
+    return found
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

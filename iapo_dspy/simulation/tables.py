@@ -32,6 +32,20 @@ def details_table(summary: Mapping[str, Any]) -> str:
     return _table(["algorithm", "budget", *(head for _, head, _ in _DETAILS)], rows)
 
 
+def generations_table(summary: Mapping[str, Any]) -> str:
+    """Return the completions that the prompts of each generation took, where they joined during the run."""
+    rows = [
+        [
+            *(r["algorithm"], f"{r['budget']:,}", f"{number} ({g['prompts']} prompts)", _number(g["chosen"], 2)),
+            *(_number(g[key], 1) for key in ("completions", "put_aside", "most_put_aside")),
+        ]
+        for r in summary["results"]
+        for number, g in enumerate(r.get("generations", ()), start=1)
+    ]
+    head = ["algorithm", "budget", "generation", "chosen", "completions each", "put aside after", "at most"]
+    return _table(head, rows)
+
+
 def significance_table(summary: Mapping[str, Any]) -> str:
     """Return the paired tests, significant pairs marked with a star."""
     rows = [

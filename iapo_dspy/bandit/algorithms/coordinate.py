@@ -37,7 +37,7 @@ from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.port import ComparingEstimator
 from iapo_dspy.bandit.outcome import Outcome, Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 
@@ -95,6 +95,7 @@ class Coordinate:
             raise ConfigurationError(
                 f"shape={self.shape!r}: give a shape with a product of {problem.n_prompts}, the number of prompts."
             )
+        check_all_present(problem, "The search by coordinates")
         least = self.least(problem)
         check_budget(budget, seed, least=least, what=f"looking at {least} combinations once, one coordinate at a time,")
         return _Search(self, problem, int(budget), seed).run()

@@ -14,7 +14,7 @@ from iapo_dspy.bandit.algorithms.screening import Screening
 from iapo_dspy.bandit.algorithms.standing import no_observations
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome, Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.types import IntArray, Observations, Pulls
 
 Share = Callable[[int, int, int, IntArray], int]
@@ -52,6 +52,7 @@ class PSST:
         what, screening = f"PSST with {problem.n_prompts} prompts and max_n={problem.max_n}", self.screening
         if screening:
             what += f" after Top-K screening (k={screening.k}, rho={screening.rho:g})"
+        check_all_present(problem, "PSST")
         check_budget(budget, seed, least=self.least(problem), what=what)
 
         def share(r: int, rounds: int, spent: int, scales: IntArray) -> int:

@@ -22,10 +22,14 @@ class Standing:
 
     Args:
         problem: The problem.
+
+    Attributes:
+        present: How many prompts can be drawn by now, prompts 0 to present - 1.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
+        self.present = problem.n_prompts if problem.present is None else problem.present
         self.charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
         self._scale = CostScale(problem)
         self._rounds: list[Round] = []
@@ -48,6 +52,7 @@ class Standing:
         self._observations.append(observations)
         if not len(pulls):
             return False
+        self.present = self.problem.n_prompts if observations.present is None else observations.present
         self.charges.update(observations)
         self._scale.observe(observations)
         return True

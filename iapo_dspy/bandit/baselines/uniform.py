@@ -12,7 +12,7 @@ from iapo_dspy.bandit.algorithms.elimination import Elimination
 from iapo_dspy.bandit.algorithms.psst import draw_pulls
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
 from iapo_dspy.bandit.outcome import Outcome, Run
-from iapo_dspy.bandit.problem import Problem, check_budget
+from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.types import Observations
 
 
@@ -29,6 +29,7 @@ class Baseline(ABC):
 
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`."""
+        check_all_present(problem, type(self).__name__)
         check_budget(budget, seed, least=self.least(problem), what=type(self).__name__)
         return self.run(problem, budget, seed)
 

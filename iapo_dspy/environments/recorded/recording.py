@@ -104,6 +104,11 @@ class Recording(ABC):
     def subset(self, queries: IntArray) -> Recording:
         """Return the recording of these queries only."""
 
+    def of_prompts(self, prompts: IntArray) -> Recording:
+        """Return the recording of these prompts only, in this order."""
+        arrays = {name: getattr(self, name, None) for name in ("probs", "cost", "overhead", "parts", "outcomes")}
+        return replace(self, **{name: array[prompts] for name, array in arrays.items() if array is not None})
+
     @abstractmethod
     def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
         """Value every arm up to `max_n` exactly."""

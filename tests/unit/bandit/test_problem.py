@@ -24,9 +24,16 @@ NAN = float("nan")
         {"n_prompts": 2, "parts": np.zeros((2, 0), dtype=int)},
         {"n_prompts": 2, "parts": np.zeros((2, 1))},
         {"n_prompts": 2, "parts": np.array([[0], [-1]])},
+        {"n_prompts": 2, "present": 0},
+        {"n_prompts": 2, "present": 3},
         {"aggregator": BestOfNAggregator(floors=(0.0, 0.0))},
     ],
 )
 def test_bad_problems_are_refused(changes):
     with pytest.raises(ConfigurationError):
         small_problem(**changes)
+
+
+def test_a_problem_whose_prompts_are_all_present_is_like_any_other():
+    assert small_problem(n_prompts=2, present=1).present == 1
+    assert small_problem(n_prompts=2, present=2).present is None

@@ -1,16 +1,21 @@
-"""Wrappers add noise, failures, delay and drift to an environment."""
+"""Wrappers add noise, failures, delay, drift and arrivals to an environment."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from iapo_dspy.bandit.algorithms.coordinate import Coordinate
 from iapo_dspy.bandit.algorithms.psst import PSST
+from iapo_dspy.bandit.named import named
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli
-from iapo_dspy.environments.wrappers import Delay, Drift, Failures, Noise
+from iapo_dspy.environments.wrappers import Arrivals, Delay, Drift, Failures, Noise
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.simulation.reference import overspending
 from iapo_dspy.types import Pulls
-from tests.support.recordings import Dry, best_of, everywhere, voting
+from tests.support.recordings import Dry, best_of, coins, everywhere, voting
 
 
 def test_wrappers_do_what_they_say():
@@ -57,6 +62,48 @@ def test_drift_keeps_the_order_of_the_pulls_and_what_was_left_out():
     assert set(short.cost / np.repeat(short.pulls.prompt + 1, short.pulls.size)) <= {1.0, 10.0}
 
 
+def one(prompt, size):
+    return Pulls(np.array([prompt]), np.array([0]), np.array([size]))
+
+
+def test_prompts_arrive_once_so_many_completions_were_drawn():
+    recording = coins(np.full((7, 4), 0.5))
+    arriving = Arrivals(recording.environment(0), generations=[2, 1, 3, 1], at=[0, 10, 15, 15])
+    assert arriving.present == 2 and (arriving.n_prompts, arriving.n_queries) == (7, 4)
+    for prompt, needed in ((2, 10), (4, 15), (6, 15)):
+        with pytest.raises(ConfigurationError, match=f"Prompt {prompt} is not there yet.* {needed} completions.*are 0"):
+            arriving.pull(one(prompt, 1))
+    assert arriving.pull(one(1, 9)).present == 2  # the refused pulls drew nothing
+    seen = arriving.pull(one(0, 1))
+    assert seen.present == arriving.present == 3 and len(seen.label) == 1
+    with pytest.raises(ConfigurationError, match="Pull prompts below 3"):
+        arriving.pull(one(3, 1))
+    assert arriving.pull(one(2, 4)).present == 3
+    assert arriving.pull(one(2, 4)).present is arriving.present is None  # two generations at once, and all are there
+    assert arriving.pull(one(6, 2)).present is None
+
+
+def test_arrivals_count_the_completions_that_were_drawn_and_change_none():
+    recording = coins(np.full((4, 10), 0.5))
+    arriving = Arrivals(Dry(recording.environment(0), 1), generations=[2, 2], at=[0, 8])
+    asked = Pulls(np.array([0, 1]), np.array([0, 1]), np.array([5, 5]))
+    assert arriving.pull(asked).present == 2  # of ten completions five were drawn
+    plain, other = recording.environment(0), Arrivals(recording.environment(0), generations=[2, 2], at=[0, 8])
+    np.testing.assert_array_equal(other.pull(asked).label, plain.pull(asked).label)
+    np.testing.assert_array_equal(other.pull(one(3, 9)).label, plain.pull(one(3, 9)).label)
+
+
+@pytest.mark.parametrize("name", ["psst", "psst+k1", "uniform", "ucb", "triple", "disjoint", "random"])
+def test_algorithms_that_need_all_prompts_at_once_say_so(name):
+    problem = replace(synthetic_bernoulli(0, n_prompts=3, n_queries=5).problem(2), present=2)
+    with pytest.raises(ConfigurationError, match="needs all prompts at the start, and 1 of 3 join later"):
+        named(name).start(problem, budget=500, seed=0)
+    with pytest.raises(ConfigurationError, match="1 of 3 join later"):
+        overspending(PSST()).start(problem, budget=500, seed=0)
+    with pytest.raises(ConfigurationError, match="1 of 3 join later"):
+        Coordinate([3]).start(problem, budget=500, seed=0)
+
+
 def test_bad_wrappers_are_refused():
     environment = voting().environment(0)
     other = voting().subset(np.arange(4)).environment(0)
@@ -66,6 +113,12 @@ def test_bad_wrappers_are_refused():
         lambda: Delay(environment, seconds=-1.0),
         lambda: Drift(environment, other, over=10),
         lambda: Drift(environment, environment, over=0),
+        lambda: Arrivals(environment, generations=[], at=[]),
+        lambda: Arrivals(environment, generations=[3, 0], at=[0, 5]),
+        lambda: Arrivals(environment, generations=[2, 2], at=[0, 5]),
+        lambda: Arrivals(environment, generations=[2, 1], at=[0]),
+        lambda: Arrivals(environment, generations=[2, 1], at=[1, 5]),
+        lambda: Arrivals(environment, generations=[1, 1, 1], at=[0, 9, 5]),
     ):
         with pytest.raises(ConfigurationError):
             make()

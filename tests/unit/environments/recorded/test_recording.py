@@ -1,5 +1,7 @@
 """Recordings sample and value what they hold, and bad ones are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,12 @@ def test_splits_and_subsets(make):
     values = recording.exact(5)
     np.testing.assert_allclose(recording.subset(test).exact(5).q(), values.q(test), atol=1e-12)
     np.testing.assert_allclose(values.q(), 0.8 * values.q(train) + 0.2 * values.q(test), atol=1e-12)
+    assert recording.of_prompts(np.array([2, 0])).parts is None
+    some = replace(recording, overhead=np.array([0.1, 0.2, 0.3]), parts=np.arange(6).reshape(3, 2))
+    some = some.of_prompts(np.array([2, 0]))
+    assert (some.n_prompts, some.overhead.tolist(), some.parts.tolist()) == (2, [0.3, 0.1], [[4, 5], [0, 1]])
+    plain = replace(some, overhead=np.zeros(2))
+    np.testing.assert_allclose(plain.exact(5).q(), values.q()[:, [2, 0]], atol=1e-12)
     with pytest.raises(ConfigurationError, match="split"):
         recording.split(0, train=1.0)
     with pytest.raises(ConfigurationError, match="split"):
