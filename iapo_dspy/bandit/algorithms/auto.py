@@ -82,7 +82,8 @@ class Auto:
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`.
 
-        The run ends before the budget does where no further draw is expected to change a choice.
+        The run ends before the budget does where no further draw is expected to change a choice. Prompts that join
+        later (`Problem.present`) take part from the round after; the run then has twice as many rounds.
         """
         what = f"looking at each of {problem.n_prompts} prompts once"
         check_budget(budget, seed, least=self.least(problem), what=what)
@@ -143,22 +144,25 @@ def spread_out(problem: Problem) -> Contexts:
 
 
 def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem) -> Run:
-    n_prompts = problem.n_prompts
-    alive = np.arange(n_prompts)
+    if problem.present is not None:
+        schedule.rounds = min(2 * schedule.rounds, budget)  # so that a prompt that joins does not wait for long
+    alive = np.arange(state.present)
     for r in range(1, schedule.rounds + 1):
         pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - r + 1))
         observations = yield pulls
+        before = state.present
         state.observe(observations, alive)
         missing = observations.pulls.completions < pulls.completions
         if missing or (observations.exhausted and r < schedule.rounds):
             return state.of_all(problem).outcome(complete=False)
         if r < schedule.rounds:
-            gain = state.gains()
-            settled = gain.max() <= NEGLIGIBLE * state.spread
+            gain, newcomers = state.gains(), np.arange(before, state.present)
+            settled = gain.max() <= NEGLIGIBLE * state.spread and before == problem.n_prompts
             if settled and schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
                 break
-            keep = math.ceil(n_prompts ** (1 - r / (schedule.rounds - 1)))
-            alive = survivors(gain, state.chosen_prompts(), keep)
+            keep = math.ceil(before ** (1 - r / (schedule.rounds - 1)))
+            # Newcomers answer first what the others have answered.
+            alive = np.append(survivors(gain[:before], state.chosen_prompts(), keep), newcomers)
             schedule.grow(r)
             schedule.least_pull = math.ceil(math.sqrt(state.overhead))
     return state.of_all(problem).outcome(complete=True)

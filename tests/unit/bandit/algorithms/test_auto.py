@@ -20,7 +20,7 @@ from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.synthetic import synthetic_categorical
-from iapo_dspy.environments.wrappers import Failures
+from iapo_dspy.environments.wrappers import Arrivals, Failures
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.types import Arm, Contexts, FloatArray, Observations
 from tests.support.draws import Coins
@@ -360,3 +360,24 @@ def test_many_contexts_are_looked_at_by_some_of_them_until_the_end(monkeypatch: 
     for observations in run.observations:
         estimator.update(observations)
     np.testing.assert_allclose(run.reward, estimator.estimates().reward)
+
+
+def test_prompts_that_join_take_part_from_the_next_round_on() -> None:
+    theta = np.linspace(0.2, 0.9, 12)[:, None] + np.zeros((12, 60))
+    env = Coins(theta)
+    arrivals = Arrivals(env, generations=[4, 4, 4], at=[0, 500, 1_000])
+    late = replace(problem(env, max_n=3), present=4)
+    outcome = drive(Auto().start(late, budget=1_500, seed=0), arrivals)
+    assert outcome.complete and outcome.spent <= 1_500
+    assert outcome.policy[0].prompt == 11  # the best one comes last
+    drawn, first = 0, dict[int, int]()
+    for pulls in env.asked:
+        for p in np.unique(pulls.prompt).tolist():
+            first.setdefault(p, drawn)
+        drawn += pulls.completions
+    assert set(first) == set(range(12))
+    for generation, at in enumerate((0, 500, 1_000)):
+        came = [first[p] for p in range(4 * generation, 4 * generation + 4)]
+        assert min(came) == max(came) and at <= came[0] <= at + 250
+    asked = {p: [x for pulls in env.asked for x in pulls.query[pulls.prompt == p].tolist()] for p in range(12)}
+    assert all(asked[p][0] == asked[0][0] for p in range(12))  # what the others have answered comes first
