@@ -1,4 +1,4 @@
-"""The default algorithm: shared queries, growing pulls, predictions corrected by unbiased evidence.
+"""The default algorithm: shared queries, pulls of the most telling size, predictions corrected by unbiased evidence.
 
 All prompts answer the same queries in one random order, without replacement until every query was used, with few
 completions per query: queries differ far more than the completions of one query do, and on shared queries that noise
@@ -9,12 +9,16 @@ expected gain from switching to their best arm,
     E max(0, D),    D ~ N(difference from the best arm, its variance on the same queries),
 
 averaged over contexts, and the number that stays falls geometrically, from P to 1 over the rounds; a prompt that
-looks good again comes back. The pull size doubles every second round, so that the later rounds bring unbiased
-evidence at the scales that matter.
+looks good again comes back. The variance counts what is not known of a prompt's traits (`models.information`), so a
+prompt is not dropped because it has answered few queries.
 
-A pull's price counts: where a query costs an overhead of h completions whatever the pull's size, as prompt tokens do
-where the user pays for them, pulls have at least sqrt(h) completions, the size that tells most per unit of cost if
-the completions of a query vary about as much as the queries do (two-stage sampling, Cochran 1977).
+How many completions a query gets is decided anew in each round: so many that the arms of the living prompts will be
+known best (`Ranking.pull_size`). That is one where the level of prompts is what is not known, as queries differ more
+than completions, and several where it is how a prompt's cells spread. A pull's price counts: a query may cost an
+overhead of h completions whatever the pull's size, as prompt tokens do where the user pays for them.
+
+Aggregators without a model have growing pulls instead, of at least sqrt(h) completions, the size that tells most per
+unit of cost if the completions of a query vary about as much as the queries do (two-stage sampling, Cochran 1977).
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from iapo_dspy.bandit.algorithms.standing import Standing
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
+from iapo_dspy.bandit.models.information import Knowledge, error
+from iapo_dspy.bandit.models.port import Informed
 from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.bandit.ties import choose
@@ -41,6 +47,8 @@ FIRST_PULL = 2
 FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
 LEAST_QUERIES = 30  # queries below which no run stops early: a few that agree say little
 MOST_ROWS = 64  # distinct weights of contexts that a run looks at while it draws; with more, at so many of them
+_LOOKED_AT = 8  # contexts whose arms decide on the size of pulls, spread over all
+_SIZES = (1, 2, 4, 8)  # of pulls, after the first
 NEGLIGIBLE = 1e-5  # expected gain, in units of the rewards' range, below which nothing can change any more
 
 
@@ -92,12 +100,18 @@ class Auto:
         return _run(ranking, schedule, budget, problem)
 
     def most_pulls(self, problem: Problem, *, budget: int, seed: int) -> int:
-        """Return how many pulls a run makes at most. Each prompt asks every query once before it asks one twice."""
+        """Return how many pulls a run makes at most. Each prompt asks every query once before it asks one twice.
+
+        With a model, pulls after the first ones may have a single completion each.
+        """
         budget, schedule = self._schedule(problem, budget, seed)
         pulls = spent = 0
+        modelled = isinstance(problem.aggregator, Modelled)
         for r in range(1, schedule.rounds + 1):
             made = schedule.pulls(np.arange(problem.n_prompts), (budget - spent) // (schedule.rounds - r + 1))
             pulls, spent = pulls + len(made) + problem.n_prompts, spent + made.completions
+            if modelled:
+                return min(pulls + budget - spent, budget)
             if r < schedule.rounds:
                 schedule.grow(r)
         return min(pulls, budget)
@@ -161,10 +175,16 @@ def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem) -> R
             if settled and schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
                 break
             keep = math.ceil(before ** (1 - r / (schedule.rounds - 1)))
-            # Newcomers answer first what the others have answered.
-            alive = np.append(survivors(gain[:before], state.chosen_prompts(), keep), newcomers)
-            schedule.grow(r)
-            schedule.least_pull = math.ceil(math.sqrt(state.overhead))
+            alive = survivors(state.gains(traits=True)[:before], state.chosen_prompts(), keep)
+            alive = np.append(alive, newcomers)  # they answer first what the others have answered
+            size = state.pull_size(alive, (budget - state.spent) // (schedule.rounds - r))
+            if size is None:
+                schedule.grow(r)
+                schedule.least_pull = math.ceil(math.sqrt(state.overhead))
+            elif np.delete(gain, state.chosen_prompts()).max(initial=0.0) <= NEGLIGIBLE * state.spread:
+                schedule.enlarge()  # what is left to find out is whether the chosen prompts do at larger scales as said
+            else:
+                schedule.pull = size
     return state.of_all(problem).outcome(complete=True)
 
 
@@ -196,6 +216,7 @@ class Ranking(Standing):
         self._estimator = estimator(problem)
         self._stale = False
         self._evidence: ArmEvidence | None = None
+        self._knowledge: dict[int, Knowledge | None] = {}  # of each row of weights, by the evidence
 
     @property
     def n_visited(self) -> int:
@@ -227,6 +248,7 @@ class Ranking(Standing):
             self._stale = True
         if fit and self._stale:
             self._evidence, self._stale = self._estimator.evidence(), False
+            self._knowledge.clear()
 
     def of_all(self, problem: Problem) -> Ranking:
         """Return the run so far as it is for all contexts, where it has looked at some of them only."""
@@ -248,10 +270,11 @@ class Ranking(Standing):
         """Return the prompts of the policy, each once."""
         return np.unique([arm.prompt for arm in self.policy().arms])
 
-    def gains(self) -> FloatArray:
+    def gains(self, *, traits: bool = False) -> FloatArray:
         """Return for each prompt the expected gain from switching to its best arm, mean over contexts [P].
 
-        A chosen prompt's gain is that of its other scales.
+        A chosen prompt's gain is that of its other scales. With `traits`, what is not known of the prompts' traits
+        counts as well: they are far from known where a prompt has answered few queries.
         """
         evidence, q = self._evidence, self._q()
         total = np.zeros(self.problem.n_prompts)
@@ -264,12 +287,57 @@ class Ranking(Standing):
             best = values[arm.prompt, arm.n - 1]
             reach = values.argmax(axis=1) + 1
             se = evidence.against(context, prompts, reach, arm.prompt, arm.n, model=True)
+            known = self._known(context) if traits else None
+            if known is not None and isinstance(evidence, Evidence):
+                unknown = error(evidence.factor[context] * known.gradient(prompts, reach), known.covariance)
+                others = prompts != arm.prompt
+                se = np.sqrt(se**2 + np.where(others, unknown**2 + unknown[arm.prompt] ** 2, 0.0))
             gain = expected_gain(values[prompts, reach - 1] - best, se)
             own = np.full(len(scales), arm.prompt)
             own_se = evidence.against(context, own, scales, arm.prompt, arm.n, model=True)
             gain[arm.prompt] = expected_gain(values[arm.prompt] - best, own_se).max()
             total += gain
         return total / self.problem.n_contexts
+
+    def pull_size(self, alive: IntArray, completions: int) -> int | None:
+        """Return how many completions the next pulls should have: those after which least is unknown of the arms.
+
+        Each prompt's best arm in each context has an error from what is not known of the prompt's traits. Of the sizes,
+        that one is chosen after which its mean square will be least (c-optimal design, Chaloner and Verdinelli 1995).
+
+        Args:
+            alive: Prompts that are drawn next.
+            completions: Completions that they share.
+
+        Returns:
+            Completions of a pull; None without a model.
+        """
+        evidence, q = self._evidence, self._q()
+        looked_at = np.unique(np.linspace(0, self.problem.n_contexts - 1, _LOOKED_AT).astype(int)).tolist()
+        known = {context: found for context in looked_at if (found := self._known(context)) is not None}
+        if not known or not isinstance(evidence, Evidence):
+            return None
+        most = min(self.problem.max_n, max(completions // len(alive), 1))
+        sizes = [m for m in _SIZES if m <= most]
+        unknown = np.zeros(len(sizes))
+        for i, size in enumerate(sizes):
+            queries = completions / (len(alive) * (size + self.overhead))
+            covariance = {id(k): k.after(alive, size, queries) for k in {id(k): k for k in known.values()}.values()}
+            for context, found in known.items():
+                values = np.where(np.isnan(q[context, alive]), -np.inf, q[context, alive])
+                gradient = evidence.factor[context] * found.gradient(alive, values.argmax(axis=1) + 1)
+                unknown[i] += (error(gradient, covariance[id(found)]) ** 2).sum()
+        return sizes[int(unknown.argmin())]
+
+    def _known(self, context: int) -> Knowledge | None:
+        """Return what is known of the prompts' traits under a context's weights; None without a model."""
+        evidence = self._evidence
+        if not isinstance(evidence, Evidence) or not isinstance(evidence.model, Informed):
+            return None
+        row = int(evidence.row[context])
+        if row not in self._knowledge:
+            self._knowledge[row] = evidence.model.knowledge(row)
+        return self._knowledge[row]
 
     def outcome(self, *, complete: bool) -> Outcome:
         """Report the run."""

@@ -183,7 +183,7 @@ class _Search:
         end = self._spent + share
         for r in range(1, rounds + 1):
             if not fresh or r > 1:
-                gains = self._state.gains()[slots]
+                gains = self._state.gains(traits=True)[slots]
                 if self._settled(gains):
                     break
                 chosen = np.flatnonzero(np.isin(slots, self._state.chosen_prompts()))

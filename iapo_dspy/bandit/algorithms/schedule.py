@@ -8,7 +8,8 @@ from iapo_dspy.bandit.aggregators.port import ClosedForm, Modelled
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import IntArray, Pulls
 
-_FIRST_QUERIES = 4  # per prompt in the first round; smaller budgets have fewer rounds
+_FIRST_QUERIES = 4  # per prompt that a budget must pay for before its first pulls have several completions
+_FIRST_PULLS = 2  # per prompt in the first round; smaller budgets have fewer rounds
 
 
 class Schedule:
@@ -21,7 +22,8 @@ class Schedule:
         reach = aggregator.reach if isinstance(aggregator, ClosedForm) else None
         self._largest = problem.max_n if reach is None else min(reach, problem.max_n)
         self.pull = max(1, min(first_pull, self._largest, budget // (problem.n_prompts * _FIRST_QUERIES)))
-        self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * _FIRST_QUERIES)))
+        first = _FIRST_PULLS if isinstance(aggregator, Modelled) else _FIRST_QUERIES
+        self.rounds = max(1, min(rounds, budget // (problem.n_prompts * self.pull * first)))
         self.least_pull = 1
         self._first = self.pull
         self._most = problem.max_n

@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.port import CellPredictions
 from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
 from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
@@ -75,6 +76,7 @@ class BestOfPredictor:
             floors=tuple(self._floor.tolist()),
             levels=tuple(self._levels),
             traits=tuple(surface.traits for surface in surfaces),
+            table=self._table,
         )
         return CellPredictions(elsewhere=tuple(surfaces), given_all=drawn[0], given_others=drawn[1], model=fitted)
 
@@ -176,6 +178,7 @@ class BestOfModel:
         floors: Value where all completions failed.
         levels: Values between which scores are cut, ascending, each [J + 1].
         traits: The fitted model of a score above each cut, J events; None where there is one level only.
+        table: 1 - (1 - theta)^n [T, N].
     """
 
     cells: Cells
@@ -183,6 +186,14 @@ class BestOfModel:
     floors: tuple[float, ...]
     levels: tuple[FloatArray, ...]
     traits: tuple[Traits | None, ...]
+    table: FloatArray
+
+    def knowledge(self, row: int) -> Knowledge | None:
+        """Implement `Informed.knowledge`."""
+        traits, width = self.traits[row], np.diff(self.levels[row])[:, None, None]
+        if traits is None:
+            return None
+        return Knowledge(traits=traits, cells=self.cells, worth=lambda _, scales: width * self.table.T[scales - 1])
 
     def stops(self, row: int, prompts: IntArray, max_n: int, *, exact: bool = False) -> StopEstimates | None:
         """Implement `FittedModel.stops` for thresholds at every cut; each may change a result, so none is exact."""

@@ -24,6 +24,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.surfaces import Dense, Patched, Surface
 from iapo_dspy.bandit.stopping.estimates import StopEstimates
 from iapo_dspy.types import FloatArray, IntArray
@@ -44,6 +45,21 @@ class FittedModel(Protocol):
 
         Returns:
             The estimates; None where there is no rule to estimate.
+        """
+
+
+@runtime_checkable
+class Informed(Protocol):
+    """A fitted model that says what it does not know, by which the next pulls get their size."""
+
+    def knowledge(self, row: int) -> Knowledge | None:
+        """Return what the fit leaves open of the prompts.
+
+        Args:
+            row: Which row of objective weights.
+
+        Returns:
+            The knowledge; None where every completion so far is worth the same.
         """
 
 

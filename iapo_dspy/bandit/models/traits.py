@@ -18,7 +18,7 @@ and not per cell: the work grows with the number of cells only where it must.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,13 +29,17 @@ from iapo_dspy.types import FloatArray, IntArray
 LOGITS = np.linspace(-6.0, 6.0, 25)
 THETA = 1.0 / (1.0 + np.exp(-LOGITS))
 _POWERS = np.stack([np.ones_like(LOGITS), LOGITS, LOGITS**2], axis=1)
-_DIFFICULTY = np.linspace(-2.6, 2.6, 13)
-_NORMAL = np.exp(-(_DIFFICULTY**2) / 2) / np.exp(-(_DIFFICULTY**2) / 2).sum()
+DIFFICULTY = np.linspace(-2.6, 2.6, 13)
+_NORMAL = np.exp(-(DIFFICULTY**2) / 2) / np.exp(-(DIFFICULTY**2) / 2).sum()
 _PSEUDO_QUERIES = 5.0  # weight of the normal law in the learnt distribution of difficulties
 _PSEUDO_CELLS = 6.0  # weight of the pooled interaction in each prompt's own
 _TYPICAL_INTERACTION = 0.8**2
+_TYPICAL_WEIGHT = 0.1  # of the typical interaction in the pooled one
 _LARGEST_SLOPE = 8.0
-_FIRST_STEPS, _STEPS = 15, 6
+_VARIANCES = 0.04, 36.0
+_FIRST_CYCLES, _CYCLES = 12, 4  # of three steps each, at most
+_REST = 0.001  # movement of every parameter in one step below which a fit is at rest
+_LONGEST_STRIDE = 64.0
 _CHUNK = 1 << 21  # array elements that one step may hold
 
 
@@ -49,6 +53,7 @@ class Traits:
         likelihood: Likelihood of each distinct (count, draws) on the theta grid [U, T].
         evidence: Likelihood of each distinct (count, draws) given prompt and difficulty [B, P, U, D].
         query: Log of each difficulty's posterior, not normalised [B, V, D].
+        eta: Level, slope and log of the interaction's standard deviation of every prompt [B, P, 3].
     """
 
     law: FloatArray
@@ -56,6 +61,7 @@ class Traits:
     likelihood: FloatArray
     evidence: FloatArray
     query: FloatArray
+    eta: FloatArray
 
 
 class TraitModel:
@@ -100,22 +106,54 @@ class TraitModel:
         first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
         used = ascending[first]
         of_query = (np.arange(n_events)[:, None] * n_queries + query).ravel()[order]
-        for _ in range(_STEPS if self._fitted else _FIRST_STEPS):
+
+        def step() -> None:
             law, evidence = self._evidence(likelihood)
             posterior = _normalise(self._log_posterior(evidence, slot, begin))
             # Each row's share of the posteriors of its cells' queries, over its evidence.
-            share: FloatArray = np.zeros((n_events * n_prompts * len(kinds), len(_DIFFICULTY)))
-            by_cell = np.take(posterior.reshape(-1, len(_DIFFICULTY)), of_query, axis=0)
+            share: FloatArray = np.zeros((n_events * n_prompts * len(kinds), len(DIFFICULTY)))
+            by_cell = np.take(posterior.reshape(-1, len(DIFFICULTY)), of_query, axis=0)
             share[used] = np.add.reduceat(by_cell, first, axis=0)
             share = share.reshape(evidence.shape)
             share /= evidence
             law *= _along_last(np.swapaxes(share, 2, 3), likelihood)
             self._maximise(law, present)
             self.weights = (posterior.sum(axis=1) + _PSEUDO_QUERIES * _NORMAL) / (n_queries + _PSEUDO_QUERIES)
+
+        for _ in range(_CYCLES if self._fitted else _FIRST_CYCLES):
+            if self._leap(step):
+                break
         self._fitted = True
         law, evidence = self._evidence(likelihood)
         total = self._log_posterior(evidence, slot, begin)
-        return Traits(law=law, kind=kind, likelihood=likelihood, evidence=evidence, query=total)
+        return Traits(law=law, kind=kind, likelihood=likelihood, evidence=evidence, query=total, eta=self._parameters())
+
+    def _leap(self, step: Callable[[], None]) -> bool:
+        """Make three steps of expectation maximisation as one accelerated step; returns whether they came to rest.
+
+        Two steps show how the parameters of an event move and how their movement slows down. The third starts from
+        where they would end if it went on like that (SQUAREM, Varadhan and Roland 2008).
+        """
+        path = [self._parameters()]
+        for _ in range(2):
+            step()
+            path.append(self._parameters())
+        first, second = path[1] - path[0], path[2] - path[1]
+        slowing = second - first
+        stride = _length(first) / np.maximum(_length(slowing), 1e-12)
+        stride = np.clip(stride, 1.0, _LONGEST_STRIDE)[:, None, None]
+        self._move(path[0] + 2.0 * stride * first + stride**2 * slowing)
+        step()
+        return bool(np.abs(second).max() < _REST)
+
+    def _parameters(self) -> FloatArray:
+        """Return level, slope and log of the interaction's standard deviation [B, P, 3]."""
+        return np.stack([self.level, self.slope, 0.5 * np.log(self.variance)], axis=2)
+
+    def _move(self, parameters: FloatArray) -> None:
+        self.level = parameters[:, :, 0]
+        self.slope = np.clip(parameters[:, :, 1], 0.0, _LARGEST_SLOPE)
+        self.variance = np.clip(np.exp(np.clip(2.0 * parameters[:, :, 2], -8.0, 8.0)), *_VARIANCES)
 
     def _log_posterior(self, evidence: FloatArray, slot: IntArray, begin: IntArray) -> FloatArray:
         """Return the log of each difficulty's posterior, not normalised [B, V, D]; a query's cells are neighbours."""
@@ -123,15 +161,7 @@ class TraitModel:
         return np.asarray(np.log(self.weights)[:, None] + np.add.reduceat(rows, begin, axis=1))
 
     def _evidence(self, likelihood: FloatArray) -> tuple[FloatArray, FloatArray]:
-        mean = self.level[..., None] + self.slope[..., None] * _DIFFICULTY
-        precision = np.sqrt(0.5 / self.variance)[..., None]
-        # All in place, and sums along short axes as products: this is most of the work of a fit.
-        law = (LOGITS * precision)[:, :, None] - (mean * precision)[..., None]
-        np.square(law, out=law)
-        np.minimum(law, 60.0, out=law)  # the floor below hides smaller densities
-        np.exp(np.negative(law, out=law), out=law)
-        law += 1e-12
-        law /= _along_last(law, np.ones((law.shape[3], 1)))
+        law = laws(self._parameters())
         evidence = np.ascontiguousarray(np.swapaxes(_along_last(law, likelihood.T), 2, 3))
         return law, np.maximum(evidence, 1e-280, out=evidence)
 
@@ -139,7 +169,7 @@ class TraitModel:
         """Regress the logit on the difficulty with these posterior weights [B, P, D, T]."""
         by_d, by_dz, by_dzz = np.moveaxis(_along_last(weight, _POWERS), 3, 0)
         cells, sz, szz = by_d.sum(axis=2), by_dz.sum(axis=2), by_dzz.sum(axis=2)
-        sd, sdd, sdz = by_d @ _DIFFICULTY, by_d @ _DIFFICULTY**2, by_dz @ _DIFFICULTY
+        sd, sdd, sdz = by_d @ DIFFICULTY, by_d @ DIFFICULTY**2, by_dz @ DIFFICULTY
         slopes, levels = self.slope[:, present], self.level[:, present]
         typical_slope, typical_level = slopes.mean(axis=1, keepdims=True), levels.mean(axis=1, keepdims=True)
         slope_variance = np.maximum(slopes.var(axis=1, keepdims=True), 0.05) + 0.05
@@ -157,8 +187,22 @@ class TraitModel:
         a, b = self.slope, self.level
         rest = szz - 2 * a * sdz - 2 * b * sz + a**2 * sdd + 2 * a * b * sd + b**2 * cells
         pooled = np.exp(np.log(self.variance[:, present]).mean(axis=1, keepdims=True))
-        pooled = (pooled + _TYPICAL_INTERACTION) / 2
-        self.variance = np.clip((np.maximum(rest, 0.0) + _PSEUDO_CELLS * pooled) / (cells + _PSEUDO_CELLS), 0.04, 36.0)
+        pooled += _TYPICAL_WEIGHT * (_TYPICAL_INTERACTION - pooled)
+        self.variance = np.clip((np.maximum(rest, 0.0) + _PSEUDO_CELLS * pooled) / (cells + _PSEUDO_CELLS), *_VARIANCES)
+
+
+def laws(eta: FloatArray) -> FloatArray:
+    """Return P(theta-grid point | prompt, difficulty) [B, P, D, T] of prompts with these traits [B, P, 3]."""
+    mean = eta[..., :1] + eta[..., 1:2] * DIFFICULTY
+    precision = np.sqrt(0.5) * np.exp(-eta[..., 2:])
+    # All in place, and sums along short axes as products: this is most of the work of a fit.
+    law = (LOGITS * precision)[:, :, None] - (mean * precision)[..., None]
+    np.square(law, out=law)
+    np.minimum(law, 60.0, out=law)  # the floor below hides smaller densities
+    np.exp(np.negative(law, out=law), out=law)
+    law += 1e-12
+    law /= _along_last(law, np.ones((law.shape[3], 1)))
+    return np.asarray(law)
 
 
 def difficulties(traits: Traits) -> FloatArray:
@@ -206,7 +250,7 @@ def of_prompts(traits: Traits, cells: Cells, prompts: IntArray) -> tuple[Traits,
     fewer = cells.only(kept)
     fewer = replace(fewer, n_prompts=len(prompts), prompt=np.searchsorted(prompts, fewer.prompt))
     law, evidence = traits.law[:, prompts], traits.evidence[:, prompts]
-    return replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept]), fewer
+    return replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept], eta=traits.eta[:, prompts]), fewer
 
 
 def _likelihood(events: IntArray, draws: IntArray) -> FloatArray:
@@ -219,6 +263,11 @@ def _along_last(values: FloatArray, matrix: FloatArray) -> FloatArray:
     """Return values [..., T] @ matrix [T, U] by one product instead of many small ones."""
     flat: FloatArray = values.reshape(-1, values.shape[-1]) @ matrix
     return flat.reshape(*values.shape[:-1], matrix.shape[1])
+
+
+def _length(values: FloatArray) -> FloatArray:
+    """Return the length of each event's vector [B]."""
+    return np.asarray(np.sqrt((values**2).sum(axis=(1, 2))))
 
 
 def _normalise(log: FloatArray) -> FloatArray:

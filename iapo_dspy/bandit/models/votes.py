@@ -17,6 +17,7 @@ import numpy as np
 
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
+from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.port import CellPredictions
 from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
 from iapo_dspy.bandit.models.winning import Ties
@@ -60,7 +61,7 @@ class VotePredictor:
                 wins = _interpolated(share[cells.prompt[mine], query], law[0], self._table)
                 reading[mine] = rest[query, None] + span[query, None] * wins
         surface = VoteSurface(traits=traits, top_share=share, rest=rest, span=span, table=self._table)
-        model = VoteModel(cells=cells, traits=traits, top_share=share, worth=worth, rest=rest)
+        model = VoteModel(cells=cells, traits=traits, top_share=share, worth=worth, rest=rest, table=self._table)
         return CellPredictions(elsewhere=(surface,), given_all=drawn[0], given_others=drawn[1], model=model)
 
     def _answers(self, cells: Cells, votes: Ballots) -> tuple[IntArray, FloatArray, FloatArray]:
@@ -162,6 +163,7 @@ class VoteModel:
         top_share: Share of the strongest wrong answer among all but the best one [P, V].
         worth: Worth of the best answer of each query [V].
         rest: Mean worth of a completion without it [V].
+        table: P(the best answer wins) by top share of the others and theta [R, T, N].
     """
 
     cells: Cells
@@ -169,6 +171,19 @@ class VoteModel:
     top_share: FloatArray
     worth: FloatArray
     rest: FloatArray
+    table: FloatArray
+
+    def knowledge(self, row: int) -> Knowledge:
+        """Implement `Informed.knowledge`; a prompt's other answers share the rest as on its mean query."""
+        low, high = _between(self.top_share.mean(axis=1))
+        span = float((self.worth - self.rest).mean())
+
+        def worth(prompts: IntArray, scales: IntArray) -> FloatArray:
+            at, weight = low[prompts], high[prompts, None]
+            below, above = self.table[at, :, scales - 1], self.table[at + 1, :, scales - 1]
+            return np.asarray(span * ((1.0 - weight) * below + weight * above))[None]
+
+        return Knowledge(traits=self.traits, cells=self.cells, worth=worth)
 
     def stops(self, row: int, prompts: IntArray, max_n: int, *, exact: bool = False) -> StopEstimates:
         """Implement `FittedModel.stops` for every rule of `vote_tables`, for a first weight of 1."""

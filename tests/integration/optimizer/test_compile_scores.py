@@ -164,8 +164,8 @@ def test_a_new_metric_sees_stored_completions_with_their_types(tmp_path: Path, i
         run(metric=as_told).compile(whole, trainset=questions(10), inner=inner)
         asked = server.requests
         results = run(metric=typed).compile(whole, trainset=questions(10), inner=inner).detailed_results
-        # Another metric may choose another arm, which has to be measured then.
-        assert server.requests <= asked + 2 * results.rounds[-1].completions  # two steps each
+        # Another metric may ask for other pulls, and choose another arm, which has to be measured then.
+        assert server.requests < 2 * asked
     assert results.policy[0].reward == pytest.approx(1.0) and results.failures.total == 0
 
 

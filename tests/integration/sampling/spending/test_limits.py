@@ -203,10 +203,10 @@ def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: py
         drawn = run_on_loop(many(sampler, 200))
         assert all(r.ok for r in drawn)
         refused = server.statuses[429]
-        # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all. How wide
-        # the gate is in the end depends on when it fell last.
+        # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all.
         assert 0 < refused < 150
         assert sampler.meter.spent.requests == server.requests == 200 + refused
+        assert [1 <= gate.width <= 12 for gate in sampler._gates.values()] == [True]
         faults.most_in_flight = None
         server.max_in_flight = 0
         assert all(r.ok for r in run_on_loop(many(sampler, 800)))

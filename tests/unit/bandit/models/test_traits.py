@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,21 @@ def test_known_parameters_come_back(world) -> None:
     posterior = np.exp(traits.query[0] - traits.query[0].max(axis=1, keepdims=True))
     mean = posterior @ nodes / posterior.sum(axis=1)
     assert np.corrcoef(mean, difficulty)[0, 1] > 0.9
+
+
+def test_a_fit_to_little_goes_on_until_it_is_at_rest() -> None:
+    """Single completions say little of how steep prompts are, and plain steps then hardly move."""
+    rng = np.random.default_rng(0)
+    prompt, query = grid(20, 20)
+    level = np.linspace(-1.0, 1.0, 20)  # queries are all alike, so slopes are 0
+    count = (rng.random(400) < sigmoid(level)[prompt]).astype(np.int64)[None]
+    model = TraitModel(1, 20)
+    model.fit(prompt, query, 20, count, np.ones(400, dtype=np.int64))
+    assert model.slope.mean() < 0.7  # from 1.5
+    before = model.slope.mean()
+    for _ in range(5):
+        model.fit(prompt, query, 20, count, np.ones(400, dtype=np.int64))
+    assert model.slope.mean() == pytest.approx(before, abs=0.15)
 
 
 def test_the_law_of_a_cell_is_a_law_and_evidence_its_likelihood(world) -> None:
@@ -131,7 +148,7 @@ class Frozen(TraitModel):
         query = np.log(weights)[:, None] + np.zeros_like(traits.query)
         for g, (p, x) in enumerate(zip(args[0], args[1], strict=True)):
             query[:, x] += np.log(evidence[:, p, traits.kind[0, g]])
-        return Traits(law=law, kind=traits.kind, likelihood=traits.likelihood, evidence=evidence, query=query)
+        return replace(traits, law=law, evidence=evidence, query=query)
 
 
 def test_what_others_say_does_not_know_the_cells_own_draws() -> None:
