@@ -8,7 +8,7 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
-from iapo_dspy.types import Contexts, IntArray
+from iapo_dspy.types import Contexts, IntArray, Observations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Problem:
             with one label >= 0 in a column have that part in common. `None`: prompts have no parts in common.
         present: How many prompts can be drawn at the start, prompts 0 to present - 1, in 1 .. P; more join as
             `Observations.present` says. `None`, as P becomes: all of them.
+        known: Completions that earlier runs have paid for. They count against the budget, and an algorithm that can
+            (`auto`) starts from them; others draw as without them. `None`: there are none.
 
     Raises:
         ConfigurationError: A value outside its range, or an aggregator that does not fit the objectives.
@@ -40,6 +42,7 @@ class Problem:
     cost_scale: float | None = None
     parts: IntArray | None = None
     present: int | None = None
+    known: Observations | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_prompts", "n_queries", "max_n"):
@@ -57,7 +60,21 @@ class Problem:
             object.__setattr__(self, "present", None)
         if self.parts is not None:
             object.__setattr__(self, "parts", checked_parts(self.parts, self.n_prompts))
+        if self.known is not None and not len(self.known.pulls):
+            object.__setattr__(self, "known", None)
+        if self.known is not None:
+            pulls = self.known.pulls
+            if pulls.prompt.max() >= self.n_prompts or pulls.query.max() >= self.n_queries:
+                raise ConfigurationError(
+                    f"Problem: known has completions of prompt {pulls.prompt.max()} and query {pulls.query.max()}, but "
+                    f"there are {self.n_prompts} prompts and {self.n_queries} queries."
+                )
         self.aggregator.check(self.contexts.n_objectives)
+
+    @property
+    def n_known(self) -> int:
+        """Completions in `known`."""
+        return self.known.pulls.completions if self.known is not None else 0
 
     @property
     def n_contexts(self) -> int:
