@@ -64,6 +64,9 @@ class Auto:
             instead, such that the last one reaches the largest scale: beyond what was drawn little is known.
         shared_queries: Whether all prompts answer the same queries, or each its own in an order of its own.
         estimator: Makes the empty estimator of a run, by which arms are estimated and compared.
+        calls: How many calls the policy will serve, >= 1. A run ends early where the utility that it may still gain,
+            over so many calls, is less than the price of its remaining completions. They are priced as a call's own
+            are under `Preference(cost=1)`: the student's average completion costs 0.01.
 
     Raises:
         ConfigurationError: A setting is not a usable number.
@@ -74,9 +77,10 @@ class Auto:
     growth: int = 2
     shared_queries: bool = True
     estimator: Callable[[Problem], ComparingEstimator] = CorrectedEstimator
+    calls: int = 100_000
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "first_pull", "growth"):
+        for name in ("rounds", "first_pull", "growth", "calls"):
             value = getattr(self, name)
             if name == "first_pull" and value is None:
                 continue
@@ -84,20 +88,24 @@ class Auto:
                 raise ConfigurationError(f"{name} is {value!r}; give a whole number >= 1.")
 
     def least(self, problem: Problem) -> int:
-        """Implement `Algorithm.least`: one completion of each prompt."""
-        return problem.n_prompts
+        """Implement `Algorithm.least`: one completion of each prompt, and those of `Problem.known`."""
+        if problem.known is None:
+            return problem.n_prompts
+        unknown = problem.n_prompts - len(np.unique(problem.known.pulls.prompt))
+        return problem.n_known + unknown if unknown else 1
 
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`.
 
-        The run ends before the budget does where no further draw is expected to change a choice. Prompts that join
-        later (`Problem.present`) take part from the round after; the run then has twice as many rounds.
+        The run ends before the budget does where the rest is not worth its price (`calls`). Prompts that join later
+        (`Problem.present`) take part from the round after; the run then has twice as many rounds. From completions
+        that are there already (`Problem.known`) it goes on as if the rounds that they would have paid for were made.
         """
         what = f"looking at each of {problem.n_prompts} prompts once"
         check_budget(budget, seed, least=self.least(problem), what=what)
         budget, schedule = self._schedule(problem, budget, seed)
         ranking = Ranking(replace(problem, contexts=spread_out(problem)), estimator=self.estimator)
-        return _run(ranking, schedule, budget, problem)
+        return _run(ranking, schedule, budget, problem, self.calls)
 
     def most_pulls(self, problem: Problem, *, budget: int, seed: int) -> int:
         """Return how many pulls a run makes at most. Each prompt asks every query once before it asks one twice.
@@ -157,35 +165,57 @@ def spread_out(problem: Problem) -> Contexts:
     return Contexts(contexts.weights[kept], contexts.cost[kept], contexts.rates[kept], contexts.caps[kept])
 
 
-def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem) -> Run:
+def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, calls: int) -> Run:
     if problem.present is not None:
         schedule.rounds = min(2 * schedule.rounds, budget)  # so that a prompt that joins does not wait for long
-    alive = np.arange(state.present)
-    for r in range(1, schedule.rounds + 1):
-        pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - r + 1))
-        observations = yield pulls
-        before = state.present
-        state.observe(observations, alive)
-        missing = observations.pulls.completions < pulls.completions
-        if missing or (observations.exhausted and r < schedule.rounds):
-            return state.of_all(problem).outcome(complete=False)
-        if r < schedule.rounds:
-            gain, newcomers = state.gains(), np.arange(before, state.present)
-            settled = gain.max() <= NEGLIGIBLE * state.spread and before == problem.n_prompts
-            if settled and schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES):
+    done, newcomers, alive = 0, np.empty(0, dtype=np.int64), np.arange(state.present)
+    if problem.known is not None:
+        drawn = np.unique(problem.known.pulls.prompt)
+        state.observe(problem.known, drawn)
+        newcomers = np.setdiff1d(alive, drawn)
+        done = schedule.skip(state.spent / budget, newcomers)
+    while done < schedule.rounds and state.spent < budget:
+        if done:
+            chosen = _next(state, schedule, done, budget - state.spent, newcomers, calls)
+            if chosen is None:
                 break
-            keep = math.ceil(before ** (1 - r / (schedule.rounds - 1)))
-            alive = survivors(state.gains(traits=True)[:before], state.chosen_prompts(), keep)
-            alive = np.append(alive, newcomers)  # they answer first what the others have answered
-            size = state.pull_size(alive, (budget - state.spent) // (schedule.rounds - r))
-            if size is None:
-                schedule.grow(r)
-                schedule.least_pull = math.ceil(math.sqrt(state.overhead))
-            elif np.delete(gain, state.chosen_prompts()).max(initial=0.0) <= NEGLIGIBLE * state.spread:
-                schedule.enlarge()  # what is left to find out is whether the chosen prompts do at larger scales as said
-            else:
-                schedule.pull = size
+            alive = chosen
+        pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - done))
+        observations = yield pulls
+        before, done = state.present, done + 1
+        state.observe(observations, alive)
+        newcomers = np.arange(before, state.present)
+        if observations.pulls.completions < pulls.completions or (observations.exhausted and done < schedule.rounds):
+            return state.of_all(problem).outcome(complete=False)
     return state.of_all(problem).outcome(complete=True)
+
+
+def _next(state: Ranking, schedule: Schedule, done: int, left: int, newcomers: IntArray, calls: int) -> IntArray | None:
+    """Return the prompts of the next round, and set the size of its pulls; None where it is not worth its price.
+
+    Newcomers answer first what the others have answered.
+    """
+    old = np.setdiff1d(np.arange(state.present), newcomers)
+    gain, negligible = state.gains(traits=True), NEGLIGIBLE * state.spread
+    keep = math.ceil(len(old) ** (1 - done / (schedule.rounds - 1)))
+    old = old[survivors(gain[old], np.searchsorted(old, state.chosen_prompts()), keep)]
+    alive = np.append(old, newcomers)
+    each = left // (schedule.rounds - done) // len(alive)
+    size = state.pull_size(old, each)
+    if size is None:
+        schedule.grow(done)
+        schedule.least_pull = math.ceil(math.sqrt(state.overhead))
+    elif np.delete(state.gains(), state.chosen_prompts()).max(initial=0.0) <= negligible:
+        schedule.enlarge()  # what is left to find out is whether the chosen prompts do at larger scales as said
+    else:
+        schedule.size[old] = size
+    if len(newcomers) and size is not None:
+        schedule.size[newcomers] = state.pull_size(newcomers, each)
+    enough = schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES)
+    expected = not len(newcomers) and state.present == state.problem.n_prompts
+    if enough and expected and gain.max() <= max(state.price(alive, schedule.size[alive]) * left / calls, negligible):
+        return None
+    return alive
 
 
 def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
@@ -231,6 +261,11 @@ class Ranking(Standing):
             return 0.0
         fixed, each = np.nanmean(2.0 * cost[:, 0] - cost[:, 1]), np.nanmean(cost[:, 1] - cost[:, 0])
         return max(float(fixed / each), 0.0) if each > 0 else 0.0
+
+    def price(self, alive: IntArray, size: IntArray) -> float:
+        """Return the utility that a completion of these prompts costs at a cost weight of 1, in such pulls."""
+        cost = self._evidence.cost[alive, size - 1] / size if self._evidence is not None else np.zeros(1)
+        return self._scale.value * float(np.nanmean(cost)) if not np.isnan(cost).all() else 0.0
 
     @property
     def spread(self) -> float:
@@ -304,28 +339,31 @@ class Ranking(Standing):
 
         Each prompt's best arm in each context has an error from what is not known of the prompt's traits. Of the sizes,
         that one is chosen after which its mean square will be least (c-optimal design, Chaloner and Verdinelli 1995).
+        For a prompt without an answer that is the arm with the scale of the context's best one.
 
         Args:
             alive: Prompts that are drawn next.
-            completions: Completions that they share.
+            completions: Completions of each of them.
 
         Returns:
             Completions of a pull; None without a model.
         """
-        evidence, q = self._evidence, self._q()
+        evidence, q, arms = self._evidence, self._q(), self.policy().arms
         looked_at = np.unique(np.linspace(0, self.problem.n_contexts - 1, _LOOKED_AT).astype(int)).tolist()
         known = {context: found for context in looked_at if (found := self._known(context)) is not None}
         if not known or not isinstance(evidence, Evidence):
             return None
-        most = min(self.problem.max_n, max(completions // len(alive), 1))
+        most = min(self.problem.max_n, max(completions, 1))
         sizes = [m for m in _SIZES if m <= most]
         unknown = np.zeros(len(sizes))
         for i, size in enumerate(sizes):
-            queries = completions / (len(alive) * (size + self.overhead))
+            queries = completions / (size + self.overhead)
             covariance = {id(k): k.after(alive, size, queries) for k in {id(k): k for k in known.values()}.values()}
             for context, found in known.items():
-                values = np.where(np.isnan(q[context, alive]), -np.inf, q[context, alive])
-                gradient = evidence.factor[context] * found.gradient(alive, values.argmax(axis=1) + 1)
+                nothing = np.isnan(q[context, alive])
+                reach = np.where(nothing, -np.inf, q[context, alive]).argmax(axis=1) + 1
+                reach[nothing.all(axis=1)] = arms[context].n
+                gradient = evidence.factor[context] * found.gradient(alive, reach)
                 unknown[i] += (error(gradient, covariance[id(found)]) ** 2).sum()
         return sizes[int(unknown.argmin())]
 

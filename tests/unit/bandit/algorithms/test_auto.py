@@ -14,6 +14,7 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.algorithms import auto
 from iapo_dspy.bandit.algorithms.auto import Auto, expected_gain, spread_out, survivors
+from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
@@ -381,3 +382,73 @@ def test_prompts_that_join_take_part_from_the_next_round_on() -> None:
         assert min(came) == max(came) and at <= came[0] <= at + 250
     asked = {p: [x for pulls in env.asked for x in pulls.query[pulls.prompt == p].tolist()] for p in range(12)}
     assert all(asked[p][0] == asked[0][0] for p in range(12))  # what the others have answered comes first
+
+
+def drawn_before(env: Coins, budget: int, *, seed: int = 5, **changes) -> Observations:
+    """What a run with these settings has drawn, as another run is given it."""
+    return joined(drive(Auto().start(replace(problem(env), **changes), budget=budget, seed=seed), env).observations)
+
+
+def logistic(n_prompts: int, *late: float) -> Coins:
+    """Prompts of rising quality, and some behind them, on queries of different difficulty."""
+    difficulty = np.random.default_rng(0).normal(0, 1.5, 300)
+    return Coins(1 / (1 + np.exp(difficulty - np.append(np.linspace(-1, 1, n_prompts), late)[:, None])))
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_a_run_goes_on_from_what_is_known(seed: int) -> None:
+    env = logistic(6)
+    known = drawn_before(env, 600)
+    env.asked.clear()
+    more = replace(problem(env), known=known)
+    outcome = drive(Auto().start(more, budget=900, seed=seed), env)
+    new = sum(pulls.completions for pulls in env.asked)
+    assert 880 < outcome.spent == known.pulls.completions + new <= 900
+    assert np.array_equal(outcome.observations[0].pulls.query, known.pulls.query)
+    answered = set(zip(known.pulls.prompt.tolist(), known.pulls.query.tolist(), strict=True))
+    asked = [cell for pulls in env.asked for cell in zip(pulls.prompt.tolist(), pulls.query.tolist(), strict=True)]
+    assert asked and not answered & set(asked)  # there are queries left that these prompts have not answered
+    assert len({p for p, _ in asked}) < 6  # those that are behind are not drawn again
+
+
+@pytest.mark.parametrize("budget", [300, 600])
+def test_what_is_known_may_be_enough(budget: int) -> None:
+    env = logistic(6)
+    known = drawn_before(env, 600)
+    env.asked.clear()
+    dear = replace(problem(env, price=[5.0]), known=known)
+    outcome = drive(Auto().start(dear, budget=min(budget, known.pulls.completions), seed=0), env)
+    assert not env.asked and outcome.complete and outcome.spent == known.pulls.completions
+    assert outcome.policy == Auto().solve(dear, [known]).policy
+
+
+def test_new_prompts_join_a_run_that_was_over() -> None:
+    env = logistic(6, -1.0, 0.0, 2.0)
+    known = drawn_before(Coins(env.theta[:6]), 600, n_prompts=6)
+    start = known.pulls.completions
+    more = replace(problem(env), known=known)
+    with pytest.raises(BudgetTooSmall, match=f"at least {start + 3}"):
+        Auto().start(more, budget=start + 2, seed=0)
+    outcome = drive(Auto().start(more, budget=start + 400, seed=0), env)
+    first = env.asked[0]
+    assert {6, 7, 8} <= set(first.prompt.tolist()) and len(set(first.prompt.tolist())) < 9
+    assert set(first.query[first.prompt >= 6].tolist()) <= set(known.pulls.query.tolist())
+    assert outcome.policy[0].prompt == 8
+    assert sum(int(p.size[p.prompt >= 6].sum()) for p in env.asked) > 150
+
+
+def test_a_little_that_is_known_leaves_nobody_out() -> None:
+    env = logistic(4)
+    known = drawn_before(env, 20)
+    env.asked.clear()
+    drive(Auto().start(replace(problem(env), known=known), budget=2_000, seed=0), env)
+    assert set(env.asked[0].prompt.tolist()) == {0, 1, 2, 3}
+
+
+def test_a_run_ends_where_the_rest_is_not_worth_its_price() -> None:
+    spent: dict[int, list[int]] = {calls: [] for calls in (100, 10_000_000)}
+    for seed in range(4):
+        env = logistic(8)
+        for calls, found in spent.items():
+            found.append(drive(Auto(calls=calls).start(problem(env, [1.0]), budget=6_000, seed=seed), env).spent)
+    assert max(spent[100]) < 3_000 and min(spent[10_000_000]) > 5_900
