@@ -19,9 +19,9 @@ import numpy as np
 from iapo_dspy.demo.tasks import DemoTask, default_instruction
 from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.optimizer.iapo import IAPO
-from iapo_dspy.optimizer.results import CompileResult
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.results import CompileResult
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.types import Arm
 

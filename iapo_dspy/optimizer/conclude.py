@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import dspy
@@ -10,9 +11,11 @@ from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.mlflow import log_compile
 from iapo_dspy.optimizer.quoting.affordable import least_that_pays, shown_budget
-from iapo_dspy.optimizer.results import make_result
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.program.policy import CompiledPolicy, rounded
+from iapo_dspy.program.evidence.columns import rounded
+from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.results import make_result
+from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.prompt import prompt_states
 
 logger = logging.getLogger(__name__)
@@ -56,10 +59,11 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
             policy,
             found.strategy,
             outcome,
-            found.spent,
-            found.failures,
             found.output_tokens,
-            programs,
+            tuple(map(models_of, programs)),
+            functools.partial(tuple, programs),
+            failures=found.failures,
+            rounds=outcome.rounds,
             validated=bool(plan.held_out),
             complete=outcome.complete and found.outage is None,
             outage=found.outage,

@@ -14,7 +14,7 @@ from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.environments.live.equal_scores import EqualScores
-from iapo_dspy.environments.live.progress import FailureReport, Progress
+from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.optimizer.fingerprint import facts_of
@@ -26,6 +26,7 @@ from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fin
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
+from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import FloatArray
 

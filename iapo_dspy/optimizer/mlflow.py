@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from iapo_dspy.optimizer.results import CompileResult
+from iapo_dspy.program.results import CompileResult
 
 logger = logging.getLogger(__name__)
 
@@ -61,5 +61,6 @@ def metrics_of(result: CompileResult) -> dict[str, float]:
         found |= {f"{name}/{key}": float(value) for key, value in values.items() if value == value}
     spent = {key: value for key, value in result.spent.to_dict().items() if value is not None}
     found |= {f"spent/{key}": float(value) for key, value in spent.items()}
-    found["failures"] = float(result.failures.total)
+    if result.failures is not None:
+        found["failures"] = float(result.failures.total)
     return found

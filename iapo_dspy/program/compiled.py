@@ -16,10 +16,10 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, StateError, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call import Call, Drawn
+from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.explain import Explanation, explain, report_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.report import CallReport
-from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
@@ -74,7 +74,6 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
         self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms))
         self.arms = self.policy.programs.arms
-        self.detailed_results: Any = None
 
     # -- the interface of a DSPy module
 
@@ -154,11 +153,11 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
                 super().save(part)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompiledProgram:
-        """Copy the arms; the results of the run are shared."""
+        """Copy the arms; the policy and the results of the run are shared."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for name, value in self.__getstate__().items():
-            shared = name in ("detailed_results", "arms", "policy")
+            shared = name in ("arms", "policy")
             twin.__dict__[name] = value if shared else copy.deepcopy(value, memo)
         twin.policy = copy.deepcopy(self.policy, memo)
         twin.arms = twin.policy.programs.arms
@@ -175,6 +174,18 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         """Model strings of the LMs that belong to its prompts: `lms` must hold them when it is loaded."""
         names = {str(name): name.model for p in self.policy.ready.prompts for name in p.lms.values()}
         return tuple(names.values())
+
+    @property
+    def detailed_results(self) -> Any:
+        """The `CompileResult` of the run, also after loading; None with `track_stats=False`.
+
+        Other optimizers may put results of their own here; those are not saved.
+        """
+        return self.policy.results
+
+    @detailed_results.setter
+    def detailed_results(self, results: Any) -> None:
+        self.policy.results = results
 
     # -- preferences
 
@@ -218,11 +229,9 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         model = lm.model if isinstance(lm, dspy.BaseLM) else None
         cost = data.cost.repriced(usd_per_million)
         programs = [self.policy.programs.of(prompt) for prompt in range(len(data.prompts))]
-        policy, _ = data.repriced(cost, prices_of(data.prompts, programs, cost, model), self.policy.strategy)
+        policy, outcome = data.repriced(cost, prices_of(data.prompts, programs, cost, model), self.policy.strategy)
         twin = copy.deepcopy(self)
-        twin.policy.replace_data(policy)
-        if self.detailed_results is not None:
-            twin.detailed_results = self.detailed_results.reprice(usd_per_million, model=model)
+        twin.policy.replace_data(policy, outcome)
         return twin
 
     def explain(

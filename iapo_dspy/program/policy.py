@@ -7,32 +7,34 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
-from iapo_dspy.bandit.outcome import HeldOut, Outcome
+from iapo_dspy.bandit.outcome import HeldOut, Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference, one_line
-from iapo_dspy.preferences import RESOURCES, Preference
-from iapo_dspy.program.caps import check_known
-from iapo_dspy.program.reprice import at_prices
+from iapo_dspy.preferences import Preference
+from iapo_dspy.program.evidence.caps import check_known
+from iapo_dspy.program.evidence.columns import MOST, check_ranges, dumped, loaded, packed, plain, rounded, unpacked
+from iapo_dspy.program.evidence.reprice import at_prices
 from iapo_dspy.prompts.prompt import PromptState, shared_parts
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Arm, Contexts, FloatArray, Observations, Pulls, Stop
+from iapo_dspy.types import Arm, Contexts, Observations, Policy, Stop
 
 FORMAT = "iapo_dspy.policy"
 # 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
-# that calls take.
-VERSION = 4
-_MOST = 2**31 - 1  # of any whole number in a saved policy
+# that calls take. 5: the evidence is packed; the results of the run.
+VERSION = 5
+T = TypeVar("T")
+_MEASURED = TypeAdapter(tuple[HeldOut | None, ...])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,18 @@ class CompiledPolicy:
         outcome = self.algorithm.solve(problem, self.evidence)
         return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
 
+    def outcome(self, strategy: Strategy) -> Outcome:
+        """Return the compiled arms with their estimates by the stored evidence.
+
+        Arms that would be chosen otherwise today have the estimates of calls that draw all N at once.
+        """
+        found = self.solve(self.preferences, strategy)
+        stops = None
+        if found.stops is not None:
+            chosen = zip(self.arms, found.stops, strict=True)
+            stops = tuple(s if s.arm == arm else _as_drawn(found, c, arm) for c, (arm, s) in enumerate(chosen))
+        return replace(found, policy=Policy(self.arms), stops=stops, measured=self.measured)
+
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
         """Return the policy at other prices of tokens, from the stored evidence.
 
@@ -178,8 +192,8 @@ class CompiledPolicy:
             "stopping": self.stopping,
             "strategy": dict(self.strategy),
             "spent": dict(self.spent),
-            "evidence": [_dump(o) for o in self.evidence],
-            **({} if self.measured is None else {"measured": [m and asdict(m) for m in self.measured]}),
+            "evidence": packed([dumped(o) for o in self.evidence]),
+            **({} if self.measured is None else {"measured": plain(self.measured)}),
         }
 
     @classmethod
@@ -197,7 +211,7 @@ class CompiledPolicy:
                 f"The saved policy has version {data['version']}; this iapo_dspy reads up to {VERSION}. Upgrade it."
             )
         with part("its numbers"):
-            max_n, n_queries = (_whole(data, name, 1, _MOST) for name in ("max_n", "n_queries"))
+            max_n, n_queries = (_whole(data, name, 1, MOST) for name in ("max_n", "n_queries"))
             cost_scale = float(data["cost_scale"])
             if not 0 <= cost_scale < math.inf:
                 raise ValueError(f"cost_scale={cost_scale}: it must be a finite number >= 0")
@@ -215,11 +229,13 @@ class CompiledPolicy:
                         f"arm={saved['arm']}: the prompt must be below {len(prompts)}, and n at most max_n={max_n}"
                     )
                 arms.append(Arm(prompt, n, Stop(**saved["stop"]) if "stop" in saved else None))
+        with part("evidence"):  # up to version 4, it was not packed
+            rounds = data["evidence"] if isinstance(data["evidence"], list) else unpacked(data["evidence"])
         evidence = []
-        for i, saved in enumerate(_listed(data, "evidence")):
+        for i, saved in enumerate(_listed({"evidence": rounds}, "evidence")):
             with part(f"evidence[{i}]"):
-                evidence.append(_load(saved))
-                _check(evidence[-1], len(prompts), n_queries)
+                evidence.append(loaded(saved))
+                check_ranges(evidence[-1], len(prompts), n_queries)
         with part("its settings"):
             if data["default"] not in [p.name for p in preferences] or len({o.score.shape[1] for o in evidence}) > 1:
                 raise ValueError(f"default={data['default']!r} is not the name of a preference, or scores differ in K")
@@ -238,7 +254,7 @@ class CompiledPolicy:
                 default=data["default"],
                 strategy={**data["strategy"]},
                 spent={**data["spent"]},
-                measured=_measured(data),
+                measured=_measured(data, len(preferences)),
             )
 
 
@@ -259,6 +275,20 @@ def part(place: str) -> Iterator[None]:
         ) from error
 
 
+def checked(adapter: TypeAdapter[T], data: Any) -> T:
+    """Return data from elsewhere as the adapter's type.
+
+    Raises:
+        ValueError: They do not fit it; the message says where.
+    """
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}, not {first['input']!r}"[:200]) from error
+
+
 def _listed(data: Mapping[str, Any], name: str) -> list[Any]:
     with part(name):
         if isinstance(data[name], list):
@@ -273,84 +303,33 @@ def _whole(data: Mapping[str, Any], name: str, least: int, most: int) -> int:
     return value
 
 
-def _check(observations: Observations, n_prompts: int, n_queries: int) -> None:
-    """Refuse numbers that no run can have measured.
-
-    Raises:
-        ValueError: One is out of its range.
-    """
-    pulls, label = observations.pulls, observations.label
-    bounds = {"prompt": (pulls.prompt, n_prompts), "query": (pulls.query, n_queries), "label": (label + 1, _MOST)}
-    for name, (values, end) in bounds.items():
-        if ((values < 0) | (values >= end)).any():
-            raise ValueError(f"{name} has {values.min()} to {values.max()}, which must be below {end}")
-    costs = (observations.cost, observations.overhead, observations.used, observations.once)
-    if any(c is not None and ((c < 0) | np.isinf(c)).any() for c in costs) or np.isinf(observations.score).any():
-        raise ValueError("costs must be finite and >= 0, and scores finite")
-
-
-def _dump(observations: Observations) -> dict[str, Any]:
-    """Numbers as text, row by row: DSPy writes JSON with one array element a line, which would be a line a number."""
-    pulls, score = observations.pulls, observations.score
-    overhead = {"overhead": _text(observations.overhead)} if observations.overhead.any() else {}
-    used, once = observations.used, observations.once
-    taken = {} if used is None or once is None else {"used": _columns(used), "once": _columns(once)}
-    return {
-        "prompt": _text(pulls.prompt),
-        "query": _text(pulls.query),
-        "size": _text(pulls.size),
-        "label": _text(observations.label),
-        "score": [_text(column) for column in score.T],
-        "cost": _text(observations.cost),
-        **overhead,
-        **taken,
-    }
-
-
-def _columns(values: FloatArray) -> dict[str, str]:
-    """Write the columns [B, R] that have anything in them, by the names of their resources."""
-    return {name: _text(column) for name, column in zip(RESOURCES, values.T, strict=True) if column.any()}
-
-
-def _rows(columns: Mapping[str, str] | None, length: int) -> FloatArray | None:
-    """Read data that `_columns` wrote."""
-    if columns is None:
-        return None
-    found = [_numbers(columns[r], np.float64) if r in columns else np.zeros(length) for r in RESOURCES]
-    return np.stack(found, axis=1)
-
-
-def _text(values: np.ndarray[Any, Any]) -> str:
-    return " ".join(f"{v:.9g}" for v in values.tolist())
-
-
-def _numbers(text: str, dtype: type) -> np.ndarray[Any, Any]:
-    values = np.array(text.split(), dtype=float)
-    if dtype is np.int64 and not ((np.abs(values) <= _MOST) & (values == np.floor(values))).all():
-        raise ValueError(f"{text[:40]!r} must be whole numbers up to {_MOST}")
-    return values.astype(dtype)
-
-
-def _load(data: Mapping[str, Any]) -> Observations:
-    pulls = Pulls(*(_numbers(data[k], np.int64) for k in ("prompt", "query", "size")))
-    return Observations(
-        pulls=pulls,
-        label=_numbers(data["label"], np.int64),
-        score=np.stack([_numbers(column, np.float64) for column in data["score"]], axis=1),
-        cost=_numbers(data["cost"], np.float64),
-        overhead=_numbers(data["overhead"], np.float64) if "overhead" in data else np.zeros(len(pulls)),
-        used=_rows(data.get("used"), len(pulls)),
-        once=_rows(data.get("once"), len(pulls)),
+def _as_drawn(outcome: Outcome, context: int, arm: Arm) -> StoppedArm:
+    at = arm.prompt, arm.n - 1
+    return StoppedArm(
+        arm=arm,
+        reward=float(outcome.reward[context][at]),
+        gain=0.0,
+        completions=float(arm.n),
+        waves=1.0,
+        cost=float(outcome.estimates.cost[at]),
+        utility=float(outcome.q[context][at]),
     )
 
 
-def rounded(observations: Sequence[Observations]) -> tuple[Observations, ...]:
-    """Return the observations as they would be read back, so that a loaded program solves exactly like this one."""
-    return tuple(_load(_dump(o)) for o in observations)
-
-
-def _measured(data: Mapping[str, Any]) -> tuple[HeldOut | None, ...] | None:
-    found = data.get("measured")
-    if found is None:
+def _measured(data: Mapping[str, Any], n_preferences: int) -> tuple[HeldOut | None, ...] | None:
+    saved = data.get("measured")
+    if saved is None:
         return None
-    return tuple(m and HeldOut(**{**m, "interval": tuple(m["interval"])}) for m in found)
+    with part("measured"):
+        # Up to version 4, an error that is not known was null.
+        known = [m and {k: _or_nan(v) for k, v in m.items()} for m in saved]
+        found = checked(_MEASURED, known)
+        if len(found) != n_preferences:
+            raise ValueError(f"there are {len(found)}, for {n_preferences} preferences")
+        return found
+
+
+def _or_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_or_nan, value))
+    return math.nan if value is None else value

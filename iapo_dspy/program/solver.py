@@ -12,7 +12,7 @@ import numpy as np
 from cachetools import FIFOCache, cachedmethod
 
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.caps import check_caps, prompt_tokens_of_call
+from iapo_dspy.program.evidence.caps import check_caps, prompt_tokens_of_call
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm

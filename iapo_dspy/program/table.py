@@ -10,10 +10,13 @@ from typing import Any
 import dspy
 from dspy.predict.parameter import Parameter
 
+from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.caps import tokens_of_each
+from iapo_dspy.program.evidence.caps import tokens_of_each
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy, part
+from iapo_dspy.program.results import CompileResult, solved_result
+from iapo_dspy.program.saved_results import read_result, result_to_dict
 from iapo_dspy.program.solver import Chosen, Solver
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.programs import Programs, ways
@@ -53,6 +56,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         self.programs = Programs(student, lms)
         self._given_strategy = strategy
         self._solver: Solver | None = None
+        self._results: Any = None
+        self._without_results = False  # whether the policy is from a file that has none, as up to version 4
         if data is not None:
             self._adopt(data, programs)
 
@@ -76,6 +81,21 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     def strategy(self) -> Strategy:
         """The strategy; raises as `solver` does."""
         return self.solver.strategy
+
+    @property
+    def results(self) -> Any:
+        """The results of the run that made the policy; None where they were not kept.
+
+        Those of a file without results are what its evidence says, worked out when they are first asked for.
+        """
+        if self._without_results:
+            programs = self.programs.as_saved(self.ready.prompts)
+            self._results, self._without_results = solved_result(self.ready, self.strategy, programs), False
+        return self._results
+
+    @results.setter
+    def results(self, results: Any) -> None:
+        self._results, self._without_results = results, False
 
     @property
     def student(self) -> dspy.Module:
@@ -103,9 +123,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         view.programs = self.programs.view()  # loading into the view must not change this table
         return view
 
-    def replace_data(self, data: CompiledPolicy) -> None:
+    def replace_data(self, data: CompiledPolicy, outcome: Outcome) -> None:
         """Take another policy over the same prompts; the programs stay as they are, also where they were changed."""
         self.programs.use(_in_use(data))
+        if isinstance(self.results, CompileResult):
+            self.results = self.results.solved_anew(data, outcome)
         self._solver = Solver(data, self.strategy)
 
     def _adopt(
@@ -113,14 +135,17 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         data: CompiledPolicy,
         measured: Sequence[dspy.Module] | None = None,
         strategy: Strategy | None = None,
+        results: Mapping[str, Any] | None = None,
     ) -> None:
         strategy = strategy or self._given_strategy or _rebuilt(data.strategy, Given())
         _compare(strategy.to_dict(), data.strategy)
         strategy = fitted(strategy, Student(self.student).output_fields)
         if isinstance(strategy, Calibrates) and data.strategy.get("calibration"):
             strategy = strategy.restore(data.strategy["calibration"])  # the scales of the run, whatever was given
+        programs = self.programs.as_saved(data.prompts)
+        found = None if results is None else read_result(results, data, strategy, programs)
         self.programs.load(data.prompts, _in_use(data), measured)
-        self._solver = Solver(data, strategy)
+        self._solver, self._results = Solver(data, strategy), found
 
     # -- the interface of a DSPy parameter
 
@@ -133,6 +158,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             state["prompts"][prompt] |= {"state": program_state(arm), "label": self.programs.label(prompt)}
         default = self.default
         state["student"] = _fields(self.student)
+        if not self._without_results:
+            state["results"] = result_to_dict(self._results) if isinstance(self._results, CompileResult) else None
         if recipes := recipes_of(self.strategy):
             state["objectives"] = recipes
         state["calls"] = {
@@ -153,7 +180,7 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
                 message says where.
         """
         if isinstance(state, Mapping) and state.get("empty"):
-            self._solver, self.default = None, None
+            self._solver, self.default, self.results = None, None, None
             self.programs.clear()
             return
         data = CompiledPolicy.from_dict(state)
@@ -169,7 +196,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         with part("strategy"):
             strategy = self._fitting(state, data, trusted)
         with part("prompts"):
-            self._adopt(data, strategy=strategy)
+            self._adopt(data, strategy=strategy, results=state.get("results"))
+        self._without_results = "results" not in state
         self._warn()
         self.default, self.preference_field = default, name
 

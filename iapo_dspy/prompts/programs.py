@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -75,6 +76,10 @@ class Programs:
         arms = [self._make(prompts[p], None if measured is None else measured[p]) for p in in_use]
         self._prompts, self._measured = tuple(prompts), None if measured is None else tuple(measured)
         self._replace(in_use, arms)
+
+    def as_saved(self, prompts: Sequence[PromptState]) -> Callable[[], tuple[dspy.Module, ...]]:
+        """Return a function that makes the programs of saved prompts, as they were measured."""
+        return functools.partial(_restored, self._make, prompts)
 
     def use(self, in_use: Sequence[int]) -> None:
         """Take other prompts as compiled arms; the programs stay as they are, also where they were changed."""
@@ -173,6 +178,12 @@ class Programs:
             return None
         moved = any(self._home(self._prompts[index], predictor) is not now[0] for index in self.in_use)
         return now[0] if moved else None
+
+
+def _restored(
+    make: Callable[[PromptState, None], dspy.Module], prompts: Sequence[PromptState]
+) -> tuple[dspy.Module, ...]:
+    return tuple(make(prompt, None) for prompt in prompts)
 
 
 def _is(lm: Any, name: ModelName) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.observing import Observer, Pulled
-from iapo_dspy.environments.live.progress import FailureReport, Progress, Tracker
+from iapo_dspy.environments.live.progress import Progress, Tracker
 from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
@@ -31,6 +31,7 @@ from iapo_dspy.sampling.rollouts.pipeline import Upstream
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
 from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Decoding, FloatArray, Observations, Pull, Pulls

@@ -57,9 +57,8 @@ def test_held_out_queries_have_no_part_in_the_choice(compiled: CompiledProgram) 
     held_out = [row.held_out for row in compiled.detailed_results.policy]
     assert all(h is not None and h.queries == 15 for h in held_out)  # every one of them, not only as many as N allows
     assert all(0.0 <= h.utility + 1.0 and h.interval[0] <= h.utility <= h.interval[1] for h in held_out if h)
-    evidence = compiled.dump_state()["policy"]["evidence"]
-    queries = {int(q) for batch in evidence for q in batch["query"].split()}
-    assert max(queries) < 40  # the trainset's
+    evidence = compiled.policy.ready.evidence
+    assert max(int(batch.pulls.query.max()) for batch in evidence) < 40  # the trainset's
 
 
 def test_a_fifth_of_the_budget_is_kept_for_the_valset() -> None:

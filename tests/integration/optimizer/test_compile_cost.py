@@ -12,6 +12,7 @@ import pytest
 
 from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, Preference, recording_of
 from iapo_dspy.errors import LedgerMismatch
+from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.program.policy import VERSION
 from iapo_dspy.types import Observations
 from tests.support.compiling import optimizers
@@ -207,7 +208,7 @@ def test_a_state_of_version_1_loads_and_counts_output_tokens(compiled: CompiledP
     state = compiled.dump_state()
     old = {k: v for k, v in state["policy"].items() if k not in ("cost", "prompt_costs")}
     old["version"] = 1
-    old["evidence"] = [{k: v for k, v in o.items() if k != "overhead"} for o in old["evidence"]]
+    old["evidence"] = [{k: v for k, v in o.items() if k != "overhead"} for o in unpacked(old["evidence"])]
     loaded = CompiledProgram(student())
     loaded.load_state({"policy": old})
     assert loaded.policy.ready.cost == Cost()

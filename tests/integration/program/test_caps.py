@@ -20,6 +20,7 @@ from iapo_dspy import (
     Cost,
     Preference,
 )
+from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.compiling import optimizers
@@ -344,7 +345,7 @@ def test_a_refused_request_does_not_make_prices_unknown() -> None:
 
 def test_programs_of_version_3_load_and_say_what_they_do_not_know(saved: Path, tmp_path: Path) -> None:
     state = json.loads(saved.read_text())["policy"]
-    evidence = [{k: v for k, v in o.items() if k not in ("used", "once")} for o in state["evidence"]]
+    evidence = [{k: v for k, v in o.items() if k not in ("used", "once")} for o in unpacked(state["evidence"])]
     old = load(changed(saved, tmp_path / "old.json", version=3, evidence=evidence))
     new = load(saved)
     for preference in (Preference(cost=0.3), Preference(cost=2.0), "quality"):

@@ -18,7 +18,7 @@ from iapo_dspy.environments.recorded.recorder import record
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
 from iapo_dspy.environments.wrappers import Drift, Failures
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.program.policy import rounded
+from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.types import Arm, Contexts, Observations, Pulls
 
 NAN = float("nan")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +12,17 @@ import dspy
 import numpy as np
 
 from iapo_dspy.bandit.inference import WANTED, Z95, Certainty, Deceptive, choices, deceptive_prompts
+from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
-from iapo_dspy.environments.live.progress import FailureReport
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.preferences import Preference
+from iapo_dspy.preferences import RESOURCES, Preference
+from iapo_dspy.program.evidence.columns import numbers, written
+from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
-from iapo_dspy.program.reprice import prices_of
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy, columns_of
 from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
 
@@ -72,7 +75,8 @@ class CompileResult:
     Attributes:
         policy: One row per preference.
         labels: The prompts in words [P].
-        models: Model strings of their LMs [P], each as in `policy`.
+        models: Model strings of their LMs [P], each as in `policy`. A program that was saved before version 5 of the
+            format does not know them: then those of the LMs that it would run on now.
         q: Estimated utility [C, P, N], NaN where there is no evidence.
         reward: Estimated task reward [C, P, N].
         tokens: Output tokens per query [P, N]: N times the mean of the prompt's completions.
@@ -84,13 +88,13 @@ class CompileResult:
         cost: The unit of costs.
         cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
         spent: Completions, tokens, dollars and seconds that the run took.
-        failures: Failed completions.
-        rounds: The rounds of the algorithm, and the one that measured the chosen arms.
-        complete: False where a budget or an outage ended the run early.
+        failures: Failed completions; None for a program that was saved before version 5 of the format.
+        rounds: The rounds of the algorithm, and the one that measured the chosen arms; None likewise.
+        complete: False where a budget or an outage ended the run early; None likewise.
         outage: The provider that was down for too long, and since when; None where none was.
-        candidate_programs: One program per prompt, in order.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
+        programs: Makes `candidate_programs`.
     """
 
     policy: tuple[PreferenceResult, ...]
@@ -106,13 +110,18 @@ class CompileResult:
     cost: Cost
     cost_scale: float
     spent: Spent
-    failures: FailureReport
-    rounds: tuple[Round, ...] = field(repr=False)
-    complete: bool
+    failures: FailureReport | None
+    rounds: tuple[Round, ...] | None = field(repr=False)
+    complete: bool | None
     outage: str | None
-    candidate_programs: tuple[dspy.Module, ...] = field(repr=False)
     compiled: CompiledPolicy = field(repr=False)
     strategy: Strategy = field(repr=False)
+    programs: Callable[[], tuple[dspy.Module, ...]] = field(repr=False)
+
+    @functools.cached_property
+    def candidate_programs(self) -> tuple[dspy.Module, ...]:
+        """One program per prompt, in order."""
+        return self.programs()
 
     def reprice(
         self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]], *, model: str | None = None
@@ -131,15 +140,19 @@ class CompileResult:
         """
         cost = self.cost.repriced(usd_per_million)
         prices = prices_of(self.compiled.prompts, self.candidate_programs, cost, model)
-        policy, outcome = self.compiled.repriced(cost, prices, self.strategy)
+        return self.solved_anew(*self.compiled.repriced(cost, prices, self.strategy))
+
+    def solved_anew(self, policy: CompiledPolicy, outcome: Outcome) -> CompileResult:
+        """Return the results of the same run with another policy: completions, failures and rounds stay."""
         return make_result(
             policy,
             self.strategy,
             outcome,
-            self.spent,
-            self.failures,
             self.tokens[:, 0],
-            self.candidate_programs,
+            self.models,
+            self.programs,
+            failures=self.failures,
+            rounds=self.rounds,
             complete=self.complete,
             outage=self.outage,
         )
@@ -231,40 +244,61 @@ def _too_little(row: PreferenceResult, spent: int, n_queries: int) -> str | None
     )
 
 
+def solved_result(
+    policy: CompiledPolicy, strategy: Strategy, programs: Callable[[], tuple[dspy.Module, ...]]
+) -> CompileResult | None:
+    """Return what the evidence says of a policy that was saved without its results, as up to version 4 of the format.
+
+    None where the algorithm is not known, which was saved by its name only.
+    """
+    if isinstance(policy.algorithm, Unknown):
+        return None
+    prompts = len(policy.prompts)
+    drawn, tokens = np.zeros(prompts), np.zeros(prompts)
+    for o in policy.evidence:
+        used = np.full(len(o.pulls), np.nan) if o.used is None else o.used[:, RESOURCES.index("tokens")]
+        drawn += np.bincount(o.pulls.prompt, weights=o.pulls.size, minlength=prompts)
+        tokens += np.bincount(o.pulls.prompt, weights=used, minlength=prompts)
+    means = np.divide(tokens, drawn, out=np.full(prompts, np.nan), where=drawn > 0)
+    models = tuple(models_of(program) for program in programs())
+    return make_result(policy, strategy, policy.outcome(strategy), means, models, programs)
+
+
 def make_result(
     compiled: CompiledPolicy,
     strategy: Strategy,
     outcome: Outcome,
-    spent: Spent,
-    failures: FailureReport,
     output_tokens: FloatArray,
-    programs: Sequence[dspy.Module],
+    models: Sequence[str | tuple[str, ...]],
+    programs: Callable[[], tuple[dspy.Module, ...]],
     *,
-    complete: bool,
+    failures: FailureReport | None = None,
+    rounds: Sequence[Round] | None = None,
+    complete: bool | None = None,
     outage: str | None = None,
     validated: bool = False,
 ) -> CompileResult:
-    """Put the outcome of a run into the user's words.
+    """Put the outcome of a run into the user's words, with arrays as they would be read back.
 
     Args:
         compiled: The policy.
         strategy: The strategy.
         outcome: The run.
-        spent: Its price.
-        failures: Its failed completions.
         output_tokens: Each prompt's mean per completion [P].
-        programs: One per prompt [P].
+        models: Model strings of each prompt's LMs [P].
+        programs: Makes one program per prompt.
+        failures: Failed completions.
+        rounds: The rounds of the run.
         complete: Whether no budget ended the run early.
         outage: The provider that was down for too long; None where none was.
         validated: Whether the chosen arms were measured on a validation set.
     """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
-    tokens = output_tokens[:, None] * np.arange(1, estimates.cost.shape[1] + 1)
+    output_tokens = _as_saved(output_tokens)
     contexts = Contexts.from_preferences(compiled.preferences, strategy.objectives, columns_of(strategy))
     sure = choices(outcome, contexts, strategy.aggregator())
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
-    models = tuple(models_of(p) for p in programs)
     stops = outcome.stops
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
@@ -291,25 +325,36 @@ def make_result(
                 held_out=alone if validated else None,
             )
         )
+    error = estimates.standard_error
     return CompileResult(
         policy=tuple(rows),
         labels=labels,
-        models=models,
-        q=outcome.q,
-        reward=outcome.reward,
-        tokens=np.asarray(tokens),
-        costs=np.asarray(estimates.cost),
+        models=tuple(models),
+        q=_as_saved(outcome.q),
+        reward=_as_saved(outcome.reward),
+        tokens=of_calls(output_tokens, compiled.max_n),
+        costs=_as_saved(estimates.cost),
         count=outcome.count,
-        standard_error=estimates.standard_error,
+        standard_error=None if error is None else _as_saved(error),
         deceptive=deceptive_prompts(outcome),
         cost=compiled.cost,
-        cost_scale=outcome.cost_scale,
-        spent=spent,
+        cost_scale=compiled.cost_scale,
+        spent=Spent.from_dict(compiled.spent),
         failures=failures,
-        rounds=outcome.rounds,
+        rounds=None if rounds is None else tuple(rounds),
         complete=complete,
         outage=outage,
-        candidate_programs=tuple(programs),
         compiled=compiled,
         strategy=strategy,
+        programs=programs,
     )
+
+
+def _as_saved(values: FloatArray) -> FloatArray:
+    """Return an array as it would be read back."""
+    return numbers(written(values), np.float64, values.shape)
+
+
+def of_calls(output_tokens: FloatArray, max_n: int) -> FloatArray:
+    """Return the output tokens of calls [P, N] from the mean of each prompt's completions [P]."""
+    return np.asarray(output_tokens[:, None] * np.arange(1, max_n + 1))

@@ -1,0 +1,1 @@
+"""The completions that a policy rests on: their saved form, their prices, and the caps that they speak for."""

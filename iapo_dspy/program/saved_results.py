@@ -1,0 +1,156 @@
+"""The saved form of `CompileResult`.
+
+What the policy says already (preferences, arms, labels, the unit of costs, the spending) is read from there, and the
+rest is saved beside it. Its size depends on preferences, prompts and scales, and not on how many completions were
+drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import dspy
+import numpy as np
+from pydantic import TypeAdapter
+
+from iapo_dspy.bandit.inference import Deceptive
+from iapo_dspy.bandit.outcome import Round
+from iapo_dspy.program.evidence.columns import numbers, packed, plain, unpacked, written
+from iapo_dspy.program.policy import CompiledPolicy, checked, part
+from iapo_dspy.program.results import CompileResult, PreferenceResult, of_calls
+from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.scoring.failures import FailureReport
+from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.types import FloatArray
+
+_ARRAYS = ("q", "reward")
+_OWN = tuple(
+    f.name for f in fields(PreferenceResult) if f.name not in ("preference", "arm", "label", "model")
+)  # what a row has beside the policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Saved:
+    """The part of saved results that is not packed, but for what rows have from the policy."""
+
+    policy: tuple[dict[str, Any], ...]
+    models: tuple[str | tuple[str, ...], ...]
+    deceptive: tuple[Deceptive, ...] | None
+    failures: FailureReport | None
+    complete: bool | None
+    outage: str | None
+    estimates: str
+
+
+_SAVED, _ROW = TypeAdapter(_Saved), TypeAdapter(PreferenceResult)
+
+
+def result_to_dict(result: CompileResult) -> dict[str, Any]:
+    """Return what the policy does not say as plain JSON data which `read_result` reads."""
+    arrays: dict[str, Any] = {name: _layers(getattr(result, name)) for name in _ARRAYS}
+    arrays["standard_error"] = None if result.standard_error is None else _layers(result.standard_error)
+    arrays |= {"costs": written(result.costs), "count": written(result.count), "tokens": written(result.tokens[:, 0])}
+    if result.rounds is not None:
+        arrays["rounds"] = [
+            {"active": np.packbits(r.active).tobytes().hex(), "pulls": r.pulls, "completions": r.completions}
+            for r in result.rounds
+        ]
+    saved: dict[str, Any] = plain(
+        _Saved(
+            policy=tuple({name: getattr(row, name) for name in _OWN} for row in result.policy),
+            models=result.models,
+            deceptive=result.deceptive,
+            failures=result.failures,
+            complete=result.complete,
+            outage=result.outage,
+            estimates=packed(arrays),
+        )
+    )
+    return saved
+
+
+def read_result(
+    data: Mapping[str, Any],
+    policy: CompiledPolicy,
+    strategy: Strategy,
+    programs: Callable[[], tuple[dspy.Module, ...]],
+) -> CompileResult:
+    """Read what `result_to_dict` made.
+
+    Args:
+        data: The data, perhaps from a file that somebody else wrote.
+        policy: The policy that they were saved with.
+        strategy: Its strategy.
+        programs: Makes one program per prompt.
+
+    Raises:
+        StateError: They are damaged, or do not fit the policy.
+    """
+    n_prompts, max_n = len(policy.prompts), policy.max_n
+    shape = len(policy.preferences), n_prompts, max_n
+    with part("results"):
+        saved = checked(_SAVED, data)
+        if (len(saved.policy), len(saved.models)) != shape[:2]:
+            raise ValueError(f"they are of {len(saved.policy)} preferences and {len(saved.models)} prompts")
+        labels = tuple(p.label for p in policy.prompts)
+        given = zip(saved.policy, policy.preferences, policy.arms, strict=True)
+        rows = [
+            {**row, "preference": p, "arm": arm, "label": labels[arm.prompt], "model": saved.models[arm.prompt]}
+            for row, p, arm in given
+        ]
+        found = CompileResult(
+            policy=tuple(checked(_ROW, row) for row in rows),
+            labels=labels,
+            models=saved.models,
+            deceptive=saved.deceptive,
+            cost=policy.cost,
+            cost_scale=policy.cost_scale,
+            spent=Spent.from_dict(policy.spent),
+            failures=saved.failures,
+            complete=saved.complete,
+            outage=saved.outage,
+            compiled=policy,
+            strategy=strategy,
+            programs=programs,
+            **_read_arrays(unpacked(saved.estimates), shape),
+        )
+        asked = [(d.context, d.prompt, d.beaten_by) for d in found.deceptive or ()]
+        if any(not (0 <= c < shape[0] and 0 <= p < n_prompts and 0 <= q < n_prompts) for c, p, q in asked):
+            raise ValueError("deceptive prompts are of preferences or prompts that the policy does not have")
+        return found
+
+
+def _layers(values: FloatArray) -> dict[str, Any]:
+    """Write an array [C, P, N]; contexts that are alike, as those that differ in cost only, are written once."""
+    texts = [written(layer) for layer in values]
+    distinct = list(dict.fromkeys(texts))
+    return {"layers": distinct, "contexts": [distinct.index(text) for text in texts]}
+
+
+def _read_layers(data: Mapping[str, Any], shape: tuple[int, ...]) -> FloatArray:
+    layers = np.stack([numbers(layer, np.float64, shape[1:]) for layer in data["layers"]])
+    values = layers[np.array(data["contexts"], dtype=np.int64)]
+    if values.shape != shape or np.isinf(values).any():
+        raise ValueError(f"estimates have the shape {values.shape}, which must be {shape}, or are not finite")
+    return np.asarray(values)
+
+
+def _read_arrays(data: Mapping[str, Any], shape: tuple[int, int, int]) -> dict[str, Any]:
+    error, rounds = data["standard_error"], data.get("rounds")
+    return {
+        **{name: _read_layers(data[name], shape) for name in _ARRAYS},
+        "standard_error": None if error is None else _read_layers(error, shape),
+        "costs": numbers(data["costs"], np.float64, shape[1:]),
+        "count": numbers(data["count"], np.int64, shape[1:]),
+        "tokens": of_calls(numbers(data["tokens"], np.float64, shape[1:2]), shape[2]),
+        "rounds": None if rounds is None else tuple(_read_round(r, shape) for r in rounds),
+    }
+
+
+def _read_round(data: Mapping[str, Any], shape: tuple[int, int, int]) -> Round:
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(data["active"]), dtype=np.uint8))
+    active = bits[: math.prod(shape)].reshape(shape).astype(bool)
+    return Round(active=active, pulls=int(data["pulls"]), completions=int(data["completions"]))
