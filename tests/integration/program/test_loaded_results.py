@@ -228,3 +228,21 @@ def test_another_preference_is_solved_alike(saved: tuple[CompiledProgram, Any], 
         preference = Preference(cost=cost)
         assert again.solve(preference) == program.solve(preference)
         assert again.explain(preference=preference) == program.explain(preference=preference)
+
+
+@pytest.mark.parametrize("unknown", [None, "NaN"])
+def test_a_measurement_on_one_query_has_neither_error_nor_interval(
+    unknown: Any, saved: tuple[CompiledProgram, Any], tmp_path: Path
+) -> None:
+    one = {"utility": 0.5, "standard_error": unknown, "interval": [unknown, unknown], "queries": 1}
+    program = loaded({**saved[1], "policy": {**saved[1]["policy"], "measured": [one, None]}}, tmp_path)
+    explanation = program.explain(preference="quality")
+    assert (explanation.chosen.utility, explanation.interval, explanation.standard_error) == (0.5, None, None)
+    program.save(tmp_path / "again.json")
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["policy"]["measured"] == [
+        {"utility": 0.5, "standard_error": "NaN", "interval": ["NaN", "NaN"], "queries": 1},
+        None,
+    ]
+    with pytest.raises(StateError, match=r"damaged at measured: .*there are 1, for 2 preferences"):
+        loaded({**saved[1], "policy": {**saved[1]["policy"], "measured": [one]}}, tmp_path)
