@@ -61,9 +61,9 @@ def compiled(
 
 
 def policy(program: Any) -> dict[str, Any]:
-    """What was found, and what it took, without the time."""
+    """What was found, and what it took, without the time and the name of the provider."""
     state = json.loads(json.dumps(state_of(program)))
-    del state["spent"]["seconds"]
+    del state["spent"]["seconds"], state["results"]["models"]
     return dict(state)
 
 
