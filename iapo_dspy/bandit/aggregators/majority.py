@@ -78,9 +78,9 @@ class MajorityVoteAggregator:
         row[0, 0] = 1.0
         return WeightRows(row, np.zeros(len(weights), dtype=np.int64), weights[:, 0])
 
-    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> VotePredictor:
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int, parts: IntArray | None = None) -> VotePredictor:
         """Implement `Modelled.model`."""
-        return VotePredictor(n_prompts, max_n, floor=self.floor, ties=self.ties)
+        return VotePredictor(n_prompts, max_n, floor=self.floor, ties=self.ties, parts=parts)
 
     def settling(self, n: int) -> Stop | None:
         """Implement `Stoppable.settling`."""

@@ -69,9 +69,9 @@ class BestOfNAggregator:
         """Implement `Modelled.rows`."""
         return distinct_rows(weights)
 
-    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> BestOfPredictor:
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int, parts: IntArray | None = None) -> BestOfPredictor:
         """Implement `Modelled.model`."""
-        return BestOfPredictor(rows, self._floor(rows), n_prompts, max_n)
+        return BestOfPredictor(rows, self._floor(rows), n_prompts, max_n, parts=parts)
 
     def settling(self, n: int) -> Stop | None:
         """Implement `Stoppable.settling`: a completion that is not drawn yet may always be the best one."""

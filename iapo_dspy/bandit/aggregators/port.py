@@ -159,8 +159,15 @@ class Modelled(Protocol):
         """Return the rows that need predictions of their own; `distinct_rows` unless rewards are proportional."""
         ...
 
-    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> Predictor:
-        """Return a new model of P prompts at the scales 1 .. N, for these rows of objective weights [W, K]."""
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int, parts: IntArray | None = None) -> Predictor:
+        """Return a new model.
+
+        Args:
+            rows: Rows of objective weights [W, K].
+            n_prompts: P.
+            max_n: Largest scale.
+            parts: The parts that prompts have in common [P, F], see `Problem.parts`; a model need not use them.
+        """
         ...
 
 

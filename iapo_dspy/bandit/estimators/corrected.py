@@ -59,7 +59,7 @@ class CorrectedEstimator:
         self._rows = aggregator.rows(weights) if isinstance(aggregator, Modelled) else distinct_rows(weights)
         self._model: Predictor | None = None
         if isinstance(aggregator, Modelled):
-            self._model = aggregator.model(self._rows.rows, problem.n_prompts, problem.max_n)
+            self._model = aggregator.model(self._rows.rows, problem.n_prompts, problem.max_n, problem.parts)
         self._additive = AdditivePredictor(problem.n_prompts, problem.max_n)
 
     def update(self, observations: Observations) -> None:

@@ -48,12 +48,16 @@ class BestOfPredictor:
         floor: Value where every completion failed [W].
         n_prompts: P.
         max_n: N.
+        parts: The parts of each prompt [P, F], see `Problem.parts`.
     """
 
-    def __init__(self, weights: FloatArray, floor: FloatArray, n_prompts: int, max_n: int) -> None:
+    def __init__(
+        self, weights: FloatArray, floor: FloatArray, n_prompts: int, max_n: int, *, parts: IntArray | None = None
+    ) -> None:
         self._weights = weights
         self._floor = floor
         self._n_prompts = n_prompts
+        self._parts = parts
         self._levels: list[FloatArray] = [np.empty(0)] * len(weights)
         self._many = [False] * len(weights)
         self._models: list[TraitModel] = [TraitModel(1, n_prompts)] * len(weights)
@@ -95,7 +99,7 @@ class BestOfPredictor:
             self._many[row] = True
             levels = np.unique(np.quantile(known, _QUANTILES))
         self._levels[row] = levels
-        self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts)
+        self._models[row] = TraitModel(max(len(levels) - 1, 1), self._n_prompts, self._parts)
 
     def _row(
         self, cells: Cells, value: FloatArray, levels: FloatArray, model: TraitModel, drawn: FloatArray

@@ -68,8 +68,7 @@ class Knowledge:
     def precision(self) -> FloatArray:
         """Prior precision plus the information of all cells [B, P, 3, 3]."""
         cells, known = self.cells, difficulties(self.traits)
-        n_events, n_prompts = self.traits.law.shape[:2]
-        total = np.broadcast_to(np.diag(1.0 / PRIOR_VARIANCE), (n_events, n_prompts, 3, 3)).copy()
+        total = np.eye(3) / (PRIOR_VARIANCE * self.traits.unexplained)[..., None]
         counted = np.minimum(cells.size, _LARGEST)
         for size in np.unique(counted).tolist():
             by_size = self._laws_of(size)

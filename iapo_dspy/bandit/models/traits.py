@@ -10,7 +10,7 @@ difficulty that prompts share, and how much it differs from them. a_p = 0 with a
 nothing; a large a_p makes the U-shaped cells of real language models. Difficulty and logit live on grids, so every
 posterior is a sum; the parameters are fitted by expectation maximisation (an item-response model with an interaction
 term, Bock and Aitkin 1981), each M-step a weighted linear regression of the logit on the difficulty, shrunk to the mean
-of all prompts.
+of all prompts. Where prompts have parts in common they are shrunk to what their parts make of them (`relatives`).
 
 Cells with equal counts under one prompt have equal likelihoods, so likelihoods are computed per distinct (count, draws)
 and not per cell: the work grows with the number of cells only where it must.
@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.relatives import Relatives
 from iapo_dspy.types import FloatArray, IntArray
 
 LOGITS = np.linspace(-6.0, 6.0, 25)
@@ -33,6 +35,9 @@ DIFFICULTY = np.linspace(-2.6, 2.6, 13)
 _NORMAL = np.exp(-(DIFFICULTY**2) / 2) / np.exp(-(DIFFICULTY**2) / 2).sum()
 _PSEUDO_QUERIES = 5.0  # weight of the normal law in the learnt distribution of difficulties
 _PSEUDO_CELLS = 6.0  # weight of the pooled interaction in each prompt's own
+_OWN = np.array([0.25, 0.05, 0.25])  # variance of own deviations of level, slope and log interaction to start from
+_EFFECTS = np.array([0.25, 0.015, 0.025])  # the same of the effects of parts
+_MOST_NOISE = 20.0  # error of a trait, as a multiple of its prior variance, above which nothing is learnt from it
 _TYPICAL_INTERACTION = 0.8**2
 _TYPICAL_WEIGHT = 0.1  # of the typical interaction in the pooled one
 _LARGEST_SLOPE = 8.0
@@ -54,6 +59,7 @@ class Traits:
         evidence: Likelihood of each distinct (count, draws) given prompt and difficulty [B, P, U, D].
         query: Log of each difficulty's posterior, not normalised [B, V, D].
         eta: Level, slope and log of the interaction's standard deviation of every prompt [B, P, 3].
+        unexplained: Share of their variance between prompts that a prompt's relatives leave [B, P, 3]; 1 without parts.
     """
 
     law: FloatArray
@@ -62,6 +68,21 @@ class Traits:
     evidence: FloatArray
     query: FloatArray
     eta: FloatArray
+    unexplained: FloatArray
+
+
+class _Prior(NamedTuple):
+    """What prompts are shrunk to.
+
+    Attributes:
+        mean: Level, slope and log of the interaction's standard deviation, of one prompt or of each [B, 1 or P, 3].
+        variance: Of level and slope between prompts [B, 1, 2].
+        share: The part of the variance that relatives do not explain [B, 1, 3].
+    """
+
+    mean: FloatArray
+    variance: FloatArray
+    share: FloatArray
 
 
 class TraitModel:
@@ -70,14 +91,16 @@ class TraitModel:
     Args:
         n_events: B.
         n_prompts: P.
+        parts: The parts of each prompt [P, F], see `Problem.parts`.
     """
 
-    def __init__(self, n_events: int, n_prompts: int) -> None:
+    def __init__(self, n_events: int, n_prompts: int, parts: IntArray | None = None) -> None:
         shape = n_events, n_prompts
         self.level = np.zeros(shape)  # b
         self.slope = np.full(shape, 1.5)  # a
         self.variance = np.ones(shape)  # s^2
         self.weights = np.tile(_NORMAL, (n_events, 1))
+        self._relatives = None if parts is None else Relatives(n_events, parts, own=_OWN, effects=_EFFECTS)
         self._fitted = False
 
     def fit(self, prompt: IntArray, query: IntArray, n_queries: int, count: IntArray, size: IntArray) -> Traits:
@@ -121,12 +144,26 @@ class TraitModel:
             self.weights = (posterior.sum(axis=1) + _PSEUDO_QUERIES * _NORMAL) / (n_queries + _PSEUDO_QUERIES)
 
         for _ in range(_CYCLES if self._fitted else _FIRST_CYCLES):
-            if self._leap(step):
+            at_rest = self._leap(step)
+            if self._relatives is not None:
+                self._learn(self._relatives, prompt, size, present)
+            if at_rest:
                 break
         self._fitted = True
+        unexplained = np.ones((n_events, n_prompts, 3))
+        if self._relatives is not None:
+            unexplained = self._relatives.unexplained(self._noise(prompt, size))
         law, evidence = self._evidence(likelihood)
         total = self._log_posterior(evidence, slot, begin)
-        return Traits(law=law, kind=kind, likelihood=likelihood, evidence=evidence, query=total, eta=self._parameters())
+        return Traits(
+            law=law,
+            kind=kind,
+            likelihood=likelihood,
+            evidence=evidence,
+            query=total,
+            eta=self._parameters(),
+            unexplained=unexplained,
+        )
 
     def _leap(self, step: Callable[[], None]) -> bool:
         """Make three steps of expectation maximisation as one accelerated step; returns whether they came to rest.
@@ -170,25 +207,62 @@ class TraitModel:
         by_d, by_dz, by_dzz = np.moveaxis(_along_last(weight, _POWERS), 3, 0)
         cells, sz, szz = by_d.sum(axis=2), by_dz.sum(axis=2), by_dzz.sum(axis=2)
         sd, sdd, sdz = by_d @ DIFFICULTY, by_d @ DIFFICULTY**2, by_dz @ DIFFICULTY
-        slopes, levels = self.slope[:, present], self.level[:, present]
-        typical_slope, typical_level = slopes.mean(axis=1, keepdims=True), levels.mean(axis=1, keepdims=True)
-        slope_variance = np.maximum(slopes.var(axis=1, keepdims=True), 0.05) + 0.05
-        level_variance = np.maximum(levels.var(axis=1, keepdims=True), 0.25) + 0.25
+        typical, between, share = self._prior(present)
+        level_variance, slope_variance = np.moveaxis(between * share[..., :2], 2, 0)
         a11, a12, a22 = (
             sdd / self.variance + 1.0 / slope_variance,
             sd / self.variance,
             cells / self.variance + 1.0 / level_variance,
         )
-        r1 = sdz / self.variance + typical_slope / slope_variance
-        r2 = sz / self.variance + typical_level / level_variance
+        r1 = sdz / self.variance + typical[..., 1] / slope_variance
+        r2 = sz / self.variance + typical[..., 0] / level_variance
         determinant = a11 * a22 - a12**2
         self.slope = np.clip((r1 * a22 - r2 * a12) / determinant, 0.0, _LARGEST_SLOPE)
         self.level = (r2 - a12 * self.slope) / a22
         a, b = self.slope, self.level
         rest = szz - 2 * a * sdz - 2 * b * sz + a**2 * sdd + 2 * a * b * sd + b**2 * cells
-        pooled = np.exp(np.log(self.variance[:, present]).mean(axis=1, keepdims=True))
+        pooled = np.exp(2.0 * typical[..., 2])
         pooled += _TYPICAL_WEIGHT * (_TYPICAL_INTERACTION - pooled)
-        self.variance = np.clip((np.maximum(rest, 0.0) + _PSEUDO_CELLS * pooled) / (cells + _PSEUDO_CELLS), *_VARIANCES)
+        pseudo = _PSEUDO_CELLS / share[..., 2]
+        self.variance = np.clip((np.maximum(rest, 0.0) + pseudo * pooled) / (cells + pseudo), *_VARIANCES)
+
+    def _prior(self, present: FloatArray) -> _Prior:
+        """Return what prompts are shrunk to, given all parameters as they are now."""
+        traits = [t[:, present] for t in (self.level, self.slope, 0.5 * np.log(self.variance))]
+        mean = np.stack([t.mean(axis=1) for t in traits], axis=1)[:, None]
+        floors = zip(traits, (0.25, 0.05), strict=False)
+        variance = np.stack([np.maximum(t.var(axis=1), least) + least for t, least in floors], axis=1)[:, None]
+        if self._relatives is None:
+            return _Prior(mean, variance, np.ones((1, 1, 3)))
+        values = self._parameters()
+        noise = np.where(present[:, None], np.zeros_like(values), np.inf)
+        return _Prior(self._relatives.expected(values, noise), variance, self._relatives.share[:, None])
+
+    def _noise(self, prompt: IntArray, size: IntArray) -> FloatArray:
+        """Return about the variances of level, slope and log interaction as the cells alone tell them [B, P, 3].
+
+        A completion tells theta (1 - theta) of its cell's logit, which is off from the prompt's by the interaction.
+        """
+        sizes, at = np.unique(size, return_inverse=True)
+        shape = self.level.shape[1], len(sizes)
+        number = np.bincount(prompt * len(sizes) + at, minlength=shape[0] * shape[1]).reshape(shape)
+        told = (laws(self._parameters()) @ (THETA * (1.0 - THETA))) @ self.weights[..., None] * sizes  # [B, P, M]
+        share = self.variance[..., None] * told / (1.0 + self.variance[..., None] * told)
+        level = (number * share).sum(axis=2) / self.variance
+        centre = self.weights @ DIFFICULTY
+        slope = level * (self.weights @ DIFFICULTY**2 - centre**2)[:, None]
+        spread = (number * 2.0 * share**2 * (1.0 - 1.0 / sizes)).sum(axis=2)  # one completion tells nothing of it
+        with np.errstate(divide="ignore"):
+            return np.asarray(1.0 / np.stack([level, slope, spread], axis=2))
+
+    def _learn(self, relatives: Relatives, prompt: IntArray, size: IntArray, present: FloatArray) -> None:
+        """Fit how much prompts owe to their parts to estimates that are not shrunk."""
+        values, noise = self._parameters(), self._noise(prompt, size)
+        typical, between, share = self._prior(present)
+        prior = np.concatenate([between, np.full((*between.shape[:2], 1), 0.5 / _PSEUDO_CELLS)], axis=2) * share
+        noise = np.where(noise < _MOST_NOISE * prior, noise, np.inf)
+        shrunk_by = np.where(np.isfinite(noise), noise / prior, 0.0)
+        relatives.learn(values + shrunk_by * (values - typical), noise)
 
 
 def laws(eta: FloatArray) -> FloatArray:
@@ -250,7 +324,9 @@ def of_prompts(traits: Traits, cells: Cells, prompts: IntArray) -> tuple[Traits,
     fewer = cells.only(kept)
     fewer = replace(fewer, n_prompts=len(prompts), prompt=np.searchsorted(prompts, fewer.prompt))
     law, evidence = traits.law[:, prompts], traits.evidence[:, prompts]
-    return replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept], eta=traits.eta[:, prompts]), fewer
+    eta, unexplained = traits.eta[:, prompts], traits.unexplained[:, prompts]
+    found = replace(traits, law=law, evidence=evidence, kind=traits.kind[:, kept], eta=eta, unexplained=unexplained)
+    return found, fewer
 
 
 def _likelihood(events: IntArray, draws: IntArray) -> FloatArray:

@@ -19,6 +19,7 @@ from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.port import CellPredictions
+from iapo_dspy.bandit.models.relatives import Relatives
 from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
 from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
@@ -28,6 +29,8 @@ from iapo_dspy.types import FloatArray, IntArray
 
 TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
 _PSEUDO_PAIRS = 4.0
+_BETWEEN = np.array([0.025])  # variance of own deviations and of effects in how often wrong completions agree
+_AGREEMENT = 0.02, 0.98  # what parts may make of it
 
 
 class VotePredictor:
@@ -38,11 +41,21 @@ class VotePredictor:
         max_n: N.
         floor: Score of a call without a vote.
         ties: See `Ties`.
+        parts: The parts of each prompt [P, F], see `Problem.parts`.
     """
 
-    def __init__(self, n_prompts: int, max_n: int, *, floor: float = 0.0, ties: Ties = "paper") -> None:
+    def __init__(
+        self,
+        n_prompts: int,
+        max_n: int,
+        *,
+        floor: float = 0.0,
+        ties: Ties = "paper",
+        parts: IntArray | None = None,
+    ) -> None:
         self._floor = floor
-        self._model = TraitModel(1, n_prompts)
+        self._model = TraitModel(1, n_prompts, parts)
+        self._relatives = None if parts is None else Relatives(1, parts, own=_BETWEEN, effects=_BETWEEN)
         self._table = _vote_table(max_n, ties)
 
     def predict(self, cells: Cells) -> CellPredictions:
@@ -87,13 +100,13 @@ class VotePredictor:
         typical = float(total.sum() / number.sum()) if number.sum() else self._floor
         return best, worth, (total + typical) / (number + 1.0)
 
-    @staticmethod
-    def _top_share(cells: Cells, votes: Ballots, best: IntArray) -> FloatArray:
+    def _top_share(self, cells: Cells, votes: Ballots, best: IntArray) -> FloatArray:
         """Return the share of the strongest wrong answer among all but the best one [P, V].
 
         How often two wrong completions agree depends on the query (some mistakes are likely) and on the prompt (some
         prompts always make the same one). The two factors are measured apart: over all completions of a
-        query, and over completions of one cell, prompt by prompt; each is shrunk to the typical one.
+        query, and over completions of one cell, prompt by prompt; each is shrunk to the typical one, or to what the
+        prompt's parts make of it.
         """
         answers = np.arange(votes.seen.shape[1])
         wrong = votes.seen * (answers != best[:, None])
@@ -106,7 +119,15 @@ class VotePredictor:
         own_agree = np.bincount(cells.prompt, (mine * (mine - 1)).sum(axis=1), cells.n_prompts)
         own_pairs = np.bincount(cells.prompt, number * (number - 1), cells.n_prompts)
         own_typical = (own_agree.sum() + _PSEUDO_PAIRS * typical) / (own_pairs.sum() + _PSEUDO_PAIRS)
-        of_prompt = (own_agree + _PSEUDO_PAIRS * own_typical) / (own_pairs + _PSEUDO_PAIRS)
+        expected, pseudo = own_typical, _PSEUDO_PAIRS
+        if self._relatives is not None:
+            free = np.bincount(cells.prompt, np.maximum(number - 1, 0), cells.n_prompts)
+            rate = (own_agree / np.maximum(own_pairs, 1))[None, :, None]
+            noise = np.where(free > 0, own_typical * (1.0 - own_typical) / np.maximum(free, 1), np.inf)[None, :, None]
+            self._relatives.learn(rate, noise)
+            expected = np.clip(self._relatives.expected(rate, noise)[0, :, 0], *_AGREEMENT)
+            pseudo = _PSEUDO_PAIRS / float(self._relatives.share[0, 0])
+        of_prompt = (own_agree + pseudo * expected) / (own_pairs + pseudo)
         agreement = np.minimum(of_prompt[:, None] * (of_query / typical), 1.0)
         return np.asarray(2.0 * agreement / (1.0 + agreement))
 

@@ -40,7 +40,7 @@ class AnyRight(Blockwise):
     def rows(self, weights: FloatArray) -> WeightRows:
         return distinct_rows(weights)
 
-    def model(self, rows: FloatArray, n_prompts: int, max_n: int) -> RightShares:
+    def model(self, rows: FloatArray, n_prompts: int, max_n: int, parts: IntArray | None = None) -> RightShares:
         return RightShares(max_n)
 
     def settling(self, n: int) -> Stop | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -359,3 +360,19 @@ def test_memory_grows_no_faster_than_the_data(aggregator: Aggregator) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 4.4 * peaks[0]
+
+
+def test_the_model_knows_the_parts_of_the_prompts() -> None:
+    """Of 4 x 3 prompts the last and best has one completion, a wrong one."""
+    rng = np.random.default_rng(0)
+    parts = np.indices((4, 3)).reshape(2, -1).T
+    pulls = [(p, x, 2) for x in range(40) for p in range(11)]
+    right = rng.random(2 * len(pulls)) < np.repeat([0.1 + 0.15 * parts[p].sum() for p, _, _ in pulls], 2)
+    pulls, right = [*pulls, (11, 0, 1)], np.append(right, False)
+    plain = problem_of(MV, n_prompts=12, n_queries=40)
+    values = []
+    for problem in (plain, replace(plain, parts=parts)):
+        estimator = CorrectedEstimator(problem)
+        estimator.update(observe(pulls, right, np.where(right, 0, 1)))
+        values.append(estimator.estimates().reward[0, 11, 0])
+    assert values[1] > values[0] + 0.15, values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -71,6 +72,16 @@ def test_the_information_of_all_cells_is_a_sum_over_cells_and_outcomes() -> None
             expected[p] += np.outer(slope, slope) / probability(traits.eta)
     np.testing.assert_allclose(knowledge.precision[0], expected, rtol=1e-9)
     np.testing.assert_allclose(knowledge.covariance @ knowledge.precision, np.tile(np.eye(3), (1, 6, 1, 1)), atol=1e-9)
+
+
+def test_what_relatives_say_counts_as_known_before_any_cell() -> None:
+    knowledge = known(world(1, 5), np.array([1, 2, 3, 1, 2, 3]), 2)
+    told = knowledge.precision - np.diag(1 / PRIOR_VARIANCE)
+    left = np.linspace(0.1, 1.0, 18).reshape(1, 6, 3)
+    related = replace(knowledge, traits=replace(knowledge.traits, unexplained=left))
+    for p in range(6):
+        expected = told[0, p] + np.diag(1 / (left[0, p] * PRIOR_VARIANCE))
+        np.testing.assert_allclose(related.precision[0, p], expected, rtol=1e-9)
 
 
 def test_only_several_completions_of_a_query_tell_how_cells_spread() -> None:

@@ -84,8 +84,44 @@ def test_the_strongest_rivals_share_comes_from_how_often_wrong_answers_agree() -
     label = np.repeat(np.arange(1, 11), 2 ** np.arange(9, -1, -1))
     label = np.concatenate([label, [0] * 77])
     cells = Cells.of([observe([(0, 0, len(label))], label == 0, label)], 1, 1)
-    found = VotePredictor._top_share(cells, ballots(cells), np.array([0]))
+    found = VotePredictor(1, 1)._top_share(cells, ballots(cells), np.array([0]))
     assert found[0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_whether_wrong_answers_agree_is_known_from_the_prompts_relatives() -> None:
+    """Prompts 0 to 5 have decoding 0, whose mistakes are always the same; 6 to 11 have decoding 1, with many mistakes.
+
+    Prompts 5 and 11 gave one completion for each query, which says nothing of how their mistakes agree.
+    """
+    rng = np.random.default_rng(4)
+    pulls = [(p, x, 1 if p % 6 == 5 else 4) for x in range(30) for p in range(12)]
+    prompt = np.repeat([p for p, _, _ in pulls], [m for _, _, m in pulls])
+    label = np.where(rng.random(len(prompt)) < 0.3, 0, np.where(prompt < 6, 1, rng.integers(1, 11, len(prompt))))
+    cells = Cells.of([observe(pulls, label == 0, label)], 12, 1)
+    parts = np.stack([np.arange(12) % 6, np.arange(12) // 6], axis=1)
+    shares = [
+        VotePredictor(12, 8, parts=labels)._top_share(cells, ballots(cells), np.zeros(30, dtype=int)).mean(axis=1)
+        for labels in (None, parts)
+    ]
+    assert shares[0][5] == pytest.approx(shares[0][11])
+    assert shares[1][5] > 1.5 * shares[1][11]
+
+
+def test_parts_reach_the_model_of_scores() -> None:
+    """Of 4 x 3 prompts whose levels add, the last was never drawn: it is as good as its parts."""
+    rng = np.random.default_rng(6)
+    parts = np.indices((4, 3)).reshape(2, -1).T
+    theta = np.array([0.1, 0.3, 0.5, 0.7])[parts[:, 0]] + np.array([-0.08, 0.0, 0.15])[parts[:, 1]]
+    pulls = [(p, x, 3) for x in range(80) for p in range(11)]
+    score = rng.random(3 * len(pulls)) < np.repeat(theta[[p for p, _, _ in pulls]], 3)
+    cells = Cells.of([observe(pulls, score)], 12, 1)
+    values = []
+    for labels in (None, parts):
+        found = BEST.model(np.ones((1, 1)), 12, 4, labels).predict(cells)
+        values.append(found.elsewhere[0].block(np.array([11]))[0, :, 0].mean())
+    assert theta[11] == pytest.approx(0.85)
+    assert values[0] < 0.6
+    assert values[1] == pytest.approx(0.85, abs=0.1)
 
 
 def test_few_values_are_foretold_under_every_row_of_weights() -> None:

@@ -182,3 +182,48 @@ def test_a_prompt_that_shares_nothing_is_told_from_one_that_shares_everything() 
 def test_the_grid_is_symmetric_and_reaches_certainty() -> None:
     np.testing.assert_allclose(THETA + THETA[::-1], 1.0)
     assert THETA[0] < 0.003 and len(LOGITS) == len(THETA)
+
+
+def additive(q: int, m: int, seed: int) -> tuple[FloatArray, IntArray, tuple[IntArray, IntArray, IntArray, IntArray]]:
+    """Levels of 4 x 3 prompts whose parts add, the parts, and draws of all prompts but the last."""
+    rng = np.random.default_rng(seed)
+    parts = np.indices((4, 3)).reshape(2, -1).T
+    level = np.array([-1.2, -0.4, 0.4, 1.2])[parts[:, 0]] + np.array([-0.7, 0.0, 0.7])[parts[:, 1]]
+    prompt, query = np.tile(np.arange(11), q), np.repeat(np.arange(q), 11)
+    theta = sigmoid(level[prompt] + rng.normal(size=q)[query] + 0.4 * rng.normal(size=11 * q))
+    return level, parts, (prompt, query, rng.binomial(m, theta), np.full(11 * q, m))
+
+
+def test_a_prompt_that_was_never_drawn_is_the_sum_of_its_parts() -> None:
+    level, parts, (prompt, query, count, size) = additive(120, 3, 5)
+    found = {}
+    for name, labels in (("parts", parts), ("none", None)):
+        model = TraitModel(1, 12, labels)
+        traits = model.fit(prompt, query, 120, count[None], size)
+        found[name] = model.level[0] - model.level[0, :11].mean() + level[:11].mean()
+        left = traits.unexplained[0, :, 0]
+        assert (left == 1.0).all() if labels is None else 0.05 < left[11] < 0.5
+    assert level[11] == pytest.approx(1.9)
+    assert found["parts"][11] == pytest.approx(1.9, abs=0.35)
+    assert abs(found["none"][11]) < 0.3  # a typical prompt
+
+
+def test_parts_make_the_levels_of_little_known_prompts_better() -> None:
+    errors = np.zeros(3)
+    for seed in range(6):
+        level, parts, (prompt, query, count, size) = additive(24, 2, seed)
+        nothing = np.random.default_rng(seed).permuted(parts, axis=0)
+        for i, labels in enumerate((None, nothing, parts)):
+            model = TraitModel(1, 12, labels)
+            model.fit(prompt, query, 24, count[None], size)
+            off = (model.level[0] - level)[:11]
+            errors[i] += ((off - off.mean()) ** 2).mean()
+    assert errors[2] < 0.75 * errors[0]
+    assert errors[1] < 1.2 * errors[0]  # parts that say nothing
+
+
+def test_names_of_labels_change_nothing() -> None:
+    _, parts, (prompt, query, count, size) = additive(12, 2, 0)
+    renamed = 9 - parts[:, ::-1]
+    eta = [TraitModel(1, 12, labels).fit(prompt, query, 12, count[None], size).eta for labels in (parts, renamed)]
+    np.testing.assert_allclose(eta[0], eta[1], atol=1e-3)
