@@ -1,36 +1,29 @@
-"""The default algorithm with parts of it replaced, for ablations.
+"""The default algorithm with one part of it taken out at a time, for ablations.
 
-`auto` runs with any `ComparingEstimator`. Beside its own there are here the unbiased ones alone, the paper's disjoint
-blocks and the subset estimates, which do not reach scales above the number of completions drawn.
+`auto` runs with any `ComparingEstimator`. Beside its own there are here one that does not say what it does not know of
+the prompts' traits, and unbiased estimates alone, which do not reach scales above the number of completions drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators.port import Aggregator, block_layout, distinct_rows
-from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, Auto
+from iapo_dspy.bandit.aggregators.port import distinct_rows
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
-from iapo_dspy.bandit.estimators.port import ComparingEstimator, Estimates
+from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.estimators.port import Estimates
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.types import FloatArray, IntArray, Observations
 
-__all__ = ["VARIANTS", "CellValues", "PairedEstimator", "PairedEvidence", "Variant", "cell_blocks", "variant"]
-
-CellValues = Callable[[Cells, Aggregator, FloatArray, int], FloatArray]
-"""(cells, aggregator, weight rows [W, K], N) -> task reward of each cell at each scale [W, G, N], NaN where unknown."""
-
-Variant = Literal["blocks", "subsets", "predictive", "corrected"]
+__all__ = ["VARIANTS", "PairedEstimator", "PairedEvidence", "UninformedEstimator", "without_parts"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,12 +87,10 @@ class PairedEstimator:
 
     Args:
         problem: Gives the shape, the contexts and the aggregator.
-        values: How a cell's completions are turned into rewards at each scale.
     """
 
-    def __init__(self, problem: Problem, *, values: CellValues = cell_subsets) -> None:
+    def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._values = values
         self._costs = AffineCosts(problem.n_prompts)
         self._observations: list[Observations] = []
 
@@ -114,53 +105,45 @@ class PairedEstimator:
         cells = Cells.of(self._observations, problem.n_prompts, contexts.n_objectives)
         rows, row, _ = distinct_rows(contexts.weights)
         values = np.full((len(rows), problem.n_prompts, cells.n_visited, problem.max_n), np.nan)
-        values[:, cells.prompt, cells.query] = self._values(cells, problem.aggregator, rows, problem.max_n)
+        values[:, cells.prompt, cells.query] = cell_subsets(cells, problem.aggregator, rows, problem.max_n)
         return PairedEvidence(values=values, row=row, cost=self._costs.arms(problem.max_n))
 
 
-def cell_blocks(cells: Cells, aggregator: Aggregator, weights: FloatArray, max_n: int) -> FloatArray:
-    """Return the mean over disjoint blocks of every cell's completions: the paper's reuse across scales.
+class UninformedEstimator:
+    """The default estimates without what is not known of the traits: pulls have sizes by a schedule.
 
     Args:
-        cells: The completions.
-        aggregator: How a block becomes a reward.
-        weights: Rows of objective weights [W, K].
-        max_n: Largest scale.
-
-    Returns:
-        Task rewards [W, G, N]; NaN at scales above a cell's number of completions.
+        problem: Gives the shape, the contexts and the aggregator.
     """
-    out = np.full((len(weights), len(cells), max_n), np.nan)
-    for n in np.unique(cells.size).tolist():
-        members = np.flatnonzero(cells.size == n)
-        index = cells.start[members][:, None] + np.arange(n)
-        label = np.where(cells.failed, -1, cells.label)[index]
-        layout = block_layout(n, max_n)
-        blocks = aggregator.blocks(label, cells.score[index], weights, layout)  # [W, B, G]
-        mean = np.add.reduceat(blocks, layout.first, axis=1) / layout.count[:, None]
-        out[:, members, : mean.shape[1]] = mean.transpose(0, 2, 1)
-    return out
+
+    def __init__(self, problem: Problem) -> None:
+        self._inner = CorrectedEstimator(problem)
+
+    def update(self, observations: Observations) -> None:
+        """Implement `ComparingEstimator.update`."""
+        self._inner.update(observations)
+
+    def evidence(self) -> Evidence:
+        """Implement `ComparingEstimator.evidence`."""
+        return replace(self._inner.evidence(), model=None)
 
 
-VARIANTS: dict[Variant, Callable[[Problem], ComparingEstimator]] = {
-    "blocks": partial(PairedEstimator, values=cell_blocks),
-    "subsets": PairedEstimator,
-    "predictive": partial(CorrectedEstimator, corrected=False),
-    "corrected": CorrectedEstimator,
+def without_parts(problem: Problem) -> CorrectedEstimator:
+    """Return the default estimator, to which prompts have no parts in common."""
+    return CorrectedEstimator(replace(problem, parts=None))
+
+
+VARIANTS = {
+    "default": Auto(),
+    "pulls by a schedule": Auto(estimator=UninformedEstimator),
+    "pulls of one": Auto(estimator=UninformedEstimator, first_pull=1, growth=1),
+    "independent queries": Auto(shared_queries=False),
+    "no parts": Auto(estimator=without_parts),
+    "predictions alone": Auto(estimator=partial(CorrectedEstimator, corrected=False)),
+    "subsets alone": Auto(estimator=PairedEstimator),
+    "no early end": Auto(calls=10**15),
 }
-
-
-def variant(estimator: Variant, *, shared_queries: bool = True, first_pull: int = FIRST_PULL) -> Entrant:
-    """Return `auto` with another estimator, independent queries or another pull size, as an entrant of a simulation.
-
-    Args:
-        estimator: One of `VARIANTS`.
-        shared_queries: Whether all prompts answer the same queries.
-        first_pull: Completions per query in the first two rounds, >= 1.
-    """
-    name = f"{estimator}/{'shared' if shared_queries else 'independent'}/{first_pull}"
-    algorithm = Auto(estimator=VARIANTS[estimator], shared_queries=shared_queries, first_pull=first_pull)
-    return Entrant(name, algorithm)
+"""The default algorithm, and what is left of it without one part each."""
 
 
 def _variance(values: FloatArray, known: NDArray[np.bool_], axis: int) -> FloatArray:

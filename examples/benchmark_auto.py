@@ -2,20 +2,21 @@
 
     python examples/benchmark_auto.py synthetic-bernoulli synthetic-unstructured --runs 200 --jobs 2
     python examples/benchmark_auto.py MATH_FILE --budgets 1000,2000,5000,20000 --reach 500,1000,2000,5000
-    python examples/benchmark_auto.py MATH_FILE --ablation --runs 20
+    python examples/benchmark_auto.py MATH_FILE synthetic-factorial --ablation --budgets 40x,5000 --runs 40
     OMP_NUM_THREADS=1 python examples/benchmark_auto.py --overhead
 
 An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and an
-algorithm never spends more than its budget. For each environment the script prints:
+algorithm never spends more than its budget, to which the completions that measure the chosen arms belong. A budget of
+40x stands for 40 completions per prompt. For each environment the script prints:
 
 - for every budget, the mean ACR on held-out queries (exact), the excess regret over the policy that is best on the
   training queries, the completions spent, and Wilcoxon's paired two-sided p of auto against psst and psst+k8;
 - the calls that auto needs to reach the ACR of psst with 20,000 calls: the smallest of the given budgets at which its
   mean ACR is not below.
 
-`--ablation` compares estimators (blocks, subsets, predictions alone, corrected predictions), shared or independent
-queries and the size of the first pulls. `--overhead` times all estimation and allocation of a run on one core: set
-OMP_NUM_THREADS=1. `--json` keeps the numbers of every run, and `--read` prints the tables of such files again.
+`--ablation` takes one part of the algorithm out at a time (`auto_variants.VARIANTS`) and tells what is lost by it. Part
+of each budget measures the chosen arms there as well. `--overhead` times all estimation and allocation of a run on one
+core: set OMP_NUM_THREADS=1. `--json` keeps the numbers of every run, and `--read` prints their tables again.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from auto_variants import VARIANTS, variant
+from auto_variants import VARIANTS
 from tqdm import tqdm
 
-from iapo_dspy.bandit.algorithms.auto import FIRST_PULL, Auto
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment
 from iapo_dspy.environments.recorded.synthetic import MAX_N, synthetic_bernoulli, synthetic_categorical
@@ -44,8 +45,6 @@ from iapo_dspy.simulation.summaries import wilcoxon
 
 AIM = ("psst", 20_000)  # auto is to reach its ACR
 RIVALS = ("psst", "psst+k8")
-FIRST_PULLS = (1, 2, 4, 8)
-ABLATION_BUDGETS = (2_000, 20_000)
 
 
 @dataclass(frozen=True)
@@ -130,27 +129,26 @@ def reach(found: Sequence[Found]) -> None:
             print(f"| {f.name} | {len(f.runs)} | {aim.mean():.4f} | more than {max(f.budgets('auto')):,} | | | |")
 
 
-def ablation(found: Found, budgets: Sequence[int]) -> None:
-    """Print the excess regret of every variant."""
-    default = {b: found.values(f"corrected/shared/{FIRST_PULL}", b) for b in budgets}
+def ablation(found: Found) -> None:
+    """Print the excess regret of every variant, and its paired difference from the default algorithm."""
+    budgets = found.budgets("default")
     print(
-        f"\n{found.name}, ablation: {len(found.runs)} runs; excess regret over the best training policy, and p of the"
+        f"\n{found.name}, ablation: {len(found.runs)} runs; excess regret, difference from the default (s.e.), p, spent"
     )
-    print(f"difference from the default (corrected, shared, {FIRST_PULL})")
-    pulls = sorted({int(name.split("/")[2]) for name, _ in found.runs[0].trials})
-    print("| estimator | queries | first pull | " + " | ".join(f"T = {b:,} | p" for b in budgets) + " |")
-    print("| --- " * (3 + 2 * len(budgets)) + "|")
-    for estimator in VARIANTS:
-        for queries in ("shared", "independent"):
-            for pull in pulls:
-                if not found.budgets(f"{estimator}/{queries}/{pull}"):
-                    continue
-                row = f"| {estimator} | {queries} | {pull} |"
-                for b in budgets:
-                    acr, reference = found.values(f"{estimator}/{queries}/{pull}", b), default[b]
-                    p = "-" if reference is None else f"{wilcoxon(acr - reference):.2g}"
-                    row += f" {found.best - acr.mean():.4f} | {p} |"
-                print(row)
+    print("| variant | " + " | | | ".join(f"T = {b:,}" for b in budgets) + " | | | |")
+    print("| --- " * (1 + 4 * len(budgets)) + "|")
+    for name in VARIANTS:
+        row = f"| {name} |"
+        for budget in budgets:
+            acr, default = found.values(name, budget), found.values("default", budget)
+            if acr is None or default is None:
+                row += " - | - | - | - |"
+                continue
+            loss, spent = default - acr, found.values(name, budget, "spent")
+            row += f" {found.best - acr.mean():.4f} |"
+            row += f" {loss.mean():+.4f} ({loss.std(ddof=1) / len(loss) ** 0.5:.4f}) | {wilcoxon(loss):.2g} |"
+            row += f" {spent.mean():,.0f} |"
+        print(row)
 
 
 def _paired(difference: np.ndarray) -> str:
@@ -214,23 +212,28 @@ def read(paths: Sequence[str]) -> list[Found]:
     return [Found(name, runs) for name, runs in by_name.items()]
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def budgets_for(asked: Sequence[str], where: Source, seed: int) -> list[int]:
+    """Return budgets in completions; 40x stands for 40 completions per prompt."""
+    prompts = where.instance(seed, 0).train.n_prompts if any(b.endswith("x") for b in asked) else 1
+    return sorted({int(b[:-1]) * prompts if b.endswith("x") else int(b) for b in asked})
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",")
 
 
 def main() -> None:
     """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("environments", nargs="*", help=f"{', '.join(SYNTHETIC)}, or recordings")
-    parser.add_argument("--budgets", type=_numbers, default=[2_000, 5_000, 20_000], help="of all algorithms")
-    parser.add_argument("--reach", type=_numbers, default=[10_000], help="further budgets of auto")
+    parser.add_argument("--budgets", type=_listed, default=["2000", "5000", "20000"], help="of all algorithms")
+    parser.add_argument("--reach", type=_listed, default=["10000"], help="further budgets of auto")
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--prompts", type=int, help="of synthetic environments")
     parser.add_argument("--queries", type=int, help="training queries of synthetic environments")
     parser.add_argument("--ablation", action="store_true", help="compare variants of auto instead")
-    parser.add_argument("--pulls", type=_numbers, default=list(FIRST_PULLS), help="first pulls of the ablation")
     parser.add_argument("--overhead", action="store_true", help="time auto")
     parser.add_argument("--json", help="write the numbers of every run here")
     parser.add_argument("--read", nargs="+", default=[], help="print the tables of files that --json wrote")
@@ -241,17 +244,12 @@ def main() -> None:
     found = read(asked.read)
     for name in asked.environments:
         where = source(name, prompts=asked.prompts, queries=asked.queries)
+        budgets, reach_at = (budgets_for(texts, where, asked.seed) for texts in (asked.budgets, asked.reach))
         if asked.ablation:
-            who = [
-                variant(estimator, shared_queries=shared, first_pull=pull)
-                for estimator in VARIANTS
-                for shared in (True, False)
-                for pull in asked.pulls
-            ]
-            found.append(run(where, {"variants": (who, ABLATION_BUDGETS)}, asked))
+            who = [Entrant(variant, algorithm) for variant, algorithm in VARIANTS.items()]
+            found.append(run(where, {"variants": (who, budgets)}, asked))
         else:
-            psst_budgets = sorted({*asked.budgets, AIM[1]})
-            auto_budgets = sorted({*asked.budgets, *asked.reach})
+            psst_budgets, auto_budgets = sorted({*budgets, AIM[1]}), sorted({*budgets, *reach_at})
             plan = {"rivals": (entrants(RIVALS), psst_budgets), "auto": (entrants(["auto"]), auto_budgets)}
             found.append(run(where, plan, asked))
     if asked.json:
@@ -260,7 +258,7 @@ def main() -> None:
         if f.budgets("auto"):
             comparison(f)
         else:
-            ablation(f, ABLATION_BUDGETS)
+            ablation(f)
     if any(f.values(*AIM) is not None for f in found):
         reach(found)
     if asked.overhead:

@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
-from auto_variants import VARIANTS, PairedEstimator, PairedEvidence, cell_blocks, variant
+from auto_variants import VARIANTS, PairedEstimator, PairedEvidence, UninformedEstimator, without_parts
+from benchmark_auto import Found, ablation, budgets_for
 
-from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
-from iapo_dspy.bandit.algorithms.auto import Auto
-from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.estimators.blocks import BlockEstimator
+from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.recorded.factorial import synthetic_factorial
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
+from iapo_dspy.simulation.entrants import Entrant
+from iapo_dspy.simulation.runner import SimulatedRun, Trial
+from iapo_dspy.simulation.sources import source
 from iapo_dspy.types import Pulls
 
 MAKES = (synthetic_bernoulli, synthetic_categorical)
@@ -29,14 +31,14 @@ def some(make, sizes=(3, 5)):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_keeps_its_port(make, name):
     problem, observations = some(make)
-    estimator = VARIANTS[name](problem)
+    estimator = VARIANTS[name].estimator(problem)
     assert isinstance(estimator, ComparingEstimator)
     estimator.update(observations)
     evidence = estimator.evidence()
     assert isinstance(evidence, ArmEvidence)
     known = ~np.isnan(evidence.reward())
     assert known.shape == problem.shape and np.isfinite(evidence.standard_error()).all()
-    assert known.all() or name in ("blocks", "subsets")
+    assert known.all() or name == "subsets alone"
     np.testing.assert_array_equal(evidence.estimates().reward, evidence.reward())
     arms = np.arange(4), np.full(4, 2)
     error = evidence.against(0, *arms, 1, 2)
@@ -44,27 +46,13 @@ def test_every_variant_keeps_its_port(make, name):
 
 
 @pytest.mark.parametrize("make", MAKES)
-@pytest.mark.parametrize(("values", "reference"), [(None, SubsetEstimator), (cell_blocks, BlockEstimator)])
-def test_means_are_those_of_the_estimators(make, values, reference):
-    """Every cell has one pull, so that means over cells and over blocks are the same."""
+def test_means_are_those_of_the_estimator(make):
+    """Every cell has one pull, so that means over cells and over subsets are the same."""
     problem, observations = some(make)
-    ours = PairedEstimator(problem, **({} if values is None else {"values": values}))
-    theirs = reference(problem)
+    ours, theirs = PairedEstimator(problem), SubsetEstimator(problem)
     for estimator in (ours, theirs):
         estimator.update(observations)
     np.testing.assert_allclose(ours.evidence().reward(), theirs.estimates().reward)
-
-
-def test_blocks_of_a_cell_pool_its_pulls():
-    recording = synthetic_bernoulli(0, n_prompts=2, n_queries=3)
-    pulls = Pulls(np.array([0, 0]), np.array([1, 1]), np.array([2, 2]))
-    observations = recording.environment(0).pull(pulls)
-    cells = Cells.of([observations], 2, 1)
-    right = (observations.label == 0).astype(float)
-    votes = np.array([right[:2].mean(), right[2:].mean()])  # of two: a tie counts a half
-    found = cell_blocks(cells, MajorityVoteAggregator(), np.ones((1, 1)), 5)[0, 0]
-    three = float(right[:3].sum() >= 2)
-    assert found[:3] == pytest.approx([right.mean(), votes.mean(), three]) and np.isnan(found[4])
 
 
 def test_standard_errors_of_differences_by_hand():
@@ -78,24 +66,71 @@ def test_standard_errors_of_differences_by_hand():
     assert evidence.standard_error()[0, 2, 0] == 1.0  # one value only: as far as values reach
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_queries_are_shared_or_not(shared):
-    recording = synthetic_bernoulli(0, n_prompts=5, n_queries=40)
-    run = Auto(shared_queries=shared).start(recording.problem(8), budget=400, seed=3)
-    pulls = next(run)
-    asked = [pulls.query[pulls.prompt == p].tolist() for p in range(5)]
-    assert all(len(set(a)) == len(a) for a in asked)  # without replacement
-    assert (len({tuple(a) for a in asked}) == 1) == shared
+def sizes(name, make=synthetic_bernoulli, budget=1_600, **size):
+    """Pull sizes of each round of a variant, and the queries of each prompt in the first one."""
+    recording = make(0, n_queries=60, **size)
+    outcome = drive(VARIANTS[name].start(recording.problem(16), budget=budget, seed=3), recording.environment(2))
+    first = outcome.observations[0].pulls
+    asked = {tuple(first.query[first.prompt == p].tolist()) for p in np.unique(first.prompt)}
+    return [np.unique(o.pulls.size).tolist() for o in outcome.observations], asked
+
+
+def test_variants_draw_as_they_say():
+    by_schedule, asked = sizes("pulls by a schedule", n_prompts=6)
+    assert by_schedule == [[2], [2], [4], [4], [8], [8], [16], [16]] and len(asked) == 1
+    ones, _ = sizes("pulls of one", n_prompts=6, budget=640)
+    assert ones == [[1]] * len(ones) and len(ones) > 2
+    _, asked = sizes("independent queries", n_prompts=6, budget=200)
+    assert len(asked) == 6 and all(len(set(a)) == len(a) for a in asked)  # without replacement
+
+
+def test_estimators_leave_out_what_they_say():
+    problem, observations = some(synthetic_bernoulli)
+    bare, default = UninformedEstimator(problem), CorrectedEstimator(problem)
+    for estimator in (bare, default):
+        estimator.update(observations)
+    assert bare.evidence().model is None and default.evidence().model is not None
+    np.testing.assert_array_equal(bare.evidence().reward(), default.evidence().reward())
+
+
+def test_parts_are_left_out():
+    recording = synthetic_factorial(0, n_prompts=9, n_queries=30)
+    prompt, query = np.divmod(np.arange(5 * 30), 30)  # the other four are known by their parts alone
+    observations = recording.environment(1).pull(Pulls(prompt, query, np.full(150, 4)))
+    related, alone = CorrectedEstimator(recording.problem(8)), without_parts(recording.problem(8))
+    for estimator in (related, alone):
+        estimator.update(observations)
+    spread = [estimator.evidence().reward()[0, 5:, 3].std() for estimator in (related, alone)]
+    assert spread[0] > 0.01 and spread[1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_budgets_per_prompt():
+    where = source("synthetic-bernoulli", prompts=3, queries=20)
+    assert budgets_for(["40x", "90", "120"], where, 0) == [90, 120]
+
+
+def test_the_table_has_paired_differences(capsys):
+    def trial(acr, spent):
+        return Trial(acr=acr, regret=0.0, best=0.0, spent=spent, completions=1.0, waves=1.0)
+
+    acrs = {"default": (0.8, 0.6), "no parts": (0.7, 0.4)}  # worse by .1 and .2
+    runs = [
+        SimulatedRun(run=i, trials={(n, 50): trial(a[i], 40 + i) for n, a in acrs.items()}, train_best=0.9, oracle=1.0)
+        for i in range(2)
+    ]
+    ablation(Found("somewhere", runs))
+    lines = capsys.readouterr().out.splitlines()
+    assert "| default | 0.2000 | +0.0000 (0.0000) | 1 | 40 |" in lines  # 40.5, rounded to even
+    assert "| no parts | 0.3500 | +0.1500 (0.0500) | 0.5 | 40 |" in lines
+    assert "| subsets alone | - | - | - | - |" in lines
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("shared", [True, False])
-def test_variants_find_good_arms_within_the_budget(name, shared):
+def test_variants_find_good_arms_within_the_budget(name):
     recording = synthetic_bernoulli(1, n_prompts=6, n_queries=60)
-    entrant = variant(name, shared_queries=shared, first_pull=4)
-    assert entrant.name == f"{name}/{'shared' if shared else 'independent'}/4"
+    entrant = Entrant(name, VARIANTS[name])
     outcome = drive(entrant.algorithm.start(recording.problem(16), budget=6_000, seed=0), recording.environment(2))
     q = recording.exact(16).q()
     assert outcome.spent <= 6_000
-    assert (q.max(axis=(1, 2)) - entrant.value(outcome.policy, q)).mean() < 0.06
+    assert (q.max(axis=(1, 2)) - entrant.value(outcome.policy, q)).mean() < 0.08
