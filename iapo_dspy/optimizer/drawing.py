@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from tqdm.auto import tqdm
 
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
@@ -17,13 +18,15 @@ from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
-from iapo_dspy.optimizer.fingerprint import facts_of
+from iapo_dspy.errors import BudgetTooSmall
+from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
-from iapo_dspy.optimizer.quoting.affordable import check_pays, planned
+from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
+from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.failures import FailureReport
@@ -74,10 +77,16 @@ def draw(plan: Plan) -> Findings:
     settings = plan.settings
     check_pays(plan)
     with ExitStack() as stack:
-        ledger = _ledger(plan)
+        id_of = prompt_ids(plan)
+        ledger = _ledger(plan, id_of)
         stack.callback(ledger.close)
         if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
             plan = replace(plan, unit=None, as_it_is=None, older=True)
+        starts_from_evidence = isinstance(plan.search, Auto)
+        if starts_from_evidence:
+            plan = _beside_evidence(plan, ledger, id_of)
+        elif ledger.has_unit:
+            plan = plan.without_student()
         meter = Meter(settings.budget, spent=_spent_before(ledger.spent))
         sampler = Sampler(
             max_concurrency=settings.num_threads,
@@ -88,7 +97,7 @@ def draw(plan: Plan) -> Findings:
             prices=settings.cost.prices,
         )
         environment = LiveEnvironment(
-            prompts=LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is),
+            prompts=LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of),
             examples=plan.examples + plan.held_out,
             strategy=plan.strategy,
             metric=settings.metric,
@@ -104,6 +113,8 @@ def draw(plan: Plan) -> Findings:
         )
         stack.callback(environment.close, finished=False)
         try:
+            if starts_from_evidence:
+                plan = plan.knowing(environment.recall(len(plan.examples)))
             plan = planned(plan, environment, meter, ledger)
             outcome = drive(plan.start(), environment)
             plan = plan.drawn(outcome)
@@ -130,20 +141,43 @@ def draw(plan: Plan) -> Findings:
     )
 
 
-def _ledger(plan: Plan) -> LedgerPort:
-    directory = plan.settings.log_dir
+def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
+    """Open the run's ledger, and say how much of it serves the run."""
+    directory, facts, total = plan.settings.log_dir, facts_of(plan), plan.completions
     if directory is None:
         return NullLedger()
-    facts = facts_of(plan)
-    # Readers of the ledger need these, too; the fingerprint depends on the same facts already.
-    about = {
-        "n_prompts": len(plan.prompts),
-        "n_queries": len(plan.examples),
-        "objectives": list(plan.settings.strategy.objectives),
-        "labels": [p.label for p in plan.prompts] if plan.prompts.shape is None else [],
-        "unit": "student",
-    }
-    return Ledger.open(directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": about})
+    known = about(plan, id_of)
+    ledger = Ledger.open(
+        directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": known}, older=older_of(plan, id_of)
+    )
+    found = Serving.of(ledger.stored, known)
+    if found.restored:
+        rest = f" (others do not serve this run: {found.rest})" if found.rest else ""
+        logger.info("restored %s completions%s", f"{found.restored:,}" + (f" of {total:,}" if total else ""), rest)
+    return ledger
+
+
+def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]) -> Plan:
+    """Return the plan without completions that measure the student, where that is known or cannot be paid.
+
+    Raises:
+        BudgetTooSmall: The budget does not reach beyond what is known already to a completion of each new candidate.
+    """
+    queries = about(plan, id_of)["queries"][: len(plan.examples)]
+    counts = [sum(len(ledger.known.get((id_of(p), x), ())) for x in queries) for p in range(len(plan.prompts))]
+    known, new, total = sum(counts), counts.count(0), plan.completions
+    if known and total is not None and total - known < new:
+        raise BudgetTooSmall(
+            f"{shown_budget(plan.settings.budget)}: {known:,} completions are in {plan.settings.log_dir} already. "
+            f"This leaves {max(total - known, 0):,} for {new} of the {len(counts)} prompts that have none. At least "
+            f"Budget(completions={known + new:_}) looks at each of them once.",
+            given=total,
+            least=known + new,
+        )
+    if plan.unit is None or not known:
+        return plan.without_student() if ledger.has_unit else plan
+    left = plan.unit.draws if total is None else min(plan.unit.draws, total - known - new)
+    return plan.without_student(0 if ledger.has_unit else max(left, 0))
 
 
 def _spent_before(record: SpentRecord) -> Spent:

@@ -1,53 +1,103 @@
-"""Digests of the facts that a run depends on: equal runs have equal ones in every process."""
+"""The facts that a run depends on, and the names of prompts by their content: equal ones in every process."""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-import hashlib
-import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
-import numpy as np
-import pydantic
 
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.optimizer.plan import Plan
-from iapo_dspy.prompts.prompt import program_state
+from iapo_dspy.prompts.lms import lms_in
+from iapo_dspy.prompts.prompt import Prompt, program_state
 from iapo_dspy.prompts.student import lm_of
+from iapo_dspy.sampling.ledger.digests import digest, distinct, labels_digest, query_id
+from iapo_dspy.sampling.ledger.ledger import fingerprint_of
+from iapo_dspy.sampling.ledger.upgrade import Older
 from iapo_dspy.sampling.lm.params import generation_params
 from iapo_dspy.sampling.spending.cost import Cost
 
-logger = logging.getLogger(__name__)
-
-_SHOWN = 1000  # elements of an array that its repr shows
-_DEEPEST = 100  # levels of a value
+_EDITION = 2  # of the default algorithm; another one asks for other pulls
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
-    """Return the facts that a run depends on, part by part, as JSON data without secrets.
+    """Return the facts that a run depends on, part by part, as JSON data without secrets: equal ones replay a run."""
+    facts = _older_facts(plan) | {"metric": plan.strategy.digest(plan.settings.metric)}
+    return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
-    Parts that say nothing new are left out, so that ledgers of older versions can be resumed.
+
+def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
+    """Return what readers of a ledger need to know of a run beside its facts, as JSON data.
+
+    Args:
+        plan: The run.
+        id_of: Names a prompt (`prompt_ids`).
     """
-    settings, pipeline = plan.settings, plan.pipeline
+    examples, listed = [*plan.examples, *plan.held_out], plan.prompts.shape is None
+    names = [f"{name}: {p.signature.signature}" for name, p in plan.student.predictors.items()]
+    around = _around(plan)
+    return {
+        "n_prompts": len(plan.prompts),
+        "n_queries": len(plan.examples),
+        "objectives": list(plan.settings.strategy.objectives),
+        "labels": [p.label for p in plan.prompts] if listed else [],
+        "unit": "student",
+        "prompts": [id_of(i) for i in range(len(plan.prompts) + (plan.as_it_is is not None))] if listed else None,
+        "queries": distinct(query_id(example) for example in examples),
+        "student": type(plan.student.module).__qualname__,
+        "signature": "; ".join(names),
+        "models": sorted({lm.model for p in plan.prompts.shown for lm in p.student.lms.values()}),
+        "adapter": "ChatAdapter" if dspy.settings.adapter is None else type(dspy.settings.adapter).__qualname__,
+        **({"around": digest(around)} if around else {}),
+    }
+
+
+def prompt_ids(plan: Plan) -> Callable[[int], str]:
+    """Return the function that names a prompt by all that its completions depend on; the student's is behind them."""
+    around = digest([_around(plan), digest(dspy.settings.adapter), type(plan.student.module).__qualname__])
+    twins: dict[str, list[int]] = {}  # LMs with equal settings, such as one model at two addresses
+    for lm in (lm for element in plan.settings.lms for lm in lms_in(element)):
+        same = twins.setdefault(digest(_params(lm)), [])
+        same += [id(lm)] if id(lm) not in same else []
+
+    def name(prompt: Prompt) -> str:
+        lms = {n: (_params(lm), _nth(lm, twins)) for n, lm in prompt.student.lms.items()}
+        return digest([program_state(prompt.program), prompt.decoding.as_kwargs(), lms, around])
+
+    count = len(plan.prompts)
+    student = [name(plan.as_it_is)] if plan.as_it_is is not None else []
+    if plan.prompts.shape is not None:
+        return lambda i: name(plan.prompts[i]) if i < count else student[0]
+    return distinct([*(name(p) for p in plan.prompts), *student]).__getitem__
+
+
+def older_of(plan: Plan, id_of: Callable[[int], str]) -> Older:
+    """Return a run as version 1 of the ledger knew it."""
+    facts, known, examples = _older_facts(plan), about(plan, id_of), [*plan.examples, *plan.held_out]
+    same = not isinstance(plan.settings.algorithm, Auto)
+    return Older(
+        facts=facts,
+        known_as=fingerprint_of(facts),
+        fingerprint=fingerprint_of(facts_of(plan)) if same else None,
+        prompts=known["prompts"] or [id_of(i) for i in range(len(plan.prompts))],
+        queries=known["queries"],
+        labels=[labels_digest(example) for example in examples],
+    )
+
+
+def _older_facts(plan: Plan) -> dict[str, Any]:
+    """Return the facts that version 1 of the ledger hashed. Parts that say nothing new are left out."""
+    settings = plan.settings
     facts: dict[str, Any] = {} if settings.cost == Cost() else {"cost": settings.cost.to_dict()}
     if plan.held_out:
         facts["held_out"] = _examples(plan.held_out)
     if plan.prompts.shape is not None:
         facts["shape"] = list(plan.prompts.shape)
-    if pipeline is not None:
-        states = program_state(pipeline.outer)
-        facts |= {
-            "pipeline": type(pipeline.outer).__qualname__,
-            "inner": pipeline.path,
-            "around": digest({name: states[name] for name, _ in pipeline.around}),
-            "around_lms": digest([public_params(lm_of(*named)) for named in pipeline.around]),
-        }
     return {
         **facts,
+        **_around(plan),
         "student": type(plan.student.module).__qualname__,
         "prompts": digest([[program_state(p.program), p.decoding.as_kwargs()] for p in plan.prompts.shown]),
         "adapter": digest(dspy.settings.adapter),
@@ -62,71 +112,34 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _around(plan: Plan) -> dict[str, Any]:
+    """Return the facts about the pipeline that the student is a part of; none where it is not."""
+    pipeline = plan.pipeline
+    if pipeline is None:
+        return {}
+    states = program_state(pipeline.outer)
+    return {
+        "pipeline": type(pipeline.outer).__qualname__,
+        "inner": pipeline.path,
+        "around": digest({name: states[name] for name, _ in pipeline.around}),
+        "around_lms": digest([public_params(lm_of(*named)) for named in pipeline.around]),
+    }
+
+
 def public_params(lm: dspy.BaseLM) -> dict[str, Any]:
     """Return the settings that decide the LM's answers, without secrets and without the address of its server."""
     return {"model": lm.model, "model_type": lm.model_type, **generation_params(lm.kwargs)}
-
-
-def digest(value: Any) -> str:
-    """Return a short hash that is the same for equal values in every process."""
-    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _examples(examples: Sequence[dspy.Example]) -> str:
     return digest([[dict(e.items()), sorted(e.inputs().keys())] for e in examples])
 
 
-def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
-    """Return JSON data that is the same for equal values in every process: without addresses and orders of sets."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, enum.Enum):
-        return [type(value).__qualname__, value.name]
-    if id(value) in inside or len(inside) > _DEEPEST:  # it contains itself
-        return type(value).__qualname__
-    inside = (*inside, id(value))
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v, inside) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v, inside) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(json.dumps(_plain(v, inside), sort_keys=True) for v in value)
-    if isinstance(value, pydantic.BaseModel):
-        return [type(value).__qualname__, _dumped(value, inside)]
-    if hasattr(value, "__array_interface__"):  # an array or an image
-        array = np.asarray(value)
-        if array.dtype.hasobject:
-            return [type(value).__qualname__, _plain(array.tolist(), inside)]
-        if not isinstance(value, np.ndarray) or array.size > _SHOWN:  # a repr shows only a part of it
-            content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            return [type(value).__qualname__, array.dtype.str, list(array.shape), content]
-    if getattr(type(value), "__repr__", None) is not object.__repr__ and not hasattr(value, "__dict__"):
-        return repr(value)
-    attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and not callable(v)}
-    data = (type(None), str, int, float, bool, list, tuple, dict, set, frozenset)
-    found = {k: _plain(v, inside) for k, v in attributes.items() if isinstance(v, data)}
-    more = {k: _plain(v, inside) for k, v in attributes.items() if not isinstance(v, data)}
-    return [type(value).__qualname__, found, *([more] if more and dataclasses.is_dataclass(value) else [])]
+def _params(lm: dspy.BaseLM) -> Mapping[str, Any]:
+    """Return the settings that decide the law of an LM's answers; its seed only decides which of them come."""
+    return {k: v for k, v in public_params(lm).items() if k != "seed"}
 
 
-def _dumped(value: pydantic.BaseModel, inside: tuple[int, ...]) -> Any:
-    """Return a model's dump; field by field where it holds sets, whose order differs, or data that JSON does not have.
-
-    Functions are told apart by their names.
-    """
-    try:
-        held = value.model_dump()
-        if not _has_set(held):
-            return _plain(value.model_dump(mode="json"), inside)
-    except Exception as error:  # noqa: BLE001 - pydantic raises many kinds, and so do users' serializers
-        logger.debug("A %s is told apart field by field (%s).", type(value).__name__, type(error).__name__)
-    fields = {**value.__dict__, **(value.__pydantic_extra__ or {})}
-    return {k: getattr(v, "__qualname__", None) or _plain(v, inside) for k, v in fields.items()}
-
-
-def _has_set(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_has_set(v) for v in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(_has_set(v) for v in value)
-    return isinstance(value, (set, frozenset))
+def _nth(lm: dspy.BaseLM, twins: Mapping[str, Sequence[int]]) -> int:
+    same = twins.get(digest(_params(lm)), ())
+    return same.index(id(lm)) if id(lm) in same else 0

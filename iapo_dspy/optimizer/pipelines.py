@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,12 +101,19 @@ class LivePrompts(Sequence[LivePrompt]):
         prompts: The prompt set.
         pipeline: The program around each of them, if there is one.
         student: One more prompt behind them, if there is one.
+        id_of: Names a prompt by its content.
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], pipeline: Pipeline | None = None, student: Prompt | None = None
+        self,
+        prompts: Sequence[Prompt],
+        pipeline: Pipeline | None = None,
+        student: Prompt | None = None,
+        *,
+        id_of: Callable[[int], str] = str,
     ) -> None:
         self._prompts = prompts
+        self._id_of = id_of
         self._student = student
         self._pipeline = pipeline
         self._made: dict[int, LivePrompt] = {}
@@ -124,6 +131,7 @@ class LivePrompts(Sequence[LivePrompt]):
                 program=prompt.program if pipeline is None else pipeline.with_inner(_watched(prompt.program)),
                 decoding=prompt.decoding,
                 inner=None if pipeline is None else prompt.program,
+                id=self._id_of(int(index)),
             )
         return self._made[index]
 

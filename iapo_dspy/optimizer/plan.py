@@ -41,7 +41,7 @@ from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
-from iapo_dspy.types import Contexts, Pulls
+from iapo_dspy.types import Contexts, Observations, Pulls
 
 _UNIT_QUERIES = 16  # questions on which the student is measured at most
 _UNIT_SHARE = 20  # one in so many completions at most measures a student that is not a candidate
@@ -91,6 +91,17 @@ class Plan:
         """Return the plan for so many completions."""
         return replace(self, completions=completions)
 
+    def knowing(self, known: Observations | None) -> Plan:
+        """Return the plan of a run that starts from what others have paid for."""
+        return replace(self, problem=replace(self.problem, known=known))
+
+    def without_student(self, draws: int = 0) -> Plan:
+        """Return the plan with so many completions at most that measure the student only."""
+        if self.unit is None or draws >= self.unit.draws:
+            return self
+        unit = replace(self.unit, draws=draws)
+        return replace(self, unit=unit, as_it_is=self.as_it_is if draws else None)
+
     def drawn(self, outcome: Outcome) -> Plan:
         """Return the plan with the prompts that a run has looked at, where it did not look at all of them."""
         if outcome.prompts is None:
@@ -121,6 +132,12 @@ class Plan:
         return set() if first is None else set(first.query[first.prompt == prompt].tolist())
 
     @property
+    def newcomers(self) -> int:
+        """How many prompts have no completions, where others have some from earlier runs."""
+        known = self.problem.known
+        return 0 if known is None else self.problem.n_prompts - len(np.unique(known.pulls.prompt))
+
+    @property
     def least(self) -> int:
         """The smallest budget that the algorithm accepts, in completions."""
         return self.search.least(self.problem)
@@ -133,7 +150,8 @@ class Plan:
             return total // SHARE if self.held_out else 0
         if not self.held_out and not has_intervals(self.search):
             return 0
-        return reserved(total, self.problem, self.least, len(self.held_out or self.examples))
+        least = max(self.least, self.problem.n_known + self.newcomers)
+        return reserved(total, self.problem, least, len(self.held_out or self.examples))
 
     def measuring(self, outcome: Outcome) -> Pulls:
         """Return the pulls that measure the chosen arms; none where they are not to be measured."""

@@ -216,7 +216,7 @@ def test_batch_jobs_go_through_it(
 ) -> None:
     program = compiled(proxy.lm(), tmp_path, BatchAPI(poll_seconds=0.05))
     jobs = [job for s in replicas for job in s.jobs.jobs]
-    rounds = {r.round for r in read_ledger(tmp_path)[1] if isinstance(r, CompletionRecord)}
+    rounds = program.detailed_results.rounds
     assert len(jobs) == len(rounds)
     assert total(replicas, "requests") == pulls(tmp_path) == program.policy.dump_state()["spent"]["requests"]
     assert found(program) == direct
@@ -229,7 +229,7 @@ def test_a_job_whose_submission_got_lost_is_found_again_through_it(
     for server in replicas:
         server.jobs.faults.lost = 1
     program = compiled(proxy.lm(), tmp_path, BatchAPI(poll_seconds=0.05, settle_seconds=0.5))
-    rounds = {r.round for r in read_ledger(tmp_path)[1] if isinstance(r, CompletionRecord)}
+    rounds = program.detailed_results.rounds
     assert sum(len(s.jobs.jobs) for s in replicas) - before == len(rounds)
     assert any(s.jobs.faults.lost == 0 for s in replicas)
     assert max(Counter(b["seed"] for s in replicas for b in s.bodies).values()) == 1

@@ -21,12 +21,14 @@ from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
 from iapo_dspy.errors import BudgetExceeded, ProviderDown
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
+from iapo_dspy.sampling.batches.lines import BatchLine
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.concurrency.loop import Calls, run_on_loop
 from iapo_dspy.sampling.concurrency.threads import in_thread
+from iapo_dspy.sampling.ledger.digests import distinct, labels_digest, query_id
 from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
-from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord, PullKey
+from iapo_dspy.sampling.ledger.records import CallRecord, Cell, CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.pipeline import Upstream
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
@@ -47,25 +49,32 @@ class LivePrompt:
         program: The program.
         decoding: Settings that override the LM's own; those of the inner module's LM calls, if there is one.
         inner: The module inside of the program whose completions are drawn; None where it is the program itself.
+        id: Digest of all that its completions depend on; the ledger finds them by it. Default: its position.
     """
 
     program: Any
     decoding: Decoding
     inner: Any = None
+    id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
     """A pull that the budget pays for."""
 
-    key: PullKey
     pull: Pull
-    stored: Mapping[int, CompletionRecord]  # of an earlier process, by index
+    cell: Cell
+    draws: tuple[int, ...]
+    stored: Mapping[int, CompletionRecord]  # those that were paid for before
     reservation: Reservation | None  # pays for the rest
 
     @property
     def missing(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.pull.size) if i not in self.stored)
+        return tuple(draw for draw in self.draws if draw not in self.stored)
+
+    @property
+    def key(self) -> PullKey:
+        return (*self.cell, self.missing[0])
 
 
 class LiveEnvironment:
@@ -119,15 +128,17 @@ class LiveEnvironment:
         self.unjudged = 0
         self._prompts = prompts
         self._examples = tuple(examples)
+        self._queries = distinct(query_id(example) for example in self._examples)
+        self._labels = [labels_digest(example) for example in self._examples]
         self._sampler = sampler
         self._meter = meter
         self._ledger = ledger
         self._round = 0
         self._stored = StoredCompletions(ledger)
-        known: dict[int, list[CallRecord]] = {}
+        known: dict[str, list[CallRecord]] = {}
         for record in ledger.calls:
             known.setdefault(record.query, []).append(record)
-        self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in range(len(examples))]
+        self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in self._queries]
         self._calls: Calls = queue.SimpleQueue()
         tell = None if progress is None else lambda state: self._calls.put(lambda: _tell(progress, state))
         self._tracker = Tracker(self.n_prompts, meter=meter, max_errors=max_errors, kept=kept, progress=tell)
@@ -204,8 +215,34 @@ class LiveEnvironment:
         """
         return run_on_loop(self._observe(pulls), calls=self._calls)
 
-    async def _observe(self, pulls: Pulls) -> Observations:
-        results = await self._draw(pulls)
+    def recall(self, n_queries: int) -> Observations | None:
+        """Score what other runs have paid for before this one began; None where they have nothing.
+
+        Only a judge that was never asked costs anything, and a student that measures the unit of costs.
+
+        Args:
+            n_queries: Count the first queries only.
+
+        Raises:
+            Exception: As `pull` does.
+        """
+        found = [
+            (p, x, draws)
+            for p in range(self.n_prompts if self._ledger.known else 0)
+            for x in range(n_queries)
+            if (draws := self._stored.known((self._id(p), self._queries[x])))
+        ]
+        if not found:
+            return None
+        prompt, query, size = np.array([(p, x, len(draws)) for p, x, draws in found]).T
+        pulls, numbers = Pulls(prompt, query, size), [draws for *_, draws in found]
+        return run_on_loop(self._observe(pulls, numbers), calls=self._calls)
+
+    def _id(self, prompt: int) -> str:
+        return self._prompts[prompt].id or str(prompt)
+
+    async def _observe(self, pulls: Pulls, draws: Sequence[tuple[int, ...]] = ()) -> Observations:
+        results = await self._draw(pulls, draws)
         # in a thread: it may ask a user's equality
         seen = await in_thread(lambda: self._observer.observations(pulls, results))
         if self.verdict is not None:
@@ -215,10 +252,10 @@ class LiveEnvironment:
         self._told_unit = True
         return replace(seen, unit=self._unit.found())
 
-    async def _draw(self, pulls: Pulls) -> list[Pulled | None]:
+    async def _draw(self, pulls: Pulls, draws: Sequence[tuple[int, ...]] = ()) -> list[Pulled | None]:
         unit = self._unit if self._round == 0 else None
         asked = pulls if unit is None else pulls.and_then(unit.pulls(pulls))
-        results = (await self._pull_all(asked))[: len(pulls)]
+        results = (await self._pull_all(asked, draws))[: len(pulls)]
         self._ledger.check()
         self._round += 1
         if self.outage is not None and not self._tracker.drawn:
@@ -226,11 +263,11 @@ class LiveEnvironment:
         self._tracker.check()
         return results
 
-    async def _pull_all(self, pulls: Pulls) -> list[Pulled | None]:
+    async def _pull_all(self, pulls: Pulls, draws: Sequence[tuple[int, ...]]) -> list[Pulled | None]:
         """Make every pull that the budget pays for; None stands for the others, and for pulls that are not scored."""
         if self._round == 0:
-            await self._batches.resume(lambda line: self._ask(line.pull, line.prompt, line.query, line.indices))
-        starts = self._starts(pulls)
+            await self._batches.resume(self._ask_of)
+        starts = self._starts(pulls, draws)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
         # Each deployment has places of its own: one that is down must not take those of the others.
@@ -241,13 +278,12 @@ class LiveEnvironment:
             drawn: dict[PullKey, Drawn] = {}
             if self._by_batch:
                 asked = [s for s in starts.values() if s.reservation is not None]
-                drawn = await self._batches.draw(
-                    [self._ask(s.key, s.pull.prompt, s.pull.query, s.missing) for s in asked]
-                )
+                drawn = await self._batches.draw([self._ask(s.pull.prompt, s.pull.query, s.missing) for s in asked])
             for position, start in starts.items():
                 program = self._prompts[start.pull.prompt].program
                 place = places.setdefault(self._sampler.deployments(program), asyncio.Semaphore(most))
-                tasks[position] = asyncio.ensure_future(self._pull_one(start, drawn.get(start.key), place))
+                mine = drawn.get(start.key) if start.reservation is not None else None
+                tasks[position] = asyncio.ensure_future(self._pull_one(start, mine, place))
             await asyncio.gather(*tasks.values())
         except BaseException:
             for upstream in self._upstreams:
@@ -264,16 +300,19 @@ class LiveEnvironment:
             self._ledger.flush()
         return [tasks[i].result() if i in tasks else None for i in range(len(pulls))]
 
-    def _starts(self, pulls: Pulls) -> dict[int, _Start]:
-        """Reserve the completions of each pull, by position, until the budget is used up."""
+    def _starts(self, pulls: Pulls, draws: Sequence[tuple[int, ...]]) -> dict[int, _Start]:
+        """Reserve the completions of each pull, by position, until the budget ends; the first have these draws."""
         starts: dict[int, _Start] = {}
         listed, refused = list(pulls), False
         # The student is measured first, so that a budget that ends early or a kill leaves the unit of costs known.
         order = pulls.in_turns()
         for position in order[np.argsort(pulls.prompt[order] < self.n_prompts, kind="stable")].tolist():
-            pull, key = listed[position], (self._round, position)
-            stored = self._stored.take(key, pull)
+            pull = listed[position]
+            cell = self._id(pull.prompt), self._queries[pull.query]
+            numbers = draws[position] if position < len(draws) else self._stored.take(cell, pull.size)
+            stored = self._ledger.completions(cell, numbers)
             missing, reservation = pull.size - len(stored), None
+            self._meter.charge(Spent(completions=len(stored)))  # their tokens and dollars are counted already
             if missing and not refused:
                 try:
                     reservation = self._meter.reserve(completions=missing)
@@ -281,16 +320,21 @@ class LiveEnvironment:
                     logger.info("The budget is used up: %s", exc)
                     refused = True
             if reservation is not None or not missing:
-                starts[position] = _Start(key=key, pull=pull, stored=stored, reservation=reservation)
+                starts[position] = _Start(pull=pull, cell=cell, draws=numbers, stored=stored, reservation=reservation)
             self._sampler.sound |= any(record.text is not None for record in stored.values())
         return starts
 
-    def _ask(self, key: PullKey, prompt: int, query: int, missing: Sequence[int]) -> Ask:
+    def _ask_of(self, line: BatchLine) -> Ask | None:
+        """Return the completions that a line of an earlier process asks for; None where this run has no such cell."""
+        prompt = next((p for p in range(len(self._prompts)) if self._id(p) == line.prompt), None)
+        if prompt is None or line.query not in self._queries:
+            return None
+        return self._ask(prompt, self._queries.index(line.query), line.draws, first=line.first)
+
+    def _ask(self, prompt: int, query: int, missing: Sequence[int], first: int | None = None) -> Ask:
         """Return the completions that a batch job is asked for."""
         return Ask(
-            key=key,
-            prompt=prompt,
-            query=query,
+            key=(self._id(prompt), self._queries[query], missing[0] if first is None else first),
             missing=tuple(missing),
             program=self._prompts[prompt].program,
             inputs=dict(self._examples[query].inputs().items()),
@@ -302,14 +346,13 @@ class LiveEnvironment:
 
         Completions that are drawn for the unit of costs only are not scored: None.
         """
-        key, pull, reservation, missing = start.key, start.pull, start.reservation, start.missing
+        pull, reservation, missing = start.pull, start.reservation, start.missing
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
         async with place:
-            self._meter.charge(Spent(completions=len(start.stored)))  # their tokens and dollars are counted already
             known = {i: Completion.of_record(r, prompt.program, prompt.inner) for i, r in start.stored.items()}
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
                 reservation.settle(completions=len(drawn))
-                known.update((record.index, Completion(record=record, prediction=said)) for record, said in drawn)
+                known.update((record.draw, Completion(record=record, prediction=said)) for record, said in drawn)
             elif reservation is not None and (self.unjudged or self._ledger.full):
                 reservation.release()  # further completions could not be judged either, or could not be kept
             elif reservation is not None:
@@ -317,13 +360,13 @@ class LiveEnvironment:
                     prompt.program,
                     dict(example.inputs().items()),
                     len(missing),
-                    key=[*key, missing[0]] if start.stored else list(key),
+                    key=list(start.key),
                     decoding=prompt.decoding,
                     upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
                 )
                 drawn_now = dict(zip(missing, (r for r in rollouts if not r.undrawn), strict=False))
                 reservation.settle(completions=len(drawn_now))
-                made = {i: Completion.of_rollout(r, key, i, pull) for i, r in drawn_now.items()}
+                made = {i: Completion.of_rollout(r, start.key, i) for i, r in drawn_now.items()}
                 # The spending is written first: after a crash in between, the ledger says too much, never too little.
                 self._journal.write()
                 # A failure that may pass by waiting is not kept: the next start of the run draws the completion again.
@@ -334,7 +377,7 @@ class LiveEnvironment:
                 self._unit.note(pull.prompt, pull.query, completions)
                 if pull.prompt == self.n_prompts:
                     return None
-            scored = await self._scorer.score(example, completions)
+            scored = await self._scorer.score(example, completions, self._labels[pull.query])
             if self._equal is not None:
                 self._equal.add(pull.prompt, pull.query, example, completions, scored)
             pulled = self._observer.pulled(pull.prompt, completions, scored)

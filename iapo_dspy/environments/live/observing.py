@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.stored import Completion
 from iapo_dspy.errors import one_line
 from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.spending.cost import Cost, use_of
+from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import classes_of, columns_of
 from iapo_dspy.types import FloatArray, Observations, Pulls
@@ -63,7 +65,7 @@ class Observer:
 
     def pulled(self, prompt: int, completions: Sequence[Completion], scored: Sequence[Scored | None]) -> Pulled:
         """Return one pull's result, without the completions that could not be judged."""
-        usages = [c.record.usage for c in completions]
+        usages = _as_one_pull([c.record for c in completions])
         self._tokens[:, prompt] += sum(u.completion_tokens - u.shared_completion_tokens for u in usages), len(usages)
         overhead, cost = self._cost.split(usages)
         judged = [(s, c, u) for s, c, u in zip(scored, cost, usages, strict=True) if s is not None]
@@ -114,3 +116,23 @@ class Observer:
             self._tracker.spoil(prompt, one_line(exc))
             return -1, None
         return (-1 if label is None else label), scored.scores
+
+
+def _as_one_pull(records: Sequence[CompletionRecord]) -> list[Usage]:
+    """Return the usages of completions as if one pull had drawn them: what each of several paid once, it pays once."""
+    pulls = len({r.pull for r in records})
+    if pulls < 2:
+        return [r.usage for r in records]
+    more = 1 - 1 / pulls
+    return [
+        replace(
+            u,
+            prompt_tokens=u.prompt_tokens - more * u.shared_tokens,
+            completion_tokens=u.completion_tokens - more * u.shared_completion_tokens,
+            usd=None if u.usd is None else u.usd - more * u.shared_usd,
+            shared_tokens=u.shared_tokens / pulls,
+            shared_completion_tokens=u.shared_completion_tokens / pulls,
+            shared_usd=u.shared_usd / pulls,
+        )
+        for u in (r.usage for r in records)
+    ]

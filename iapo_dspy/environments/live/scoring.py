@@ -48,14 +48,19 @@ class Scorer:
         """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def score(self, example: dspy.Example, completions: Sequence[Completion]) -> list[Scored | None]:
-        """Score completions of one example; None for those whose judge the budget does not pay for."""
+    async def score(
+        self, example: dspy.Example, completions: Sequence[Completion], labels: str = ""
+    ) -> list[Scored | None]:
+        """Score completions of one example; None for those whose judge the budget does not pay for.
+
+        `labels` is a digest of the example's labels: a score that was made with others is not used again.
+        """
         self._compare_inputs([c.record.inner["inputs"] for c in completions if c.record.inner is not None])
         loop = asyncio.get_running_loop()
         contexts = [contextvars.copy_context() for _ in completions]
         return await asyncio.gather(
             *(
-                loop.run_in_executor(self._threads, context.run, self._contained, example, completion)
+                loop.run_in_executor(self._threads, context.run, self._contained, example, completion, labels)
                 for context, completion in zip(contexts, completions, strict=True)
             )
         )
@@ -69,27 +74,26 @@ class Scorer:
         assert isinstance(self.strategy, Calibrates)
         return self.strategy.place
 
-    def _contained(self, example: dspy.Example, completion: Completion) -> Scored | None:
+    def _contained(self, example: dspy.Example, completion: Completion, labels: str) -> Scored | None:
         try:
             with contained():
-                return self._score(example, completion)
+                return self._score(example, completion, f"{self._digest}/{labels}")
         except CodeExited as error:  # a strategy of the user's own has let it pass
             return Scored(failure=one_line(error), error=True)
 
-    def _score(self, example: dspy.Example, completion: Completion) -> Scored | None:
+    def _score(self, example: dspy.Example, completion: Completion, scorer: str) -> Scored | None:
         record, inner = completion.record, completion.inner
         said = inner.prediction if inner is not None else completion.prediction  # a vote is read from it
         if said is None:  # a pipeline that makes an answer of its own instead has no vote either when deployed
             return Scored(failure=record.failure or "the inner module failed", error=record.error)
-        name = f"{record.round}/{record.position}/{record.index}"
-        known = self._ledger.score(name)
+        known = self._ledger.score(record.key, scorer)
         columns = len(columns_of(self.strategy))
         if known is not None and known.scores is not None and len(known.scores) != columns:
             known = None  # somebody has changed the ledger
-        if known is not None and known.scorer == self._digest and not known.error:
+        if known is not None and not known.error:
             if (found := self._stored(known, said)) is not None:
                 return found
-        with self._metering.case(name) as case:
+        with self._metering.case(record.key) as case:
             if inner is not None and inner.prediction is not None:
                 scored = score_inside(
                     self.strategy,
@@ -107,12 +111,13 @@ class Scorer:
             return None
         self._ledger.append(
             ScoreRecord(
-                key=name,
+                key=record.key,
                 answer=scored.answer,
                 scores=scored.scores,
                 failure=scored.failure,
                 error=scored.error,
-                scorer=self._digest,
+                scorer=scorer,
+                calibrates=isinstance(self.strategy, Calibrates) and not self.strategy.calibrated,
             )
         )
         return scored

@@ -1,7 +1,8 @@
-"""Completions as the ledger keeps them, and those that an earlier process of a run has left there."""
+"""Completions as the ledger keeps them, and those that runs have left there."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,8 @@ from iapo_dspy.sampling.ledger.field_values import (
     encode_prediction,
 )
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
-from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
+from iapo_dspy.sampling.ledger.records import Cell, CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.rollout import InnerCall, Rollout
-from iapo_dspy.types import Pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,14 @@ class Completion:
     inner: InnerCall | None = None
 
     @classmethod
-    def of_rollout(cls, rollout: Rollout, key: PullKey, index: int, pull: Pull) -> Completion:
-        """Make the record of a rollout that was drawn as number `index` of its pull."""
+    def of_rollout(cls, rollout: Rollout, key: PullKey, draw: int) -> Completion:
+        """Make the record of a rollout that is this draw of its cell."""
         call = rollout.inner
         record = CompletionRecord(
-            round=key[0],
-            position=key[1],
-            index=index,
-            prompt=pull.prompt,
-            query=pull.query,
+            prompt=key[0],
+            query=key[1],
+            draw=draw,
+            first=key[2],
             text=rollout.text,
             fields=_encoded(rollout.prediction),
             failure=rollout.failure,
@@ -69,7 +68,10 @@ class Completion:
 
 
 class StoredCompletions:
-    """The completions that an earlier process of the run has paid for.
+    """The completions that this run and others have paid for before, cell by cell.
+
+    The draws of a cell are numbered. A run takes the numbers one after the other, wherever they come from; so the
+    completions that an algorithm gets do not depend on what was stored when.
 
     Args:
         ledger: The run's ledger.
@@ -77,45 +79,24 @@ class StoredCompletions:
 
     def __init__(self, ledger: LedgerPort) -> None:
         self._ledger = ledger
-        self._diverged = False
-        self._used: set[tuple[PullKey, int]] = set()
-        self._unused: dict[tuple[int, int], list[tuple[PullKey, int]]] | None = None
+        self._next: Counter[Cell] = Counter()
+        self._known: dict[Cell, set[int]] = {}  # taken as what was known when the run began
 
-    def take(self, key: PullKey, pull: Pull) -> dict[int, CompletionRecord]:
-        """Return the stored completions of a pull, by position in the pull.
+    def known(self, cell: Cell) -> tuple[int, ...]:
+        """Return the draws of a cell that were stored when the run began, and take them."""
+        draws = tuple(self._ledger.known.get(cell, ()))
+        self._known.setdefault(cell, set()).update(draws)
+        return draws
 
-        A completion that was lost to an error is drawn again, unless the run had come to its end: then it is part of
-        the run's results.
-
-        After a change of the metric, the algorithm asks for other pulls. From the first of those on, a stored
-        completion serves any pull of its prompt and its query.
-        """
-        finished = self._ledger.spent.finished
-        found = [r for r in self._ledger.completions(key) if r.index < pull.size]
-        self._diverged |= any((r.prompt, r.query) != (pull.prompt, pull.query) for r in found)
-        if self._diverged:
-            pool = self._pool().get((pull.prompt, pull.query), [])
-            names, pool[:] = pool[: pull.size], pool[pull.size :]
-            return {i: self._read(*name) for i, name in enumerate(names)}
-        self._used.update((r.pull, r.index) for r in found)
-        return {r.index: r for r in found if finished or not _is_lost(r)}
-
-    def _read(self, key: PullKey, index: int) -> CompletionRecord:
-        return next(r for r in self._ledger.completions(key) if r.index == index)
-
-    def _pool(self) -> dict[tuple[int, int], list[tuple[PullKey, int]]]:
-        """Return the names of the stored completions that no pull has used, by prompt and query."""
-        if self._unused is None:
-            self._unused = {}
-            for r in self._ledger.stored:
-                if (r.pull, r.index) not in self._used and not _is_lost(r):
-                    self._unused.setdefault((r.prompt, r.query), []).append((r.pull, r.index))
-        return self._unused
-
-
-def _is_lost(record: CompletionRecord) -> bool:
-    """Whether an error kept this completion from being made."""
-    return record.error and record.text is None
+    def take(self, cell: Cell, size: int) -> tuple[int, ...]:
+        """Return the numbers of the next draws of a cell that the run has not had."""
+        taken = self._known.get(cell, ())
+        draws: list[int] = []
+        while len(draws) < size:
+            if self._next[cell] not in taken:
+                draws.append(self._next[cell])
+            self._next[cell] += 1
+        return tuple(draws)
 
 
 def _signatures(program: Any) -> list[Any]:

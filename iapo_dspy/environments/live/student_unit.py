@@ -37,7 +37,7 @@ class StudentUnit:
         plan: What to measure.
         behind: Number of the prompt behind the prompt set: P.
         cost: Turns usage into costs.
-        ledger: Where the unit is kept. One that an earlier process of the run found stays.
+        ledger: Where the unit is kept. One that an earlier process or another run found stays.
     """
 
     def __init__(self, plan: UnitPlan, behind: int, cost: Cost, ledger: LedgerPort) -> None:

@@ -16,7 +16,7 @@ from iapo_dspy.environments.recorded.empirical import Cell, Kind, empirical_reco
 from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import ConfigurationError, LedgerError, one_line
 from iapo_dspy.preferences import Preference
-from iapo_dspy.sampling.ledger.export import ScoredCompletion, scored
+from iapo_dspy.sampling.ledger.export import Places, ScoredCompletion, scored
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.spending.cost import Cost
@@ -57,7 +57,7 @@ def recording_of(
         ConfigurationError: Cells without completions, or a prompt that the run does not have.
     """
     contents = contents_of(log_dir)
-    settings, facts = contents.header.get("settings") or {}, contents.about
+    settings, facts = contents.settings, contents.about
     strategy = settings.get("strategy")
     strategy = strategy.get("kind") if isinstance(strategy, Mapping) else None
     kind = _KINDS.get(str(strategy))
@@ -81,11 +81,12 @@ def recording_of(
             raise ValueError(f"the strategy has the objectives {list(scales.names)}, the run {objectives}")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise LedgerError(
-            f"{contents.path} is damaged at line 1: its settings are not those of a run ({one_line(error)}). Repair "
-            "that line, or run again in another log_dir."
+            f"{contents.path} is damaged: its settings are not those of a run ({one_line(error)}). Repair its "
+            'line of the kind "run", or run again in another log_dir.'
         ) from error
     columns = len(objectives) if kind == "best-of" else 1
     unscored = 0
+    places = Places.of(contents)
     cells: dict[tuple[int, int], list[ScoredCompletion]] = {}
     for s in scored(contents):
         unscored += not s.known
@@ -95,7 +96,9 @@ def recording_of(
                 f"{columns} objectives: the ledger was changed. Compile again to score it anew."
             )
         bare = replace(s.completion, text=None, fields=s.completion.fields and {}, inner=None)  # texts take memory
-        cells.setdefault((s.completion.prompt, s.completion.query), []).append(replace(s, completion=bare))
+        at = places.prompts.get(bare.prompt), places.queries.get(bare.query)
+        if at[0] is not None and at[1] is not None:  # else the run that wrote last does not have it
+            cells.setdefault((at[0], at[1]), []).append(replace(s, completion=bare))
     if unscored:
         raise LedgerError(
             f"{unscored} completions in {log_dir} were never scored: the run was stopped. Compile again to finish it."
@@ -122,8 +125,8 @@ def recording_of(
     overhead, each = _costs(table, cost)
     place: Callable[[Any], Sequence[float]] = itemgetter(slice(1))
     if scales is not None:
-        first = (s for cell in cells.values() for s in cell if s.completion.round == 0 and s.score is not None)
-        place = scales.learn([s.score.scores for s in first if s.score and s.score.scores is not None]).place
+        first = (s.score for cell in cells.values() for s in cell if s.score is not None and s.score.calibrates)
+        place = scales.learn([score.scores for score in first if score.scores is not None]).place
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
     names: list[dict[str, int]] = [{} for _ in queries]  # the answers of each query
     drawn = [[_drawn(cell, names[x], place, columns) for x, cell in enumerate(row)] for row in table]

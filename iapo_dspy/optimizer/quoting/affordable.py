@@ -52,19 +52,20 @@ def limits_of(budget: Budget) -> list[tuple[int, float, str]]:
 
 
 def completions_for(plan: Plan, takes: Takes, looked: FloatArray | None = None) -> int:
-    """Return how many completions the plan's budget of tokens or dollars probably pays for.
+    """Return how many further completions the plan's budget of tokens or dollars probably pays for.
 
     A third of them are taken to be of the dearest prompt: nobody knows which prompts survive to be drawn most.
 
     Args:
         plan: The run.
         takes: What its completions take.
-        looked: Tokens and dollars of the completions that are drawn beforehand [2].
+        looked: Tokens and dollars that are spent beforehand [2].
 
     Raises:
         ConfigurationError: Completions cost nothing, so the budget never ends.
     """
     found = []
+    plan = plan.knowing(None)
     for column, amount, name in limits_of(plan.settings.budget):
         once, each = takes.once[:, column], takes.each[:, column]
 
@@ -87,9 +88,9 @@ def completions_for(plan: Plan, takes: Takes, looked: FloatArray | None = None) 
 
 
 def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: LedgerPort) -> Plan:
-    """Return a plan whose budget has no completions with as many as it probably pays for.
+    """Return a plan whose budget has no completions with as many as it probably pays for, and those that are known.
 
-    Some completions of each prompt are drawn first, to see what they take.
+    Some completions of each prompt without any are drawn first, to see what they take.
 
     Raises:
         BudgetTooSmall: They show that the budget does not pay for one round.
@@ -98,13 +99,14 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
     if plan.completions is not None:
         return plan
     takes, looked = _measured(plan, environment, meter, ledger)
+    looked = looked + np.array([ledger.taken_over.tokens, ledger.taken_over.usd])
     known = ledger.planned
     if known is not None and (known.tokens, known.usd) == (budget.tokens, budget.usd):
         completions = known.completions  # an earlier process has planned for it
     else:
-        completions = completions_for(plan, takes, looked)
-        if completions < plan.least:
-            needs = looked + takes.of(first_pulls(plan.of(plan.least))) / _PLANNED
+        completions = plan.problem.n_known + completions_for(plan, takes, looked)
+        if completions < max(plan.least, plan.problem.n_known + plan.newcomers):
+            needs = looked + takes.of(first_pulls(plan.knowing(None).of(plan.least))) / _PLANNED
             asked = ", ".join(f"{name}={_up(needs[column])}" for column, _, name in limits_of(budget))
             raise BudgetTooSmall(
                 f"{shown_budget(budget)} does not pay for one round: after a first look, the rest is worth some "
@@ -114,20 +116,27 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
                 least=plan.least,
             )
         ledger.append(PlannedRecord(completions=completions, tokens=budget.tokens, usd=budget.usd))
-    meter.limit_completions(meter.spent.completions + completions)
+    meter.limit_completions(meter.spent.completions + completions - plan.problem.n_known)
     return plan.of(completions)
 
 
 def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: LedgerPort) -> tuple[Takes, FloatArray]:
-    """Draw some completions of each prompt; return what completions take, and what these took together [2]."""
-    n_prompts, n_queries = len(plan.prompts), len(plan.examples)
+    """Draw some completions of each prompt without any; return what completions take, and what these took [2]."""
+    n_prompts, n_queries, known = len(plan.prompts), len(plan.examples), plan.problem.known
     prompts = np.unique(np.linspace(0, n_prompts - 1, min(n_prompts, _LOOKED_AT)).astype(np.int64))
-    times = math.ceil(_LOOKS / len(prompts))
+    once, each = np.full((n_prompts, 2), np.nan), np.full((n_prompts, 2), np.nan)
+    if known is not None and known.used is not None and known.once is not None:
+        prompts = np.setdiff1d(prompts, known.pulls.prompt)
+        for p in np.unique(known.pulls.prompt).tolist():
+            mine = known.pulls.prompt == p
+            shared, used = (np.array([_two(row) for row in rows[mine]]) for rows in (known.once, known.used))
+            once[p] = shared.mean(axis=0)
+            each[p] = (used - shared).sum(axis=0) / known.pulls.size[mine].sum()
+    times = math.ceil(_LOOKS / max(len(prompts), 1))
     rng = np.random.default_rng([plan.settings.seed, n_queries])
     query = rng.integers(n_queries, size=len(prompts) * times)
     pulls = Pulls(np.repeat(prompts, times), query, np.ones(len(query), dtype=np.int64))
-    results = environment.look(pulls)
-    once, each = np.full((n_prompts, 2), np.nan), np.full((n_prompts, 2), np.nan)
+    results = environment.look(pulls) if len(pulls) else []
     for p in prompts.tolist():
         made = [r for i, r in enumerate(results) if pulls.prompt[i] == p and r is not None and r.scored]
         if made:
@@ -143,10 +152,10 @@ def _measured(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Le
         )
     once[~seen], each[~seen] = once[seen].mean(axis=0), each[seen].mean(axis=0)
     spent, judged = meter.spent, sum(len(r.scored) for r in results if r is not None)
-    judges = np.array([spent.judge_tokens, spent.judge_usd]) / max(judged, len(ledger.stored))
+    judges = np.array([spent.judge_tokens, spent.judge_usd]) / max(judged, sum(map(len, ledger.stored.values())))
     takes = Takes(once=once, each=each + judges)
     student = plan.unit.draws if plan.unit is not None else 0  # drawn beside these, for the unit of costs
-    return takes, takes.of(pulls) * (1 + student / len(pulls))
+    return takes, takes.of(pulls) * (1 + student / max(len(pulls), 1))
 
 
 def _two(used: Sequence[float]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.optimizer.fingerprint import older_of, prompt_ids
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import Takes, completions_for
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, calls_of, is_direct
@@ -184,20 +185,21 @@ class _Ledger:
         records: Its completions.
         scores: Key of a completion -> its scores.
         spent: The spend as a whole.
-        prompt_of: Number of each prompt in that run; None for a new one.
+        prompt_of: Name of each prompt in it.
     """
 
     records: Sequence[CompletionRecord]
     scores: Mapping[str, Sequence[float]]
     spent: Spent
-    prompt_of: Sequence[int | None]
+    prompt_of: Sequence[str]
 
     @classmethod
     def of(cls, log_dir: Path, plan: Plan) -> _Ledger | None:
         """Read the ledger of a run; None where there is none yet, or nothing in it."""
         if not (log_dir / "ledger.jsonl").is_file():
             return None
-        contents = contents_of(log_dir)
+        id_of = prompt_ids(plan)
+        contents = contents_of(log_dir, older_of(plan, id_of))
         records = [
             replace(r, text=None, fields=None, inner=None)  # only their usage counts, and texts take memory
             for r in contents.all(CompletionRecord)
@@ -206,16 +208,15 @@ class _Ledger:
         if not records:
             return None
         spent = next((r.spent for r in reversed(contents.all(SpentRecord))), Spent())
-        labels = contents.about.get("labels")
-        known = {str(label): i for i, label in enumerate(labels if isinstance(labels, list) else ())}
         columns = len(columns_of(plan.strategy))
-        scores = {r.key: r.scores for r in contents.all(ScoreRecord) if r.scores and len(r.scores) == columns}
+        seen = {r.key: r for r in contents.all(ScoreRecord) if r.scores and len(r.scores) == columns}
+        scores = {key: r.scores or () for key, r in seen.items()}
         if isinstance(plan.strategy, Calibrates) and scores:
-            first = [row for key, row in scores.items() if key.startswith("0/")]  # the first round's
+            first = [r.scores or () for r in seen.values() if r.calibrates]
             learnt = plan.strategy.calibrate(first)
             if isinstance(learnt, Calibrates):
                 scores = {key: learnt.place(row) for key, row in scores.items()} if learnt.calibrated else {}
-        prompt_of = [known.get(p.label) for p in plan.prompts]
+        prompt_of = [id_of(i) for i in range(len(plan.prompts))]
         return cls(records=records, scores=scores, spent=spent, prompt_of=prompt_of)
 
     def quality(self, plan: Plan) -> FloatArray:
@@ -224,7 +225,7 @@ class _Ledger:
         known_k = len(plan.strategy.objectives)  # further columns say nothing about quality
         found = np.zeros((len(self.prompt_of), 2))
         for p, known in enumerate(self.prompt_of):
-            keys = [f"{r.round}/{r.position}/{r.index}" for r in self.records if r.prompt == known]
+            keys = [r.key for r in self.records if r.prompt == known]
             scores = [self.scores[key] for key in keys if key in self.scores]
             if scores and len(scores[0]) == len(low):
                 seen = (np.array(scores)[:, :known_k] - low[:known_k]) / (high[:known_k] - low[:known_k])
@@ -234,7 +235,7 @@ class _Ledger:
     @property
     def knows_all(self) -> bool:
         """Whether every prompt of the plan has completions here."""
-        return {r.prompt for r in self.records} >= {-1 if p is None else p for p in self.prompt_of}
+        return {r.prompt for r in self.records} >= set(self.prompt_of)
 
     def lengths(self) -> _Lengths:
         """Average over each prompt's completions; over all of them for prompts that the ledger does not know."""

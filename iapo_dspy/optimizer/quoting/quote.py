@@ -10,12 +10,14 @@ from typing import TypeVar
 import dspy
 import numpy as np
 
+from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
+from iapo_dspy.sampling.ledger.ledger import fingerprint_of, taken_over
 from iapo_dspy.sampling.ledger.reading import contents_of
-from iapo_dspy.sampling.ledger.records import SpentRecord
+from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import LIKELY_MARGIN, count_text
@@ -25,10 +27,12 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, kw_only=True)
 class Left:
-    """The rest of a budget when a run goes on; None where it has no such limit.
+    """The rest of a budget where something is paid for already; None where it has no such limit.
 
     Attributes:
-        spent: What earlier processes of the run took, with the upper bounds of requests that a kill cut off.
+        spent: What this run and others paid before, with the upper bounds of requests that a kill cut off. Completions
+            are those that serve this run.
+        unused: Why other completions do not serve it; "" where all do.
         completions: Completions.
         tokens: Tokens.
         usd: Dollars.
@@ -36,6 +40,7 @@ class Left:
     """
 
     spent: Spent
+    unused: str
     completions: int | None
     tokens: int | None
     usd: float | None
@@ -50,7 +55,8 @@ class Left:
             for name, form in units.items()
             if getattr(self, name) is not None
         ]
-        return f"spent so far: {spent}; left: {', '.join(left)}"
+        unused = f" (others do not serve this run: {self.unused})" if self.unused else ""
+        return f"spent so far: {spent}{unused}; left to pay: {', '.join(left)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +174,14 @@ def _left(plan: Plan) -> Left | None:
     log_dir, budget = plan.settings.log_dir, plan.settings.budget
     if log_dir is None or not (log_dir / "ledger.jsonl").is_file():
         return None
-    contents = contents_of(log_dir)
-    last = next(reversed(contents.all(SpentRecord)), SpentRecord())
-    spent = last.spent + last.reserved + Spent(completions=len(contents.completions))
+    id_of = prompt_ids(plan)
+    contents, mine = contents_of(log_dir, older_of(plan, id_of)), fingerprint_of(facts_of(plan))
+    paid, found = contents.paid(mine).after, Serving.of(contents.usable(), about(plan, id_of))
+    before = taken_over(contents) if contents.run_of(mine) is None else paid.spent + paid.reserved
+    spent = before + Spent(completions=found.restored)
     return Left(
         spent=spent,
+        unused=found.rest,
         completions=None if budget.completions is None else max(budget.completions - spent.completions, 0),
         tokens=None if budget.tokens is None else max(budget.tokens - spent.tokens, 0),
         usd=None if budget.usd is None else max(budget.usd - spent.usd, 0.0),

@@ -69,14 +69,12 @@ class Ask:
     """A request for completions of one pull.
 
     Attributes:
-        key: Round and position of the pull.
-        missing: Which of the pull's completions are asked for.
+        key: Names the pull.
+        missing: Numbers of the draws that are asked for.
         program: A single predictor.
     """
 
     key: PullKey
-    prompt: int
-    query: int
     missing: tuple[int, ...]
     program: Any
     inputs: Mapping[str, Any]
@@ -184,11 +182,13 @@ class BatchSampler:
         """The ids of the jobs that are waited for."""
         return tuple(self._runner.running.values())
 
-    async def resume(self, ask_of: Callable[[BatchLine], Ask]) -> None:
+    async def resume(self, ask_of: Callable[[BatchLine], Ask | None]) -> None:
         """Finish the jobs of earlier processes; their completions are then stored like any others.
 
+        A job of another run, with prompts or queries that this one does not have, is left as it is.
+
         Args:
-            ask_of: Returns the request that a line belongs to.
+            ask_of: Returns the request that a line belongs to; None where this run has no such prompt or query.
 
         Raises:
             LMRefused: The key is not valid any more.
@@ -231,7 +231,7 @@ class BatchSampler:
             self._judge(answered)
             waiting, first = [w for w in waiting if w.missing], False
         drawn.update({w.ask.key: w.drawn for w in wants})
-        return {key: sorted(some, key=lambda pair: pair[0].index) for key, some in drawn.items()}
+        return {key: sorted(some, key=lambda pair: pair[0].draw) for key, some in drawn.items()}
 
     # -- requests
 
@@ -255,8 +255,6 @@ class BatchSampler:
         for indices in groups:
             line = make_line(
                 want.ask.key,
-                want.ask.prompt,
-                want.ask.query,
                 indices,
                 ready=ready,
                 price=price,
@@ -319,19 +317,26 @@ class BatchSampler:
             )
         return entries
 
-    async def _resume(self, record: BatchRecord, ask_of: Callable[[BatchLine], Ask]) -> None:
+    async def _resume(self, record: BatchRecord, ask_of: Callable[[BatchLine], Ask | None]) -> None:
         """Finish a job of an earlier process."""
         lines = [BatchLine.decode(data) for data in record.lines]
-        entries = [_Entry(want=self._want(ask_of(line)), line=line) for line in lines]
+        found = [(line, ask) for line in lines if (ask := ask_of(line)) is not None]
+        if len(found) < len(lines):
+            logger.warning(
+                "The batch job %s asks for prompts or examples that this run does not have. It is left to a run that "
+                "has them; iapo_dspy.cancel_batches(log_dir) stops it.", record.job or record.tag,
+            )  # fmt: skip
+            return
+        entries = [_Entry(want=self._want(ask), line=line) for line, ask in found]
         jobs, _ = self._at(entries[0].want.ready.lm)
         with self._hold(record) as reservation:  # it is paid for, even where the budget was lowered since
             if record.job is None:
-                found = await self._runner.search(jobs, record)
-                if found is None:
+                known = await self._runner.search(jobs, record)
+                if known is None:
                     logger.info("The provider has no batch job %s: it was never submitted.", record.tag)
                     self._runner.write(BatchRecord(tag=record.tag, state="closed", status="not submitted"))
                     return
-                record = found
+                record = known
             status = await self._finish(jobs, record, entries, reservation or Reservation(self._meter), keep=True)
         if status.problems:
             logger.warning("The batch job %s: %s.", status, "; ".join(status.problems))
@@ -389,7 +394,7 @@ class BatchSampler:
         except Exception as error:  # noqa: BLE001 - an answer that is not a chat completion, of whatever shape
             entry.problem = LineError(self._line(error), status_code=502)
             return lost
-        entry.drawn = [self._drawn(entry.want, i, c) for i, c in zip(line.indices, choices, strict=False)]
+        entry.drawn = [self._drawn(entry.want, i, c) for i, c in zip(line.draws, choices, strict=False)]
         if not entry.drawn:
             entry.problem = LineError("The answer has no choice.", status_code=502)
         doubt = self._counts.setdefault(ready.lm.model, FirstChoiceCheck())
@@ -398,12 +403,12 @@ class BatchSampler:
             return usage.at_least(line.tokens, line.usd)
         return usage.at_least(line.tokens, line.usd) if usage.recounted else usage
 
-    def _drawn(self, want: _Want, index: int, choice: Choice) -> tuple[CompletionRecord, dspy.Prediction | None]:
+    def _drawn(self, want: _Want, draw: int, choice: Choice) -> tuple[CompletionRecord, dspy.Prediction | None]:
         with dspy.context(send_stream=None, callbacks=[]):
             prediction, failure = want.ready.read(choice, self._secrets)
         record = _record(
             want.ask,
-            index,
+            draw,
             text=choice.text,
             fields=None if prediction is None else encode_prediction(prediction),
             typed=True,
@@ -427,7 +432,7 @@ class BatchSampler:
             if problem is not None and is_fatal(problem) and want.ready.lm.model not in self._sound:
                 raise LMRefused(f"The provider refuses every request: {self._line(problem)}")
             want.drawn += entry.drawn
-            came = {record.index for record, _ in entry.drawn}
+            came = {record.draw for record, _ in entry.drawn}
             want.missing = [i for i in want.missing if i not in came]
             want.problem = problem or want.problem
             if entry.drawn:
@@ -454,7 +459,7 @@ class BatchSampler:
 
     def _learn_n(self, answered: Sequence[_Entry]) -> set[str]:
         """Return the models found not to take n in this round: they refuse it, or answer with one choice."""
-        several = [e for e in answered if len(e.line.indices) > 1]
+        several = [e for e in answered if len(e.line.draws) > 1]
         switched = set()
         for model in {e.want.ready.lm.model for e in several} - self._took_n:
             mine = [e for e in several if e.want.ready.lm.model == model]
@@ -476,9 +481,9 @@ class BatchSampler:
         return one_line(error, self._secrets)
 
 
-def _record(ask: Ask, index: int, **more: Any) -> CompletionRecord:
-    round, position = ask.key
-    return CompletionRecord(round=round, position=position, index=index, prompt=ask.prompt, query=ask.query, **more)
+def _record(ask: Ask, draw: int, **more: Any) -> CompletionRecord:
+    prompt, query, first = ask.key
+    return CompletionRecord(prompt=prompt, query=query, draw=draw, first=first, **more)
 
 
 def _no_line(status: JobStatus) -> LineError:

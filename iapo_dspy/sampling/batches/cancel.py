@@ -10,7 +10,7 @@ from iapo_dspy.errors import BatchJobFailed, ConfigurationError, one_line
 from iapo_dspy.sampling.batches.jobs import LiteLLMJobs
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.ledger.ledger import Ledger, open_batches
-from iapo_dspy.sampling.ledger.reading import read_ledger
+from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import BatchRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 
@@ -38,12 +38,12 @@ def cancel_batches(log_dir: str | os.PathLike[str], lm: dspy.BaseLM | None = Non
     lm = lm or dspy.settings.lm
     if not isinstance(lm, dspy.BaseLM):
         raise ConfigurationError(f"lm={lm!r}: give the dspy.LM of the run, or configure it, for its address and key.")
-    header, records = read_ledger(log_dir)
+    contents = contents_of(log_dir)
     jobs = LiteLLMJobs(lm)
     secrets = secrets_of(lm.kwargs)
     stopped: list[str] = []
     unknown: list[BatchRecord] = []
-    for record in open_batches(r for r in records if isinstance(r, BatchRecord)):
+    for record in open_batches(contents.all(BatchRecord)):
         problem = None
         try:
             job = record.job or run_on_loop(jobs.find(record.tag, record.at))
@@ -56,8 +56,8 @@ def cancel_batches(log_dir: str | os.PathLike[str], lm: dspy.BaseLM | None = Non
                 problem = one_line(error, secrets)
         if problem is not None:
             raise BatchJobFailed(f"The batch job {record.job or record.tag} could not be stopped: {problem}")
-    if unknown:
-        with Ledger.open(log_dir, fingerprint=str(header["fingerprint"])) as ledger:
+    if unknown and contents.run is not None:
+        with Ledger.open(log_dir, fingerprint=contents.run.fingerprint) as ledger:
             for record in unknown:
                 ledger.append(BatchRecord(tag=record.tag, state="closed", job=record.job, status="unknown"))
     return tuple(stopped)

@@ -44,29 +44,26 @@ class BatchLine:
     """One request of a job.
 
     Attributes:
-        pull: The pull that it belongs to.
-        prompt: Index of the pull's prompt.
-        query: Index of the pull's query.
-        indices: Which of the pull's completions it asks for; as many as the request's n.
+        id: Its `custom_id`, unique within its job.
+        prompt: Digest of the prompt.
+        query: Digest of the query's inputs.
+        first: Number of the first draw of the pull that it belongs to.
+        draws: Numbers of the draws that it asks for; as many as the request's n.
         seed: The seed that is sent.
         tokens: Upper bound of its tokens; 0 where no budget needs one.
         usd: Upper bound of its dollars; 0 where no budget needs one.
         alone: Whether the provider does not take n, so that each completion pays for its prompt.
     """
 
-    pull: PullKey
-    prompt: int
-    query: int
-    indices: tuple[int, ...]
+    id: str
+    prompt: str
+    query: str
+    first: int
+    draws: tuple[int, ...]
     seed: int | None = None
     tokens: int = 0
     usd: float = 0.0
     alone: bool = False
-
-    @property
-    def id(self) -> str:
-        """Its `custom_id`, unique within its job: round, position and first completion."""
-        return f"{self.pull[0]}-{self.pull[1]}-{self.indices[0]}"
 
     @classmethod
     def decode(cls, data: Mapping[str, Any]) -> BatchLine:
@@ -76,7 +73,7 @@ class BatchLine:
             LedgerError: It is not such a line.
         """
         try:
-            return cls(**{**data, "pull": tuple(data["pull"]), "indices": tuple(data["indices"])})
+            return cls(**{**data, "draws": tuple(data["draws"])})
         except (KeyError, TypeError) as error:
             raise LedgerError(
                 f"The ledger has a batch job with a line that is damaged ({one_line(error)}): {str(data)[:100]}. "
@@ -86,9 +83,7 @@ class BatchLine:
 
 def make_line(
     pull: PullKey,
-    prompt: int,
-    query: int,
-    indices: Sequence[int],
+    draws: Sequence[int],
     *,
     ready: PredictorCall,
     price: Price | None,
@@ -100,15 +95,24 @@ def make_line(
     A pull that is asked for as a whole gets the seed that an ordinary request would have, so that jobs draw the same
     completions. `bounded` says whether the budget needs upper bounds, and `alone` that the provider does not take n.
     """
-    seed = seed_of(ready.lm, list(pull), ready.messages, indices[0])
+    prompt, query, first = pull
+    seed = seed_of(ready.lm, list(pull), ready.messages, draws[0] - first)
     tokens, usd = 0, 0.0
     if bounded:
         read = prompt_bound(ready.messages, ready.params)
-        written = len(indices) * (max_output_tokens(ready.params) or 0)
+        written = len(draws) * (max_output_tokens(ready.params) or 0)
         tokens = read + written
         usd = price.bound(read, written) if price is not None else 0.0
     return BatchLine(
-        pull=pull, prompt=prompt, query=query, indices=tuple(indices), seed=seed, tokens=tokens, usd=usd, alone=alone
+        id=f"{prompt}-{query}-{draws[0]}",
+        prompt=prompt,
+        query=query,
+        first=first,
+        draws=tuple(draws),
+        seed=seed,
+        tokens=tokens,
+        usd=usd,
+        alone=alone,
     )
 
 
@@ -208,6 +212,6 @@ def read_choices(
     usage = reading.usage
     if price is not None:
         usage = replace(usage, usd=price.of(usage.prompt_tokens, usage.completion_tokens))
-    n = len(line.indices)
+    n = len(line.draws)
     shared = len(reading.outputs) > 1 or (n == 1 and not line.alone)
     return replace(reading, usage=usage).choices(n, shared=shared, price=price, seed=line.seed), usage

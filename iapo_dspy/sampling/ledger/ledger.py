@@ -1,8 +1,9 @@
 """Keeps everything that was paid for on disk before it is used: versioned JSON lines in `log_dir/ledger.jsonl`.
 
-The first line names the format and the run that the file belongs to; every other line is one record. A process that is
-killed may leave half a record at the end; the next start cuts it off. A lock keeps a second process out. It is a lock
-of the operating system, so it ends with the process that holds it.
+The first line names the format; every other line is one record. Runs write one after the other, each behind a record of
+its own, and each finds what all of them have paid for. A process that is killed may leave half a record at the end; the
+next start cuts it off. A lock keeps a second process out. It is a lock of the operating system, so it ends with the
+process that holds it.
 
 `log_dir/ledger.spare` takes room that is given back when the disk is full. So completions whose requests are in flight
 at that moment can still be written.
@@ -17,30 +18,36 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import filelock
 
-from iapo_dspy.errors import LedgerError, LedgerMismatch, storing
+from iapo_dspy.errors import LedgerError, storing
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.ledger.lock import acquire
-from iapo_dspy.sampling.ledger.reading import FORMAT, VERSION, LedgerContents, read_contents
+from iapo_dspy.sampling.ledger.reading import LedgerContents, read_contents
 from iapo_dspy.sampling.ledger.records import (
+    FORMAT,
+    VERSION,
     BatchRecord,
     CallRecord,
+    Cell,
     CompletionRecord,
     PlannedRecord,
-    PullKey,
     Record,
+    RunRecord,
     ScoreRecord,
     SpentRecord,
     UnitRecord,
     VerdictRecord,
     encode_record,
 )
+from iapo_dspy.sampling.ledger.serving import check_serves
+from iapo_dspy.sampling.ledger.upgrade import Older, upgrade
+from iapo_dspy.sampling.spending.budget import Spent
 
 logger = logging.getLogger(__name__)
 
@@ -62,33 +69,36 @@ class LedgerPort:
     This class finds nothing and keeps nothing; `Ledger` reads and writes a file.
 
     Attributes:
-        spent: The spending of earlier processes of the run.
+        known: The completions that stood in the file before this run began, as the numbers of the draws by cell.
+        stored: The completions that later pulls can use, also of earlier processes of this run, likewise.
+        spent: The spending of earlier processes of the run, and what other runs had paid before it began.
+        taken_over: The part of it that other runs had paid.
         batches: The batch jobs of earlier processes whose completions are not stored yet.
         calls: The answers of earlier processes that all rollouts of a query share.
         unit: The unit of costs that an earlier process found.
-        about: What the first process of the run wrote of it, beside what it depends on; None without a file.
-        planned: The completions that earlier processes planned for; None where the budget said it.
+        has_unit: Whether that was known when this run began.
+        about: What the first process of the run wrote of it, beside what it depends on; None for a run that begins.
+        planned: The completions that earlier processes of the run planned for; None where the budget said it.
     """
 
     def __init__(self) -> None:
+        self.known: Mapping[Cell, Sequence[int]] = {}
+        self.stored: Mapping[Cell, Sequence[int]] = {}
         self.spent = SpentRecord()
+        self.taken_over = Spent()
         self.batches: tuple[BatchRecord, ...] = ()
         self.calls: tuple[CallRecord, ...] = ()
         self.unit: UnitRecord | None = None
+        self.has_unit = False
         self.about: Mapping[str, Any] | None = None
         self.planned: PlannedRecord | None = None
 
-    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return the completions of a pull that earlier processes stored, in their order."""
-        return ()
+    def completions(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
+        """Return those of these draws of a cell that are stored and that pulls can use, by number."""
+        return {}
 
-    @property
-    def stored(self) -> Sequence[CompletionRecord]:
-        """Every completion that earlier processes stored, in the order of rounds and positions."""
-        return ()
-
-    def score(self, key: str) -> ScoreRecord | None:
-        """Return the score that earlier processes stored for an answer."""
+    def score(self, key: str, scorer: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for a completion, made by this code."""
         return None
 
     def verdict(self, key: str) -> VerdictRecord | None:
@@ -139,7 +149,7 @@ class NullLedger(LedgerPort):
 
 
 def fingerprint_of(data: Any) -> str:
-    """Return a hash of a run's student, candidates, data and settings. Secrets do not enter it."""
+    """Return a hash of the facts that a run depends on. Secrets do not enter it."""
     text = json.dumps(without_secrets(jsonable(data)), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
@@ -161,17 +171,28 @@ class Ledger(LedgerPort):
     not grow with the run.
     """
 
-    def __init__(self, contents: LedgerContents, file: IO[bytes], lock: filelock.BaseFileLock):
+    def __init__(self, contents: LedgerContents, run: RunRecord, file: IO[bytes], lock: filelock.BaseFileLock):
         super().__init__()
         self.path = contents.path
-        self.spent = next(reversed(contents.all(SpentRecord)), self.spent)
+        fingerprint = run.fingerprint
+        began = next((at for at, r in contents.runs.items() if r.fingerprint == fingerprint), None)
+        first = contents.run_of(fingerprint)
+        self.stored = contents.usable()
+        self.known = self.stored if began is None else contents.usable(before=began)
+        paid = contents.paid(fingerprint)
+        self.taken_over = taken_over(contents) if began is None else paid.before.spent
+        self.spent = SpentRecord(spent=self.taken_over) if began is None else paid.after
         self.batches = open_batches(contents.all(BatchRecord))
         self.calls = tuple(contents.all(CallRecord))
-        self.unit = next(reversed(contents.all(UnitRecord)), None)
-        self.planned = next(reversed(contents.all(PlannedRecord)), None)
-        self.about = contents.about
+        cost = ((run if first is None else first).settings or {}).get("cost")
+        runs = {r.fingerprint: None for r in contents.runs.values() if r.settings and r.settings.get("cost") == cost}
+        units = [(name, unit) for name in runs for unit in contents.own(UnitRecord, name)]
+        self.unit = units[0][1] if units else None
+        self.has_unit = bool(units) and units[0][0] != fingerprint
+        self.planned = next(reversed(contents.own(PlannedRecord, fingerprint)), None)
+        self.about = None if first is None else (first.settings or {}).get("about", {})
         self._contents = contents
-        self._kept: dict[PullKey, dict[int, CompletionRecord]] = {}
+        self._kept: dict[Cell, dict[int, CompletionRecord]] = {}
         self._file = file
         self._lock_file = lock
         self._unsynced = 0
@@ -188,17 +209,19 @@ class Ledger(LedgerPort):
         *,
         fingerprint: str,
         settings: Mapping[str, Any] | None = None,
+        older: Older | None = None,
     ) -> Ledger:
-        """Create the ledger of a run, or resume it.
+        """Create a ledger, resume a run of it, or begin another run in it.
 
         Args:
             log_dir: The run's directory; made if it does not exist.
             fingerprint: Hash that tells runs apart (`fingerprint_of`).
-            settings: The hashed settings for people to read; secrets are left out.
+            settings: The hashed settings for people to read, and "about" the run; secrets are left out.
+            older: The run as version 1 of the format knew it; a ledger of that version is then rewritten once.
 
         Raises:
             LedgerLocked: Another process has it open.
-            LedgerMismatch: It belongs to another run.
+            LedgerMismatch: Nothing in it can serve this run: another student, another model, another adapter.
             LedgerError: It is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
             StorageError: The directory or a file in it cannot be written, or its disk is nearly full.
         """
@@ -206,47 +229,55 @@ class Ledger(LedgerPort):
         path = folder / "ledger.jsonl"
         with storing(folder, "made"):
             folder.mkdir(parents=True, exist_ok=True)
-        plain = without_secrets(jsonable(dict(settings or {})))
-        header = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "settings": plain}
+        run = RunRecord(fingerprint=fingerprint, settings=without_secrets(jsonable(dict(settings or {}))))
         with storing(path, kept="Nothing was asked for or paid."), contextlib.ExitStack() as undo:
             lock = acquire(folder / "ledger.lock")
             undo.callback(lock.release)
+            if older is not None:
+                upgrade(path, older)
             file = undo.enter_context(path.open("ab", buffering=0))
             contents = read_contents(path)
-            if contents.header:
-                _check_header(contents.header, header, path)
+            if contents.run_of(fingerprint) is None:
+                check_serves(contents, run.settings or {})
             if file.tell() > contents.size:
                 logger.warning("%s ended in half a record; it was cut off.", path.name)
                 file.truncate(contents.size)
-            ledger = cls(contents if contents.header else replace(contents, header=header), file, lock)
-            if not contents.header:
-                ledger._write([{"kind": "header", **header}])
-                ledger.flush()
+            ledger = cls(contents, run, file, lock)
+            ledger._begin(run)
             undo.callback(ledger._spare.unlink, missing_ok=True)
             ledger._spare.write_bytes(os.urandom(_SPARE))
             undo.pop_all()
             return ledger
+
+    def _begin(self, run: RunRecord) -> None:
+        """Write the record behind which this run's records stand, unless it stands there already."""
+        contents = self._contents
+        fresh: list[Record] = []
+        if not contents.header:
+            self._write([{"kind": "header", "format": FORMAT, "version": VERSION}])
+        if contents.run_of(run.fingerprint) is None:
+            fresh = [run, self.spent]
+        elif contents.run is not None and contents.run.fingerprint != run.fingerprint:
+            fresh = [replace(run, settings=None)]
+        if fresh:
+            self.extend(fresh)
+            self.flush()
 
     def extend(self, records: Sequence[Record], *, keep: bool = False) -> None:
         """Write records, all or none; see `LedgerPort.extend`."""
         self._write([encode_record(record) for record in records])
         for record in records if keep else ():
             if isinstance(record, CompletionRecord):
-                self._kept.setdefault(record.pull, {})[record.index] = record
+                self._kept.setdefault((record.prompt, record.query), {})[record.draw] = record
 
-    def completions(self, pull: PullKey) -> tuple[CompletionRecord, ...]:
-        """Return the completions of a pull that earlier processes stored, in their order."""
-        found = {record.index: record for record in self._contents.completions_of(pull)} | self._kept.get(pull, {})
-        return tuple(found[index] for index in sorted(found))
+    def completions(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
+        """Return those of these draws of a cell that are stored and that pulls can use, by number."""
+        kept = {draw: record for draw, record in self._kept.get(cell, {}).items() if draw in draws}
+        return self._contents.completions_of(cell, draws) | kept
 
-    @property
-    def stored(self) -> Sequence[CompletionRecord]:
-        """Every completion that earlier processes stored, in the order of rounds and positions."""
-        return self._contents.completions
-
-    def score(self, key: str) -> ScoreRecord | None:
-        """Return the score that earlier processes stored for an answer."""
-        return self._contents.last(ScoreRecord, key)
+    def score(self, key: str, scorer: str) -> ScoreRecord | None:
+        """Return the score that earlier processes stored for a completion, made by this code."""
+        return self._contents.last(ScoreRecord, key, scorer=scorer)
 
     def verdict(self, key: str) -> VerdictRecord | None:
         """Return the answer of a judge that earlier processes stored."""
@@ -320,6 +351,15 @@ class Ledger(LedgerPort):
         logger.warning("%s: %s. What is in flight is still written; then the run stops.", self.path, self._error)
 
 
+def taken_over(contents: LedgerContents) -> Spent:
+    """Return what all runs of a file have paid, with the bounds of what was in flight when they were killed."""
+    total = Spent()
+    for fingerprint in {run.fingerprint: None for run in contents.runs.values()}:
+        paid = contents.paid(fingerprint)
+        total += paid.after.spent + paid.after.reserved - paid.before.spent
+    return replace(total, seconds=0.0)
+
+
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:
     """Return the jobs that are not closed, each with its lines and the last state that was written.
 
@@ -344,30 +384,3 @@ def _line(record: Mapping[str, Any]) -> bytes:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 does not have, but JSON escapes have
         return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-
-
-def _check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    if found.get("fingerprint") != wanted["fingerprint"]:
-        differing = "; ".join(_differences(found.get("settings") or {}, wanted["settings"]))
-        raise LedgerMismatch(
-            f"{path} belongs to another run. Different: {differing or 'student, candidates or data'}. "
-            "Choose another log_dir, or undo the changes to resume."
-        )
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in sorted({*old, *new}):
-            label = f"{name}.{key}" if name else str(key)
-            if key not in old or key not in new:
-                found.append(f"{label} ({'new' if key in new else 'gone'})")
-            else:
-                found += _differences(old[key], new[key], label)
-        return found
-    return [] if old == new else [f"{name} (was {_short(old)}, is {_short(new)})"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

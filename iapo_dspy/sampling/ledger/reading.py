@@ -10,8 +10,9 @@ import array
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
 
@@ -21,25 +22,28 @@ from pydantic_core import from_json, to_jsonable_python
 
 from iapo_dspy.errors import LedgerError
 from iapo_dspy.sampling.ledger.records import (
+    FORMAT,
     KINDS,
+    VERSION,
+    Cell,
     CompletionRecord,
-    PullKey,
     Record,
+    RunRecord,
+    SpentRecord,
     check_line,
     decode_record,
     lines,
 )
+from iapo_dspy.sampling.ledger.upgrade import Older, is_older, rewrite
 
 R = TypeVar("R", bound=Record)
 
-FORMAT = "iapo_dspy.ledger"
-VERSION = 1
 _START = b'{"kind":"header","format":'
 _LONGEST = 1 << 27  # bytes of a line, so that no file makes memory grow without end
-_NAMES = ("round", "position", "index")  # of a completion
 _COMPLETION = list(KINDS.values()).index(CompletionRecord)
-# What is known of each record: the number of its kind, its name, and where its line starts and how long it is.
-_ROW = np.dtype([(name, np.int64) for name in ("kind", *_NAMES, "key", "start", "length")])
+# What is known of each record: the number of its kind; of a completion, the number of its cell, that of its draw and
+# whether it was lost to an error; of others, a hash of their key; where the line starts and how long it is.
+_ROW = np.dtype([(name, np.int64) for name in ("kind", "cell", "draw", "lost", "key", "start", "length")])
 
 
 class _TooDeepError(ValueError):
@@ -52,10 +56,12 @@ class StoredRecords(Sequence[R]):
     Args:
         path: The file.
         places: Where the line of each record starts, and its length in bytes [n].
+        copy: Whatever must live as long as these for the file to be there.
     """
 
-    def __init__(self, path: Path, places: NDArray[Any]) -> None:
+    def __init__(self, path: Path, places: NDArray[Any], *, copy: object = None) -> None:
         self._path = path
+        self._copy = copy
         self._places = places[["start", "length"]]
 
     def __len__(self) -> int:
@@ -71,7 +77,7 @@ class StoredRecords(Sequence[R]):
     def __getitem__(self, index: int | slice) -> R | StoredRecords[R]:
         """Read one record; of a slice, none yet."""
         if isinstance(index, slice):
-            return StoredRecords(self._path, self._places[index])
+            return StoredRecords(self._path, self._places[index], copy=self._copy)
         return next(iter(StoredRecords[R](self._path, self._places[[index]])))
 
     def __iter__(self) -> Iterator[R]:
@@ -91,6 +97,14 @@ class StoredRecords(Sequence[R]):
             raise LedgerError(f"{self._path} was changed while it was read ({error}). Run again.") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Paid:
+    """The spending of a run at its start, which other runs had paid, and at its end."""
+
+    before: SpentRecord
+    after: SpentRecord
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LedgerContents:
     """Everything that a ledger's file holds.
@@ -100,68 +114,152 @@ class LedgerContents:
         header: Its first line; empty where there is none yet.
         size: Bytes of its whole groups of records.
         rows: One for each record, in the order of the file [n].
+        ids: The prompts and queries of the cells; their numbers are their positions.
+        copy: The directory of the file where that is a copy, which lives as long as this.
     """
 
     path: Path
     header: Mapping[str, Any]
     size: int
     rows: NDArray[Any]
+    ids: Sequence[str] = ()
+    copy: tempfile.TemporaryDirectory[str] | None = None
 
     @property
     def records(self) -> StoredRecords[Record]:
         """Every record, in the order in which they were written."""
-        return StoredRecords(self.path, self.rows)
+        return self._stored(self.rows)
+
+    @functools.cached_property
+    def runs(self) -> Mapping[int, RunRecord]:
+        """The record of each run that begins or goes on, by the position of the record."""
+        return dict(
+            zip(np.flatnonzero(self.rows["kind"] == _kind(RunRecord)).tolist(), self.all(RunRecord), strict=True)
+        )
+
+    @property
+    def run(self) -> RunRecord | None:
+        """The run that wrote last, with its settings; None before the first one."""
+        last = max(self.runs, default=None)
+        return None if last is None else self.run_of(self.runs[last].fingerprint)
+
+    def run_of(self, fingerprint: str) -> RunRecord | None:
+        """Return the first record of a run; None where it has not begun."""
+        return next((run for run in self.runs.values() if run.fingerprint == fingerprint), None)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The facts that the last run depends on."""
+        return (self.run.settings if self.run is not None else None) or {}
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """Facts that the first process of the run wrote of it, beside those that it depends on."""
-        found = (self.header.get("settings") or {}).get("about")
+        """Facts that the first process of the last run wrote of it, beside those that it depends on."""
+        found = self.settings.get("about")
         return found if isinstance(found, Mapping) else {}
 
     def all(self, kind: type[R]) -> StoredRecords[R]:
         """Return every record of a kind, in the order in which they were written."""
-        return StoredRecords(self.path, self._rows_of(kind))
+        return self._stored(self.rows[self.rows["kind"] == _kind(kind)])
+
+    def own(self, kind: type[R], fingerprint: str) -> StoredRecords[R]:
+        """Return every record of a kind that a run has written, in their order."""
+        return self._stored(self.rows[self._own(fingerprint) & (self.rows["kind"] == _kind(kind))])
+
+    def paid(self, fingerprint: str) -> Paid:
+        """Return the spending of a run."""
+        found = self.own(SpentRecord, fingerprint)
+        return Paid(before=found[0], after=found[-1]) if len(found) else Paid(before=SpentRecord(), after=SpentRecord())
 
     @property
     def completions(self) -> StoredRecords[CompletionRecord]:
-        """Every completion in the order of rounds, positions and indices; of several with one name, the last."""
-        return StoredRecords(self.path, self._completions)
+        """Every completion, in the order in which they were written; of several with one name, the last."""
+        return self._stored(self.rows[np.sort(self._last())])
 
-    def completions_of(self, pull: PullKey) -> StoredRecords[CompletionRecord]:
-        """Return the completions of a pull, as `completions` has them."""
-        number = _number(*pull)
-        first, end = np.searchsorted(self._pulls, (number, number + 1))
-        return StoredRecords(self.path, self._completions[first:end])
+    def completions_of(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
+        """Return those of these draws of a cell that later pulls can use (`usable`), by number."""
+        number = self._numbers.get(cell)
+        if number is None:
+            return {}
+        rows = self._usable
+        rows = rows[slice(*np.searchsorted(rows["cell"], (number, number + 1)))]
+        rows = rows[np.isin(rows["draw"], list(draws))]
+        return {r.draw: r for r in self._stored(rows)}
 
-    def last(self, kind: type[R], key: str) -> R | None:
-        """Return the last record of a kind whose `key` is this one."""
-        rows, wanted = self._by_key, hash(key)
-        first, end = (int(np.searchsorted(rows["key"], wanted, side=side)) for side in ("left", "right"))
-        found = StoredRecords[Any](self.path, rows[first:end])
-        return next((r for r in reversed(found) if isinstance(r, kind) and getattr(r, "key", None) == key), None)
+    def usable(self, *, before: int | None = None) -> dict[Cell, list[int]]:
+        """Return the draws that later pulls can use, ascending, by cell.
 
-    def _rows_of(self, kind: type) -> NDArray[Any]:
-        return np.asarray(self.rows[self.rows["kind"] == list(KINDS.values()).index(kind)])
+        A completion that was lost to an error is drawn again, unless its run had come to its end: then it is part of
+        the run's results.
+
+        Args:
+            before: Count records before this position only. Default: all of them.
+        """
+        rows = self._usable if before is None else self.rows[self._standing(before)]
+        cells, starts = np.unique(rows["cell"], return_index=True)
+        draws = np.split(rows["draw"], starts[1:]) if len(cells) else []
+        names = [(self.ids[cell >> 31], self.ids[cell & (2**31 - 1)]) for cell in cells.tolist()]
+        return {name: some.tolist() for name, some in zip(names, draws, strict=True)}
+
+    def last(self, kind: type[R], key: str, **wanted: str) -> R | None:
+        """Return the last record of a kind whose `key` is this one, and whose other fields are as wanted."""
+        rows, number = self._by_key, hash(key)
+        first, end = (int(np.searchsorted(rows["key"], number, side=side)) for side in ("left", "right"))
+        found = (r for r in reversed(self._stored(rows[first:end])) if isinstance(r, kind))
+        wanted = {"key": key, **wanted}
+        return next((r for r in found if all(getattr(r, name) == value for name, value in wanted.items())), None)
+
+    def _stored(self, rows: NDArray[Any]) -> StoredRecords[Any]:
+        return StoredRecords(self.path, rows, copy=self.copy)
+
+    def _own(self, fingerprint: str) -> NDArray[np.bool_]:
+        """Tell which rows a run has written [n]."""
+        mine = np.array([False, *(run.fingerprint == fingerprint for run in self.runs.values())])
+        return np.asarray(mine[self._segment(np.arange(len(self.rows)))])
+
+    def _segment(self, index: NDArray[Any]) -> NDArray[Any]:
+        """Return how many run records stand before rows, or are these rows."""
+        return np.searchsorted(np.array(list(self.runs), dtype=np.int64), index, side="right")
+
+    def _last(self, before: int | None = None) -> NDArray[Any]:
+        """Return the positions of the completions in the order of cells and draws; of equal names, the last."""
+        rows = self.rows[:before]
+        index = np.flatnonzero(rows["kind"] == _COMPLETION)
+        cell, draw = rows["cell"][index], rows["draw"][index]
+        order = np.lexsort((draw, cell))  # a stable sort: of equal names, the last one was written last
+        equal = (cell[order][1:] == cell[order][:-1]) & (draw[order][1:] == draw[order][:-1])
+        return np.asarray(index[order[np.append(~equal, np.ones(min(len(index), 1), dtype=bool))]])
+
+    def _standing(self, before: int | None = None) -> NDArray[Any]:
+        index = self._last(before)
+        lost = self.rows["lost"][index] > 0
+        if lost.any():
+            ended = np.zeros(len(self.runs) + 1, dtype=bool)
+            for i, run in enumerate(self.runs.values()):
+                mine = np.flatnonzero(self._own(run.fingerprint)[:before])
+                spent = self._stored(self.rows[mine[self.rows["kind"][mine] == _kind(SpentRecord)]])
+                ended[i + 1] = len(spent) > 0 and spent[-1].finished
+            index = index[~lost | ended[self._segment(index)]]
+        return index
 
     @functools.cached_property
-    def _completions(self) -> NDArray[Any]:
-        rows = self._rows_of(CompletionRecord)
-        names = [rows[name] for name in _NAMES]
-        order = np.lexsort(names[::-1])  # a stable sort: of equal names, the last one was written last
-        equal = np.all([name[order][1:] == name[order][:-1] for name in names], axis=0)
-        return np.asarray(rows[order[np.append(~equal, np.ones(min(len(rows), 1), dtype=bool))]])
+    def _usable(self) -> NDArray[Any]:
+        return np.asarray(self.rows[self._standing()])
 
     @functools.cached_property
-    def _pulls(self) -> NDArray[np.int64]:
-        return np.asarray(_number(self._completions["round"], self._completions["position"]))
+    def _numbers(self) -> dict[Cell, int]:
+        return {
+            (self.ids[cell >> 31], self.ids[cell & (2**31 - 1)]): cell
+            for cell in np.unique(self._usable["cell"]).tolist()
+        }
 
     @functools.cached_property
     def _by_key(self) -> NDArray[Any]:
         return self.rows[np.argsort(self.rows["key"], kind="stable")]
 
 
-def _number(round: Any, position: Any) -> Any:
-    return round * 2**31 + position
+def _kind(kind: type) -> int:
+    return list(KINDS.values()).index(kind)
 
 
 def read_contents(path: Path) -> LedgerContents:
@@ -183,6 +281,7 @@ def read_contents(path: Path) -> LedgerContents:
 def _read(file: IO[bytes], path: Path) -> LedgerContents:
     header: Mapping[str, Any] = {}
     rows, group = array.array("q"), array.array("q")
+    ids: dict[str, int] = {}
     start = size = number = 0
     validate, kinds = lines().validate_json, {name: i for i, name in enumerate(KINDS)}
     while raw := file.readline(_LONGEST):
@@ -200,7 +299,9 @@ def _read(file: IO[bytes], path: Path) -> LedgerContents:
             _check_format(header, path)
         elif (kind := kinds.get(line["kind"])) is not None:
             if kind == _COMPLETION:
-                group.extend((kind, line["round"], line["position"], line["index"], 0, start, len(raw)))
+                prompt, query = (ids.setdefault(line[name], len(ids)) for name in ("prompt", "query"))
+                lost = line.get("error", False) and line.get("text") is None
+                group.extend((kind, prompt << 31 | query, line["draw"], lost, 0, start, len(raw)))
             else:
                 group.extend((kind, 0, 0, 0, hash(line["key"]) if "key" in line else 0, start, len(raw)))
         start += len(raw)
@@ -208,7 +309,7 @@ def _read(file: IO[bytes], path: Path) -> LedgerContents:
             rows.extend(group)
             del group[:]
             size = start
-    return LedgerContents(path=path, header=header, size=size, rows=np.frombuffer(rows, dtype=_ROW))
+    return LedgerContents(path=path, header=header, size=size, rows=np.frombuffer(rows, dtype=_ROW), ids=list(ids))
 
 
 def _looked_at(
@@ -268,29 +369,38 @@ def _check_format(found: Mapping[str, Any], path: Path) -> None:
             f"{path} has version {found.get('version')!r}; this package writes version {VERSION}. "
             "Use the package that wrote it, or another log_dir."
         )
-    settings = found.get("settings")
-    if not isinstance(found.get("fingerprint"), str) or not isinstance(settings, Mapping | None):
-        raise LedgerError(f"{path} is damaged at line 1: its `fingerprint` must be text, its `settings` an object.")
 
 
 def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[Mapping[str, Any], StoredRecords[Record]]:
-    """Read a run's ledger without locking or changing it; the run may still be going on.
+    """Read a ledger without locking or changing it; a run may still be going on.
 
     Args:
         log_dir: The run's directory.
 
     Returns:
-        The header, with the run's `settings`, and every whole record in the order in which it was written.
+        The settings of the run that wrote last, and every whole record in the order in which it was written.
 
     Raises:
-        LedgerError: There is none, it is not a ledger, is of a newer version, or is damaged elsewhere than at its end.
+        LedgerError: There is none, it is not a ledger, is of another version, or is damaged elsewhere than at its end.
     """
     contents = contents_of(log_dir)
-    return contents.header, contents.records
+    return contents.settings, contents.records
 
 
-def contents_of(log_dir: str | os.PathLike[str]) -> LedgerContents:
-    """Return everything that a run's ledger holds, as `read_ledger` does."""
-    contents = read_contents(Path(log_dir) / "ledger.jsonl")
+def contents_of(log_dir: str | os.PathLike[str], older: Older | None = None) -> LedgerContents:
+    """Return everything that a ledger holds, as `read_ledger` does.
+
+    One of version 1 is read from a copy that is written for it, with the names of `older` where that is given.
+
+    Raises:
+        LedgerMismatch: It is of version 1, and has other candidates, examples, LMs or another adapter than `older`.
+    """
+    path = Path(log_dir) / "ledger.jsonl"
+    if is_older(path):
+        folder = tempfile.TemporaryDirectory()
+        copy = Path(folder.name) / path.name
+        rewrite(path, copy, older)
+        return replace(read_contents(copy), copy=folder)
+    contents = read_contents(path)
     _check_format(contents.header, contents.path)
     return contents

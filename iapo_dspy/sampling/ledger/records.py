@@ -14,20 +14,39 @@ from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.usage import Usage
 
-PullKey = tuple[int, int]
-"""(round, position in the round's batch): names a pull, so that a resumed run can ask for it again."""
+FORMAT = "iapo_dspy.ledger"
+VERSION = 2
+
+Cell = tuple[str, str]
+"""(prompt, query), each by a digest of its content."""
+
+PullKey = tuple[str, str, int]
+"""(prompt, query, number of the first draw): names completions that were asked for together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run begins, or goes on after another one has written: the records behind this one are its own.
+
+    Attributes:
+        fingerprint: Hash that tells runs apart (`ledger.fingerprint_of`).
+        settings: The facts that the run depends on, without secrets, and under "about" those that readers of the ledger
+            need beside them; None where the run goes on.
+    """
+
+    fingerprint: str
+    settings: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionRecord:
-    """One completion of one pull.
+    """One completion of a cell, known by what it is: other runs find it, too.
 
     Attributes:
-        round: Number of the batch of pulls, 0-based.
-        position: The pull's position in its batch.
-        index: The completion's position in its pull.
-        prompt: Index of the prompt.
-        query: Index of the query.
+        prompt: Digest of the prompt: the program's state, the decoding, the LMs' settings and the adapter.
+        query: Digest of the query's inputs.
+        draw: Number of the draw in its cell, 0-based.
+        first: Number of the first draw that was asked for together with this one: they share what is paid once.
         text: The raw completion.
         fields: The prediction's fields as JSON data (`encode_prediction`); None for a failure.
         failure: The error in one line; None for a success.
@@ -40,11 +59,10 @@ class CompletionRecord:
             wrote plain JSON.
     """
 
-    round: int
-    position: int
-    index: int
-    prompt: int
-    query: int
+    prompt: str
+    query: str
+    draw: int
+    first: int
     text: str | None = None
     fields: Mapping[str, Any] | None = None
     failure: str | None = None
@@ -56,8 +74,13 @@ class CompletionRecord:
 
     @property
     def pull(self) -> PullKey:
-        """The pull it belongs to."""
-        return (self.round, self.position)
+        """The completions that it was asked for with."""
+        return (self.prompt, self.query, self.first)
+
+    @property
+    def key(self) -> str:
+        """Its name in the keys of scores and verdicts."""
+        return f"{self.prompt}/{self.query}/{self.draw}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +88,7 @@ class CallRecord:
     """An answer that all rollouts of a query share, because a pipeline asks for it before it calls its inner module.
 
     Attributes:
-        query: Index of the query.
+        query: Digest of the query's inputs.
         call: Hash of the request.
         repeat: How many equal requests the same rollout made before.
         output: The answer as DSPy adapters expect it.
@@ -74,7 +97,7 @@ class CallRecord:
         seed: The seed that was sent.
     """
 
-    query: int
+    query: str
     call: str
     repeat: int
     output: Any = None
@@ -88,12 +111,13 @@ class ScoreRecord:
     """How one completion was scored.
 
     Attributes:
-        key: Names the completion, such as by round, position and index; the caller chooses it.
+        key: Names the completion (`CompletionRecord.key`).
         answer: Key of the answer that it votes for; None where there is no vote.
         scores: One per objective; None for a failure.
         failure: Why there is no score.
         error: Whether the metric raised an exception.
-        scorer: Hash of the code that scored; a score that other code made is not used again.
+        scorer: Hash of the code that scored and of the labels that it saw; other code and other labels score anew.
+        calibrates: Whether it belongs to the first batch of a run, whose scores set the scales of the objectives.
     """
 
     key: str
@@ -102,6 +126,7 @@ class ScoreRecord:
     scores: Sequence[float] | None = None
     failure: str | None = None
     error: bool = False
+    calibrates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +161,9 @@ class PlannedRecord:
 @dataclass(frozen=True, kw_only=True)
 class SpentRecord:
     """The spending of a run so far, of this process and earlier ones together.
+
+    The first one of a run says what other runs had paid before for the completions of this file. So the difference
+    between a run's last one and its first one is what the run has paid itself.
 
     Attributes:
         spent: The spending, without completions: each of them has a record.
@@ -175,12 +203,12 @@ class BatchRecord:
     reserved_usd: float = 0.0
     status: str | None = None
     at: float = 0.0
-    version: int = 1
+    version: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
-    """The unit in which `Preference.cost` weighs costs; runs that go on keep it.
+    """The unit in which `Preference.cost` weighs costs; later runs with the same `Cost` keep it.
 
     Attributes:
         cost: Raw cost of the student's average call for a single completion, in the unit of the run's `Cost`, > 0.
@@ -192,9 +220,18 @@ class UnitRecord:
 
 
 Record = (
-    CompletionRecord | CallRecord | ScoreRecord | VerdictRecord | SpentRecord | BatchRecord | UnitRecord | PlannedRecord
+    RunRecord
+    | CompletionRecord
+    | CallRecord
+    | ScoreRecord
+    | VerdictRecord
+    | SpentRecord
+    | BatchRecord
+    | UnitRecord
+    | PlannedRecord
 )
 KINDS: dict[str, type] = {
+    "run": RunRecord,
     "completion": CompletionRecord,
     "call": CallRecord,
     "score": ScoreRecord,

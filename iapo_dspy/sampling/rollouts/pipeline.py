@@ -102,13 +102,13 @@ class Upstream:
     """The answers of one query. To be used on the sampling loop only.
 
     Args:
-        query: Index of the query.
+        query: Digest of the query's inputs.
         known: The answers that earlier processes of the run got.
         keep: Told of every answer before it is used.
     """
 
     def __init__(
-        self, query: int, *, known: Iterable[CallRecord] = (), keep: Callable[[CallRecord], None] = lambda record: None
+        self, query: str, *, known: Iterable[CallRecord] = (), keep: Callable[[CallRecord], None] = lambda record: None
     ) -> None:
         self.query = query
         self._keep = keep

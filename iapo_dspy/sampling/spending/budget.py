@@ -119,6 +119,10 @@ class Spent:
         """Return what both took together."""
         return Spent(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    def __sub__(self, other: Spent) -> Spent:
+        """Return what this took beside the other, which is a part of it."""
+        return Spent(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+
     def to_dict(self) -> dict[str, float]:
         """Return JSON data that `from_dict` reads back; seconds are rounded to milliseconds."""
         return {**asdict(self), "seconds": round(self.seconds, 3)}

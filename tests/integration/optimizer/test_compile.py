@@ -466,14 +466,19 @@ def test_a_run_that_died_repeats_no_paid_call_and_ends_with_the_same_policy(tmp_
     assert "sk-loopback-secret" not in (tmp_path / "ledger.jsonl").read_text()
 
 
-def test_a_ledger_of_another_run_is_refused_and_says_what_differs(tmp_path: Path) -> None:
+def test_a_ledger_of_another_student_or_model_is_refused_and_says_what_differs(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm()):
         optimizer(budget=100, log_dir=tmp_path).compile(student(), trainset=questions(10))
         requests = server.requests
-        with pytest.raises(LedgerMismatch, match="max_n"):
-            optimizer(budget=100, max_n=4, log_dir=tmp_path).compile(student(), trainset=questions(10))
-        with pytest.raises(LedgerMismatch, match="examples"):
-            optimizer(budget=100, log_dir=tmp_path).compile(student(), trainset=questions(11))
+        with pytest.raises(LedgerMismatch, match=r'models \(was \["openai/fake"\], is \["openai/other"\]\)'):
+            with dspy.context(lm=server.lm(model="openai/other")):
+                optimizer(budget=100, log_dir=tmp_path).compile(student(), trainset=questions(10))
+        with pytest.raises(LedgerMismatch, match=r"student \(was .*, is .ChainOfThought.\)"):
+            optimizer(budget=100, log_dir=tmp_path).compile(
+                dspy.ChainOfThought("question -> answer"), trainset=questions(10)
+            )
+        with pytest.raises(LedgerMismatch, match="adapter"), dspy.context(adapter=dspy.JSONAdapter()):
+            optimizer(budget=100, log_dir=tmp_path).compile(student(), trainset=questions(10))
         assert server.requests == requests
 
 

@@ -164,7 +164,7 @@ def test_sampling_settings_are_part_of_what_a_run_is(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_run_is_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> None:
     script = (
-        "import dspy, sys\nfrom iapo_dspy.optimizer.fingerprint import digest\n"
+        "import dspy, sys\nfrom iapo_dspy.sampling.ledger.digests import digest\n"
         "e = dspy.Example(q='x', allowed={'one', 'uno', 'eins', 'un'}).with_inputs('q')\n"
         "print(digest([dict(e.items())]))\n"
     )

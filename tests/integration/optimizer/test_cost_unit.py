@@ -60,9 +60,10 @@ def test_the_unit_does_not_move_with_the_pool_nor_with_budget_or_preferences() -
 
 def test_a_student_that_is_not_a_candidate_takes_a_small_counted_part_of_the_budget(tmp_path: Path) -> None:
     program = compiled("Briefly.", "In full.", log_dir=tmp_path, budget=200)
-    _, records = read_ledger(tmp_path)
-    mine = [r for r in records if isinstance(r, CompletionRecord) and r.prompt == 2]
-    assert len(mine) == len({r.query for r in mine}) == 200 // 20 and {r.round for r in mine} == {0}
+    settings, records = read_ledger(tmp_path)
+    student = settings["about"]["prompts"][2]
+    mine = [r for r in records if isinstance(r, CompletionRecord) and r.prompt == student]
+    assert len(mine) == len({r.query for r in mine}) == 200 // 20 and {r.draw for r in mine} == {0}
     (unit,) = (r for r in records if isinstance(r, UnitRecord))
     assert unit.queries == 10 and unit.cost == pytest.approx(sum(r.usage.completion_tokens for r in mine) / 10)
     assert scale(program) == pytest.approx(0.01 / unit.cost)
@@ -84,10 +85,10 @@ def test_a_run_that_goes_on_keeps_its_unit_and_an_older_ledger_its_scale(tmp_pat
         kept = optimizer(candidates=["Briefly.", "In full."], log_dir=new).compile(student(), trainset=questions(40))
     assert scale(again) == scale(first) and scale(kept) == pytest.approx(0.01 / 1_000)
 
-    header = json.loads(lines[0])
-    del header["settings"]["about"]["unit"]  # as an older version wrote it
+    run = {**json.loads(lines[1]), "more": False}
+    del run["settings"]["about"]["unit"]  # as an older version wrote it
     old.mkdir()
-    (old / "ledger.jsonl").write_text(json.dumps(header) + "\n")
+    (old / "ledger.jsonl").write_text(f"{lines[0]}\n{json.dumps(run)}\n")
     average = scale(compiled("Briefly.", "In full.", log_dir=old))
     assert average == pytest.approx(0.01 / 33, rel=0.1)  # both candidates, as that version had it
     assert average != pytest.approx(scale(compiled("Briefly.", "In full.", log_dir=none)), rel=0.1)

@@ -18,7 +18,7 @@ import pydantic
 import pytest
 
 from iapo_dspy import LedgerMismatch
-from iapo_dspy.optimizer.fingerprint import digest
+from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
@@ -132,7 +132,7 @@ def test_a_ledger_gives_back_half_a_pair(tmp_path: Path) -> None:
 
 def test_the_identity_of_data_is_the_same_in_every_process_and_tells_values_apart() -> None:
     script = (
-        "import json; from iapo_dspy.optimizer.fingerprint import digest; "
+        "import json; from iapo_dspy.sampling.ledger.digests import digest; "
         "from tests.integration.optimizer.test_odd_data import ODD; "
         "print(json.dumps({k: digest(v) for k, v in ODD.items()}))"
     )

@@ -93,13 +93,13 @@ def test_a_round_is_one_job_and_finds_what_ordinary_requests_find(
     with Loopback(adder, api_key=KEY) as server:
         more = {"api_version": "2024-10-21"} if model.startswith("azure") else {}
         program = compiled(server, tmp_path, model=model, lm=more)
-        rounds = {r.round for r in completions(tmp_path)}
+        rounds = program.detailed_results.rounds
         assert len(server.jobs.jobs) == len(rounds) > 2
         assert server.requests == sum(len(ids) for ids in server.jobs.custom_ids)
         assert all(len(set(ids)) == len(ids) for ids in server.jobs.custom_ids)
         lines = [line for job in server.jobs.jobs for line in server.jobs.lines(job)]
         # One request per pull, with n as large as the pull, and nothing fetched twice.
-        assert {line["custom_id"].split("-")[2] for line in lines} == {"0"}
+        assert len(lines) == len({r.pull for r in completions(tmp_path)})
         assert sum(line["body"].get("n", 1) for line in lines) == len(completions(tmp_path)) == server.completions
         assert {line["body"]["model"] for line in lines} == {"fake"}
         fetched = [path for method, path in server.jobs.calls if path.endswith("/content")]
@@ -135,10 +135,10 @@ def test_a_finished_run_is_read_from_its_ledger(tmp_path: Path) -> None:
 def test_every_completion_is_drawn_however_a_provider_treats_n(faults: Faults, tmp_path: Path) -> None:
     with Loopback(adder, faults=faults) as server:
         program = compiled(server, tmp_path)
-        jobs = Counter(ids[0].split("-")[0] for ids in server.jobs.custom_ids)
+        jobs, rounds = len(server.jobs.jobs), len(program.detailed_results.rounds)
         spent = program.policy.dump_state()["spent"]
         assert server.completions == spent["completions"] == len(completions(tmp_path))
-    assert max(jobs.values()) <= 2, "what is missing comes with the next job of the round, no more than one"
+    assert jobs <= 2 * rounds, "what is missing comes with the next job of the round, no more than one"
     assert program.detailed_results.failures.total == 0
 
 
@@ -178,7 +178,7 @@ def test_what_never_succeeds_fails_after_the_retries_and_costs_nothing(tmp_path:
 def test_requests_that_are_wrong_are_not_asked_again(tmp_path: Path) -> None:
     with Loopback(adder, batches=BatchFaults(line=lambda body, job: 400 if body["seed"] % 7 == 0 else None)) as server:
         program = compiled(server, tmp_path)
-        assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
+        assert len(server.jobs.jobs) == len(program.detailed_results.rounds)
     assert program.detailed_results.failures.total > 0
 
 
@@ -227,7 +227,7 @@ def test_a_job_that_is_stopped_stops_the_run_and_the_next_one_goes_on(
         paid = len(server.bodies)
         assert len([r for r in completions(tmp_path) if not r.failure]) == server.completions
         program = compiled(server, tmp_path)
-        assert len(server.jobs.jobs) == 1 + len({r.round for r in completions(tmp_path)})
+        assert len(server.jobs.jobs) == 1 + len(program.detailed_results.rounds)
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
         assert len(server.bodies) > paid
     assert policy(program)["evidence"] == plain["evidence"]
@@ -236,9 +236,10 @@ def test_a_job_that_is_stopped_stops_the_run_and_the_next_one_goes_on(
 @pytest.mark.slow
 def test_a_lost_answer_to_a_submission_makes_no_second_job(tmp_path: Path, plain: dict[str, Any]) -> None:
     with Loopback(adder, batches=BatchFaults(lost=2, hidden=1, page=1, refuse=[500, 429])) as server:
-        assert policy(compiled(server, tmp_path)) == plain
+        program = compiled(server, tmp_path)
+        assert policy(program) == plain
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
-        assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
+        assert len(server.jobs.jobs) == len(program.detailed_results.rounds)
 
 
 @pytest.mark.slow
@@ -289,13 +290,13 @@ def test_dollars_are_those_of_jobs_and_are_never_exceeded(tmp_path: Path) -> Non
         billed = 0.5 * (server.prompt_tokens * 1e-3 + server.completion_tokens * 2e-3)
         assert program.policy.dump_state()["spent"]["usd"] == pytest.approx(billed, abs=1e-6)
         assert sum(r.usage.usd or 0.0 for r in completions(tmp_path / "half")) == pytest.approx(billed)
-        assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path / "half")})
+        assert len(server.jobs.jobs) == len(program.detailed_results.rounds)
     cap = 0.6 * billed
     with Loopback(adder) as server:
         program = compiled(server, tmp_path / "cap", half, budget=Budget(150, usd=cap), lm=PRICES)
         billed = 0.5 * (server.prompt_tokens * 1e-3 + server.completion_tokens * 2e-3)
         # Upper bounds of a whole round do not fit: it becomes several jobs, one after another.
-        assert len(server.jobs.jobs) > len({r.round for r in completions(tmp_path / "cap")})
+        assert len(server.jobs.jobs) > len(program.detailed_results.rounds)
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
     spent = program.policy.dump_state()["spent"]
     assert billed == pytest.approx(spent["usd"]) and 0.3 * cap < spent["usd"] <= cap
@@ -419,8 +420,9 @@ def test_after_ctrl_c_the_job_goes_on_and_the_next_run_picks_it_up(
         assert seen.waiting == "batch_0: in_progress, 0 of 0 requests"
         assert "batch_0 go on at the provider" in caplog.text and "cancel_batches" in caplog.text
         assert len(server.jobs.jobs) == 1
-        assert policy(compiled(server, tmp_path)) == plain
-        assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
+        program = compiled(server, tmp_path)
+        assert policy(program) == plain
+        assert len(server.jobs.jobs) == len(program.detailed_results.rounds)
         assert max(Counter(b["seed"] for b in server.bodies).values()) == 1
 
 
@@ -464,8 +466,9 @@ def test_waiting_ends_and_can_be_taken_up(tmp_path: Path, plain: dict[str, Any])
         with pytest.raises(BatchJobFailed, match=r"in_progress, .* goes on"):
             compiled(server, tmp_path, BatchAPI(poll_seconds=0.01, timeout_hours=1e-5))
         server.jobs.faults.polls = 1
-        assert policy(compiled(server, tmp_path)) == plain
-        assert len(server.jobs.jobs) == len({r.round for r in completions(tmp_path)})
+        program = compiled(server, tmp_path)
+        assert policy(program) == plain
+        assert len(server.jobs.jobs) == len(program.detailed_results.rounds)
 
 
 @pytest.mark.slow
@@ -542,7 +545,7 @@ def test_a_parameter_that_is_refused_is_left_out_of_the_next_job(tmp_path: Path)
     with _Refusing(lambda body: (400, said) if "temperature" in body else None) as server:
         results = compiled(server, tmp_path).detailed_results
         assert results.failures.total == 0
-        rounds = {r.round for r in completions(tmp_path)}
+        rounds = results.rounds
         assert len(server.jobs.jobs) == len(rounds) + 1  # the first job was refused
 
 

@@ -27,12 +27,20 @@ from iapo_dspy import (
 from iapo_dspy.environments.__main__ import main
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
+from iapo_dspy.sampling.ledger.export import Places
 from iapo_dspy.sampling.ledger.ledger import Ledger
-from iapo_dspy.sampling.ledger.reading import read_ledger
+from iapo_dspy.sampling.ledger.reading import contents_of, read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, adder, brevity, checked, questions
+
+
+def run_of(log_dir: Path) -> str:
+    found = contents_of(log_dir).run
+    assert found is not None
+    return found.fingerprint
+
 
 ROOT = Path(__file__).parents[4]
 
@@ -50,7 +58,7 @@ def test_one_row_per_completion_with_its_score(tmp_path: Path) -> None:
     rows = export(tmp_path / "run", tmp_path / "all.parquet")
     table = datasets.load_dataset("parquet", data_files=str(tmp_path / "all.parquet"), cache_dir=str(tmp_path))["train"]
     assert rows == len(table) == results.spent.completions - 3  # without those that measure the student
-    assert len({(r["round"], r["position"], r["index"]) for r in table}) == rows
+    assert len({(r["prompt"], r["query"], r["draw"]) for r in table}) == rows
     failed = 0
     for row in table:
         assert row["label"] == INSTRUCTIONS[row["prompt"]] and row["scored"] and row["completion_tokens"] > 0
@@ -70,7 +78,7 @@ def test_an_interrupted_run_can_be_exported_but_not_replayed(tmp_path: Path) -> 
     lines = path.read_text().splitlines(True)
     scores = [i for i, line in enumerate(lines) if '"kind":"score"' in line]
     path.write_text("".join(line for i, line in enumerate(lines) if i not in scores[-3:]))
-    with Ledger.open(tmp_path / "run", fingerprint=read_ledger(tmp_path / "run")[0]["fingerprint"]):
+    with Ledger.open(tmp_path / "run", fingerprint=run_of(tmp_path / "run")):
         rows = export(tmp_path / "run", tmp_path / "part.parquet")  # while another process has the lock
     table = datasets.Dataset.from_parquet(str(tmp_path / "part.parquet"), cache_dir=str(tmp_path))
     assert len(table) == rows and sum(not scored for scored in table["scored"]) == 3
@@ -90,12 +98,13 @@ def test_a_recording_has_the_shares_of_the_answers(tmp_path: Path) -> None:
     right: Counter[tuple[int, int]] = Counter()
     voted: Counter[tuple[int, int]] = Counter()
     scores = {r.key: r for r in records if isinstance(r, ScoreRecord)}
+    places = Places.of(contents_of(tmp_path / "run"))
     for r in records:
-        if isinstance(r, CompletionRecord) and r.prompt < 3:
-            score = scores.get(f"{r.round}/{r.position}/{r.index}")
-            drawn[r.prompt, r.query] += 1
-            voted[r.prompt, r.query] += r.fields is not None
-            right[r.prompt, r.query] += score is not None and list(score.scores or ()) == [1.0]
+        if isinstance(r, CompletionRecord) and places.prompts[r.prompt] < 3:
+            score, cell = scores.get(r.key), (places.prompts[r.prompt], places.queries[r.query])
+            drawn[cell] += 1
+            voted[cell] += r.fields is not None
+            right[cell] += score is not None and list(score.scores or ()) == [1.0]
     for p, x in drawn:
         assert recording.probs[p, x].sum() == pytest.approx(voted[p, x] / drawn[p, x])
         assert (recording.probs[p, x] * recording.scores[x]).sum() == pytest.approx(right[p, x] / drawn[p, x])
@@ -118,18 +127,21 @@ def test_best_of_n_keeps_every_completion(tmp_path: Path) -> None:
     assert recording.weights.tolist() == [[1.0, 0.0, 0.0], [0.5, 0.5, 2.0]]
     _, records = read_ledger(tmp_path / "run")
     completions = [r for r in records if isinstance(r, CompletionRecord)]
+    places = Places.of(contents_of(tmp_path / "run"))
     scores = {r.key: r for r in records if isinstance(r, ScoreRecord)}
     for p in range(3):
         for x in range(3):
-            cell = [
-                scores.get(f"{r.round}/{r.position}/{r.index}") for r in completions if (r.prompt, r.query) == (p, x)
-            ]
+            mine = [r for r in completions if (places.prompts[r.prompt], places.queries[r.query]) == (p, x)]
+            cell = [scores.get(r.key) for r in mine]
             sums = np.sum([s.scores for s in cell if s is not None and s.scores is not None], axis=0)
             assert np.allclose((recording.outcomes[p, x] * recording.probs[p, x][:, None]).sum(0), sums / len(cell))
     assert recording.probs.sum() < 9  # failures are missing probability
     assert recording.cost.mean() > 1  # half a point a token
     assert recording.cost == pytest.approx(
-        [np.mean([r.usage.completion_tokens for r in completions if r.prompt == p]) * 0.5 for p in range(3)]
+        [
+            np.mean([r.usage.completion_tokens for r in completions if places.prompts[r.prompt] == p]) * 0.5
+            for p in range(3)
+        ]
     )
 
 

@@ -22,7 +22,7 @@ optimizer = optimizers(budget=Budget(120), num_threads=8, seed=3)
 
 
 def completion(index: int, text: str = "t" * 100) -> CompletionRecord:
-    return CompletionRecord(round=0, position=0, index=index, prompt=0, query=0, text=text)
+    return CompletionRecord(prompt="p", query="q", draw=index, first=0, text=text)
 
 
 def drawn(log_dir: Path) -> list[CompletionRecord]:
@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_whole_records_only(tmp_path: Path) -> None:
         with pytest.raises(StorageError):
             ledger.append(completion(3))  # half of the last one may be there, so nothing may follow it
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert [r.index for r in ledger.stored] == [0, 1] and not ledger.full
+        assert ledger.stored == {("p", "q"): [0, 1]} and not ledger.full
 
 
 def test_a_ledger_needs_its_spare_room_before_anything_is_asked_for(
@@ -110,7 +110,7 @@ def test_a_disk_that_does_not_sync_is_an_error_of_the_ledger(tmp_path: Path, mon
 
 def test_an_export_that_does_not_fit_leaves_the_old_file(tmp_path: Path) -> None:
     with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
-        ledger.extend([completion(0), ScoreRecord(key="0/0/0", scores=[1.0])])
+        ledger.extend([completion(0), ScoreRecord(key=completion(0).key, scores=[1.0])])
     assert export(tmp_path / "run", tmp_path / "a.parquet") == 1
     (tmp_path / "b.parquet").mkdir()
     for path in (tmp_path / "b.parquet", tmp_path / "none" / "a.parquet"):

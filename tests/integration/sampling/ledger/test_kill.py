@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from iapo_dspy.sampling.ledger.ledger import Ledger
-from iapo_dspy.sampling.ledger.reading import read_ledger
+from iapo_dspy.sampling.ledger.reading import contents_of, read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord, VerdictRecord
 from tests.support.killing import MAX_N, THREADS, Victim, judge_once
 from tests.support.loopback import Faults, Loopback, chat
@@ -96,11 +96,12 @@ def test_a_killed_compile_goes_on_where_it_was(kills: int, takes_n: bool, tmp_pa
         found = json.loads(result.read_text())
         assert {k: v for k, v in found.items() if k != "spent"} == {k: v for k, v in wanted.items() if k != "spent"}
         assert found["spent"]["completions"] == wanted["spent"]["completions"] <= 800
-        header, records = read_ledger(log_dir)
-        completions = [r for r in records if isinstance(r, CompletionRecord)]
-        assert len({(r.pull, r.index) for r in completions}) == len(completions) == found["spent"]["completions"]
-        with Ledger.open(log_dir, fingerprint=header["fingerprint"]) as ledger:
-            assert len(ledger.stored) == len(completions) and ledger.spent.finished
+        contents = contents_of(log_dir)
+        completions = contents.all(CompletionRecord)
+        assert contents.run is not None
+        assert len({r.key for r in completions}) == len(completions) == found["spent"]["completions"]
+        with Ledger.open(log_dir, fingerprint=contents.run.fingerprint) as ledger:
+            assert sum(map(len, ledger.stored.values())) == len(completions) and ledger.spent.finished
     print(f"{died} kills in {runs} runs: {redone} requests asked again, all in flight; at most {lost_most} per kill")
 
 

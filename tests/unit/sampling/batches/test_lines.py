@@ -77,7 +77,7 @@ async def test_a_line_is_what_an_ordinary_request_would_send(model: str, setting
             await Sampler(lm=lm).sample(predictor, {"question": "1 + 1"}, 3, key=[0, 7])
         (sent,) = server.bodies
         request = ready(predictor, lm, adapter)
-        line = make_line((0, 7), 1, 2, range(3), ready=request, price=None, bounded=False)
+        line = make_line(("p", "q", 0), range(3), ready=request, price=None, bounded=False)
         body = chat_body(lm, request.messages, request.params, n=3, seed=line.seed)
     sent.pop("stream", None)
     assert json.loads(json.dumps(body)) == sent
@@ -90,11 +90,11 @@ def test_bounds_are_for_the_whole_line() -> None:
     lm = dspy.LM("openai/fake", max_tokens=30, input_cost_per_token=1.0, output_cost_per_token=10.0)
     request = ready(dspy.Predict("question -> answer"), lm)
     price = batch_price(lm)
-    one = make_line((0, 0), 0, 0, [0], ready=request, price=price, bounded=True)
-    four = make_line((0, 0), 0, 0, range(4), ready=request, price=price, bounded=True)
+    one = make_line(("p", "q", 0), [0], ready=request, price=price, bounded=True)
+    four = make_line(("p", "q", 0), range(4), ready=request, price=price, bounded=True)
     assert four.tokens - one.tokens == 90 and four.usd - one.usd == 900.0
     assert one.tokens - 30 > sum(len(m["content"]) for m in request.messages)
-    assert make_line((0, 0), 0, 0, [0], ready=request, price=price, bounded=False).tokens == 0
+    assert make_line(("p", "q", 0), [0], ready=request, price=price, bounded=False).tokens == 0
 
 
 def line_of(**more: Any) -> str:
@@ -132,7 +132,7 @@ def test_a_file_that_is_cut_off_anywhere_loses_its_last_line_at_most(length: int
 def test_an_answer_is_read_like_any_other() -> None:
     lm = dspy.LM("openai/fake")
     request = ready(dspy.Predict("question -> answer"), lm)
-    line = make_line((0, 0), 0, 0, [2, 3], ready=request, price=None, bounded=False)
+    line = make_line(("p", "q", 0), [2, 3], ready=request, price=None, bounded=False)
     choices = [{"index": i, "message": {"role": "assistant", "content": chat(answer=str(i))}, "finish_reason": "stop"}
                for i in range(3)]  # fmt: skip
     body = {"id": "x", "object": "chat.completion", "created": 0, "model": "fake", "choices": choices,
@@ -153,7 +153,8 @@ def test_an_answer_is_read_like_any_other() -> None:
     st.lists(st.integers(0, 99), min_size=1, unique=True),
     st.none() | st.integers(0, 2**31 - 1),
 )
-def test_lines_survive_the_ledger(pull: tuple[int, int], indices: list[int], seed: int | None) -> None:
-    line = BatchLine(pull=pull, prompt=1, query=2, indices=tuple(indices), seed=seed, tokens=3, usd=0.5)
+def test_lines_survive_the_ledger(cell: tuple[str, str], draws: list[int], seed: int | None) -> None:
+    line = BatchLine(
+        id="i", prompt=cell[0], query=cell[1], first=0, draws=tuple(draws), seed=seed, tokens=3, usd=0.5
+    )
     assert BatchLine.decode(json.loads(json.dumps(asdict(line)))) == line
-    assert line.id == f"{pull[0]}-{pull[1]}-{indices[0]}"

@@ -15,7 +15,8 @@ import pytest
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, open_batches
 from iapo_dspy.sampling.ledger.reading import read_ledger
-from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, ScoreRecord
+from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, ScoreRecord, SpentRecord, UnitRecord
+from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.usage import Usage
 
 ROOT = Path(__file__).parents[4]
@@ -29,7 +30,16 @@ def record(index: int, pull: tuple[int, int] = (0, 0), **changes: Any) -> Comple
         "usage": Usage(completion_tokens=2.5),
         "seed": 7,
     }
-    return CompletionRecord(round=pull[0], position=pull[1], index=index, prompt=3, query=4, **{**base, **changes})
+    return CompletionRecord(prompt=f"p{pull[0]}", query=f"q{pull[1]}", draw=index, first=0, **{**base, **changes})
+
+
+def found(ledger: LedgerPort, pull: tuple[int, int] = (0, 0)) -> tuple[CompletionRecord, ...]:
+    """The completions of a cell, in the order of their draws."""
+    return tuple(record for _, record in sorted(ledger.completions((f"p{pull[0]}", f"q{pull[1]}"), range(9)).items()))
+
+
+def cells(log_dir: Path) -> list[tuple[str, str]]:
+    return [(r.prompt, r.query) for r in read_ledger(log_dir)[1] if isinstance(r, CompletionRecord)]
 
 
 def test_what_was_stored_comes_back(tmp_path: Path) -> None:
@@ -39,20 +49,20 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
         )
         ledger.append(ScoreRecord(key="4|a0", scores=[1.0, 0.5]))
         ledger.append(ScoreRecord(key="4|a1", failure="ValueError: no"))
-        assert ledger.completions((0, 0)) == ()  # who appended it has it
+        assert found(ledger) == ()  # who appended it has it
     with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
-        first, second = ledger.completions((0, 0))
+        first, second = found(ledger)
         assert (first, second) == (record(0, failure="E: x", fields=None, error=True), record(1))
-        assert ledger.completions((1, 0)) == (record(0, (1, 0), usage=Usage(usd=0.25)),)
-        assert ledger.completions((9, 9)) == ()
-        assert [r.pull for r in ledger.stored] == [(0, 0), (0, 0), (1, 0)]
-        score = ledger.score("4|a0")
+        assert found(ledger, (1, 0)) == (record(0, (1, 0), usage=Usage(usd=0.25)),)
+        assert found(ledger, (9, 9)) == () and ledger.known == {}
+        assert ledger.stored == {("p0", "q0"): [0, 1], ("p1", "q0"): [0]}
+        score = ledger.score("4|a0", "")
         assert score is not None and list(score.scores or ()) == [1.0, 0.5]
-        assert ledger.score("4|a1") == ScoreRecord(key="4|a1", failure="ValueError: no")
-        assert ledger.score("other") is None
+        assert ledger.score("4|a1", "") == ScoreRecord(key="4|a1", failure="ValueError: no")
+        assert ledger.score("4|a1", "another metric") is None and ledger.score("other", "") is None
         ledger.append(record(1, (1, 0)))
     with Ledger.open(tmp_path / "run", fingerprint="f") as ledger:
-        assert len(ledger.completions((1, 0))) == 2
+        assert len(found(ledger, (1, 0))) == 2
 
 
 def test_records_that_belong_together_are_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -65,14 +75,14 @@ def test_records_that_belong_together_are_there_as_a_whole_or_not_at_all(tmp_pat
     whole = path.read_bytes()
     for end in range(len(before) + 1, len(whole)):  # killed after any byte
         path.write_bytes(whole[:end])
-        assert [r.pull for r in read_ledger(tmp_path)[1] if isinstance(r, CompletionRecord)] == [(0, 0), (0, 0)]
+        assert cells(tmp_path) == [("p0", "q0")] * 2
         assert path.read_bytes() == whole[:end]  # reading changes nothing
         with Ledger.open(tmp_path, fingerprint="f") as ledger:
-            assert ledger.completions((0, 1)) == () and len(ledger.completions((0, 0))) == 2
+            assert found(ledger, (0, 1)) == () and len(found(ledger)) == 2
         assert path.read_bytes() == before
     path.write_bytes(whole)
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert [r.index for r in ledger.completions((0, 1))] == [0, 1, 2]
+        assert [r.draw for r in found(ledger, (0, 1))] == [0, 1, 2]
 
 
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
@@ -83,7 +93,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
         read_ledger(tmp_path)
 
 
-@pytest.mark.parametrize("torn", [b'{"kind":"completion","rou', b"\xff\xfe", b'{"kind":"completion"}', b"\n", b"12\n"])
+@pytest.mark.parametrize("torn", [b'{"kind":"completion","pro', b"\xff\xfe", b'{"kind":"completion"}', b"\n", b"12\n"])
 def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
         ledger.append(record(0))
@@ -91,12 +101,12 @@ def test_a_torn_end_is_cut_off(tmp_path: Path, torn: bytes, caplog: pytest.LogCa
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
     with caplog.at_level(logging.WARNING), Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert ledger.completions((0, 0)) == (record(0),)
+        assert found(ledger) == (record(0),)
         assert path.read_bytes() == whole
         ledger.append(record(1))
     assert "half a record" in caplog.text
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert len(ledger.completions((0, 0))) == 2
+        assert len(found(ledger)) == 2
 
 
 def test_every_possible_tear_is_repaired(tmp_path: Path) -> None:
@@ -109,7 +119,7 @@ def test_every_possible_tear_is_repaired(tmp_path: Path) -> None:
     for length in [*range(0, len(whole), 7), *ends, *(end - 1 for end in ends), len(whole)]:
         path.write_bytes(whole[:length])
         with Ledger.open(tmp_path, fingerprint="f") as ledger:
-            assert len(ledger.stored) == max(sum(end <= length for end in ends) - 1, 0)
+            assert len(found(ledger)) == max(sum(end <= length for end in ends) - 3, 0)  # header, run, spent
 
 
 def test_damage_in_the_middle_is_not_repaired_silently(tmp_path: Path) -> None:
@@ -117,23 +127,73 @@ def test_damage_in_the_middle_is_not_repaired_silently(tmp_path: Path) -> None:
         ledger.extend([record(0), record(1)])
     path = tmp_path / "ledger.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"{broken\n" + lines[2])
-    with pytest.raises(LedgerError, match="line 2"):
+    path.write_bytes(b"".join([*lines[:3], b"{broken\n", *lines[4:]]))
+    with pytest.raises(LedgerError, match="line 4"):
         Ledger.open(tmp_path, fingerprint="f")
-    with pytest.raises(LedgerError, match="line 2"):  # and the lock was given back
+    with pytest.raises(LedgerError, match="line 4"):  # and the lock was given back
         Ledger.open(tmp_path, fingerprint="f")
 
 
-def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
-    Ledger.open(tmp_path, fingerprint="f", settings={"budget": 10, "strategy": {"field": "a"}, "old": 1}).close()
-    with pytest.raises(LedgerMismatch) as caught:
-        Ledger.open(tmp_path, fingerprint="g", settings={"budget": 20, "strategy": {"field": "b"}})
-    message = str(caught.value)
-    assert "budget (was 10, is 20)" in message
-    assert 'strategy.field (was "a", is "b")' in message
-    assert "old (gone)" in message
-    with pytest.raises(LedgerMismatch, match="student, candidates or data"):
-        Ledger.open(tmp_path, fingerprint="g", settings={"budget": 10, "strategy": {"field": "a"}, "old": 1})
+def settings(**about: Any) -> dict[str, Any]:
+    return {"seed": 0, "about": {"student": "S", "prompts": ["p0"], "queries": ["q0", "q1"], **about}}
+
+
+def test_another_run_finds_what_was_paid_for_and_the_first_one_is_what_it_was(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f", settings=settings()) as ledger:
+        ledger.append(SpentRecord(spent=Spent(requests=1, completion_tokens=5, usd=0.5, seconds=9.0)))
+        ledger.append(record(0))
+        ledger.append(record(1, text=None, error=True))  # lost: it is drawn again
+        ledger.append(UnitRecord(cost=2.0, queries=1))
+    with Ledger.open(tmp_path, fingerprint="g", settings=settings(prompts=["p0", "p1"])) as ledger:
+        assert ledger.about is None and ledger.known == ledger.stored == {("p0", "q0"): [0]}
+        assert ledger.spent.spent == ledger.taken_over == Spent(requests=1, completion_tokens=5, usd=0.5)  # no seconds
+        assert ledger.has_unit and ledger.unit == UnitRecord(cost=2.0, queries=1)
+        ledger.append(SpentRecord(spent=Spent(requests=3, usd=1.5), reserved=Spent(usd=0.25)))
+        ledger.append(record(1))
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    with Ledger.open(tmp_path, fingerprint="f", settings=settings()) as ledger:
+        assert ledger.about == settings()["about"] and ledger.known == {} and ledger.stored == {("p0", "q0"): [0, 1]}
+        assert (ledger.spent.spent.usd, ledger.spent.spent.seconds) == (0.5, 9.0) and not ledger.has_unit
+        ledger.append(SpentRecord(spent=Spent(requests=2, usd=0.75, seconds=10.0), finished=True))
+    assert (tmp_path / "ledger.jsonl").read_bytes().startswith(before)
+    with Ledger.open(tmp_path, fingerprint="g") as ledger:
+        assert ledger.known == {("p0", "q0"): [0]} and ledger.spent.spent == Spent(requests=3, usd=1.5)
+    with Ledger.open(tmp_path, fingerprint="h", settings=settings()) as ledger:  # 0.75 by the one, 1.25 by the other
+        assert ledger.taken_over.usd == pytest.approx(2.0) and ledger.taken_over.requests == 4
+
+
+def test_a_completion_that_was_lost_in_a_finished_run_stays_lost(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        ledger.extend([record(0, text=None, error=True), SpentRecord(finished=True)])
+    for fingerprint in ("g", "f"):
+        with Ledger.open(tmp_path, fingerprint=fingerprint) as ledger:
+            assert ledger.stored == {("p0", "q0"): [0]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"student": "T", "prompts": ["p9"]}, r'student \(was "S", is "T"\)'),
+        ({"models": ["b"], "prompts": ["p9"]}, r'models \(was null, is \["b"\]\)'),
+    ],
+)
+def test_a_ledger_in_which_nothing_serves_is_refused_by_name(
+    tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    with Ledger.open(tmp_path, fingerprint="f", settings=settings()) as ledger:
+        ledger.append(record(0))
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    with pytest.raises(LedgerMismatch, match=f"none of its completions can serve this run. Different: {words}"):
+        Ledger.open(tmp_path, fingerprint="g", settings=settings(**changed))
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before
+
+
+def test_candidates_that_are_all_new_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Ledger.open(tmp_path, fingerprint="f", settings=settings()) as ledger:
+        ledger.append(record(0))
+    with caplog.at_level(logging.WARNING):
+        Ledger.open(tmp_path, fingerprint="g", settings=settings(prompts=["p9"])).close()
+    assert "starts from zero: 1 completions are of 1 prompt that this run does not have" in caplog.text
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
@@ -195,7 +255,7 @@ def test_no_secret_reaches_the_file(tmp_path: Path) -> None:
         pass
     text = (tmp_path / "ledger.jsonl").read_text()
     assert not any(secret in text for secret in ("sk-123456", "sk-234567", "hush", "Bearer"))
-    assert json.loads(text)["settings"]["lm"] == {"model": "m", "max_tokens": 5}
+    assert json.loads(text.splitlines()[1])["settings"]["lm"] == {"model": "m", "max_tokens": 5}
     changed = {**settings, "aws_secret_access_key": "other"}
     assert fingerprint_of(settings) == fingerprint_of(changed)
     assert fingerprint_of(settings) != fingerprint_of({**settings, "more": 1})
@@ -206,8 +266,8 @@ def test_null_ledger_is_a_ledger() -> None:
         assert isinstance(ledger, LedgerPort)
         ledger.append(record(0))
         ledger.flush()
-        assert ledger.completions((0, 0)) == ()
-        assert ledger.score("x") is None
+        assert found(ledger) == () and ledger.stored == ledger.known == {}
+        assert ledger.score("x", "") is None
     ledger.close()
 
 
@@ -229,5 +289,5 @@ def test_jobs_that_are_open_are_found_again(tmp_path: Path) -> None:
         a, b = ledger.batches
     assert (a.state, a.job, b.state, b.job) == ("intended", None, "submitted", "job-b")
     assert [r.lines for r in (a, b)] == [[{"n": 1}]] * 2 and b.reserved_usd == 2.0
-    with pytest.raises(LedgerError, match="version 2"):
-        open_batches([BatchRecord(tag="a", state="intended", version=2)])
+    with pytest.raises(LedgerError, match="version 3"):
+        open_batches([BatchRecord(tag="a", state="intended", version=3)])

@@ -20,6 +20,7 @@ from iapo_dspy.sampling.ledger.records import (
     CallRecord,
     CompletionRecord,
     Record,
+    RunRecord,
     ScoreRecord,
     SpentRecord,
     encode_record,
@@ -31,48 +32,51 @@ NAMES = st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2))
 
 
 def completion(name: tuple[int, int, int] = (0, 0, 0), **changes: Any) -> CompletionRecord:
-    base: dict[str, Any] = {"prompt": 0, "query": 0, "text": "t", "fields": {"answer": "a"}, "usage": Usage(usd=0.5)}
-    return CompletionRecord(round=name[0], position=name[1], index=name[2], **{**base, **changes})
+    base: dict[str, Any] = {"text": "t", "fields": {"answer": "a"}, "usage": Usage(usd=0.5)}
+    return CompletionRecord(prompt=f"p{name[0]}", query=f"q{name[1]}", draw=name[2], first=0, **{**base, **changes})
 
 
 def one_of_each_kind() -> list[Record]:
     return [
         completion(inner={"inputs": {"question": "q"}, "fields": None}, seed=3),
-        CallRecord(query=0, call="c", repeat=0, output="o", text="o"),
+        CallRecord(query="q", call="c", repeat=0, output="o", text="o"),
         ScoreRecord(key="0/0/0", scorer="s", answer="a", scores=[1.0]),
         SpentRecord(spent=Spent(requests=2, usd=0.5), reserved=Spent(usd=1.0)),
-        BatchRecord(tag="t", state="intended", lines=[{"pull": [0, 0]}]),
+        BatchRecord(tag="t", state="intended", lines=[{"id": "0"}]),
     ]
 
 
 @given(drawn=st.lists(st.tuples(NAMES, st.integers(0, 9)), max_size=20))
-def test_the_last_completion_of_a_name_is_found_and_pulls_are_in_order(
+def test_the_last_completion_of_a_name_is_found(
     drawn: list[tuple[tuple[int, int, int], int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     with Ledger.open(folder, fingerprint="f") as ledger:
         for name, text in drawn:
-            ledger.extend(
-                [completion(name, text=str(text)), ScoreRecord(key="/".join(map(str, name)), answer=str(text))]
-            )
+            ledger.extend([completion(name, text=str(text)), ScoreRecord(key=completion(name).key, answer=str(text))])
     texts = {name: str(text) for name, text in drawn}
     with Ledger.open(folder, fingerprint="f") as ledger:
-        assert [(*r.pull, r.index) for r in ledger.stored] == sorted(texts)
-        for pull in [(r, p) for r in range(4) for p in range(4)]:
-            found = {(*r.pull, r.index): r.text for r in ledger.completions(pull)}
-            assert found == {name: text for name, text in texts.items() if name[:2] == pull}
+        for cell in [(p, x) for p in range(4) for x in range(4)]:
+            mine = {name[2]: text for name, text in texts.items() if name[:2] == cell}
+            named = (f"p{cell[0]}", f"q{cell[1]}")
+            assert list(ledger.stored.get(named, ())) == sorted(mine)
+            for asked in ((0, 1, 2), (1,), ()):
+                found = {draw: r.text for draw, r in ledger.completions(named, asked).items()}
+                assert found == {draw: text for draw, text in mine.items() if draw in asked}
         for name, answer in texts.items():
-            found_score = ledger.score("/".join(map(str, name)))
+            found_score = ledger.score(completion(name).key, "")
             assert found_score is not None and found_score.answer == answer
-    assert len(read_ledger(folder)[1]) == 2 * len(drawn)
+    assert len(read_ledger(folder)[1]) == 2 + 2 * len(drawn)  # behind the run and what it has spent
 
 
 def test_records_of_all_kinds_come_back_in_the_order_of_writing(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
         ledger.extend(one_of_each_kind())
     _, records = read_ledger(tmp_path)
-    assert list(records) == one_of_each_kind() and records[-1] == one_of_each_kind()[-1]
-    assert list(records[1:3]) == one_of_each_kind()[1:3] and list(reversed(records)) == one_of_each_kind()[::-1]
+    begun = [RunRecord(fingerprint="f", settings={}), SpentRecord()]
+    assert list(records) == begun + one_of_each_kind() and records[-1] == one_of_each_kind()[-1]
+    assert list(records[3:5]) == one_of_each_kind()[1:3]
+    assert list(reversed(records)) == one_of_each_kind()[::-1] + begun[::-1]
 
 
 def test_opening_takes_tens_of_bytes_a_record_however_long_its_text_is(tmp_path: Path) -> None:
@@ -87,7 +91,8 @@ def test_opening_takes_tens_of_bytes_a_record_however_long_its_text_is(tmp_path:
 
 
 WRONG: dict[tuple[str, ...], list[object]] = {
-    ("completion.round", "completion.index", "completion.prompt", "completion.query"): [
+    ("completion.prompt", "completion.query", "run.fingerprint"): [3, None, []],
+    ("completion.draw", "completion.first"): [
         "0",
         None,
         True,
@@ -102,7 +107,7 @@ WRONG: dict[tuple[str, ...], list[object]] = {
     ("score.key", "score.answer", "score.scores"): [3, {}],
     ("score.scores",): [["1"], [None]],
     ("spent.requests", "spent.usd", "spent.finished", "spent.reserved_usd"): ["1", -1, {}],
-    ("call.query", "call.repeat", "batch.lines", "batch.tag", "batch.version"): ["1.", None, {}],
+    ("call.repeat", "batch.lines", "batch.tag", "batch.version"): ["1.", None, {}],
 }
 FIELDS = [(name, value) for names, values in WRONG.items() for name in names for value in values]
 
@@ -131,7 +136,7 @@ def test_a_line_of_no_kind_is_refused(tmp_path: Path, line: dict[str, object]) -
     Ledger.open(tmp_path, fingerprint="f").close()
     path = tmp_path / "ledger.jsonl"
     path.write_text(path.read_text() + json.dumps(line) + "\n")
-    with pytest.raises(LedgerError, match=r"line 2 .*kind: it must be text"):
+    with pytest.raises(LedgerError, match=r"line 4 .*kind: it must be text"):
         read_ledger(tmp_path)
 
 
@@ -141,7 +146,7 @@ def test_a_missing_field_is_named(tmp_path: Path, kind: str) -> None:
         ledger.append(completion())
     path = tmp_path / "ledger.jsonl"
     path.write_text(path.read_text() + json.dumps({"kind": kind}) + "\n")
-    with pytest.raises(LedgerError, match=rf"line 3 .*{kind}\.\w+: Field required"):
+    with pytest.raises(LedgerError, match=rf"line 5 .*{kind}\.\w+: Field required"):
         read_ledger(tmp_path)
 
 
@@ -155,11 +160,11 @@ def test_nesting_without_end_and_lines_without_end_are_refused(tmp_path: Path, m
             '"answer": "a"', f'"answer": {"[" * depth}{"]" * depth}'
         )
         path.write_text(sound + deep + "\n")
-        with pytest.raises(LedgerError, match="line 3"):
+        with pytest.raises(LedgerError, match="line 5"):
             read_ledger(tmp_path)
     monkeypatch.setattr(reading, "_LONGEST", 4096)
     path.write_text(sound + '{"kind":"' + "x" * 10_000 + '"}\n')
-    with pytest.raises(LedgerError, match="line 3"):
+    with pytest.raises(LedgerError, match="line 5"):
         read_ledger(tmp_path)
 
 
@@ -169,7 +174,7 @@ def test_text_that_the_fast_parser_refuses_is_read(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     path.write_text(path.read_text().replace('"half"', '"\\ud83d"'))  # half a surrogate pair
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert ledger.completions((0, 0))[0].fields == {"answer": "\ud83d"}
+        assert ledger.completions(("p0", "q0"), [0])[0].fields == {"answer": "\ud83d"}
 
 
 def test_lines_that_are_there_twice_count_once(tmp_path: Path) -> None:
@@ -179,7 +184,8 @@ def test_lines_that_are_there_twice_count_once(tmp_path: Path) -> None:
     lines = path.read_text().splitlines(True)
     path.write_text(lines[0] + "".join(line * 3 for line in lines[1:]) + lines[0])
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert list(ledger.stored) == one_of_each_kind()[:1] and ledger.completions((0, 0)) == (one_of_each_kind()[0],)
+        assert ledger.stored == {("p0", "q0"): [0]}
+        assert ledger.completions(("p0", "q0"), [0]) == {0: one_of_each_kind()[0]}
         assert ledger.spent == one_of_each_kind()[3] and len(ledger.batches) == 1
 
 
@@ -193,11 +199,12 @@ def test_a_foreign_file_is_never_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"settings": [1]}, {"fingerprint": 3}, {"settings": "x"}])
-def test_a_damaged_header_is_named(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_damaged_run_is_named(tmp_path: Path, change: dict[str, object]) -> None:
     Ledger.open(tmp_path, fingerprint="f", settings={"seed": 0}).close()
     path = tmp_path / "ledger.jsonl"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
-    with pytest.raises(LedgerError, match="line 1"):
+    header, run, spent = path.read_text().splitlines()
+    path.write_text("\n".join([header, json.dumps({**json.loads(run), **change}), spent, ""]))
+    with pytest.raises(LedgerError, match="line 2"):
         read_ledger(tmp_path)
 
 

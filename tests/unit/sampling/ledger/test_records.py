@@ -18,7 +18,7 @@ def record(index: int, pull: tuple[int, int] = (0, 0), **changes: Any) -> Comple
         "usage": Usage(completion_tokens=2.5),
         "seed": 7,
     }
-    return CompletionRecord(round=pull[0], position=pull[1], index=index, prompt=3, query=4, **{**base, **changes})
+    return CompletionRecord(prompt=f"p{pull[0]}", query=f"q{pull[1]}", draw=index, first=0, **{**base, **changes})
 
 
 def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
@@ -32,7 +32,7 @@ def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
     assert decode_record(line) == one
     older = {k: v for k, v in line.items() if k not in ("shared_completion_tokens", "inner")}
     assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
-    call = CallRecord(query=1, call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
+    call = CallRecord(query="q", call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
     assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
 
 

@@ -199,7 +199,7 @@ def test_a_value_that_contains_itself_or_cannot_be_shown() -> None:
     for _ in range(1000):
         deep = Pair(1, Names([]) if deep == 0 else deep)
     assert through(deep).right.right.left == 1
-    encode_record(CompletionRecord(round=0, position=0, index=0, prompt=0, query=0, fields={"deep": tagged(deep)}))
+    encode_record(CompletionRecord(prompt="p", query="q", draw=0, first=0, fields={"deep": tagged(deep)}))
     assert through(Shy()) == "<Shy>"
 
 
