@@ -52,6 +52,7 @@ from iapo_dspy.sampling.batches.cancel import cancel_batches
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.judges.metered import metered
 from iapo_dspy.sampling.ledger.export import export
+from iapo_dspy.sampling.ledger.merging import merge_ledgers
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
 from iapo_dspy.sampling.spending.budget import Budget, Spent
 from iapo_dspy.sampling.spending.cost import Cost
@@ -123,6 +124,7 @@ __all__ = [
     "close",
     "export",
     "math_equal",
+    "merge_ledgers",
     "metered",
     "metrics",
     "objectives",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -19,14 +19,13 @@ from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall
-from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids
+from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids, serving
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
-from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.failures import FailureReport
@@ -110,6 +109,7 @@ def draw(plan: Plan) -> Findings:
             unit=plan.unit,
             batch=settings.batch,
             equal=EqualScores(plan.strategy, len(plan.prompts), len(plan.examples), doubtful=plan.doubtful),
+            stored_only=starts_from_evidence and ledger.answered,
         )
         stack.callback(environment.close, finished=False)
         try:
@@ -146,14 +146,13 @@ def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
     directory, facts, total = plan.settings.log_dir, facts_of(plan), plan.completions
     if directory is None:
         return NullLedger()
-    known = about(plan, id_of)
-    ledger = Ledger.open(
-        directory, fingerprint=fingerprint_of(facts), settings={**facts, "about": known}, older=older_of(plan, id_of)
-    )
-    found = Serving.of(ledger.stored, known)
+    settings = {**facts, "about": about(plan, id_of)}
+    ledger = Ledger.open(directory, fingerprint=fingerprint_of(facts), settings=settings, older=older_of(plan, id_of))
+    found = serving(plan, ledger.stored, id_of, ledger.has_unit)
     if found.restored:
+        of = "" if total is None or found.restored > total else f" of {total:,}"
         rest = f" (others do not serve this run: {found.rest})" if found.rest else ""
-        logger.info("restored %s completions%s", f"{found.restored:,}" + (f" of {total:,}" if total else ""), rest)
+        logger.info("restored %s%s completions%s", f"{found.restored:,}", of, rest)
     return ledger
 
 
@@ -163,10 +162,15 @@ def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]
     Raises:
         BudgetTooSmall: The budget does not reach beyond what is known already to a completion of each new candidate.
     """
-    queries = about(plan, id_of)["queries"][: len(plan.examples)]
-    counts = [sum(len(ledger.known.get((id_of(p), x), ())) for x in queries) for p in range(len(plan.prompts))]
+    queries = about(plan, id_of)["queries"]
+    held_out = queries[len(plan.examples) :]
+
+    def count(prompt: int, queries: Sequence[str]) -> int:
+        return sum(len(ledger.known.get((id_of(prompt), x), ())) for x in queries)
+
+    counts = [count(p, queries[: len(plan.examples)]) for p in range(len(plan.prompts))]
     known, new, total = sum(counts), counts.count(0), plan.completions
-    if known and total is not None and total - known < new:
+    if known and new and total is not None and total - known < new:
         raise BudgetTooSmall(
             f"{shown_budget(plan.settings.budget)}: {known:,} completions are in {plan.settings.log_dir} already. "
             f"This leaves {max(total - known, 0):,} for {new} of the {len(counts)} prompts that have none. At least "
@@ -174,6 +178,9 @@ def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]
             given=total,
             least=known + new,
         )
+    if known and total is not None and ledger.answered:  # only how completions are scored has changed
+        total = known + sum(count(p, held_out) for p in range(len(plan.prompts)))
+        plan = plan.of(total)
     if plan.unit is None or not known:
         return plan.without_student() if ledger.has_unit else plan
     left = plan.unit.draws if total is None else min(plan.unit.draws, total - known - new)

@@ -15,6 +15,8 @@ from iapo_dspy.prompts.prompt import Prompt, program_state
 from iapo_dspy.prompts.student import lm_of
 from iapo_dspy.sampling.ledger.digests import digest, distinct, labels_digest, query_id
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of
+from iapo_dspy.sampling.ledger.records import Cell
+from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.ledger.upgrade import Older
 from iapo_dspy.sampling.lm.params import generation_params
 from iapo_dspy.sampling.spending.cost import Cost
@@ -52,6 +54,20 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         "adapter": "ChatAdapter" if dspy.settings.adapter is None else type(dspy.settings.adapter).__qualname__,
         **({"around": digest(around)} if around else {}),
     }
+
+
+def serving(plan: Plan, stored: Mapping[Cell, Sequence[int]], id_of: Callable[[int], str], has_unit: bool) -> Serving:
+    """Count the stored completions that serve a run.
+
+    Args:
+        plan: The run.
+        stored: Draws by cell.
+        id_of: Names a prompt.
+        has_unit: Whether the unit of costs is known, so that completions of the student alone serve nothing.
+    """
+    student = id_of(len(plan.prompts)) if has_unit and plan.as_it_is is not None else None
+    counted = {cell: draws for cell, draws in stored.items() if cell[0] != student}
+    return Serving.of(counted, about(plan, id_of))
 
 
 def prompt_ids(plan: Plan) -> Callable[[int], str]:

@@ -24,7 +24,7 @@ class TestWholePath(WholePath):
     tokens_within = 0.05  # recounted by a tokenizer that is not the model's
 
     def test_one_request_a_pull(self, run: Run) -> None:
-        pulls = Counter((r.round, r.position) for r in run.records)
+        pulls = Counter(r.pull for r in run.records)
         assert len(run.exchanges) == run.report.spent.requests == len(pulls)
         assert Counter(e.body.get("n", 1) for e in run.exchanges) == Counter(pulls.values())
 

@@ -35,7 +35,7 @@ def optimizer(**changes: Any) -> IAPO:
 
 class TestWholePath(WholePath):
     def test_one_request_a_pull(self, run: Run) -> None:
-        pulls = Counter((r.round, r.position) for r in run.records)
+        pulls = Counter(r.pull for r in run.records)
         assert len(run.exchanges) == run.report.spent.requests == len(pulls)
         assert Counter(e.body.get("n", 1) for e in run.exchanges) == Counter(pulls.values())
         assert max(pulls.values()) == MAX_N

@@ -94,6 +94,7 @@ class LiveEnvironment:
         unit: How the first round measures the unit of costs; None leaves it to the algorithm.
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
         equal: Ends the run after a round in which all scores were equal; None lets it go on.
+        stored_only: Make only pulls whose completions are stored, so that nothing is drawn.
 
     Attributes:
         n_prompts: P.
@@ -117,6 +118,7 @@ class LiveEnvironment:
         unit: UnitPlan | None = None,
         batch: BatchAPI | None = None,
         equal: EqualScores | None = None,
+        stored_only: bool = False,
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -134,6 +136,7 @@ class LiveEnvironment:
         self._meter = meter
         self._ledger = ledger
         self._round = 0
+        self._stored_only = stored_only
         self._stored = StoredCompletions(ledger)
         known: dict[str, list[CallRecord]] = {}
         for record in ledger.calls:
@@ -303,7 +306,7 @@ class LiveEnvironment:
     def _starts(self, pulls: Pulls, draws: Sequence[tuple[int, ...]]) -> dict[int, _Start]:
         """Reserve the completions of each pull, by position, until the budget ends; the first have these draws."""
         starts: dict[int, _Start] = {}
-        listed, refused = list(pulls), False
+        listed, refused = list(pulls), self._stored_only
         # The student is measured first, so that a budget that ends early or a kill leaves the unit of costs known.
         order = pulls.in_turns()
         for position in order[np.argsort(pulls.prompt[order] < self.n_prompts, kind="stable")].tolist():

@@ -10,14 +10,14 @@ from typing import TypeVar
 import dspy
 import numpy as np
 
-from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids
+from iapo_dspy.optimizer.fingerprint import facts_of, older_of, prompt_ids, serving
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
-from iapo_dspy.sampling.ledger.ledger import fingerprint_of, taken_over
+from iapo_dspy.sampling.ledger.ledger import fingerprint_of, taken_over, unit_of
 from iapo_dspy.sampling.ledger.reading import contents_of
-from iapo_dspy.sampling.ledger.serving import Serving
+from iapo_dspy.sampling.ledger.records import RunRecord
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import LIKELY_MARGIN, count_text
@@ -175,9 +175,14 @@ def _left(plan: Plan) -> Left | None:
     if log_dir is None or not (log_dir / "ledger.jsonl").is_file():
         return None
     id_of = prompt_ids(plan)
-    contents, mine = contents_of(log_dir, older_of(plan, id_of)), fingerprint_of(facts_of(plan))
-    paid, found = contents.paid(mine).after, Serving.of(contents.usable(), about(plan, id_of))
-    before = taken_over(contents) if contents.run_of(mine) is None else paid.spent + paid.reserved
+    facts = facts_of(plan)
+    contents, run = (
+        contents_of(log_dir, older_of(plan, id_of)),
+        RunRecord(fingerprint=fingerprint_of(facts), settings=facts),
+    )
+    paid = contents.paid(run.fingerprint).after
+    found = serving(plan, contents.usable(), id_of, unit_of(contents, run)[1])
+    before = taken_over(contents) if contents.run_of(run.fingerprint) is None else paid.spent + paid.reserved
     spent = before + Spent(completions=found.restored)
     return Left(
         spent=spent,

@@ -43,9 +43,9 @@ class ScoredCompletion:
 def export(log_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     """Write a run's completions to a Parquet file, one row each, with their scores.
 
-    The run may still be going on. Columns: `prompt` and `query` (positions in the lists of the run that
-    wrote last; null where it does not have them), the others of `CompletionRecord`, with `fields` as JSON text; `label`
-    (the prompt's instruction); `answer`, `scores` (one per objective; null for a completion that failed or was not scored
+    The run may still be going on. Columns: `prompt` and `query` (positions in the lists of the run that wrote last;
+    null where it does not have them), the others of `CompletionRecord`, with `fields` as JSON text; `label` (the
+    prompt's instruction); `answer`, `scores` (one per objective; null for a completion that failed or was not scored
     yet), `scored`; and `failure` and `error` of the completion or, where that is fine, of its score.
 
     Args:

@@ -77,6 +77,7 @@ class LedgerPort:
         calls: The answers of earlier processes that all rollouts of a query share.
         unit: The unit of costs that an earlier process found.
         has_unit: Whether that was known when this run began.
+        answered: Whether a run that differs in its metric at most had come to its end before this one began.
         about: What the first process of the run wrote of it, beside what it depends on; None for a run that begins.
         planned: The completions that earlier processes of the run planned for; None where the budget said it.
     """
@@ -90,6 +91,7 @@ class LedgerPort:
         self.calls: tuple[CallRecord, ...] = ()
         self.unit: UnitRecord | None = None
         self.has_unit = False
+        self.answered = False
         self.about: Mapping[str, Any] | None = None
         self.planned: PlannedRecord | None = None
 
@@ -184,11 +186,13 @@ class Ledger(LedgerPort):
         self.spent = SpentRecord(spent=self.taken_over) if began is None else paid.after
         self.batches = open_batches(contents.all(BatchRecord))
         self.calls = tuple(contents.all(CallRecord))
-        cost = ((run if first is None else first).settings or {}).get("cost")
-        runs = {r.fingerprint: None for r in contents.runs.values() if r.settings and r.settings.get("cost") == cost}
-        units = [(name, unit) for name in runs for unit in contents.own(UnitRecord, name)]
-        self.unit = units[0][1] if units else None
-        self.has_unit = bool(units) and units[0][0] != fingerprint
+        self.unit, self.has_unit = unit_of(contents, run if first is None else first)
+        self.answered = any(
+            _but_for_metric(other.settings) == _but_for_metric(run.settings)
+            and contents.paid(other.fingerprint, before=began).after.finished
+            for at, other in contents.runs.items()
+            if began is None or at < began
+        )
         self.planned = next(reversed(contents.own(PlannedRecord, fingerprint)), None)
         self.about = None if first is None else (first.settings or {}).get("about", {})
         self._contents = contents
@@ -358,6 +362,21 @@ def taken_over(contents: LedgerContents) -> Spent:
         paid = contents.paid(fingerprint)
         total += paid.after.spent + paid.after.reserved - paid.before.spent
     return replace(total, seconds=0.0)
+
+
+def _but_for_metric(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the facts of a run but for those that decide how its completions are scored and chosen from."""
+    if settings is None:
+        return None
+    return {name: value for name, value in settings.items() if name not in ("metric", "edition", "about")}
+
+
+def unit_of(contents: LedgerContents, run: RunRecord) -> tuple[UnitRecord | None, bool]:
+    """Return the unit that runs with the same `Cost` have found, and whether that was before this run."""
+    cost = (run.settings or {}).get("cost")
+    runs = {r.fingerprint: None for r in contents.runs.values() if r.settings and r.settings.get("cost") == cost}
+    units = [(name, unit) for name in runs for unit in contents.own(UnitRecord, name)]
+    return (units[0][1], units[0][0] != run.fingerprint) if units else (None, False)
 
 
 def open_batches(records: Iterable[BatchRecord]) -> tuple[BatchRecord, ...]:

@@ -10,7 +10,9 @@ import array
 import functools
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,15 @@ _ROW = np.dtype([(name, np.int64) for name in ("kind", "cell", "draw", "lost", "
 
 class _TooDeepError(ValueError):
     """JSON of more levels than a record may have."""
+
+
+class _Copy:
+    """A file of this name that is there as long as this object."""
+
+    def __init__(self, name: str) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="iapo_dspy-"))
+        self.path = folder / name
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
 
 class StoredRecords(Sequence[R]):
@@ -115,7 +126,7 @@ class LedgerContents:
         size: Bytes of its whole groups of records.
         rows: One for each record, in the order of the file [n].
         ids: The prompts and queries of the cells; their numbers are their positions.
-        copy: The directory of the file where that is a copy, which lives as long as this.
+        copy: The copy that the file is, which is removed with the last object that reads it.
     """
 
     path: Path
@@ -123,7 +134,7 @@ class LedgerContents:
     size: int
     rows: NDArray[Any]
     ids: Sequence[str] = ()
-    copy: tempfile.TemporaryDirectory[str] | None = None
+    copy: _Copy | None = None
 
     @property
     def records(self) -> StoredRecords[Record]:
@@ -166,9 +177,10 @@ class LedgerContents:
         """Return every record of a kind that a run has written, in their order."""
         return self._stored(self.rows[self._own(fingerprint) & (self.rows["kind"] == _kind(kind))])
 
-    def paid(self, fingerprint: str) -> Paid:
-        """Return the spending of a run."""
-        found = self.own(SpentRecord, fingerprint)
+    def paid(self, fingerprint: str, *, before: int | None = None) -> Paid:
+        """Return the spending of a run, by the records before a position."""
+        mine = self._own(fingerprint)[:before] & (self.rows["kind"][:before] == _kind(SpentRecord))
+        found: StoredRecords[SpentRecord] = self._stored(self.rows[:before][mine])
         return Paid(before=found[0], after=found[-1]) if len(found) else Paid(before=SpentRecord(), after=SpentRecord())
 
     @property
@@ -236,9 +248,7 @@ class LedgerContents:
         if lost.any():
             ended = np.zeros(len(self.runs) + 1, dtype=bool)
             for i, run in enumerate(self.runs.values()):
-                mine = np.flatnonzero(self._own(run.fingerprint)[:before])
-                spent = self._stored(self.rows[mine[self.rows["kind"][mine] == _kind(SpentRecord)]])
-                ended[i + 1] = len(spent) > 0 and spent[-1].finished
+                ended[i + 1] = self.paid(run.fingerprint, before=before).after.finished
             index = index[~lost | ended[self._segment(index)]]
         return index
 
@@ -397,10 +407,9 @@ def contents_of(log_dir: str | os.PathLike[str], older: Older | None = None) -> 
     """
     path = Path(log_dir) / "ledger.jsonl"
     if is_older(path):
-        folder = tempfile.TemporaryDirectory()
-        copy = Path(folder.name) / path.name
-        rewrite(path, copy, older)
-        return replace(read_contents(copy), copy=folder)
+        copy = _Copy(path.name)
+        rewrite(path, copy.path, older)
+        return replace(read_contents(copy.path), copy=copy)
     contents = read_contents(path)
     _check_format(contents.header, contents.path)
     return contents

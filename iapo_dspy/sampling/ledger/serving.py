@@ -86,7 +86,9 @@ def check_serves(contents: LedgerContents, settings: Mapping[str, Any]) -> None:
     if "queries" not in about or not len(contents.rows):
         return
     serving, old = Serving.of(contents.usable(), about), contents.about
-    changed = {name: (old.get(name), about.get(name)) for name in _DECISIVE if old.get(name) != about.get(name)}
+    changed = {
+        name: (old.get(name), about.get(name)) for name in _DECISIVE if name in old and old[name] != about.get(name)
+    }
     models = changed.get("models")
     if models is not None and set(models[0] or ()) & set(models[1] or ()):
         del changed["models"]  # completions of those that stay may serve

@@ -122,11 +122,11 @@ def test_half_a_surrogate_pair_in_a_completion_is_kept_as_it_is(tmp_path: Path) 
 
 
 def test_a_ledger_gives_back_half_a_pair(tmp_path: Path) -> None:
-    record = CompletionRecord(round=0, position=0, index=0, prompt=0, query=0, text="a\ud83d", fields={"x": "\udc00"})
+    record = CompletionRecord(prompt="p", query="q", draw=0, first=0, text="a\ud83d", fields={"x": "\udc00"})
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
         ledger.append(record)
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        (found,) = ledger.completions((0, 0))
+        found = ledger.completions(("p", "q"), [0])[0]
     assert (found.text, found.fields) == (record.text, record.fields)
 
 

@@ -14,7 +14,7 @@ VOTE = MajorityVote("answer")
 
 
 def add(equal: EqualScores, *scores: Any, prompt: int = 0, query: int = 0) -> None:
-    record = CompletionRecord(round=0, position=0, index=0, prompt=prompt, query=query)
+    record = CompletionRecord(prompt=str(prompt), query=str(query), draw=0, first=0)
     said = Completion(record=record, prediction=dspy.Prediction(answer=f"answer {query}"))
     scored = [Scored(failure="unreadable") if s is None else Scored(answer="a", scores=s) for s in scores]
     example = dspy.Example(question="q", answer=f"label {query}").with_inputs("question")

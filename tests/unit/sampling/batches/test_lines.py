@@ -149,12 +149,10 @@ def test_an_answer_is_read_like_any_other() -> None:
 
 
 @given(
-    st.tuples(st.integers(0, 9), st.integers(0, 999)),
+    st.tuples(st.text(), st.text()),
     st.lists(st.integers(0, 99), min_size=1, unique=True),
     st.none() | st.integers(0, 2**31 - 1),
 )
 def test_lines_survive_the_ledger(cell: tuple[str, str], draws: list[int], seed: int | None) -> None:
-    line = BatchLine(
-        id="i", prompt=cell[0], query=cell[1], first=0, draws=tuple(draws), seed=seed, tokens=3, usd=0.5
-    )
+    line = BatchLine(id="i", prompt=cell[0], query=cell[1], first=0, draws=tuple(draws), seed=seed, tokens=3, usd=0.5)
     assert BatchLine.decode(json.loads(json.dumps(asdict(line)))) == line

@@ -135,7 +135,7 @@ def test_damage_in_the_middle_is_not_repaired_silently(tmp_path: Path) -> None:
 
 
 def settings(**about: Any) -> dict[str, Any]:
-    return {"seed": 0, "about": {"student": "S", "prompts": ["p0"], "queries": ["q0", "q1"], **about}}
+    return {"seed": 0, "about": {"student": "S", "models": ["a"], "prompts": ["p0"], "queries": ["q0", "q1"], **about}}
 
 
 def test_another_run_finds_what_was_paid_for_and_the_first_one_is_what_it_was(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_completion_that_was_lost_in_a_finished_run_stays_lost(tmp_path: Path)
     ("changed", "words"),
     [
         ({"student": "T", "prompts": ["p9"]}, r'student \(was "S", is "T"\)'),
-        ({"models": ["b"], "prompts": ["p9"]}, r'models \(was null, is \["b"\]\)'),
+        ({"models": ["b"], "prompts": ["p9"]}, r'models \(was \["a"\], is \["b"\]\)'),
     ],
 )
 def test_a_ledger_in_which_nothing_serves_is_refused_by_name(
@@ -228,13 +228,13 @@ from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 ledger = Ledger.open(sys.argv[1], fingerprint='f')
 for i in range(10**9):
-    ledger.append(CompletionRecord(round=0, position=0, index=i, prompt=0, query=0, text='t' * 50))
+    ledger.append(CompletionRecord(prompt='p', query='q', draw=i, first=0, text='t' * 50))
     if i == 500:
         os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", child, str(tmp_path)], cwd=ROOT, timeout=60, check=False)
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
-        assert [r.index for r in ledger.stored] == list(range(501))
+        assert ledger.stored == {("p", "q"): list(range(501))}
 
 
 def test_closed_ledger_says_so(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""A run goes on from what earlier runs in its `log_dir` have paid for; the server counts what is paid."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+
+from iapo_dspy import Budget, BudgetTooSmall, Preference, merge_ledgers
+from iapo_dspy.sampling.ledger.reading import contents_of
+from iapo_dspy.sampling.ledger.records import CompletionRecord
+from tests.support.compiling import optimizers
+from tests.support.loopback import Loopback
+from tests.support.states import state_of
+from tests.support.worlds import INSTRUCTIONS, adder, questions, student
+
+optimizer = optimizers(budget=90, num_threads=8)
+MORE = ["Take your time.", "Say it twice.", "Add them up."]
+
+
+def compiled(server: Loopback, log_dir: Path | None, n_queries: int = 20, **settings: Any) -> Any:
+    with dspy.context(lm=server.lm(seed=1)):
+        return optimizer(log_dir=log_dir, **settings).compile(student(), trainset=questions(n_queries))
+
+
+def paid(server: Loopback, log_dir: Path, **settings: Any) -> tuple[Any, int]:
+    """Compile, and return the program and how many completions the server has written for it."""
+    before = server.completions
+    program = compiled(server, log_dir, **settings)
+    return program, server.completions - before
+
+
+def policy(program: Any) -> dict[str, Any]:
+    """The saved policy without the time it took."""
+    state = state_of(program)
+    del state["spent"]["seconds"]
+    return dict(state)
+
+
+def strict(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return bool(prediction.answer == example.answer and int(prediction.answer) % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `log_dir` of a finished run of 90 completions."""
+    folder = tmp_path_factory.mktemp("first")
+    with Loopback(adder) as server:
+        compiled(server, folder)
+    return folder
+
+
+def copied(first: Path, folder: Path) -> int:
+    """Copy its ledger, and return how many completions of the candidates are in it."""
+    (folder / "ledger.jsonl").write_bytes((first / "ledger.jsonl").read_bytes())
+    contents = contents_of(folder)
+    mine = contents.about["prompts"][: len(INSTRUCTIONS)]
+    return sum(r.prompt in mine for r in contents.completions)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"seed": 5},
+        {"budget": 40},
+        {"preferences": [Preference("other", cost=1.0)]},
+        {"metric": strict},
+        {"max_n": 16},
+        {"n_queries": 30},
+        {"candidates": INSTRUCTIONS[1:], "budget": 40},
+        {"stopping": None},
+    ],
+    ids=lambda changed: next(iter(changed), "nothing"),
+)
+def test_what_the_evidence_answers_costs_nothing(
+    changed: dict[str, Any], first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = copied(first, tmp_path)
+    settings = {"budget": known, **changed} if changed else {}
+    with Loopback(adder) as server, caplog.at_level(logging.INFO, logger="iapo_dspy.optimizer"):
+        program = compiled(server, tmp_path, **settings)
+        again = compiled(server, tmp_path, **settings)
+        assert not server.requests
+    assert policy(again) == policy(program), "the same settings twice are the same run"
+    assert "restored " in caplog.text
+    if "candidates" in changed:
+        assert "completions are of 1 prompt that this run does not have" in caplog.text
+    else:
+        assert program.detailed_results.spent.completions >= known
+
+
+def test_a_larger_budget_pays_the_difference_and_the_same_run_pays_nothing(
+    first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = copied(first, tmp_path)
+    with Loopback(adder) as server:
+        with caplog.at_level(logging.INFO, logger="iapo_dspy.optimizer"):
+            larger, more = paid(server, tmp_path, budget=150)
+        assert f"restored {known} of 150 completions" in caplog.text
+        assert 0 < more == larger.detailed_results.spent.completions - known <= 150 - known
+        requests = server.requests
+        assert policy(compiled(server, tmp_path, budget=150)) == policy(larger)
+        mine = compiled(server, tmp_path)  # the first run is what it was, although another one has written since
+        assert server.requests == requests
+        with Loopback(adder) as other:
+            alone = compiled(other, None)
+    assert {**policy(mine), "spent": None} == {**policy(alone), "spent": None}
+    names = [r.key for r in contents_of(tmp_path).all(CompletionRecord)]
+    assert len(set(names)) == len(names)
+
+
+def test_new_candidates_are_paid_for_and_a_budget_that_cannot_is_refused(first: Path, tmp_path: Path) -> None:
+    known = copied(first, tmp_path)
+    with Loopback(adder) as server:
+        with pytest.raises(BudgetTooSmall, match=rf"{known} completions are in .*{known + 3}\)") as caught:
+            compiled(server, tmp_path, budget=known + 2, candidates=[*INSTRUCTIONS, *MORE])
+        assert not server.requests and caught.value.least == known + 3
+        program, more = paid(server, tmp_path, budget=known + 60, candidates=[*MORE, *INSTRUCTIONS])
+    assert 3 <= more <= 60 and program.detailed_results.spent.completions == known + more
+    asked = [body["messages"][0]["content"] for body in server.bodies]
+    assert all(any(text in system for system in asked) for text in MORE)
+
+
+def test_another_algorithm_takes_what_is_stored(first: Path, tmp_path: Path) -> None:
+    copied(first, tmp_path)
+    with Loopback(adder) as server:
+        program, more = paid(server, tmp_path, budget=100, algorithm="psst", max_n=2)
+        spent = program.detailed_results.spent.completions
+        assert more < spent <= 100
+        requests = server.requests
+        assert policy(compiled(server, tmp_path, budget=100, algorithm="psst", max_n=2)) == policy(program)
+        assert server.requests == requests
+
+
+def test_a_budget_of_dollars_counts_what_other_runs_paid(first: Path, tmp_path: Path) -> None:
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 60}
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1, **prices)):
+        spent = 0.0
+        for usd in (20.0, 30.0):
+            program = optimizer(log_dir=tmp_path, budget=Budget(usd=usd)).compile(student(), trainset=questions(20))
+            billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
+            assert spent < billed <= usd and program.detailed_results.spent.usd == pytest.approx(billed)
+            spent = billed
+        requests = server.requests
+        optimizer(log_dir=tmp_path, budget=Budget(usd=20.0)).compile(student(), trainset=questions(20))
+        assert server.requests == requests
+
+
+@pytest.mark.slow
+def test_a_quote_says_what_is_paid_for_already(first: Path, tmp_path: Path) -> None:
+    known = copied(first, tmp_path)
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        quote = optimizer(log_dir=tmp_path, budget=150).quote(student(), trainset=questions(20))
+        fewer = optimizer(log_dir=tmp_path, candidates=INSTRUCTIONS[1:]).quote(student(), trainset=questions(20))
+        assert not server.requests
+    assert quote.left is not None and quote.left.spent.completions == known and quote.left.completions == 150 - known
+    assert f"spent so far: {known} completions" in str(quote) and "left to pay: " in str(quote)
+    assert fewer.left is not None and "1 prompt that this run does not have" in fewer.left.unused
+
+
+def test_two_half_runs_that_are_merged_know_what_one_run_would(tmp_path: Path) -> None:
+    halves, into = [tmp_path / "a", tmp_path / "b"], tmp_path / "both"
+    with Loopback(adder) as server:
+        for seed, half in enumerate(halves):
+            with dspy.context(lm=server.lm(seed=seed)):
+                optimizer(log_dir=half, seed=seed, budget=60).compile(student(), trainset=questions(20))
+        completions, tokens = server.completions, server.prompt_tokens + server.completion_tokens
+        merge_ledgers(into, *halves)
+        merged = contents_of(into)
+        assert len(merged.completions) == completions
+        requests = server.requests
+        program, more = paid(server, into, budget=60)  # less than is known
+        assert not more and server.requests == requests
+        spent = program.detailed_results.spent
+        assert spent.tokens == tokens and 60 < spent.completions <= completions
+    assert program.policy.ready.arms[0].prompt == 2
