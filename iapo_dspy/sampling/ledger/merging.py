@@ -171,8 +171,8 @@ class _Merger:
             free = itertools.count(max(here.keys() | drawn.keys()) + 1)
             for draw, content in sorted(drawn.items()):
                 same = here.get(draw) == content
-                found[(*cell, draw)] = (draw, not same) if same or draw not in here else (next(free), True)
-            here.update({found[(*cell, draw)][0]: content for draw, content in drawn.items()})
+                found[cell[0], cell[1], draw] = (draw, not same) if same or draw not in here else (next(free), True)
+            here.update({found[cell[0], cell[1], draw][0]: content for draw, content in drawn.items()})
         return found
 
     def _name(self, fingerprint: str, contents: LedgerContents) -> str | None:

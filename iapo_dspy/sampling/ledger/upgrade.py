@@ -80,6 +80,15 @@ def rewrite(path: Path, to: Path, older: Older | None = None) -> None:
     Raises:
         LedgerMismatch, LedgerError: As for `upgrade`.
     """
+    try:
+        _rewrite(path, to, older)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a line that no run has written
+        raise LedgerError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Repair it, or move the file away, then run again."
+        ) from error
+
+
+def _rewrite(path: Path, to: Path, older: Older | None) -> None:
     groups = _groups(path)
     header = next(groups)[0]
     settings = header.get("settings")
@@ -139,15 +148,10 @@ class _Writer:
                     self._name(asked, (*asked["pull"], index))
 
     def _name(self, line: Mapping[str, Any], name: _Name) -> None:
-        try:
-            numbers = [*name, line["prompt"], line["query"]]
-            if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
-                raise ValueError(f"{numbers} are not whole numbers >= 0")
-            self._cells.setdefault((line["prompt"], line["query"]), set()).add(name)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LedgerError(
-                f"{self._path} is damaged: a completion has a wrong name ({error}). Repair it."
-            ) from error
+        numbers = [*name, line["prompt"], line["query"]]
+        if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+            raise ValueError(f"{numbers} are not whole numbers >= 0")
+        self._cells.setdefault((line["prompt"], line["query"]), set()).add(name)
 
     def number(self) -> None:
         """Number the draws of each cell in the order in which they were asked for."""

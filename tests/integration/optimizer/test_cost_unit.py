@@ -39,7 +39,7 @@ def silent(body: dict[str, Any], i: int) -> str:
 def compiled(*candidates: str, log_dir: Path | None = None, answer: Any = wordy, **own: Any) -> CompiledProgram:
     with Loopback(answer) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer(candidates=candidates, log_dir=log_dir, **own).compile(student(), trainset=questions(40))
-        assert server.completions == program.detailed_results.spent.completions <= 400
+        assert server.completions == program.detailed_results.spent.completions <= own.get("budget", 400)
         return program
 
 

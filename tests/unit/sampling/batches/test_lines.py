@@ -74,7 +74,7 @@ async def test_a_line_is_what_an_ordinary_request_would_send(model: str, setting
     with Loopback(lambda body, i: chat(answer="2", mood="good")) as server:
         lm = server.lm(model, seed=5, **more)
         with dspy.context(lm=lm, adapter=adapter or dspy.ChatAdapter()):
-            await Sampler(lm=lm).sample(predictor, {"question": "1 + 1"}, 3, key=[0, 7])
+            await Sampler(lm=lm).sample(predictor, {"question": "1 + 1"}, 3, key=["p", "q", 0])
         (sent,) = server.bodies
         request = ready(predictor, lm, adapter)
         line = make_line(("p", "q", 0), range(3), ready=request, price=None, bounded=False)
