@@ -97,9 +97,10 @@ class Auto:
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`.
 
-        The run ends before the budget does where the rest is not worth its price (`calls`). Prompts that join later
-        (`Problem.present`) take part from the round after; the run then has twice as many rounds. From completions
-        that are there already (`Problem.known`) it goes on as if the rounds that they would have paid for were made.
+        The run ends before the budget does where the rest is not worth its price (`calls`), or where no further draw
+        is expected to change a choice. Prompts that join later (`Problem.present`) take part from the round after; the
+        run then has twice as many rounds. From completions that are there already (`Problem.known`) it goes on as if
+        the rounds that they would have paid for were made.
         """
         what = f"looking at each of {problem.n_prompts} prompts once"
         check_budget(budget, seed, least=self.least(problem), what=what)
@@ -196,7 +197,7 @@ def _next(state: Ranking, schedule: Schedule, done: int, left: int, newcomers: I
     Newcomers answer first what the others have answered.
     """
     old = np.setdiff1d(np.arange(state.present), newcomers)
-    gain, negligible = state.gains(traits=True), NEGLIGIBLE * state.spread
+    gain, seen, negligible = state.gains(traits=True), state.gains(), NEGLIGIBLE * state.spread
     keep = math.ceil(len(old) ** (1 - done / (schedule.rounds - 1)))
     old = old[survivors(gain[old], np.searchsorted(old, state.chosen_prompts()), keep)]
     alive = np.append(old, newcomers)
@@ -205,7 +206,7 @@ def _next(state: Ranking, schedule: Schedule, done: int, left: int, newcomers: I
     if size is None:
         schedule.grow(done)
         schedule.least_pull = math.ceil(math.sqrt(state.overhead))
-    elif np.delete(state.gains(), state.chosen_prompts()).max(initial=0.0) <= negligible:
+    elif np.delete(seen, state.chosen_prompts()).max(initial=0.0) <= negligible:
         schedule.enlarge()  # what is left to find out is whether the chosen prompts do at larger scales as said
     else:
         schedule.size[old] = size
@@ -213,9 +214,8 @@ def _next(state: Ranking, schedule: Schedule, done: int, left: int, newcomers: I
         schedule.size[newcomers] = state.pull_size(newcomers, each)
     enough = schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES)
     expected = not len(newcomers) and state.present == state.problem.n_prompts
-    if enough and expected and gain.max() <= max(state.price(alive, schedule.size[alive]) * left / calls, negligible):
-        return None
-    return alive
+    dear = gain.max() * calls <= state.price(alive, schedule.size[alive]) * left
+    return None if enough and expected and (dear or seen.max() <= negligible) else alive
 
 
 def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
