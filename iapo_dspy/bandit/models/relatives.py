@@ -13,12 +13,14 @@ shrunk to the typical one, nearly as without parts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from iapo_dspy.types import FloatArray, IntArray
 
 _LEAST_OWN = 0.1  # share of own deviations in the variance
-_STEPS = 5  # of expectation maximisation at a time
+_STEPS = 2  # of expectation maximisation at a time
 
 
 class Relatives:
@@ -50,17 +52,22 @@ class Relatives:
         """Share of own deviations in the variance between prompts [B, K], in (0, 1]."""
         return np.asarray(self.own / (self.own + self.effects.sum(axis=2)))
 
-    def expected(self, values: FloatArray, noise: FloatArray) -> FloatArray:
-        """Return what the parts of every prompt make of it [B, P, K].
+    def blup(self, noise: FloatArray) -> Callable[[FloatArray], FloatArray]:
+        """Return what makes of estimates of all prompts [B, P, K] what the parts of every prompt say of it [B, P, K].
 
         Args:
-            values: Estimates of all prompts [B, P, K].
-            noise: Variances of their errors [B, P, K]; infinite where a prompt was not drawn. 0 says that estimates are
-                already shrunk to what this method returns for them, and gives the mode of both.
+            noise: Variances of their errors [B, P, K]; infinite where a prompt was not drawn. 0 says that the
+                estimates are already shrunk to what comes out for them, and gives the mode of both.
         """
-        weight, values = self._weight(noise), np.swapaxes(values, 1, 2)
-        design, covariance = self._solved(weight)
-        return np.swapaxes(_fitted(design, covariance, weight * values)[1], 1, 2)
+        weight = self._weight(noise)
+        design, precision = self._equations(weight)
+        gain = np.linalg.solve(precision, np.swapaxes(design * weight[..., None], 2, 3))
+
+        def expected(values: FloatArray) -> FloatArray:
+            effect = gain @ np.swapaxes(values, 1, 2)[..., None]
+            return np.swapaxes((design @ effect)[..., 0], 1, 2)
+
+        return expected
 
     def learn(self, values: FloatArray, noise: FloatArray) -> None:
         """Fit the variances some more.
@@ -74,13 +81,15 @@ class Relatives:
         number, labels = drawn.sum(axis=2) + 1, self._of_part.sum(axis=1) + 1
         for _ in range(_STEPS):
             weight = self._weight(noise)
-            design, covariance = self._solved(weight)
-            effect, expected = _fitted(design, covariance, weight * values)
+            design, precision = self._equations(weight)
+            covariance = np.asarray(np.linalg.inv(precision))
+            effect = covariance @ (np.swapaxes(design, 2, 3) @ (weight * values)[..., None])
+            expected = (design @ effect)[..., 0]
             trust = self.own[..., None] * weight  # of the prompt's own deviation
             variance = self.own[..., None] * (1.0 - trust) + trust**2 * _leverage(design, covariance)
             square = (trust * (values - expected)) ** 2 + variance
             own = ((square * drawn).sum(axis=2) + self.own) / number  # as is where nothing was drawn
-            square = effect**2 + np.diagonal(covariance, axis1=2, axis2=3)  # in units of the part's variance
+            square = effect[..., 0] ** 2 + np.diagonal(covariance, axis1=2, axis2=3)  # in units of the part's variance
             self.effects = (self.effects * (square[..., 1:] @ self._of_part.T) + self._typical) / labels
             self.own = np.maximum(own, _LEAST_OWN / (1.0 - _LEAST_OWN) * self.effects.sum(axis=2))
 
@@ -111,17 +120,6 @@ class Relatives:
         precision[..., label, label] += 1.0
         precision[..., 0, 0] += 1e-9  # where nothing was drawn
         return design, precision
-
-    def _solved(self, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return the same design, and the covariance of its effects."""
-        design, precision = self._equations(weight)
-        return design, np.asarray(np.linalg.inv(precision))
-
-
-def _fitted(design: FloatArray, covariance: FloatArray, weighted: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the typical value and the effects [B, K, 1 + L], and what they make of every prompt [B, K, P]."""
-    effect = covariance @ (np.swapaxes(design, 2, 3) @ weighted[..., None])
-    return effect[..., 0], (design @ effect)[..., 0]
 
 
 def _leverage(design: FloatArray, covariance: FloatArray) -> FloatArray:

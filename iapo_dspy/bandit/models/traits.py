@@ -101,6 +101,7 @@ class TraitModel:
         self.variance = np.ones(shape)  # s^2
         self.weights = np.tile(_NORMAL, (n_events, 1))
         self._relatives = None if parts is None else Relatives(n_events, parts, own=_OWN, effects=_EFFECTS)
+        self._by_relatives: Callable[[FloatArray], FloatArray] | None = None  # what parts make of parameters
         self._fitted = False
 
     def fit(self, prompt: IntArray, query: IntArray, n_queries: int, count: IntArray, size: IntArray) -> Traits:
@@ -143,7 +144,10 @@ class TraitModel:
             self._maximise(law, present)
             self.weights = (posterior.sum(axis=1) + _PSEUDO_QUERIES * _NORMAL) / (n_queries + _PSEUDO_QUERIES)
 
+        shrunk = np.broadcast_to(np.where(present, 0.0, np.inf)[:, None], (n_events, n_prompts, 3))
         for _ in range(_CYCLES if self._fitted else _FIRST_CYCLES):
+            if self._relatives is not None:
+                self._by_relatives = self._relatives.blup(shrunk)
             at_rest = self._leap(step)
             if self._relatives is not None:
                 self._learn(self._relatives, prompt, size, present)
@@ -232,11 +236,9 @@ class TraitModel:
         mean = np.stack([t.mean(axis=1) for t in traits], axis=1)[:, None]
         floors = zip(traits, (0.25, 0.05), strict=False)
         variance = np.stack([np.maximum(t.var(axis=1), least) + least for t, least in floors], axis=1)[:, None]
-        if self._relatives is None:
+        if self._relatives is None or self._by_relatives is None:
             return _Prior(mean, variance, np.ones((1, 1, 3)))
-        values = self._parameters()
-        noise = np.where(present[:, None], np.zeros_like(values), np.inf)
-        return _Prior(self._relatives.expected(values, noise), variance, self._relatives.share[:, None])
+        return _Prior(self._by_relatives(self._parameters()), variance, self._relatives.share[:, None])
 
     def _noise(self, prompt: IntArray, size: IntArray) -> FloatArray:
         """Return about the variances of level, slope and log interaction as the cells alone tell them [B, P, 3].

@@ -125,7 +125,7 @@ class VotePredictor:
             rate = (own_agree / np.maximum(own_pairs, 1))[None, :, None]
             noise = np.where(free > 0, own_typical * (1.0 - own_typical) / np.maximum(free, 1), np.inf)[None, :, None]
             self._relatives.learn(rate, noise)
-            expected = np.clip(self._relatives.expected(rate, noise)[0, :, 0], *_AGREEMENT)
+            expected = np.clip(self._relatives.blup(noise)(rate)[0, :, 0], *_AGREEMENT)
             pseudo = _PSEUDO_PAIRS / float(self._relatives.share[0, 0])
         of_prompt = (own_agree + pseudo * expected) / (own_pairs + pseudo)
         agreement = np.minimum(of_prompt[:, None] * (of_query / typical), 1.0)

@@ -30,7 +30,7 @@ def column(*values: float) -> FloatArray:
 
 def test_a_layout_of_two_by_two_is_that_worked_by_hand() -> None:
     """Means of rows are 1.5 and 6.5, of columns 3 and 5; each effect is shrunk by 2 / (2 + 1)."""
-    found = relatives(SQUARE, 1.0, 1.0, 1.0).expected(column(1, 2, 5, 8), column(0, 0, 0, 0))
+    found = relatives(SQUARE, 1.0, 1.0, 1.0).blup(column(0, 0, 0, 0))(column(1, 2, 5, 8))
     rows, columns = 2.5 * 2 / 3, 1.0 * 2 / 3
     by_hand = [4 - rows - columns, 4 - rows + columns, 4 + rows - columns, 4 + rows + columns]
     np.testing.assert_allclose(found[0, :, 0], by_hand, rtol=1e-6)
@@ -38,7 +38,7 @@ def test_a_layout_of_two_by_two_is_that_worked_by_hand() -> None:
 
 def test_a_prompt_that_was_never_drawn_is_the_sum_of_its_parts() -> None:
     """Effects add exactly and are hardly shrunk: 1, 2 and 5 say 5 + 2 - 1 of the fourth."""
-    found = relatives(SQUARE, 1e-6, 1e4, 1e4).expected(column(1, 2, 5, -77), column(0, 0, 0, np.inf))
+    found = relatives(SQUARE, 1e-6, 1e4, 1e4).blup(column(0, 0, 0, np.inf))(column(1, 2, 5, -77))
     assert found[0, 3, 0] == pytest.approx(6.0, abs=1e-3)
 
 
@@ -54,7 +54,7 @@ def test_expectations_and_shares_are_those_of_the_joint_normal_law() -> None:
     inverse = np.linalg.inv(total)
     typical = inverse.sum(axis=0) @ values[drawn] / inverse.sum()
     mean = typical + between[:, drawn] @ inverse @ (values[drawn] - typical)
-    np.testing.assert_allclose(model.expected(column(*values), column(*noise))[0, :, 0], mean, atol=1e-6)
+    np.testing.assert_allclose(model.blup(column(*noise))(column(*values))[0, :, 0], mean, atol=1e-6)
     whole = own + sum(effects)
     left = []
     for p in range(12):
@@ -96,7 +96,7 @@ def test_parts_that_say_nothing_hardly_move_prompts(n_prompts: int, most: float)
         values, noise = rng.normal(size=(1, n_prompts, 1)), np.full((1, n_prompts, 1), 0.5)
         for _ in range(10):
             model.learn(values, noise)
-        moved.append(model.expected(values, noise).var() / values.var())
+        moved.append(model.blup(noise)(values).var() / values.var())
     assert np.mean(moved) < most
 
 
@@ -110,5 +110,5 @@ def test_names_of_labels_and_the_order_of_parts_change_nothing(seed: int) -> Non
     for labels in (parts, renamed):
         model = started(labels)
         model.learn(values, noise)
-        found.append(np.stack([model.expected(values, noise), model.unexplained(noise)]))
+        found.append(np.stack([model.blup(noise)(values), model.unexplained(noise)]))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6, atol=1e-9)
