@@ -11,7 +11,7 @@ IAPOError
 ├── ScoreError (ValueError)             a metric or objective returned something else than a bounded score
 ├── BudgetExceeded                      a reservation did not fit the budget (never shown to users of `compile`)
 ├── LedgerError                         a run directory cannot be used as it is
-│   ├── LedgerMismatch                  it belongs to another run
+│   ├── LedgerMismatch                  nothing in it can serve this run
 │   └── LedgerLocked                    another process is using it
 ├── LMRefused                           the provider refuses every request: a wrong key, an unknown model
 ├── ProviderDown                        the provider was down for longer than the run waits
@@ -115,7 +115,7 @@ class LedgerError(IAPOError):
 
 
 class LedgerMismatch(LedgerError):
-    """The run directory belongs to a run with another student, candidates, data or settings."""
+    """Nothing in the run directory can serve this run: another student, another model or another adapter."""
 
 
 class LedgerLocked(LedgerError):

@@ -86,8 +86,10 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             meanwhile. What an outage has cost is no result: the same run, started again, draws it.
         max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
             Default: stop only where not a single completion has worked.
-        log_dir: Directory of the run's ledger. A killed run that is started again with the same arguments repeats no
-            paid call and ends with the same policy; only pulls in flight when it was killed are drawn again.
+        log_dir: Directory of the ledger. A killed run that is started again with the same arguments repeats no paid
+            call and ends with the same policy; only pulls in flight when it was killed are drawn again. Runs with
+            another budget, other candidates, preferences, examples, metric or algorithm go on from what is paid
+            (docs/ledger.md).
         batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
             them, within hours (docs/backends.md). For students of one predictor; needs `log_dir`, because a job is
             paid for even if this process ends before it.
