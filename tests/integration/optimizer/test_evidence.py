@@ -113,6 +113,27 @@ def test_a_larger_budget_pays_the_difference_and_the_same_run_pays_nothing(
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_beside_another_one(first: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(progress: Any) -> None:
+        if progress.completions >= 40:
+            raise Stopped
+
+    with Loopback(adder) as server:
+        with pytest.raises(Stopped):
+            compiled(server, tmp_path, progress=stop)
+        other = compiled(server, tmp_path, preferences=[Preference("other", cost=2.0)])
+        program = compiled(server, tmp_path)
+        total = server.completions
+        assert total < 90 + 90, "each of them took what the other had drawn"
+        for settings, found in (({}, program), ({"preferences": [Preference("other", cost=2.0)]}, other)):
+            assert policy(compiled(server, tmp_path, **settings)) == policy(found)  # type: ignore[arg-type]
+        assert server.completions == total
+
+
 def test_new_candidates_are_paid_for_and_a_budget_that_cannot_is_refused(first: Path, tmp_path: Path) -> None:
     known = copied(first, tmp_path)
     with Loopback(adder) as server:
