@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, Preference, recording_of
-from iapo_dspy.errors import LedgerMismatch
 from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.program.policy import VERSION
 from iapo_dspy.types import Observations
@@ -219,16 +218,21 @@ def test_a_state_of_version_1_loads_and_counts_output_tokens(compiled: CompiledP
         assert report.cost_unit == "output tokens" and report.usd is None
 
 
-def test_a_ledger_belongs_to_one_cost_and_becomes_a_recording_in_it(tmp_path: Path) -> None:
+def test_a_ledger_serves_every_cost_and_becomes_a_recording_in_that_of_the_last_run(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         first = optimizer(cost=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
         requests = server.requests
         again = optimizer(cost=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
         assert server.requests == requests and again.policy.ready.arms == first.policy.ready.arms
         assert totals(again.policy.ready.evidence) == totals(first.policy.ready.evidence)
-        with pytest.raises(LedgerMismatch, match="cost"):
-            optimizer(log_dir=tmp_path).compile(student(), trainset=questions(1))
     law = recording_of(tmp_path, cost_scale=1.0)
     costs = first.policy.ready.prompt_costs
     np.testing.assert_allclose(law.overhead, np.array(costs["fixed"]), rtol=1e-6)
     np.testing.assert_allclose(law.cost, np.array(costs["per_completion"]), rtol=1e-6)
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        known = first.detailed_results.spent.completions // 2
+        tokens = optimizer(log_dir=tmp_path, budget=known).compile(student(), trainset=questions(1))
+        assert not server.requests
+    assert recording_of(tmp_path, cost_scale=1.0).cost == pytest.approx(
+        tokens.policy.ready.prompt_costs["per_completion"]
+    )

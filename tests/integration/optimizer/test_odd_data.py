@@ -17,7 +17,6 @@ import numpy as np
 import pydantic
 import pytest
 
-from iapo_dspy import LedgerMismatch
 from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
@@ -104,8 +103,8 @@ def test_inputs_and_outputs_that_json_does_not_have_are_kept_and_resumed(kind: s
         assert server.requests == requests
         assert again.policy.ready.arms == first.policy.ready.arms
         other = [dspy.Example(**e, odd="other").with_inputs("question", "odd") for e in questions(4)]
-        with pytest.raises(LedgerMismatch, match="examples"):
-            optimizer(log_dir=tmp_path).compile(Reads(), trainset=other)
+        optimizer(log_dir=tmp_path).compile(Reads(), trainset=other)
+        assert server.requests > requests, "these are other queries"
 
 
 def test_half_a_surrogate_pair_in_a_completion_is_kept_as_it_is(tmp_path: Path) -> None:

@@ -354,15 +354,19 @@ def test_what_a_model_does_not_take_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_other_lms_is_another_run(server: Loopback, tmp_path: Path) -> None:
+def test_a_run_goes_on_with_lms_that_it_knows_and_not_with_others(server: Loopback, tmp_path: Path) -> None:
     small, large = server.lm(SMALL, seed=1), server.lm(LARGE, seed=1)
     settings = {"budget": 100, "log_dir": tmp_path}
     first = optimizer(lms=[small, large], **settings).compile(student(), trainset=questions(10))
     before = server.requests
     again = optimizer(lms=[small, large], **settings).compile(student(), trainset=questions(10))
     assert server.requests == before and again.policy.ready.arms == first.policy.ready.arms
-    with pytest.raises(LedgerMismatch, match="lms"):
-        optimizer(lms=[large, small], **settings).compile(student(), trainset=questions(10))
+    settings["budget"] = 50
+    turned = optimizer(lms=[large, small], **settings).compile(student(), trainset=questions(10))
+    assert server.requests == before, "their order is no part of what they are"
+    with pytest.raises(LedgerMismatch, match="models"):
+        optimizer(lms=[server.lm("openai/other")], cost=Cost(), **settings).compile(student(), trainset=questions(10))
+    assert turned.detailed_results.spent.completions > 50
 
 
 def test_a_quote_knows_each_models_price(server: Loopback) -> None:
