@@ -141,7 +141,7 @@ VARIANTS = {
     "no parts": Auto(estimator=without_parts),
     "predictions alone": Auto(estimator=partial(CorrectedEstimator, corrected=False)),
     "subsets alone": Auto(estimator=PairedEstimator),
-    "no early end": Auto(calls=10**15),
+    "rest without a price": Auto(calls=10**15),
 }
 """The default algorithm, and what is left of it without one part each."""
 

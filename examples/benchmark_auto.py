@@ -3,6 +3,7 @@
     python examples/benchmark_auto.py synthetic-bernoulli synthetic-unstructured --runs 200 --jobs 2
     python examples/benchmark_auto.py MATH_FILE --budgets 1000,2000,5000,20000 --reach 500,1000,2000,5000
     python examples/benchmark_auto.py MATH_FILE synthetic-factorial --ablation --budgets 40x,5000 --runs 40
+    python examples/benchmark_auto.py CQA_FILE --arrivals 8 --budgets 4000
     OMP_NUM_THREADS=1 python examples/benchmark_auto.py --overhead
 
 An environment is a synthetic one or the path of a recording. All algorithms share the splits, ties count 1/t, and an
@@ -15,8 +16,10 @@ algorithm never spends more than its budget, to which the completions that measu
   mean ACR is not below.
 
 `--ablation` takes one part of the algorithm out at a time (`auto_variants.VARIANTS`) and tells what is lost by it. Part
-of each budget measures the chosen arms there as well. `--overhead` times all estimation and allocation of a run on one
-core: set OMP_NUM_THREADS=1. `--json` keeps the numbers of every run, and `--read` prints their tables again.
+of each budget measures the chosen arms there as well. `--arrivals` lets the prompts join in so many generations, and
+compares the policy with that of a run that knew all of them from the start. `--overhead` times all estimation and
+allocation of a run on one core: set OMP_NUM_THREADS=1. `--json` keeps the numbers of every run of the other tables, and
+`--read` prints these again.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from iapo_dspy.environments.recorded.synthetic import MAX_N, synthetic_bernoulli
 from iapo_dspy.environments.wrappers import Noise
 from iapo_dspy.simulation.entrants import Entrant, entrants
 from iapo_dspy.simulation.runner import SimulatedRun, Trial, simulate
-from iapo_dspy.simulation.sources import SYNTHETIC, Source, source
+from iapo_dspy.simulation.sources import SYNTHETIC, ArrivingSource, Source, source
 from iapo_dspy.simulation.summaries import wilcoxon
 
 AIM = ("psst", 20_000)  # auto is to reach its ACR
@@ -151,6 +154,30 @@ def ablation(found: Found) -> None:
         print(row)
 
 
+def arrivals(where: Source, budgets: Sequence[int], asked: argparse.Namespace) -> None:
+    """Print what is lost where prompts join while a run goes on, and the completions of those that were put aside."""
+    joining = ArrivingSource(inner=where, generations=asked.arrivals, order=asked.arrival_order)
+    known, late = (
+        Found(w.name, simulate(w, entrants(["auto"]), budgets, runs=asked.runs, seed=asked.seed, jobs=asked.jobs))
+        for w in (where, joining)
+    )
+    print(f"\n{where.name}, {asked.arrivals} generations, order {asked.arrival_order}: {asked.runs} runs")
+    print("| T | all known | generations | difference (s.e.) | p | of a newcomer put aside: mean, 90 %, most |")
+    print("| --- " * 6 + "|")
+    for budget in budgets:
+        ours, others = late.values("auto", budget), known.values("auto", budget)
+        if ours is None or others is None:
+            print(f"| {budget:,} | - | - | - | - | - |")
+            continue
+        loss = others - ours
+        trials = [r.trials["auto", budget] for r in late.runs]
+        aside = [n for t in trials for generation, n, chosen in t.newcomers if generation and not chosen]
+        taken = f"{np.mean(aside):.0f}, {np.quantile(aside, 0.9):.0f}, {max(aside)}" if aside else "-"
+        error = loss.std(ddof=1) / len(loss) ** 0.5
+        print(f"| {budget:,} | {others.mean():.4f} | {ours.mean():.4f} | {loss.mean():+.4f} ({error:.4f}) "
+              f"| {wilcoxon(loss):.2g} | {taken} |")  # fmt: skip
+
+
 def _paired(difference: np.ndarray) -> str:
     return f"{difference.mean():+.4f} ({wilcoxon(difference):.2g})"
 
@@ -234,6 +261,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="of synthetic environments")
     parser.add_argument("--queries", type=int, help="training queries of synthetic environments")
     parser.add_argument("--ablation", action="store_true", help="compare variants of auto instead")
+    parser.add_argument("--arrivals", type=int, help="let prompts join in so many generations instead")
+    parser.add_argument("--arrival-order", choices=["worst", "random"], default="worst", help="worst: good ones late")
     parser.add_argument("--overhead", action="store_true", help="time auto")
     parser.add_argument("--json", help="write the numbers of every run here")
     parser.add_argument("--read", nargs="+", default=[], help="print the tables of files that --json wrote")
@@ -245,7 +274,9 @@ def main() -> None:
     for name in asked.environments:
         where = source(name, prompts=asked.prompts, queries=asked.queries)
         budgets, reach_at = (budgets_for(texts, where, asked.seed) for texts in (asked.budgets, asked.reach))
-        if asked.ablation:
+        if asked.arrivals:
+            arrivals(where, budgets, asked)
+        elif asked.ablation:
             who = [Entrant(variant, algorithm) for variant, algorithm in VARIANTS.items()]
             found.append(run(where, {"variants": (who, budgets)}, asked))
         else:
