@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -28,6 +29,7 @@ from iapo_dspy.bandit.models.port import Informed
 from iapo_dspy.bandit.models.traits import DIFFICULTY, THETA, laws
 from iapo_dspy.bandit.models.votes import VotePredictor
 from iapo_dspy.environments.port import drive
+from iapo_dspy.environments.recorded.factorial import synthetic_factorial
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.synthetic import kinds, logistic, right_or_wrong, synthetic_bernoulli
 from iapo_dspy.simulation.entrants import entrants
@@ -88,6 +90,29 @@ def law() -> Figure:
     left.set(xlabel="probability theta that a completion is right", ylabel="share of questions", ylim=(0, 0.55))
     right.set(xlabel="votes N", ylabel="share of questions answered rightly", ylim=(0.5, 0.8))
     left.legend(loc="upper left")
+    return figure
+
+
+def parts(questions: int = 60) -> Figure:
+    """Estimates of prompts that were never drawn, with and without what they have in common with drawn ones."""
+    rng = np.random.default_rng(0)
+    figure, axes = _panel()
+    found = []
+    for seed in range(3):
+        recording = synthetic_factorial(seed, n_queries=questions)
+        problem, order = recording.problem(8), rng.permutation(recording.n_prompts)
+        drawn, never = np.sort(order[:24]), order[24:]
+        prompt, query = np.repeat(drawn, questions), np.tile(np.arange(questions), 24)
+        seen = recording.environment(seed).pull(Pulls(prompt, query, np.full(24 * questions, 2)))
+        truth = recording.exact(8).reward[0, never, :, 7].mean(axis=1)
+        for estimator in (CorrectedEstimator(replace(problem, parts=None)), CorrectedEstimator(problem)):
+            estimator.update(seen)
+            found.append((truth, estimator.evidence().reward()[0, never, 7]))
+    for pairs, color, label in ((found[::2], ORANGE, "without parts"), (found[1::2], BLUE, "with parts")):
+        axes.plot(*np.concatenate(pairs, axis=1), "o", color=color, markersize=4, label=label)
+    axes.axline((0.5, 0.5), slope=1, color="black", linewidth=0.8, linestyle="--")
+    axes.set(xlabel="exact reward of a prompt that was never drawn, N = 8", ylabel="its estimate")
+    axes.legend(loc="upper left")
     return figure
 
 
@@ -279,6 +304,7 @@ def _panels(left: str, right: str) -> tuple[Figure, tuple[Axes, Axes]]:
 PICTURES: dict[str, Callable[[], Figure]] = {
     "shared": shared,
     "law": law,
+    "parts": parts,
     "information": information,
     "correction": correction,
     "allocation": allocation,

@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 DOCS = Path(__file__).parents[3] / "docs"
 SHOWN = re.findall(r"!\[[^\]]+\]\(pictures/(\w+)\.svg\)", (DOCS / "algorithm.md").read_text(encoding="utf-8"))
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "shared": {"repetitions": 50},
     "law": {},
+    "parts": {"questions": 5},
     "information": {"queries": 12},
     "correction": {"seeds": 1, "most": 12},
     "allocation": {"budget": 300},
