@@ -61,7 +61,7 @@ def tokens_of(program: CompiledProgram, question: str, **kwargs: Any) -> float:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that was compiled without caps, with an LM whose price is unknown."""
     path = tmp_path_factory.mktemp("saved") / "program.json"
-    with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
+    with Loopback(world) as server, dspy.context(lm=server.lm(seed=5)):
         optimizer(Preference("quality")).compile(student(), trainset=questions(30)).save(str(path))
     return path
 
@@ -86,7 +86,7 @@ def changed(path: Path, to: Path, **policy: Any) -> Path:
 @pytest.mark.parametrize(("algorithm", "budget"), [("auto", 500), pytest.param("psst", 916, marks=pytest.mark.slow)])
 def test_the_best_arm_that_keeps_the_cap_and_every_request_says_so(algorithm: str, budget: int) -> None:
     preferences = [Preference("quality"), Preference("short", max_tokens=95)]  # eight short answers, or no long one
-    with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm(seed=3)):
+    with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm(seed=8)):
         program = optimizer(*preferences, algorithm=algorithm, budget=budget).compile(student(), trainset=questions(40))
         assert all("max_tokens" not in body for body in server.bodies)  # what is measured is not limited
         quality, short = program.solve("quality"), program.solve("short")
@@ -387,7 +387,7 @@ def test_a_wide_error_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     found = []
     for budget in (22, 160):
         caplog.clear()
-        with Loopback(world) as server, dspy.context(lm=server.lm(seed=3)):
+        with Loopback(world) as server, dspy.context(lm=server.lm(seed=5)):
             program = optimizer(Preference("quality"), candidates=[BRIEF], max_n=2, budget=budget).compile(
                 student(), trainset=questions(120)
             )

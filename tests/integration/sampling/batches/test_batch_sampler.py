@@ -108,6 +108,9 @@ def test_a_round_is_one_job_and_finds_what_ordinary_requests_find(
         assert {(line["url"], line["method"]) for line in lines} == {(url, "POST")}
         uploaded = b"".join(server.jobs.files.values())
         assert all(h.get("x-litellm-model") == "fake" for h in server.jobs.headers) or "proxy" not in model
+    if model != "openai/fake":  # seeds follow from the model's name, among others
+        with Loopback(adder, api_key=KEY) as server:
+            plain = policy(compiled(server, None, None, model=model, lm=more))
     assert policy(program) == plain
     assert KEY.encode() not in uploaded and KEY not in (tmp_path / "ledger.jsonl").read_text()
     assert read_ledger(tmp_path)[1][-1].finished  # type: ignore[union-attr]
