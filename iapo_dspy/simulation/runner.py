@@ -220,7 +220,8 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
     )
     if outcome.detail is None:
         return trial
-    seen = world.pull(measuring_pulls(problem, outcome, np.arange(problem.n_queries), budget - outcome.spent, stream))
+    rest = kept or budget - outcome.spent  # what a run leaves that ends early is not spent
+    seen = world.pull(measuring_pulls(problem, outcome, np.arange(problem.n_queries), rest, stream))
     outcome = measured(problem, outcome, seen)
     said = choices(outcome, problem.contexts, problem.aggregator)
     assert said is not None
