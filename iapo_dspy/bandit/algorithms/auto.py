@@ -181,7 +181,9 @@ def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, call
             if chosen is None:
                 break
             alive = chosen
-        pulls = schedule.pulls(alive, (budget - state.spent) // (schedule.rounds - done))
+        left = budget - state.spent
+        alive = alive[-left:]  # newcomers are behind the others, and come first where there is too little for all
+        pulls = schedule.pulls(alive, max(left // (schedule.rounds - done), len(alive)))
         observations = yield pulls
         before, done = state.present, done + 1
         state.observe(observations, alive)

@@ -79,8 +79,8 @@ class Coordinate:
         object.__setattr__(self, "shape", sizes)
 
     def least(self, problem: Problem) -> int:
-        """Implement `Algorithm.least`: one completion of each combination of the first pass, unless some are known."""
-        return first_pass(self.shape) if problem.known is None else 1
+        """Implement `Algorithm.least`: one completion of each combination of the first pass."""
+        return first_pass(self.shape)
 
     def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
         """Implement `Algorithm.start`.
@@ -125,13 +125,8 @@ class _Search:
         self._rounds: list[Observations] = []
         self._spent = 0
         self._state = self._ranking()
-        if problem.known is not None:
-            combinations = np.stack(np.unravel_index(np.unique(problem.known.pulls.prompt), self._shape), axis=1)
-            self._make_room([tuple(c) for c in combinations.tolist()])
-            self._observe(problem.known, np.arange(len(self._slots)))
         # Every slot has at least one completion, so there are never more of them than completions.
-        most = min(problem.n_prompts, max(budget, len(self._slots)))
-        room = replace(problem, n_prompts=most, known=self._rounds[0] if self._rounds else None)
+        room = replace(self._problem, n_prompts=min(problem.n_prompts, budget))
         self._schedule = Schedule(room, budget, seed, rounds=1, first_pull=FIRST_PULL, growth=2, shared=True)
         self._schedule.size[:] = max(1, min(FIRST_PULL, problem.max_n, budget // (new * _FIRST_QUERIES)))
 
@@ -143,12 +138,12 @@ class _Search:
         for i, d in enumerate(steps):
             if i and i % len(coordinates) == 0:
                 self._schedule.enlarge()
-            left = max(self._budget - self._spent, 0)
+            left = self._budget - self._spent
             later = [self._shape[e] for e in steps[i + 1 :]]
             last = max(self._shape)  # the last stage weighs as much as the largest step
             share = left * self._shape[d] // (self._shape[d] + sum(later) + last)
             # Small budgets: the coordinates that were never varied need a completion for each of their options.
-            most = max(left - sum(k - 1 for k in later[: max(len(coordinates) - i - 1, 0)]), 0)
+            most = left - sum(k - 1 for k in later[: max(len(coordinates) - i - 1, 0)])
             going = yield from self._step(self._family(incumbents, d, share), min(share, most), most, ROUNDS)
             if not going:
                 return self._outcome(complete=False)

@@ -452,3 +452,13 @@ def test_a_run_ends_where_the_rest_is_not_worth_its_price() -> None:
         for calls, found in spent.items():
             found.append(drive(Auto(calls=calls).start(problem(env, [1.0]), budget=6_000, seed=seed), env).spent)
     assert max(spent[100]) < 3_000 and min(spent[10_000_000]) > 5_900
+
+
+@pytest.mark.parametrize("more", [3, 4, 20])
+def test_new_prompts_are_drawn_with_the_little_that_is_left(more: int) -> None:
+    env = logistic(3, -1.0, 0.0, 2.0)
+    known = drawn_before(Coins(env.theta[:3]), 85, n_prompts=3)
+    budget = known.pulls.completions + more
+    outcome = drive(Auto().start(replace(problem(env), known=known), budget=budget, seed=0), env)
+    assert {3, 4, 5} <= {p for pulls in env.asked for p in pulls.prompt.tolist()}
+    assert outcome.complete and budget - 3 < outcome.spent <= budget

@@ -16,7 +16,6 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.coordinate import Coordinate, first_pass
-from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
@@ -212,18 +211,3 @@ def test_some_prompts_of_an_environment_have_indices_of_their_own() -> None:
     assert (some.n_prompts, some.n_queries) == (2, 1)
     assert seen.pulls.prompt.tolist() == [0, 1, 0] and seen.score[:, 0].tolist() == [1, 1, 0, 1]
     assert env.asked[-1].prompt.tolist() == [3, 0, 3]
-
-
-@pytest.mark.parametrize("more", [0, 200])
-def test_a_search_goes_on_from_what_is_known(more: int) -> None:
-    outcome, env = run()
-    assert outcome.prompts is not None
-    seen = joined(outcome.observations)
-    back = Pulls(outcome.prompts[seen.pulls.prompt], seen.pulls.query, seen.pulls.size)
-    known = replace(problem(env), known=replace(seen, pulls=back))
-    env.asked.clear()
-    again = drive(Coordinate((3, 4, 2)).start(known, budget=outcome.spent + more, seed=4), env)
-    new = sum(pulls.completions for pulls in env.asked)
-    assert again.prompts is not None and set(outcome.prompts.tolist()) <= set(again.prompts.tolist())
-    assert again.spent == outcome.spent + new and new <= more and (new > 0) == (more > 0)
-    assert again.complete
