@@ -73,7 +73,7 @@ def test_a_run_without_completions_goes_on_where_it_was(tmp_path: Path) -> None:
     assert first.detailed_results.policy[0].held_out is not None
     assert quote.left is not None and quote.left.spent.completions == spent.completions
     assert quote.left.usd == pytest.approx(0.01 - spent.usd) and quote.left.completions is None
-    assert "left: " in str(quote) and quote.expected is not None
+    assert "left to pay: " in str(quote) and quote.expected is not None
     assert spent.completions < more.completions and 0.005 < more.usd <= 0.01
     assert more.usd == pytest.approx(billed(loopback))  # nothing was paid twice
 

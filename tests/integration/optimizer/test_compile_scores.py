@@ -232,7 +232,8 @@ def test_a_mended_metric_goes_on_with_what_was_drawn(tmp_path: Path) -> None:
         run = optimizer(metric=mended, budget=400, log_dir=tmp_path)
         results = run.compile(student(), trainset=questions(30)).detailed_results
         assert results.complete and server.completions <= 400
-        assert results.spent.completions == server.completions > drawn
+        # What measured the student for the first run is not drawn again, and no part of this one.
+        assert drawn < results.spent.completions <= server.completions < results.spent.completions + 20
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_one_deployment_that_is_down_does_not_stop_the_work_of_the_others(gone: 
         assert found.outage is not None and found.outage.startswith("openai/ill")
         assert found.spent.completions == alive.completions + ill.completions and found.failures.total == 0
         # The first round has as many pulls of the one as of the other: those of the one were all made.
-        assert alive.completions >= 20 > ill.completions
+        assert alive.completions >= 12 > ill.completions
 
 
 @pytest.mark.slow

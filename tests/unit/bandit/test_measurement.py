@@ -81,8 +81,8 @@ def test_the_least_of_the_algorithm_comes_before_the_measurement():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [60, 600])
-def test_the_best_of_many_equal_prompts_is_not_reported_too_high(budget: int):
+@pytest.mark.parametrize(("budget", "least"), [(60, 0.02), (600, 0.005)])
+def test_the_best_of_many_equal_prompts_is_not_reported_too_high(budget: int, least: float):
     recording = world(*[0.5] * 12, n_queries=200)
     truth, said, held = recording.exact(5).q()[0, 0], [], []
     for seed in range(100):
@@ -96,7 +96,7 @@ def test_the_best_of_many_equal_prompts_is_not_reported_too_high(budget: int):
             held.append(found.interval[0] <= truth[arm.n - 1] <= found.interval[1])
     bias, naive = np.mean(said, axis=0)
     error = np.std([s for s, _ in said]) / math.sqrt(len(said))
-    assert abs(bias) < 3 * error + 0.005 and naive > 0.02
+    assert abs(bias) < 3 * error + 0.005 and naive > least
     assert np.mean(held) >= 0.92
 
 

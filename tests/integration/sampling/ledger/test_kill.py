@@ -157,7 +157,8 @@ def test_verdicts_that_were_paid_before_a_kill_are_not_asked_for_again(kind: str
             time.sleep(0.5)  # until nothing moves any more
         assert len(answered) >= 10
         kept = {r.key for r in read_ledger(tmp_path)[1] if isinstance(r, VerdictRecord)}
-        assert len(kept) == len(answered)
+        # Equal questions of a judge that caches are one request, and a verdict for each completion.
+        assert len(kept) == len(answered) or (kind == "cached" and len(kept) > len(answered))
         victim.kill()
         stuck.set()
         assert Victim(*arguments, target=judge_once).wait() == 0
