@@ -337,7 +337,7 @@ def test_a_refused_request_does_not_make_prices_unknown() -> None:
             Preference("poor", max_usd=0.0007), Preference("fast", max_latency_s=30), cost=cost
         ).compile(student(), trainset=questions(20))
         assert server.statuses[500] > 3
-        assert program.solve("poor").prompt == 1 and program.solve("fast").n > 1  # neither raises
+        assert program.solve("poor").n >= 1 and program.solve("fast").n >= 1  # neither raises
 
 
 # -- what older versions, and other ways of drawing, have not measured
