@@ -174,6 +174,7 @@ def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, call
         drawn = np.unique(problem.known.pulls.prompt)
         state.observe(problem.known, drawn)
         newcomers = np.setdiff1d(alive, drawn)
+        alive = np.append(drawn, newcomers)
         done = schedule.skip(state.spent / budget, newcomers)
     while done < schedule.rounds and state.spent < budget:
         if done:

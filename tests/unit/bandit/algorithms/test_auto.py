@@ -455,10 +455,14 @@ def test_a_run_ends_where_the_rest_is_not_worth_its_price() -> None:
 
 
 @pytest.mark.parametrize("more", [3, 4, 20])
-def test_new_prompts_are_drawn_with_the_little_that_is_left(more: int) -> None:
+@pytest.mark.parametrize("first", [0, 3])
+def test_new_prompts_are_drawn_with_the_little_that_is_left(more: int, first: int) -> None:
     env = logistic(3, -1.0, 0.0, 2.0)
-    known = drawn_before(Coins(env.theta[:3]), 85, n_prompts=3)
+    old = np.arange(first, first + 3)
+    known = drawn_before(Coins(env.theta[old]), 85, n_prompts=3)
+    known = replace(known, pulls=replace(known.pulls, prompt=old[known.pulls.prompt]))
     budget = known.pulls.completions + more
     outcome = drive(Auto().start(replace(problem(env), known=known), budget=budget, seed=0), env)
-    assert {3, 4, 5} <= {p for pulls in env.asked for p in pulls.prompt.tolist()}
+    drawn = {p for pulls in env.asked for p in pulls.prompt.tolist()}
+    assert drawn >= set(range(6)) - set(old.tolist())
     assert outcome.complete and budget - 3 < outcome.spent <= budget
