@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ _SAME = ("student", "signature", "adapter", "around")
 def merge_ledgers(into: str | os.PathLike[str], *sources: str | os.PathLike[str]) -> int:
     """Put what other ledgers of the same student hold into one, as if one run had paid for all of it.
 
-    Completions are the same where prompt, query and number of the draw are, and all of their content; others of one
-    number get the next free one. Scores, verdicts and the answers that pipelines share come along, and what the runs
-    have spent adds up. All ledgers are locked meanwhile. The sources stay as they are, and `into` is written as a whole
-    or not at all.
+    Completions are the same where prompt, query and number of the draw are, and all of their content, and, where no
+    seed was sent, their tokens and latency; others of one number get the next free one. Scores, verdicts and the
+    answers that pipelines share come along, and what the runs have spent adds up. All ledgers are locked meanwhile. The
+    sources stay as they are, and `into` is written as a whole or not at all.
 
     Args:
         into: The `log_dir` to merge into; made if it does not exist.
@@ -210,8 +210,14 @@ def _key(record: object) -> tuple[str, ...] | None:
 
 
 def _content(record: CompletionRecord) -> bytes:
-    """Return a digest of what was drawn. A request that was sent twice with one seed is one draw."""
+    """Return a digest of what was drawn.
+
+    A request that was sent twice with one seed is one draw. Without a seed, equal texts are of one draw only where they
+    took the same tokens and the same time.
+    """
     drawn = [record.text, record.fields, record.inner, record.failure, record.error, record.seed]
+    if record.seed is None:
+        drawn.append(asdict(record.usage))
     return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).digest()[:16]
 
 

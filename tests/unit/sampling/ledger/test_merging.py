@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from iapo_dspy.sampling.ledger.records import (
     VerdictRecord,
 )
 from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.sampling.spending.usage import Usage
 
 
 def drawn(draw: int, text: str, first: int = 0) -> CompletionRecord:
@@ -71,6 +73,18 @@ def test_what_is_there_already_is_not_merged_again(tmp_path: Path) -> None:
     assert merge_ledgers(tmp_path / "into", other) == 3
     with Ledger.open(tmp_path / "into", fingerprint="new") as ledger:
         assert ledger.stored == {("p", "q"): [0, 1, 2]} and ledger.taken_over == Spent(requests=3, usd=0.75)
+
+
+def test_equal_texts_without_a_seed_are_two_draws(tmp_path: Path) -> None:
+    def timed(seconds: float, seed: int | None) -> CompletionRecord:
+        return replace(drawn(0, "yes"), usage=Usage(completion_tokens=1, latency_s=seconds), seed=seed)
+
+    for seed, count in ((None, 2), (7, 1)):
+        into = tmp_path / f"into{seed}"
+        one = written(tmp_path / f"a{seed}", timed(0.1, seed))
+        other = written(tmp_path / f"b{seed}", timed(0.2, seed), fingerprint="g")
+        assert merge_ledgers(into, one, other) == count
+        assert merge_ledgers(into, one) == count, "its own copy is there already"
 
 
 def test_what_cannot_be_merged_is_refused_and_changes_nothing(tmp_path: Path) -> None:
