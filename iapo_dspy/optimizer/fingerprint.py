@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import dspy
+import pydantic
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.lms import lms_in
-from iapo_dspy.prompts.prompt import Prompt, program_state
+from iapo_dspy.prompts.prompt import Prompt, plain_attributes, program_state
 from iapo_dspy.prompts.student import lm_of
 from iapo_dspy.sampling.ledger.digests import digest, distinct, labels_digest, query_id
-from iapo_dspy.sampling.ledger.ledger import fingerprint_of
+from iapo_dspy.sampling.ledger.ledger import fingerprint_of, without_secrets
 from iapo_dspy.sampling.ledger.records import Cell
 from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.ledger.upgrade import Older
 from iapo_dspy.sampling.lm.params import generation_params
 from iapo_dspy.sampling.spending.cost import Cost
 
+logger = logging.getLogger(__name__)
+
 _EDITION = 2  # of the default algorithm; another one asks for other pulls
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Return the facts that a run depends on, part by part, as JSON data without secrets: equal ones replay a run."""
-    facts = _older_facts(plan) | {"metric": plan.strategy.digest(plan.settings.metric)}
+    facts = _older_facts(plan) | _unstated(plan) | {"metric": plan.strategy.digest(plan.settings.metric)}
     return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
 
@@ -38,7 +44,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         id_of: Names a prompt (`prompt_ids`).
     """
     examples, listed = [*plan.examples, *plan.held_out], plan.prompts.shape is None
-    names = [f"{name}: {p.signature.signature}" for name, p in plan.student.predictors.items()]
+    names = [f"{name}: {_signature(p.signature)}" for name, p in plan.student.predictors.items()]
     around = _around(plan)
     return {
         "n_prompts": len(plan.prompts),
@@ -51,8 +57,10 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         "student": type(plan.student.module).__qualname__,
         "signature": "; ".join(names),
         "models": sorted({lm.model for p in plan.prompts.shown for lm in p.student.lms.values()}),
-        "adapter": "ChatAdapter" if dspy.settings.adapter is None else type(dspy.settings.adapter).__qualname__,
+        "adapter": type(_adapter()).__qualname__,
+        "servers": {id_of(i): _servers(p) for i, p in enumerate(plan.prompts)} if listed else {},
         **({"around": digest(around)} if around else {}),
+        **_unstated(plan),
     }
 
 
@@ -72,7 +80,7 @@ def serving(plan: Plan, stored: Mapping[Cell, Sequence[int]], id_of: Callable[[i
 
 def prompt_ids(plan: Plan) -> Callable[[int], str]:
     """Return the function that names a prompt by all that its completions depend on; the student's is behind them."""
-    around = digest([_around(plan), digest(dspy.settings.adapter), type(plan.student.module).__qualname__])
+    around = digest([_around(plan), _unstated(plan), digest(_adapter()), type(plan.student.module).__qualname__])
     twins: dict[str, list[int]] = {}  # LMs with equal settings, such as one model at two addresses
     for lm in (lm for element in plan.settings.lms for lm in lms_in(element)):
         same = twins.setdefault(digest(_params(lm)), [])
@@ -80,7 +88,7 @@ def prompt_ids(plan: Plan) -> Callable[[int], str]:
 
     def name(prompt: Prompt) -> str:
         lms = {n: (_params(lm), _nth(lm, twins)) for n, lm in prompt.student.lms.items()}
-        return digest([program_state(prompt.program), prompt.decoding.as_kwargs(), lms, around])
+        return digest([program_state(prompt.program), prompt.decoding.as_kwargs(), lms, around, _types(prompt.program)])
 
     count = len(plan.prompts)
     student = [name(plan.as_it_is)] if plan.as_it_is is not None else []
@@ -140,6 +148,60 @@ def _around(plan: Plan) -> dict[str, Any]:
         "around": digest({name: states[name] for name, _ in pipeline.around}),
         "around_lms": digest([public_params(lm_of(*named)) for named in pipeline.around]),
     }
+
+
+def _unstated(plan: Plan) -> dict[str, Any]:
+    """Return what decides answers and does not stand in a program's state; parts that say nothing are left out."""
+    whole = plan.student.module if plan.pipeline is None else plan.pipeline.outer
+    found = {
+        "types": [types for p in (whole, *(p.program for p in plan.prompts.shown)) if (types := _types(p))],
+        "attributes": without_secrets(plain_attributes(whole)),
+        "adapter_lms": [public_params(lm) for lm in vars(_adapter()).values() if isinstance(lm, dspy.BaseLM)],
+    }
+    return {name: digest(part) for name, part in found.items() if part}
+
+
+def _types(program: dspy.Module) -> dict[str, Any]:
+    """Return the types and constraints of the fields of a program's predictors; those of plain text are left out."""
+    return {
+        f"{name}.{field}": [_schema(declared.annotation), constraints]
+        for name, predictor in program.named_predictors()
+        for field, declared in predictor.signature.fields.items()
+        for constraints in [(declared.json_schema_extra or {}).get("constraints")]
+        if declared.annotation is not str or constraints
+    }
+
+
+def _schema(annotation: Any) -> Any:
+    try:
+        return pydantic.TypeAdapter(annotation).json_schema()
+    except Exception as error:  # noqa: BLE001 - pydantic raises many kinds, and so do users' classes
+        logger.debug("The type %s is told apart by its name (%s).", annotation, type(error).__name__)
+        return _name(annotation)
+
+
+def _name(annotation: Any) -> str:
+    plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return annotation.__qualname__ if plain else repr(annotation).replace("typing.", "")
+
+
+def _signature(signature: Any) -> str:
+    """Return a signature in words, with the types of fields that are not plain text."""
+    sides = (
+        ", ".join(n if f.annotation is str else f"{n}: {_name(f.annotation)}" for n, f in fields.items())
+        for fields in (signature.input_fields, signature.output_fields)
+    )
+    return " -> ".join(sides)
+
+
+def _adapter() -> dspy.Adapter:
+    return dspy.settings.adapter or dspy.ChatAdapter()
+
+
+def _servers(prompt: Prompt) -> list[str]:
+    """Return the addresses that a prompt's LMs have been given, without what may be secret in them."""
+    bases = (lm.kwargs.get("api_base") or lm.kwargs.get("base_url") for lm in prompt.student.lms.values())
+    return sorted({urlsplit(str(base)).netloc.rpartition("@")[2] for base in bases if base})
 
 
 def public_params(lm: dspy.BaseLM) -> dict[str, Any]:

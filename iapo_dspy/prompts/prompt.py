@@ -207,7 +207,7 @@ def _apply(student: Student, proposal: Proposal, index: int) -> dspy.Module:
             f"{type(mine).__name__} with {fields}. A program that is a candidate must be of the student's class and "
             "have its predictors and fields, or the compiled program could not be loaded again."
         )
-    own, theirs = _attributes(mine), _attributes(given)
+    own, theirs = plain_attributes(mine), plain_attributes(given)
     differing = sorted(k for k in own.keys() | theirs.keys() if own.get(k) != theirs.get(k))
     if differing:
         raise ConfigurationError(
@@ -227,8 +227,8 @@ def _shape(student: Student) -> dict[str, list[str]]:
     return {name: sorted(p.signature.fields) for name, p in student.predictors.items()}
 
 
-def _attributes(program: dspy.Module) -> dict[str, Any]:
-    """Plain attributes of a program and its sub-modules, without the state of predictors."""
+def plain_attributes(program: dspy.Module) -> dict[str, Any]:
+    """Return the plain attributes of a program and its sub-modules, without the state of predictors."""
     return {
         f"{path}.{name}": value
         for path, module in program.named_sub_modules(dspy.Module)

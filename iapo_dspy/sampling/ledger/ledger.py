@@ -45,7 +45,7 @@ from iapo_dspy.sampling.ledger.records import (
     VerdictRecord,
     encode_record,
 )
-from iapo_dspy.sampling.ledger.serving import check_serves
+from iapo_dspy.sampling.ledger.serving import check_serves, warn_of_servers
 from iapo_dspy.sampling.ledger.upgrade import Older, upgrade
 from iapo_dspy.sampling.spending.budget import Spent
 
@@ -243,6 +243,7 @@ class Ledger(LedgerPort):
             contents = read_contents(path)
             if contents.run_of(fingerprint) is None:
                 check_serves(contents, run.settings or {})
+            warn_of_servers(contents, run.settings or {})
             if file.tell() > contents.size:
                 logger.warning("%s ended in half a record; it was cut off.", path.name)
                 file.truncate(contents.size)

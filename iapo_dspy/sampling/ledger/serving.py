@@ -20,6 +20,9 @@ _DECISIVE = (
     "models",
     "adapter",
     "around",
+    "types",
+    "attributes",
+    "adapter_lms",
 )  # with another one of these no completion is the same
 
 
@@ -102,3 +105,26 @@ def check_serves(contents: LedgerContents, settings: Mapping[str, Any]) -> None:
         )
     if serving.rest:
         logger.warning("%s: nothing in it serves this run, which starts from zero: %s.", contents.path, serving.rest)
+
+
+def warn_of_servers(contents: LedgerContents, settings: Mapping[str, Any]) -> None:
+    """Warn where stored completions of a run's prompts come from LMs at other addresses.
+
+    One model may be served anywhere, so an address does not tell completions apart; but one name may stand for two
+    models.
+    """
+    mine: Mapping[str, Sequence[str]] = (settings.get("about") or {}).get("servers") or {}
+    moved = {
+        (", ".join(was), ", ".join(mine[prompt])): None
+        for run in contents.runs.values()
+        for prompt, was in (((run.settings or {}).get("about") or {}).get("servers") or {}).items()
+        if prompt in mine and list(was) != list(mine[prompt])
+    }
+    for was, now in moved:
+        logger.warning(
+            "%s: completions of this run's prompts were drawn at %s, and this run asks %s. They count as the same "
+            "model's. If it is another model, choose another log_dir.",
+            contents.path,
+            was or "the provider's own address",
+            now or "the provider's own address",
+        )

@@ -291,3 +291,20 @@ def test_jobs_that_are_open_are_found_again(tmp_path: Path) -> None:
     assert [r.lines for r in (a, b)] == [[{"n": 1}]] * 2 and b.reserved_usd == 2.0
     with pytest.raises(LedgerError, match="version 3"):
         open_batches([BatchRecord(tag="a", state="intended", version=3)])
+
+
+def test_completions_of_an_lm_at_another_address_are_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def at(address: str, fingerprint: str) -> None:
+        Ledger.open(
+            tmp_path,
+            fingerprint=fingerprint,
+            settings={"about": {"servers": {"p0": [address], fingerprint: [address]}}},
+        ).close()
+
+    at("a:1", "f")
+    at("a:1", "g")
+    assert not caplog.records
+    at("b:2", "h")
+    assert "were drawn at a:1, and this run asks b:2" in caplog.text and len(caplog.records) == 1

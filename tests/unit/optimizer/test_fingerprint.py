@@ -1,0 +1,68 @@
+"""Prompts and runs are known by all that decides their answers, and by nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+import pytest
+
+from iapo_dspy.optimizer.fingerprint import about, facts_of, prompt_ids
+from iapo_dspy.optimizer.plan import make_plan
+from iapo_dspy.sampling.ledger.ledger import fingerprint_of
+from tests.support.compiling import optimizers
+from tests.support.worlds import questions
+
+
+def alike(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+    return str(example.answer) == str(prediction.answer)
+
+
+optimizer = optimizers(budget=90, candidates=["A", "B"], metric=alike)
+
+
+class Hops(dspy.Module):
+    def __init__(self, hops: int) -> None:
+        super().__init__()
+        self.hops = hops
+        self.ask = dspy.Predict("question -> answer")
+
+
+def lm(base: str = "http://127.0.0.1:9/v1", model: str = "openai/fake") -> dspy.LM:
+    return dspy.LM(model, api_base=base, api_key="x")
+
+
+def known(student: Any = "question -> answer", adapter: Any = None, base: str = "http://a:1/v1") -> Any:
+    """The ids of a run's prompts, its fingerprint, and what it writes about itself."""
+    module = dspy.Predict(student) if isinstance(student, str) else student
+    with dspy.context(lm=lm(base), adapter=adapter):
+        plan = make_plan(optimizer().settings, module, questions(20), ["A", "B"])
+        id_of = prompt_ids(plan)
+        return [id_of(i) for i in range(2)], fingerprint_of(facts_of(plan)), about(plan, id_of)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"student": "question -> answer: int"}),
+        ({"student": "question -> answer: Literal['a', 'b']"}, {"student": "question -> answer: Literal['a', 'c']"}),
+        ({"student": Hops(1)}, {"student": Hops(3)}),
+        (
+            {"adapter": dspy.TwoStepAdapter(lm(model="openai/small"))},
+            {"adapter": dspy.TwoStepAdapter(lm(model="openai/large"))},
+        ),
+    ],
+)
+def test_what_decides_an_answer_makes_other_prompts_and_another_run(one: Any, other: Any) -> None:
+    ids, run, _ = known(**one)
+    others, another, _ = known(**other)
+    assert not set(ids) & set(others) and run != another
+    assert known(**one)[:2] == (ids, run)
+
+
+def test_the_default_adapter_and_another_address_are_the_same_prompts() -> None:
+    ids, run, written = known(base="http://user:secret@a:1/v1")
+    assert known(adapter=dspy.ChatAdapter())[0] == ids
+    moved = known(base="http://b:2/v1")
+    assert moved[:2] == (ids, run) and written["servers"][ids[0]] == ["a:1"] != moved[2]["servers"][ids[0]]
+    assert known("question -> answer: int")[2]["signature"] == "self: question -> answer: int"
