@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import inspect
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError, ScoreError
+from iapo_dspy.sampling.ledger.digests import digest
+from iapo_dspy.sampling.lm.params import generation_params
 
 Metric = Callable[..., Any]
 """`metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)`."""
@@ -95,32 +98,83 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] | None = (0.0
 def function_digest(*parts: Any) -> str:
     """Return a hash of functions' own code and of plain values, the same in every process.
 
-    The code of functions that they call has no part in it.
+    The values that a function holds are hashed too: those of its closure, its defaults, the arguments of a
+    `functools.partial`, and the attributes of a callable object or of a method's object. The code of functions that it
+    calls by global names, and global values, have no part in it.
 
-    Of a callable dataclass, as the built-in objectives are, the fields that are compared are hashed too.
+    Of a callable dataclass, as the built-in objectives are, the fields that are compared are hashed.
     """
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for part in parts:
-        digest.update(_describe(part).encode(errors="surrogatepass"))
-        digest.update(b"|")
-    return digest.hexdigest()[:16]
+        found.update(_describe(part).encode(errors="surrogatepass"))
+        found.update(b"|")
+    return found.hexdigest()[:16]
 
 
-def _describe(part: Any) -> str:
+def _describe(part: Any, inside: tuple[int, ...] = ()) -> str:
     if part is None or isinstance(part, (str, int, float, tuple)):
         return repr(part)
     function = inspect.unwrap(part) if callable(part) else part
     inner = getattr(function, "func", None)  # functools.partial
     if inner is not None:
-        return f"{_describe(inner)}{function.args!r}{sorted(function.keywords.items())!r}"
+        given = [function.args, sorted(function.keywords.items())]
+        values = [*function.args, *function.keywords.values()]
+        if not all(v is None or isinstance(v, (str, int, float)) for v in values):
+            given = [[*map(_held, function.args)], [(k, _held(v)) for k, v in given[1]]]
+        return f"{_describe(inner, inside)}{given[0]!r}{given[1]!r}"
     name = getattr(function, "__qualname__", type(function).__qualname__)
+    owner = getattr(function, "__self__", function)
     function = getattr(function, "__func__", function)
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     described = f"{name}:{_code(code)}" if code is not None else str(name)
+    if id(function) in inside:  # it holds itself
+        return described
+    inside = (*inside, id(function))
     if dataclasses.is_dataclass(function) and not isinstance(function, type):
         compared = [(f.name, _describe(getattr(function, f.name))) for f in dataclasses.fields(function) if f.compare]
         described += repr(compared)
+    elif held := [(n, _held(v, inside)) for n, v in _values(function, owner)]:
+        described += repr(held)
     return described
+
+
+def _values(function: Any, owner: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a function, and the object that it is or belongs to, hold by name. A default of None says nothing."""
+    plain = isinstance(function, types.FunctionType)
+    if plain:
+        captured = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in captured if _filled(cell))
+        defaults = enumerate(function.__defaults__ or ())
+        yield from ((str(i), value) for i, value in defaults if value is not None)
+        yield from sorted((k, v) for k, v in (function.__kwdefaults__ or {}).items() if v is not None)
+    owned = callable(function) and (owner is function) != plain  # a callable object, or a method of one
+    if owned and not isinstance(owner, (type, types.ModuleType, dspy.BaseLM)) and not _is_program(owner):
+        yield from sorted(getattr(owner, "__dict__", {}).items(), key=lambda item: item[0])
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # the name has no value yet
+        return False
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "named_predictors") and not isinstance(value, type)
+
+
+def _held(value: Any, inside: tuple[int, ...] = ()) -> str:
+    """Describe a value that a function holds: LMs and programs by what they ask, not by their history."""
+    if isinstance(value, dspy.BaseLM):
+        return digest([value.model, generation_params(value.kwargs)])
+    if _is_program(value):
+        states = {name: {**p.dump_state(), "lm": None} for name, p in value.named_predictors()}
+        return digest([type(value).__qualname__, states])
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if callable(value):
+        return _describe(value, inside)
+    return digest(value)
 
 
 def _code(code: Any) -> str:

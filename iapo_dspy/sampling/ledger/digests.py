@@ -7,6 +7,7 @@ import enum
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import pydantic
 
 logger = logging.getLogger(__name__)
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SHOWN = 1000  # elements of an array that its repr shows
 _DEEPEST = 100  # levels of a value
 
@@ -71,7 +73,7 @@ def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
             content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
             return [type(value).__qualname__, array.dtype.str, list(array.shape), content]
     if getattr(type(value), "__repr__", None) is not object.__repr__ and not hasattr(value, "__dict__"):
-        return repr(value)
+        return _ADDRESS.sub("", repr(value))
     attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and not callable(v)}
     data = (type(None), str, int, float, bool, list, tuple, dict, set, frozenset)
     found = {k: _plain(v, inside) for k, v in attributes.items() if isinstance(v, data)}

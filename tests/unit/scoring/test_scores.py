@@ -1,5 +1,6 @@
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import dspy
@@ -45,3 +46,43 @@ def test_the_digest_of_a_function_is_that_of_its_code() -> None:
     assert function_digest(one) == function_digest(same) != function_digest(other)
     assert function_digest(Judge()) == function_digest(Judge())
     assert function_digest(functools.partial(one, 1)) != function_digest(functools.partial(one, 2))
+
+
+class Above:
+    def __init__(self, least: float) -> None:
+        self.least = least
+
+    def __call__(self, example: Any, pred: Any) -> bool:
+        return bool(pred.answer >= self.least)
+
+    def method(self, example: Any, pred: Any) -> bool:
+        return self(example, pred)
+
+
+def above(least: float, *, keyword: bool = False) -> Any:
+    def closed(example: Any, pred: Any) -> bool:
+        return bool(pred.answer >= least)
+
+    def given(example: Any, pred: Any, *, least: float = least) -> bool:
+        return bool(pred.answer >= least)
+
+    return given if keyword else closed
+
+
+def checked(example: Any, pred: Any, *, checker: Any) -> bool:
+    return bool(checker(example, pred))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        above,
+        lambda least: above(least, keyword=True),
+        Above,
+        lambda least: Above(least).method,
+        lambda least: functools.partial(checked, checker=Above(least)),
+        lambda least: functools.partial(checked, checker=above(least)),
+    ],
+)
+def test_the_digest_of_a_function_is_also_that_of_what_it_holds(make: Callable[[float], Any]) -> None:
+    assert function_digest(make(2)) == function_digest(make(2)) != function_digest(make(8))
