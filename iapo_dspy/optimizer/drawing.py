@@ -86,7 +86,7 @@ def draw(plan: Plan) -> Findings:
             plan = _beside_evidence(plan, ledger, id_of)
         elif ledger.has_unit:
             plan = plan.without_student()
-        meter = Meter(settings.budget, spent=_spent_before(ledger.spent))
+        meter = Meter(settings.budget, spent=_spent_before(ledger.spent), others=ledger.others)
         sampler = Sampler(
             max_concurrency=settings.num_threads,
             meter=meter,

@@ -76,6 +76,13 @@ class _Start:
     def key(self) -> PullKey:
         return (*self.cell, self.missing[0])
 
+    @property
+    def seeds(self) -> list[Any]:
+        """What the seeds derive from: of draws that are asked for again, not what their siblings' derived from."""
+        missing = self.missing
+        again = len(missing) <= missing[-1] - missing[0] or any(r.first == missing[0] for r in self.stored.values())
+        return [*self.key, *(missing if again else ())]
+
 
 class LiveEnvironment:
     """Answers pulls from a language model.
@@ -363,7 +370,7 @@ class LiveEnvironment:
                     prompt.program,
                     dict(example.inputs().items()),
                     len(missing),
-                    key=list(start.key),
+                    key=start.seeds,
                     decoding=prompt.decoding,
                     upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
                 )
@@ -385,7 +392,12 @@ class LiveEnvironment:
                 self._equal.add(pull.prompt, pull.query, example, completions, scored)
             pulled = self._observer.pulled(pull.prompt, completions, scored)
             self.unjudged += len(scored) - len(pulled.scored)
-            self._tracker.add(pull.prompt, pulled.scored)
+            before = self._ledger.known.get(start.cell, ())
+            lost = sum(
+                s is not None and s.error and c.record.error and c.record.draw in before
+                for c, s in zip(completions, scored, strict=True)
+            )
+            self._tracker.add(pull.prompt, pulled.scored, others=lost)
             return pulled
 
 

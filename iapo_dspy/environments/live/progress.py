@@ -61,6 +61,7 @@ class Tracker:
         self._failed = [0] * n_prompts
         self._tried = 0  # prompts with completions
         self._errors = 0
+        self._others = 0  # of these, those of other runs
         self._causes: Counter[str] = Counter()
         self._completions = 0
         self._total = 0
@@ -71,8 +72,13 @@ class Tracker:
         """Completions so far."""
         return self._completions
 
-    def add(self, prompt: int, scored: Sequence[Scored]) -> None:
+    def add(self, prompt: int, scored: Sequence[Scored], *, others: int = 0) -> None:
         """Count the completions of one pull.
+
+        Args:
+            prompt: Its prompt.
+            scored: Its completions.
+            others: How many of them failed with an error in other runs, which `max_errors` does not count.
 
         Raises:
             TooManyErrors: More completions than `max_errors` failed with an error, or nothing works at all.
@@ -83,7 +89,8 @@ class Tracker:
         for s in scored:
             if s.failure is not None:
                 self._fail(prompt, s.failure, s.error, usable=s.usable)
-        if self._max_errors is not None and self._errors > self._max_errors:
+        self._others += others
+        if self._max_errors is not None and self._errors - self._others > self._max_errors:
             limit = f"max_errors={self._max_errors}"
             raise TooManyErrors(f"More than {limit} completions failed with errors: {self._totals()}. {self._kept}")
         several = self._tried >= min(3, len(self._drawn))

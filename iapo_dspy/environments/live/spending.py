@@ -22,6 +22,7 @@ class Journal:
         self._meter = meter
         self._held = held
         self._finished = False
+        self._before = ledger.spent
         meter.keep_journal(lambda spent, reserved: ledger.append(self._record(spent, reserved)))
 
     def write(self, *, finished: bool = False) -> None:
@@ -39,4 +40,6 @@ class Journal:
             completion_tokens=max(reserved.tokens - held.tokens, 0),
             usd=max(round(reserved.usd - held.usd, 12), 0.0),  # whole picodollars
         )
-        return SpentRecord(spent=spent, finished=self._finished, reserved=reserved)
+        asked = spent.requests > self._before.spent.requests or reserved.tokens or reserved.usd
+        finished = self._finished or (self._before.finished and not asked)  # a replay that is stopped changes nothing
+        return SpentRecord(spent=spent, finished=finished, reserved=reserved)

@@ -99,7 +99,8 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
     if plan.completions is not None:
         return plan
     takes, looked = _measured(plan, environment, meter, ledger)
-    looked = looked + np.array([ledger.taken_over.tokens, ledger.taken_over.usd])
+    others = ledger.taken_over + ledger.others
+    looked = looked + np.array([others.tokens, others.usd])
     known = ledger.planned
     if known is not None and (known.tokens, known.usd) == (budget.tokens, budget.usd):
         completions = known.completions  # an earlier process has planned for it

@@ -180,10 +180,9 @@ def _left(plan: Plan) -> Left | None:
         contents_of(log_dir, older_of(plan, id_of)),
         RunRecord(fingerprint=fingerprint_of(facts), settings=facts),
     )
-    paid = contents.paid(run.fingerprint).after
     found = serving(plan, contents.usable(), id_of, unit_of(contents, run)[1])
-    before = taken_over(contents) if contents.run_of(run.fingerprint) is None else paid.spent + paid.reserved
-    spent = before + Spent(completions=found.restored)
+    seconds = contents.paid(run.fingerprint).after.spent.seconds
+    spent = taken_over(contents) + Spent(completions=found.restored, seconds=seconds)
     return Left(
         spent=spent,
         unused=found.rest,

@@ -267,7 +267,7 @@ class BatchSampler:
 
     def _affordable(self, entries: Sequence[_Entry]) -> list[_Entry]:
         """Return as many of the first entries as the budget surely pays for."""
-        budget, spent, reserved = self._meter.budget, self._meter.spent, self._meter.reserved
+        budget, spent, reserved = self._meter.budget, self._meter.spent + self._meter.others, self._meter.reserved
         if budget is None:
             return list(entries)
         if self._meter.exhausted:

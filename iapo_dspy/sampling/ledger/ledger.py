@@ -73,6 +73,7 @@ class LedgerPort:
         stored: The completions that later pulls can use, also of earlier processes of this run, likewise.
         spent: The spending of earlier processes of the run, and what other runs had paid before it began.
         taken_over: The part of it that other runs had paid.
+        others: What other runs have paid since this one began; it is not in `spent`.
         batches: The batch jobs of earlier processes whose completions are not stored yet.
         calls: The answers of earlier processes that all rollouts of a query share.
         unit: The unit of costs that an earlier process found.
@@ -87,6 +88,7 @@ class LedgerPort:
         self.stored: Mapping[Cell, Sequence[int]] = {}
         self.spent = SpentRecord()
         self.taken_over = Spent()
+        self.others = Spent()
         self.batches: tuple[BatchRecord, ...] = ()
         self.calls: tuple[CallRecord, ...] = ()
         self.unit: UnitRecord | None = None
@@ -183,6 +185,8 @@ class Ledger(LedgerPort):
         self.known = self.stored if began is None else contents.usable(before=began)
         paid = contents.paid(fingerprint)
         self.taken_over = taken_over(contents) if began is None else paid.before.spent
+        if began is not None:
+            self.others = replace(taken_over(contents) - (paid.after.spent + paid.after.reserved), seconds=0.0)
         self.spent = SpentRecord(spent=self.taken_over) if began is None else paid.after
         self.batches = open_batches(contents.all(BatchRecord))
         self.calls = tuple(contents.all(CallRecord))

@@ -204,6 +204,8 @@ class Meter:
     Args:
         budget: The limits; None counts without limiting.
         spent: The spending of earlier processes of the same run.
+        others: Tokens and dollars that other runs have paid from the same budget since the run began; they are not in
+            `spent`.
         clock: Seconds that only grow; for tests.
     """
 
@@ -212,6 +214,7 @@ class Meter:
         budget: Budget | int | None = None,
         *,
         spent: Spent | None = None,
+        others: Spent | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = None if budget is None else Budget.of(budget)
@@ -219,6 +222,7 @@ class Meter:
         self._start = clock() - (spent.seconds if spent else 0.0)
         self._lock = threading.RLock()
         self._spent = spent or Spent()
+        self.others = others or Spent()
         self._pico = round(self._spent.usd * _PICO)
         self._judge_pico = round(self._spent.judge_usd * _PICO)
         self._reserved_completions = 0
@@ -361,10 +365,10 @@ class Meter:
         used = self._spent.completions + share * self._reserved_completions
         if budget.completions is not None and completions and used + completions > budget.completions:
             return f"{completions} completions do not fit: {used} of {budget.completions} are spent or reserved."
-        used = self._spent.tokens + share * self._reserved_tokens
+        used = self._spent.tokens + self.others.tokens + share * self._reserved_tokens
         if budget.tokens is not None and used + tokens > budget.tokens:
             return f"Up to {tokens} tokens do not fit: {used} of {budget.tokens} are spent or reserved."
-        used = self._pico + share * self._reserved_pico
+        used = self._pico + _picodollars(self.others.usd) + share * self._reserved_pico
         if budget.usd is not None and used + pico > math.floor(budget.usd * _PICO):
             return f"Up to {pico / _PICO} dollars do not fit: {used / _PICO} of {budget.usd} are spent or reserved."
         if budget.seconds is not None and self._clock() - self._start >= budget.seconds:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 
-from iapo_dspy import Budget, BudgetTooSmall, Preference, merge_ledgers
+from iapo_dspy import Budget, BudgetTooSmall, Preference, Progress, TooManyErrors, merge_ledgers
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
-from tests.support.loopback import Loopback
+from tests.support.loopback import Loopback, chat
 from tests.support.states import state_of
-from tests.support.worlds import INSTRUCTIONS, adder, questions, student
+from tests.support.worlds import INSTRUCTIONS, Around, adder, questions, student
 
 optimizer = optimizers(budget=90, num_threads=8)
 MORE = ["Take your time.", "Say it twice.", "Add them up."]
@@ -31,6 +33,34 @@ def paid(server: Loopback, log_dir: Path, **settings: Any) -> tuple[Any, int]:
     before = server.completions
     program = compiled(server, log_dir, **settings)
     return program, server.completions - before
+
+
+class Stopped(Exception):
+    """The user's own reason to stop."""
+
+
+def stopped_after(completions: int) -> Callable[[Progress], None]:
+    """Return a function of progress that stops a run after so many completions."""
+
+    def stop(progress: Progress) -> None:
+        if progress.completions >= completions:
+            raise Stopped
+
+    return stop
+
+
+class Unreliable(Around):
+    """A student whose own code fails before every third call."""
+
+    calls = failed = 0
+    broken = True
+
+    def forward(self, question: str) -> dspy.Prediction:
+        Unreliable.calls += 1
+        if self.broken and Unreliable.calls % 3 == 0:
+            Unreliable.failed += 1
+            raise RuntimeError("the search index is down")
+        return super().forward(question)
 
 
 def policy(program: Any) -> dict[str, Any]:
@@ -115,16 +145,9 @@ def test_a_larger_budget_pays_the_difference_and_the_same_run_pays_nothing(
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_beside_another_one(first: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
-
-    def stop(progress: Any) -> None:
-        if progress.completions >= 40:
-            raise Stopped
-
     with Loopback(adder) as server:
         with pytest.raises(Stopped):
-            compiled(server, tmp_path, progress=stop)
+            compiled(server, tmp_path, progress=stopped_after(40))
         other = compiled(server, tmp_path, preferences=[Preference("other", cost=2.0)])
         program = compiled(server, tmp_path)
         total = server.completions
@@ -199,3 +222,60 @@ def test_two_half_runs_that_are_merged_know_what_one_run_would(tmp_path: Path) -
         spent = program.detailed_results.spent
         assert spent.tokens == tokens and 60 < spent.completions <= completions
     assert program.policy.ready.arms[0].prompt == 2
+
+
+@pytest.mark.slow
+def test_a_stopped_run_counts_the_dollars_that_another_one_has_paid_since(tmp_path: Path) -> None:
+    prices: dict[str, Any] = {"input_cost_per_token": 1e-3, "output_cost_per_token": 1e-3, "max_tokens": 60}
+    limit: dict[str, Any] = {"log_dir": tmp_path, "budget": Budget(300, usd=10.0), "num_threads": 1, "max_n": 2}
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1, **prices)):
+        with pytest.raises(Stopped):
+            optimizer(**limit, progress=stopped_after(20)).compile(student(), trainset=questions(60))
+        optimizer(**limit, seed=4).compile(student(), trainset=questions(60))
+        with_other = (server.prompt_tokens + server.completion_tokens) * 1e-3
+        quote = optimizer(**limit).quote(student(), trainset=questions(60))
+        assert quote.left is not None and 0 < quote.left.usd <= 10.0 - with_other
+        optimizer(**limit).compile(student(), trainset=questions(60))
+        assert (server.prompt_tokens + server.completion_tokens) * 1e-3 <= 10.0
+
+
+def test_a_replay_that_is_stopped_leaves_its_run_finished(first: Path, tmp_path: Path) -> None:
+    copied(first, tmp_path)
+    with Loopback(adder) as server:
+        with pytest.raises(Stopped):
+            compiled(server, tmp_path, progress=stopped_after(20))
+        assert not server.requests
+    contents = contents_of(tmp_path)
+    assert contents.run is not None and contents.paid(contents.run.fingerprint).after.finished
+
+
+@pytest.mark.slow
+def test_errors_of_a_finished_run_do_not_count_against_those_of_the_next(tmp_path: Path) -> None:
+    Unreliable.broken = True
+    asked = Unreliable()
+    settings: dict[str, Any] = {"log_dir": tmp_path, "max_n": 2, "candidates": INSTRUCTIONS[:2], "num_threads": 1}
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        optimizer(**settings, budget=60).compile(asked, trainset=questions(10))
+        assert Unreliable.failed > 3
+        Unreliable.broken = False
+        optimizer(**settings, budget=80, max_errors=3).compile(asked, trainset=questions(10))
+        Unreliable.broken = True
+        with pytest.raises(TooManyErrors, match="max_errors=3"):
+            optimizer(**settings, budget=140, max_errors=3).compile(asked, trainset=questions(10))
+
+
+@pytest.mark.slow
+def test_completions_that_are_drawn_again_are_draws_of_their_own(tmp_path: Path) -> None:
+    def draw(body: dict[str, Any], i: int) -> str:
+        return chat(answer=str(body.setdefault("_rng", random.Random(body["seed"])).randrange(10**9)))
+
+    Unreliable.broken = True
+    asked = Unreliable()
+    settings: dict[str, Any] = {"log_dir": tmp_path, "algorithm": "psst", "candidates": INSTRUCTIONS[:2], "max_n": 4}
+    with Loopback(draw) as server, dspy.context(lm=server.lm(seed=1)):
+        with pytest.raises(TooManyErrors):
+            optimizer(**settings, num_threads=1, max_errors=5).compile(asked, trainset=questions(10))
+        Unreliable.broken = False
+        optimizer(**settings).compile(asked, trainset=questions(10))
+    texts = [(r.prompt, r.query, r.text) for r in contents_of(tmp_path).completions]
+    assert len(set(texts)) == len(texts) > 40

@@ -154,6 +154,7 @@ def test_another_run_finds_what_was_paid_for_and_the_first_one_is_what_it_was(tm
     with Ledger.open(tmp_path, fingerprint="f", settings=settings()) as ledger:
         assert ledger.about == settings()["about"] and ledger.known == {} and ledger.stored == {("p0", "q0"): [0, 1]}
         assert (ledger.spent.spent.usd, ledger.spent.spent.seconds) == (0.5, 9.0) and not ledger.has_unit
+        assert (ledger.others.requests, ledger.others.usd) == (2, 1.25)
         ledger.append(SpentRecord(spent=Spent(requests=2, usd=0.75, seconds=10.0), finished=True))
     assert (tmp_path / "ledger.jsonl").read_bytes().startswith(before)
     with Ledger.open(tmp_path, fingerprint="g") as ledger:
