@@ -40,7 +40,7 @@ _T = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 _T_AT = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 30, 60])
 
 
-def reserved(budget: int, problem: Problem, least: int, n_queries: int) -> int:
+def reserved(budget: int, problem: Problem, least: int, n_queries: int, *, known: int = 0) -> int:
     """Return how many completions of a budget are kept to measure the chosen arms.
 
     Args:
@@ -48,11 +48,14 @@ def reserved(budget: int, problem: Problem, least: int, n_queries: int) -> int:
         problem: The problem.
         least: Smallest budget of the algorithm, which comes first.
         n_queries: Queries to measure on.
+        known: Completions on queries of a validation set that earlier runs have paid for. They are kept, and a share
+            of what is not known yet.
     """
     if problem.n_prompts == problem.max_n == 1:  # nothing is chosen
         return 0
+    share = known + max(budget - problem.n_known - known, 0) // SHARE
     useful = problem.n_contexts * n_queries * problem.max_n
-    return max(min(budget // SHARE, useful, budget - least), 0)
+    return max(min(share, useful, budget - least), 0)
 
 
 def measuring_pulls(

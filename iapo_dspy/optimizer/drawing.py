@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tqdm.auto import tqdm
 
-from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
@@ -19,7 +19,7 @@ from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall
-from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids, serving
+from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids, serving, takes_all
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
@@ -81,7 +81,7 @@ def draw(plan: Plan) -> Findings:
         stack.callback(ledger.close)
         if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
             plan = replace(plan, unit=None, as_it_is=None, older=True)
-        starts_from_evidence = isinstance(plan.search, Auto)
+        starts_from_evidence = takes_all(plan)
         if starts_from_evidence:
             plan = _beside_evidence(plan, ledger, id_of)
         elif ledger.has_unit:
@@ -147,12 +147,14 @@ def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
     if directory is None:
         return NullLedger()
     settings = {**facts, "about": about(plan, id_of)}
-    ledger = Ledger.open(directory, fingerprint=fingerprint_of(facts), settings=settings, older=older_of(plan, id_of))
-    found = serving(plan, ledger.stored, id_of, ledger.has_unit)
+    older = partial(older_of, plan, id_of)
+    ledger = Ledger.open(directory, fingerprint=fingerprint_of(facts), settings=settings, older=older)
+    found = serving(plan, ledger.stored, id_of, has_unit=ledger.has_unit, began=ledger.about is not None)
     if found.restored:
         of = "" if total is None or found.restored > total else f" of {total:,}"
         rest = f" (others do not serve this run: {found.rest})" if found.rest else ""
-        logger.info("restored %s%s completions%s", f"{found.restored:,}", of, rest)
+        most = "" if takes_all(plan) else "at most "
+        logger.info("restored %s%s%s completions%s", most, f"{found.restored:,}", of, rest)
     return ledger
 
 
@@ -178,8 +180,9 @@ def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]
             given=total,
             least=known + new,
         )
+    plan = replace(plan, known_held_out=sum(count(p, held_out) for p in range(len(plan.prompts))))
     if known and total is not None and ledger.answered:  # only how completions are scored has changed
-        total = known + sum(count(p, held_out) for p in range(len(plan.prompts)))
+        total = known + plan.known_held_out
         plan = plan.of(total)
     if plan.unit is None or not known:
         return plan.without_student() if ledger.has_unit else plan

@@ -33,6 +33,9 @@ _EDITION = 2  # of the default algorithm; another one asks for other pulls
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Return the facts that a run depends on, part by part, as JSON data without secrets: equal ones replay a run."""
     facts = _older_facts(plan) | _unstated(plan) | {"metric": plan.strategy.digest(plan.settings.metric)}
+    budget = plan.settings.budget
+    if budget.completions is None:  # it decides how many completions are planned
+        facts["budget"] = {"tokens": budget.tokens, "usd": budget.usd}
     return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
 
@@ -64,18 +67,28 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
     }
 
 
-def serving(plan: Plan, stored: Mapping[Cell, Sequence[int]], id_of: Callable[[int], str], has_unit: bool) -> Serving:
-    """Count the stored completions that serve a run.
+def takes_all(plan: Plan) -> bool:
+    """Tell whether a run surely takes every stored completion of its prompts on its training set."""
+    return isinstance(plan.search, Auto)
+
+
+def serving(
+    plan: Plan, stored: Mapping[Cell, Sequence[int]], id_of: Callable[[int], str], *, has_unit: bool, began: bool
+) -> Serving:
+    """Count the stored completions that serve a run: exactly where it `takes_all`, else at most.
 
     Args:
         plan: The run.
         stored: Draws by cell.
         id_of: Names a prompt.
         has_unit: Whether the unit of costs is known, so that completions of the student alone serve nothing.
+        began: Whether the run has begun. One that begins may draw others on its validation set.
     """
+    told = about(plan, id_of)
+    later = set() if began or not takes_all(plan) else set(told["queries"][len(plan.examples) :])
     student = id_of(len(plan.prompts)) if has_unit and plan.as_it_is is not None else None
-    counted = {cell: draws for cell, draws in stored.items() if cell[0] != student}
-    return Serving.of(counted, about(plan, id_of))
+    counted = {cell: draws for cell, draws in stored.items() if cell[0] != student and cell[1] not in later}
+    return Serving.of(counted, told)
 
 
 def prompt_ids(plan: Plan) -> Callable[[int], str]:

@@ -68,6 +68,7 @@ class Plan:
         pipeline: The program around the student, where that is a module inside of a pipeline.
         completions: Completions of the algorithm and of the validation set; None until the lengths of completions tell
             how many the budget pays for.
+        known_held_out: Completions on the validation set that others have paid for.
         older: Whether a version began the run that measured the chosen arms on a validation set only.
     """
 
@@ -85,6 +86,7 @@ class Plan:
     doubtful: bool = False
     pipeline: Pipeline | None = None
     completions: int | None = None
+    known_held_out: int = 0
     older: bool = False
 
     def of(self, completions: int) -> Plan:
@@ -120,8 +122,7 @@ class Plan:
         Raises:
             BudgetTooSmall: The algorithm needs a larger budget.
         """
-        apart = self.unit.draws if self.unit is not None and self.settings.budget.completions is not None else 0
-        budget = (self.completions or 0) - self.reserved - apart
+        budget = (self.completions or 0) - self.reserved - self._apart
         return self.search.start(self.problem, budget=budget, seed=self.settings.seed)
 
     def asked_of(self, prompt: int) -> set[int]:
@@ -130,6 +131,11 @@ class Plan:
         first = next(run, None)
         run.close()
         return set() if first is None else set(first.query[first.prompt == prompt].tolist())
+
+    @property
+    def _apart(self) -> int:
+        """Completions that measure the student only, of a budget that counts them."""
+        return self.unit.draws if self.unit is not None and self.settings.budget.completions is not None else 0
 
     @property
     def newcomers(self) -> int:
@@ -150,8 +156,9 @@ class Plan:
             return total // SHARE if self.held_out else 0
         if not self.held_out and not has_intervals(self.search):
             return 0
-        least = max(self.least, self.problem.n_known + self.newcomers)
-        return reserved(total, self.problem, least, len(self.held_out or self.examples))
+        least = max(self.least, self.problem.n_known + self.newcomers) + self._apart
+        queries = len(self.held_out or self.examples)
+        return reserved(total, self.problem, least, queries, known=self.known_held_out)
 
     def measuring(self, outcome: Outcome) -> Pulls:
         """Return the pulls that measure the chosen arms; none where they are not to be measured."""

@@ -7,6 +7,7 @@ import logging
 import queue
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dspy
@@ -276,7 +277,7 @@ class LiveEnvironment:
     async def _pull_all(self, pulls: Pulls, draws: Sequence[tuple[int, ...]]) -> list[Pulled | None]:
         """Make every pull that the budget pays for; None stands for the others, and for pulls that are not scored."""
         if self._round == 0:
-            await self._batches.resume(self._ask_of)
+            await self._batches.resume(partial(self._ask_of, pulls))
         starts = self._starts(pulls, draws)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
@@ -334,9 +335,10 @@ class LiveEnvironment:
             self._sampler.sound |= any(record.text is not None for record in stored.values())
         return starts
 
-    def _ask_of(self, line: BatchLine) -> Ask | None:
+    def _ask_of(self, pulls: Pulls, line: BatchLine) -> Ask | None:
         """Return the completions that a line of an earlier process asks for; None where this run has no such cell."""
-        prompt = next((p for p in range(len(self._prompts)) if self._id(p) == line.prompt), None)
+        order = dict.fromkeys([*pulls.prompt.tolist(), *range(len(self._prompts))])  # each is made when it is looked at
+        prompt = next((p for p in order if self._id(p) == line.prompt), None)
         if prompt is None or line.query not in self._queries:
             return None
         return self._ask(prompt, self._queries.index(line.query), line.draws, first=line.first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,7 @@ class _Ledger:
         if not (log_dir / "ledger.jsonl").is_file():
             return None
         id_of = prompt_ids(plan)
-        contents = contents_of(log_dir, older_of(plan, id_of))
+        contents = contents_of(log_dir, partial(older_of, plan, id_of))
         records = [
             replace(r, text=None, fields=None, inner=None)  # only their usage counts, and texts take memory
             for r in contents.all(CompletionRecord)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import dspy
 import numpy as np
 
-from iapo_dspy.optimizer.fingerprint import facts_of, older_of, prompt_ids, serving
+from iapo_dspy.optimizer.fingerprint import facts_of, older_of, prompt_ids, serving, takes_all
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
@@ -31,9 +32,10 @@ class Left:
 
     Attributes:
         spent: What this run and others paid before, with the upper bounds of requests that a kill cut off. Completions
-            are those that serve this run.
+            are those that serve this run: at most, where not `exact`.
         unused: Why other completions do not serve it; "" where all do.
-        completions: Completions.
+        exact: Whether the run surely takes these completions; algorithms other than "auto" may draw others.
+        completions: Completions; at least, where not `exact`.
         tokens: Tokens.
         usd: Dollars.
         seconds: Seconds.
@@ -41,6 +43,7 @@ class Left:
 
     spent: Spent
     unused: str
+    exact: bool
     completions: int | None
     tokens: int | None
     usd: float | None
@@ -48,6 +51,8 @@ class Left:
 
     def __str__(self) -> str:
         """Return one line for people."""
+        most = "" if self.exact else "at most "
+        least = "" if self.exact or self.completions is None else "at least "
         spent = f"{self.spent.completions:,} completions, {self.spent.tokens:,} tokens, {self.spent.usd:,.4g} dollars"
         units = {"completions": ",", "tokens": ",", "usd": ",.4g", "seconds": ",.0f"}
         left = [
@@ -56,7 +61,7 @@ class Left:
             if getattr(self, name) is not None
         ]
         unused = f" (others do not serve this run: {self.unused})" if self.unused else ""
-        return f"spent so far: {spent}{unused}; left to pay: {', '.join(left)}"
+        return f"spent so far: {most}{spent}{unused}; left to pay: {least}{', '.join(left)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +181,16 @@ def _left(plan: Plan) -> Left | None:
         return None
     id_of = prompt_ids(plan)
     facts = facts_of(plan)
-    contents, run = (
-        contents_of(log_dir, older_of(plan, id_of)),
-        RunRecord(fingerprint=fingerprint_of(facts), settings=facts),
-    )
-    found = serving(plan, contents.usable(), id_of, unit_of(contents, run)[1])
+    contents = contents_of(log_dir, partial(older_of, plan, id_of))
+    run = RunRecord(fingerprint=fingerprint_of(facts), settings=facts)
+    began = contents.run_of(run.fingerprint) is not None
+    found = serving(plan, contents.usable(), id_of, has_unit=unit_of(contents, run)[1], began=began)
     seconds = contents.paid(run.fingerprint).after.spent.seconds
     spent = taken_over(contents) + Spent(completions=found.restored, seconds=seconds)
     return Left(
         spent=spent,
         unused=found.rest,
+        exact=takes_all(plan),
         completions=None if budget.completions is None else max(budget.completions - spent.completions, 0),
         tokens=None if budget.tokens is None else max(budget.tokens - spent.tokens, 0),
         usd=None if budget.usd is None else max(budget.usd - spent.usd, 0.0),

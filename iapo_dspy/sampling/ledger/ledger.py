@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -217,7 +217,7 @@ class Ledger(LedgerPort):
         *,
         fingerprint: str,
         settings: Mapping[str, Any] | None = None,
-        older: Older | None = None,
+        older: Callable[[], Older] | None = None,
     ) -> Ledger:
         """Create a ledger, resume a run of it, or begin another run in it.
 
@@ -225,7 +225,7 @@ class Ledger(LedgerPort):
             log_dir: The run's directory; made if it does not exist.
             fingerprint: Hash that tells runs apart (`fingerprint_of`).
             settings: The hashed settings for people to read, and "about" the run; secrets are left out.
-            older: The run as version 1 of the format knew it; a ledger of that version is then rewritten once.
+            older: Returns the run as version 1 of the format knew it; a ledger of that version is then rewritten once.
 
         Raises:
             LedgerLocked: Another process has it open.

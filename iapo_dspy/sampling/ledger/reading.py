@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar, overload
@@ -397,10 +397,10 @@ def read_ledger(log_dir: str | os.PathLike[str]) -> tuple[Mapping[str, Any], Sto
     return contents.settings, contents.records
 
 
-def contents_of(log_dir: str | os.PathLike[str], older: Older | None = None) -> LedgerContents:
+def contents_of(log_dir: str | os.PathLike[str], older: Callable[[], Older] | None = None) -> LedgerContents:
     """Return everything that a ledger holds, as `read_ledger` does.
 
-    One of version 1 is read from a copy that is written for it, with the names of `older` where that is given.
+    One of version 1 is read from a copy that is written for it, with the names that `older` returns where it is given.
 
     Raises:
         LedgerMismatch: It is of version 1, and has other candidates, examples, LMs or another adapter than `older`.
@@ -408,7 +408,7 @@ def contents_of(log_dir: str | os.PathLike[str], older: Older | None = None) -> 
     path = Path(log_dir) / "ledger.jsonl"
     if is_older(path):
         copy = _Copy(path.name)
-        rewrite(path, copy.path, older)
+        rewrite(path, copy.path, None if older is None else older())
         return replace(read_contents(copy.path), copy=copy)
     contents = read_contents(path)
     _check_format(contents.header, contents.path)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def is_older(path: Path) -> bool:
     return isinstance(header, dict) and header.get("format") == FORMAT and header.get("version") == 1
 
 
-def upgrade(path: Path, older: Older) -> None:
+def upgrade(path: Path, older: Callable[[], Older]) -> None:
     """Rewrite a ledger of version 1 by content, all or nothing; the old file stays beside it as `ledger.v1.jsonl`.
 
     Raises:
@@ -63,7 +63,7 @@ def upgrade(path: Path, older: Older) -> None:
     if not is_older(path):
         return
     with whole_file(path) as part:
-        rewrite(path, part, older)
+        rewrite(path, part, older())
         kept = path.with_name("ledger.v1.jsonl")
         with contextlib.suppress(FileExistsError):
             try:

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Budget, BudgetTooSmall, Preference, Progress, TooManyErrors, merge_ledgers
+from iapo_dspy import Budget, BudgetTooSmall, Cost, Preference, Progress, TooManyErrors, merge_ledgers
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
@@ -164,7 +164,10 @@ def test_new_candidates_are_paid_for_and_a_budget_that_cannot_is_refused(first: 
             compiled(server, tmp_path, budget=known + 2, candidates=[*INSTRUCTIONS, *MORE])
         assert not server.requests and caught.value.least == known + 3
         program, more = paid(server, tmp_path, budget=known + 60, candidates=[*MORE, *INSTRUCTIONS])
-    assert 3 <= more <= 60 and program.detailed_results.spent.completions == known + more
+        assert 3 <= more <= 60 and program.detailed_results.spent.completions == known + more
+        # another `Cost` measures the student anew, beside the first look at each new candidate
+        cost = Cost(prompt_tokens=1.0, completion_tokens=4.0)
+        compiled(server, tmp_path, budget=known + more + 12, cost=cost, candidates=[*MORE, *INSTRUCTIONS, "Add."])
     asked = [body["messages"][0]["content"] for body in server.bodies]
     assert all(any(text in system for system in asked) for text in MORE)
 
@@ -189,6 +192,8 @@ def test_a_budget_of_dollars_counts_what_other_runs_paid(first: Path, tmp_path: 
             billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
             assert spent < billed <= usd and program.detailed_results.spent.usd == pytest.approx(billed)
             spent = billed
+        known = program.detailed_results.spent.completions
+        assert known == len(contents_of(tmp_path).completions), "the larger budget goes on from all of them"
         requests = server.requests
         optimizer(log_dir=tmp_path, budget=Budget(usd=20.0)).compile(student(), trainset=questions(20))
         assert server.requests == requests
@@ -199,10 +204,16 @@ def test_a_quote_says_what_is_paid_for_already(first: Path, tmp_path: Path) -> N
     known = copied(first, tmp_path)
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         quote = optimizer(log_dir=tmp_path, budget=150).quote(student(), trainset=questions(20))
+        other = optimizer(log_dir=tmp_path, algorithm="psst", max_n=2).quote(student(), trainset=questions(20))
+        trained, rest = questions(15), questions(20)[15:]
+        measured = optimizer(log_dir=tmp_path, budget=150).quote(student(), trainset=trained, valset=rest)
         fewer = optimizer(log_dir=tmp_path, candidates=INSTRUCTIONS[1:]).quote(student(), trainset=questions(20))
         assert not server.requests
     assert quote.left is not None and quote.left.spent.completions == known and quote.left.completions == 150 - known
     assert f"spent so far: {known} completions" in str(quote) and "left to pay: " in str(quote)
+    assert other.left is not None and not other.left.exact and "left to pay: at least " in str(other)
+    assert measured.left is not None and measured.left.completions is not None
+    assert 150 - known < measured.left.completions < 150, "those on the validation set may be of other arms"
     assert fewer.left is not None and "1 prompt that this run does not have" in fewer.left.unused
 
 

@@ -12,6 +12,7 @@ import dspy
 import pytest
 
 from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, Decoding, Preference
+from iapo_dspy.prompts.combinations import Combinations
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers
@@ -118,6 +119,30 @@ def test_a_run_that_died_goes_on_at_its_coordinate(tmp_path: Path) -> None:
     drawn = {r.prompt for r in records if isinstance(r, CompletionRecord)}
     assert len(drawn) - 1 == len(whole["prompts"])  # beside the student as it is, the unit of costs
     assert settings["shape"] == [4, 4, 3]
+
+
+@pytest.mark.slow
+def test_a_log_dir_needs_no_more_of_the_combinations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: set[int] = set()
+    make = Combinations._make
+
+    def counted(self: Combinations, combination: int) -> Any:
+        made.add(combination)
+        return make(self, combination)
+
+    def stop(progress: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Combinations, "_make", counted)
+    candidates = {"plan": [f"Plan 0. {i}" for i in range(20)], "ask": [f"Ask 1. {i}" for i in range(20)]}
+    with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
+        run = optimizer(
+            log_dir=tmp_path, candidates=candidates, decoding=None, budget=1000, progress=stop, num_threads=1
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run.compile(TwoSteps(), trainset=questions(10))
+        run.quote(TwoSteps(), trainset=questions(10))
+    assert len(made) < 100
 
 
 def test_what_cannot_be_searched_is_refused_before_any_call() -> None:

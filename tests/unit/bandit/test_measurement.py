@@ -80,6 +80,16 @@ def test_the_least_of_the_algorithm_comes_before_the_measurement():
     assert reserved(100, problem, 95, 10) == 5 and reserved(100, problem, 200, 10) == 0
 
 
+def test_what_is_known_leaves_a_fifth_of_the_rest():
+    pulls = Pulls(np.zeros(8, dtype=int), np.arange(8), np.full(8, 5))
+    known = Observations(pulls=pulls, label=np.zeros(40, dtype=int), score=np.zeros((40, 1)), cost=np.ones(40))
+    problem = Problem(n_prompts=4, n_queries=10, max_n=5, contexts=Contexts(np.ones((2, 1)), np.zeros(2)),
+                      aggregator=MajorityVoteAggregator(), known=known)  # fmt: skip
+    assert reserved(50, problem, 43, 10) == 2
+    assert reserved(50, problem, 43, 10, known=5) == 6 and reserved(45, problem, 40, 10, known=5) == 5
+    assert reserved(40, problem, 40, 10) == reserved(30, problem, 1, 10) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("budget", "least"), [(60, 0.02), (600, 0.005)])
 def test_the_best_of_many_equal_prompts_is_not_reported_too_high(budget: int, least: float):

@@ -51,7 +51,7 @@ def write(folder: Path, lines: list[dict[str, Any]], end: str = "") -> bytes:
 @pytest.mark.parametrize("end", ["", json.dumps({**drawn(5, 0, 0, (0, 0)), "more": True}) + "\n", '{"kind":"comp'])
 def test_every_record_gets_its_name_by_content(tmp_path: Path, end: str) -> None:
     before = write(tmp_path, LINES, end)
-    with Ledger.open(tmp_path, fingerprint="new", older=OLDER) as ledger:
+    with Ledger.open(tmp_path, fingerprint="new", older=lambda: OLDER) as ledger:
         found = ledger.completions(("p0", "q1"), range(9))
         assert {draw: (r.text, r.first) for draw, r in found.items()} == {
             0: ("0/1/0", 0), 1: ("0/1/1", 0), 2: ("1/0/0", 2)
@@ -64,13 +64,13 @@ def test_every_record_gets_its_name_by_content(tmp_path: Path, end: str) -> None
         assert job.lines == [{"tokens": 5, "prompt": "p0", "query": "q1", "first": 3, "draws": [3, 4], "id": "2-0-0"}]
     assert (tmp_path / "ledger.v1.jsonl").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger.jsonl", "ledger.lock", "ledger.v1.jsonl"]
-    with Ledger.open(tmp_path, fingerprint="another", older=OLDER) as ledger:  # it is rewritten once
+    with Ledger.open(tmp_path, fingerprint="another", older=lambda: OLDER) as ledger:  # it is rewritten once
         assert ledger.known == {("p0", "q1"): [0, 1, 2], ("p1", "q0"): [0]} and ledger.spent.spent.requests == 3
 
 
 def test_a_run_that_would_ask_otherwise_today_is_another_one(tmp_path: Path) -> None:
     write(tmp_path, LINES)
-    with Ledger.open(tmp_path, fingerprint="new", older=replace(OLDER, fingerprint=None)) as ledger:
+    with Ledger.open(tmp_path, fingerprint="new", older=lambda: replace(OLDER, fingerprint=None)) as ledger:
         assert ledger.about is None and sum(map(len, ledger.known.values())) == 4
 
 
@@ -78,11 +78,11 @@ def test_other_candidates_are_refused_and_nothing_is_changed(tmp_path: Path) -> 
     before = write(tmp_path, LINES)
     other = replace(OLDER, facts={**FACTS, "prompts": "Q"})
     with pytest.raises(LedgerMismatch, match=r'older version.*Different: prompts \(was "P", is "Q"\)'):
-        Ledger.open(tmp_path, fingerprint="new", older=other)
+        Ledger.open(tmp_path, fingerprint="new", older=lambda: other)
     for line in ({"kind": "completion", "round": "0"}, drawn(0, -1, 0, (0, 0))):
         write(tmp_path, [*LINES, line])
         with pytest.raises(LedgerError, match="damaged"):
-            Ledger.open(tmp_path, fingerprint="new", older=OLDER)
+            Ledger.open(tmp_path, fingerprint="new", older=lambda: OLDER)
     assert before == write(tmp_path, LINES)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ledger.jsonl", "ledger.lock"]
 
