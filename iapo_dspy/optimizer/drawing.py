@@ -187,7 +187,7 @@ def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]
     if plan.unit is None or not known:
         return plan.without_student() if ledger.has_unit else plan
     left = plan.unit.draws if total is None else min(plan.unit.draws, total - known - new)
-    return plan.without_student(0 if ledger.has_unit else max(left, 0))
+    return plan.without_student(0 if ledger.has_unit or ledger.answered else max(left, 0))
 
 
 def _spent_before(record: SpentRecord) -> Spent:
