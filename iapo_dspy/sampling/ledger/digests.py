@@ -72,13 +72,32 @@ def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
         if not isinstance(value, np.ndarray) or array.size > _SHOWN:  # a repr shows only a part of it
             content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
             return [type(value).__qualname__, array.dtype.str, list(array.shape), content]
+    if isinstance(value, dspy.Example):  # predictions are examples
+        return [type(value).__qualname__, _plain(dict(value.items()), inside)]
+    if hasattr(value, "iloc"):  # a table or a column of pandas
+        held = value.to_dict(orient="split") if hasattr(value, "columns") else [value.index.tolist(), value.tolist()]
+        return [type(value).__qualname__, _plain(held, inside)]
     if getattr(type(value), "__repr__", None) is not object.__repr__ and not hasattr(value, "__dict__"):
         return _ADDRESS.sub("", repr(value))
-    attributes = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_") and not callable(v)}
+    held = {k: v for k, v in _attributes(value).items() if not callable(v)}
+    attributes = {k: v for k, v in held.items() if not k.startswith("_")}
     data = (type(None), str, int, float, bool, list, tuple, dict, set, frozenset)
     found = {k: _plain(v, inside) for k, v in attributes.items() if isinstance(v, data)}
+    if not found and not dataclasses.is_dataclass(value):  # nothing else tells it apart
+        return [type(value).__qualname__, {k: _plain(v, inside) for k, v in held.items()}]
     more = {k: _plain(v, inside) for k, v in attributes.items() if not isinstance(v, data)}
     return [type(value).__qualname__, found, *([more] if more and dataclasses.is_dataclass(value) else [])]
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return an object's attributes, those in slots included."""
+    names = [n for cls in type(value).__mro__ for n in _slots(cls)]
+    return {n: getattr(value, n) for n in names if hasattr(value, n)} | dict(getattr(value, "__dict__", {}))
+
+
+def _slots(cls: type) -> list[str]:
+    slots = cls.__dict__.get("__slots__", ())
+    return [n for n in ([slots] if isinstance(slots, str) else slots) if not n.startswith("__")]
 
 
 def _dumped(value: pydantic.BaseModel, inside: tuple[int, ...]) -> Any:
