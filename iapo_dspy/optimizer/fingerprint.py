@@ -55,6 +55,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         "objectives": list(plan.settings.strategy.objectives),
         "labels": [p.label for p in plan.prompts] if listed else [],
         "unit": "student",
+        "unit_lms": digest({name: _params(lm) for name, lm in plan.student.lms.items()}),
         "prompts": [id_of(i) for i in range(len(plan.prompts) + (plan.as_it_is is not None))] if listed else None,
         "queries": distinct(query_id(example) for example in examples),
         "student": type(plan.student.module).__qualname__,

@@ -376,10 +376,22 @@ def _but_for_metric(settings: Mapping[str, Any] | None) -> dict[str, Any] | None
     return {name: value for name, value in settings.items() if name not in ("metric", "edition", "about")}
 
 
+def _unit_lms(run: RunRecord) -> str | None:
+    lms = ((run.settings or {}).get("about") or {}).get("unit_lms")
+    return lms if isinstance(lms, str) else None
+
+
 def unit_of(contents: LedgerContents, run: RunRecord) -> tuple[UnitRecord | None, bool]:
-    """Return the unit that runs with the same `Cost` have found, and whether that was before this run."""
-    cost = (run.settings or {}).get("cost")
-    runs = {r.fingerprint: None for r in contents.runs.values() if r.settings and r.settings.get("cost") == cost}
+    """Return the unit that runs with the same `Cost` and the student's LMs have found, and whether before this run.
+
+    Runs that do not say which LMs those were count as well.
+    """
+    cost, lms = (run.settings or {}).get("cost"), _unit_lms(run)
+    runs = {
+        r.fingerprint: None
+        for r in contents.runs.values()
+        if r.settings and r.settings.get("cost") == cost and (None in (lms, _unit_lms(r)) or lms == _unit_lms(r))
+    }
     units = [(name, unit) for name in runs for unit in contents.own(UnitRecord, name)]
     return (units[0][1], units[0][0] != run.fingerprint) if units else (None, False)
 

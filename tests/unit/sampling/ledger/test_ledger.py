@@ -309,3 +309,16 @@ def test_completions_of_an_lm_at_another_address_are_used_with_a_warning(
     assert not caplog.records
     at("b:2", "h")
     assert "were drawn at a:1, and this run asks b:2" in caplog.text and len(caplog.records) == 1
+
+
+def test_the_unit_of_costs_is_that_of_the_students_lms(tmp_path: Path) -> None:
+    def begun(fingerprint: str, **about: str) -> Ledger:
+        return Ledger.open(tmp_path, fingerprint=fingerprint, settings={"about": about})
+
+    with begun("f", unit_lms="small") as ledger:
+        ledger.append(UnitRecord(cost=2.0, queries=1))
+    for fingerprint, about, known in (("g", "small", True), ("h", "large", False)):
+        with begun(fingerprint, unit_lms=about) as ledger:
+            assert (ledger.unit is not None, ledger.has_unit) == (known, known)
+    with begun("of an older version") as ledger:
+        assert ledger.has_unit
