@@ -36,7 +36,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+")
+_SECRET_TEXT = re.compile(r"\b(sk|pk|rk|gsk|xai|hf|AIza)[-_][A-Za-z0-9_\-*]{6,}|Bearer\s+\S+|(?<=://)[^/\s@]+(?=@)")
 _LONGEST_LINE = 300
 
 

@@ -49,5 +49,7 @@ def test_failures_are_one_line_without_keys() -> None:
     error = ValueError("\n\nkey my-private-key header-value sk-proj-abcdefgh12 Bearer abc.def\nsecond line")
     line = one_line(error, secrets)
     assert line == "ValueError: key [secret] [secret] [secret] [secret]"
+    gone = one_line(OSError("https://me:hush@judge.example/v1 and https://judge.example/a@b are gone"))
+    assert gone == "OSError: https://[secret]@judge.example/v1 and https://judge.example/a@b are gone"
     assert len(one_line(ValueError("x" * 1000))) == 300
     assert one_line(KeyError()) == "KeyError"
