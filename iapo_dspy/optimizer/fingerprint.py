@@ -55,7 +55,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         "objectives": list(plan.settings.strategy.objectives),
         "labels": [p.label for p in plan.prompts] if listed else [],
         "unit": "student",
-        "unit_lms": digest({name: _params(lm) for name, lm in plan.student.lms.items()}),
+        "unit_lms": digest({name: _params_of(p) for name, p in plan.student.predictors.items()}),
         "prompts": [id_of(i) for i in range(len(plan.prompts) + (plan.as_it_is is not None))] if listed else None,
         "queries": distinct(query_id(example) for example in examples),
         "student": type(plan.student.module).__qualname__,
@@ -230,6 +230,12 @@ def _examples(examples: Sequence[dspy.Example]) -> str:
 def _params(lm: dspy.BaseLM) -> Mapping[str, Any]:
     """Return the settings that decide the law of an LM's answers; its seed only decides which of them come."""
     return {k: v for k, v in public_params(lm).items() if k != "seed"}
+
+
+def _params_of(predictor: Any) -> Mapping[str, Any] | None:
+    """Return those of the LM that a predictor asks; None where it has none, because every candidate brings its own."""
+    lm = predictor.lm or dspy.settings.lm
+    return _params(lm) if isinstance(lm, dspy.BaseLM) else None
 
 
 def _nth(lm: dspy.BaseLM, twins: Mapping[str, Sequence[int]]) -> int:
