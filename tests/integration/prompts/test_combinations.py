@@ -51,7 +51,7 @@ def options(program: CompiledProgram, preference: str) -> Any:
 @pytest.mark.slow
 def test_a_small_product_is_looked_at_as_a_whole() -> None:
     with Loopback(world) as server, dspy.context(lm=server.lm(seed=1)):
-        program = optimizer(decoding=None, budget=112).compile(TwoSteps(), trainset=questions(10))
+        program = optimizer(decoding=None, budget=320).compile(TwoSteps(), trainset=questions(10))
     assert len(program.detailed_results.labels) == 16
     assert options(program, "quality")["plan"] == BEST["plan"]
 
