@@ -1,4 +1,4 @@
-"""What the draws leave open about the traits of each prompt, and what further draws would tell of them.
+"""How much the draws leave open about the traits of each prompt, and how much further draws would tell of them.
 
 The traits of a prompt are eta = (level, slope, log of the interaction's standard deviation). With P(k | d, eta) the
 probability of k events among the m completions of a cell whose query has difficulty d, its Fisher information is
