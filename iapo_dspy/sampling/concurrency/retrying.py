@@ -107,7 +107,7 @@ async def insist(
     A provider that answers others, but not this request, says something about the request: it has so many retries, and
     a few more where nothing can have been billed. After a 429, the number of which depends on the requests in flight,
     it has as many more as the gate can be halved. While nobody is answered, the provider is down: the request waits at
-    the gate for as long as the gate has patience (`Gate`), and that is no failure of its own.
+    the gate for as long as the gate has patience (`Gate`), and that does not count as a failure of its own.
 
     Args:
         send: Sends the request once, and tells the gate what became of it.

@@ -193,7 +193,7 @@ def _built(kind: str, name: str | None, data: Any, types: Types, field: str) -> 
     if kind == "array":
         dtype = np.dtype(str(name))
         if dtype.kind not in _ARRAYS:
-            raise ValueError("it is no array of numbers or texts")
+            raise ValueError("it is not an array of numbers or texts")
         array = np.array(read(data), dtype="U" if dtype.kind == "U" else dtype)
         return array[()] if array.ndim == 0 else array
     if kind == "dict":
