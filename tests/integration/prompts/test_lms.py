@@ -378,7 +378,7 @@ def test_a_quote_knows_each_models_price(server: Loopback) -> None:
     spent = compiler.compile(student(), trainset=questions(20)).detailed_results.spent
     assert quote.prompts == 4 and quote.usd is not None and quote.expected is not None
     assert spent.usd <= quote.usd and spent.requests <= (quote.requests or 0)
-    assert quote.expected.usd == pytest.approx(spent.usd, rel=0.5)
+    assert spent.usd / 2 <= quote.expected.usd <= 2 * spent.usd  # which model the run prefers is learnt in it
     # At most: every request is the large model's, its completions included.
     price = CENTS[LARGE][0] / 1e6
     longest = (quote.prompt_tokens or 0) / (quote.requests or 1)
