@@ -94,7 +94,8 @@ def serving(
 
 def prompt_ids(plan: Plan) -> Callable[[int], str]:
     """Return the function that names a prompt by all that its completions depend on; the student's is behind them."""
-    around = digest([_around(plan), _unstated(plan), digest(_adapter()), type(plan.student.module).__qualname__])
+    unstated = _unstated(plan, candidates=False)  # so that a candidate more does not change the names of the others
+    around = digest([_around(plan), unstated, digest(_adapter()), type(plan.student.module).__qualname__])
     twins: dict[str, list[int]] = {}  # LMs with equal settings, such as one model at two addresses
     for lm in (lm for element in plan.settings.lms for lm in lms_in(element)):
         same = twins.setdefault(digest(_params(lm)), [])
@@ -164,11 +165,17 @@ def _around(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _unstated(plan: Plan) -> dict[str, Any]:
-    """Return what decides answers and does not stand in a program's state; parts that say nothing are left out."""
+def _unstated(plan: Plan, *, candidates: bool = True) -> dict[str, Any]:
+    """Return what decides answers and does not stand in a program's state; parts that say nothing are left out.
+
+    Args:
+        plan: The run.
+        candidates: Whether the types of candidates' fields count.
+    """
     whole = plan.student.module if plan.pipeline is None else plan.pipeline.outer
+    programs = [whole, *(p.program for p in plan.prompts.shown if candidates)]
     found = {
-        "types": [types for p in (whole, *(p.program for p in plan.prompts.shown)) if (types := _types(p))],
+        "types": [types for p in programs if (types := _types(p))],
         "attributes": without_secrets(plain_attributes(whole)),
         "adapter_lms": [public_params(lm) for lm in vars(_adapter()).values() if isinstance(lm, dspy.BaseLM)],
     }

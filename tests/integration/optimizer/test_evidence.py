@@ -172,6 +172,23 @@ def test_new_candidates_are_paid_for_and_a_budget_that_cannot_is_refused(first: 
     assert all(any(text in system for system in asked) for text in MORE)
 
 
+def test_a_candidate_more_leaves_those_of_a_typed_student_their_completions(tmp_path: Path) -> None:
+    typed = dspy.Predict("question -> answer: int")
+
+    def right(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
+        return bool(prediction.answer == int(example.answer))
+
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        spent = []
+        for candidates, budget in ((INSTRUCTIONS, 90), ([*INSTRUCTIONS, MORE[0]], 110)):
+            before = server.completions
+            optimizer(log_dir=tmp_path, metric=right, candidates=candidates, budget=budget).compile(
+                typed, trainset=questions(20)
+            )
+            spent.append(server.completions - before)
+    assert spent[0] >= 80 and spent[1] <= 110 - spent[0] + 5
+
+
 def test_another_algorithm_takes_what_is_stored(first: Path, tmp_path: Path) -> None:
     copied(first, tmp_path)
     with Loopback(adder) as server:
