@@ -130,8 +130,32 @@ class Outcome:
         return np.array([self.count[position] for position in at], dtype=np.int64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """More prompts are worth more than further draws of those at hand.
+
+    Attributes:
+        outcome: What is known so far; before the first draw, estimates are NaN.
+        front: How often each prompt is the best one on a visited query, at the context's own N [C, P]; the weights by
+            which parents are drawn. Zeros before the first draw.
+        n: How many prompts are wanted, >= 1.
+        generation: Number of the wish, 0-based.
+        gain: Utility that a new prompt is expected to bring, mean over contexts; infinite before the first draw.
+    """
+
+    outcome: Outcome
+    front: FloatArray
+    n: int
+    generation: int
+    gain: float
+
+
 Run = Generator[Pulls, Observations, Outcome]
 """Yields one batch of pulls a round, is sent its observations, and returns the outcome."""
+
+Search = Generator[Pulls | Wish, Observations | Problem, Outcome]
+"""A run that also yields wishes for more prompts: it is sent the problem with these behind the others, or the
+same problem if none came."""
 
 EstimatorFactory = Callable[[Problem], Estimator]
 """Makes an empty estimator for a problem."""

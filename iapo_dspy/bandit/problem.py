@@ -27,6 +27,8 @@ class Problem:
             with one label >= 0 in a column have that part in common. `None`: prompts have no parts in common.
         present: How many prompts can be drawn at the start, prompts 0 to present - 1, in 1 .. P; more join as
             `Observations.present` says. `None`, as P becomes: all of them.
+        parent: The prompt that each was written from, an earlier one [P]; -1 for a prompt that was given. `None`: all
+            were given.
         known: Completions that earlier runs have paid for. They count against the budget, and an algorithm that can
             (`auto`) starts from them; others draw as without them. `None`: there are none.
 
@@ -42,6 +44,7 @@ class Problem:
     cost_scale: float | None = None
     parts: IntArray | None = None
     present: int | None = None
+    parent: IntArray | None = None
     known: Observations | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +63,13 @@ class Problem:
             object.__setattr__(self, "present", None)
         if self.parts is not None:
             object.__setattr__(self, "parts", checked_parts(self.parts, self.n_prompts))
+        if self.parent is not None:
+            parent = np.asarray(self.parent, dtype=np.int64)
+            if parent.shape != (self.n_prompts,) or (parent < -1).any() or (parent >= np.arange(self.n_prompts)).any():
+                raise ConfigurationError(
+                    f"Problem: parent is {parent.tolist()}; give each of {self.n_prompts} prompts an earlier one or -1."
+                )
+            object.__setattr__(self, "parent", parent)
         if self.known is not None and not len(self.known.pulls):
             object.__setattr__(self, "known", None)
         if self.known is not None:

@@ -1,0 +1,1 @@
+"""Proposers: they write new candidates from what the run has drawn so far."""
