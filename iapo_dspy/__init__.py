@@ -16,6 +16,7 @@ program(question="...", preference="thrifty")
 ```
 """
 
+from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.recorded.from_ledger import recording_of
 from iapo_dspy.errors import (
@@ -90,6 +91,7 @@ __all__ = [
     "Cost",
     "Decoding",
     "Explanation",
+    "Generations",
     "IAPOError",
     "IncompleteCompletion",
     "LMRefused",

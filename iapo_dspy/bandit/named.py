@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.coordinate import Coordinate
+from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.algorithms.screening import Screening
@@ -101,7 +102,7 @@ def has_intervals(algorithm: Algorithm) -> bool:
     """Return whether an algorithm's estimates have standard errors, so that its chosen arms are measured once more."""
     if isinstance(algorithm, Stopping):
         return has_intervals(algorithm.algorithm)
-    return isinstance(algorithm, (Auto, Coordinate))
+    return isinstance(algorithm, (Auto, Coordinate, Generations))
 
 
 def short_name(algorithm: Algorithm) -> str:

@@ -37,9 +37,12 @@ run in which nothing works. `drive` passes such an error on, after it has closed
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from iapo_dspy.bandit.outcome import Wish
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Observations, Pulls
 
 OutcomeT = TypeVar("OutcomeT")
@@ -72,18 +75,37 @@ class Environment(Protocol):
         """
 
 
-def drive(algorithm: Generator[Pulls, Observations, OutcomeT], environment: Environment) -> OutcomeT:
+def drive(
+    algorithm: Generator[Pulls, Observations, OutcomeT] | Generator[Pulls | Wish, Observations | Problem, OutcomeT],
+    environment: Environment,
+    more: Callable[[Wish], Problem] | None = None,
+) -> OutcomeT:
     """Run an algorithm to its end: answer each batch of pulls that it yields from the environment.
 
+    Args:
+        algorithm: A run, or a search.
+        environment: Answers pulls. It holds all prompts that it is asked for, also those that come by a wish.
+        more: Answers the wishes of a search: with the problem with more prompts behind the others, or with the same
+            problem where none came.
+
     Raises:
-        Exception: The algorithm or the environment raised it.
+        ConfigurationError: The algorithm wishes for more prompts, and nothing answers it.
+        Exception: The algorithm, the environment or `more` raised it.
     """
+    run: Generator[Pulls | Wish, Any, OutcomeT] = algorithm
     try:
-        pulls = next(algorithm)
+        asked = next(run)
         while True:
-            pulls = algorithm.send(environment.pull(pulls))
+            if not isinstance(asked, Wish):
+                asked = run.send(environment.pull(asked))
+            elif more is not None:
+                asked = run.send(more(asked))
+            else:
+                raise ConfigurationError(
+                    "The algorithm wishes for more prompts: give `drive` a function `more` that answers."
+                )
     except StopIteration as stop:
         outcome: OutcomeT = stop.value
         return outcome
     finally:
-        algorithm.close()
+        run.close()

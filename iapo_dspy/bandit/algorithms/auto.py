@@ -104,7 +104,7 @@ class Auto:
         """
         what = f"looking at each of {problem.n_prompts} prompts once"
         check_budget(budget, seed, least=self.least(problem), what=what)
-        budget, schedule = self._schedule(problem, budget, seed)
+        budget, schedule = self.schedule(problem, budget, seed)
         ranking = Ranking(replace(problem, contexts=spread_out(problem)), estimator=self.estimator)
         return _run(ranking, schedule, budget, problem, self.calls)
 
@@ -113,7 +113,7 @@ class Auto:
 
         With a model, pulls after the first ones may have a single completion each.
         """
-        budget, schedule = self._schedule(problem, budget, seed)
+        budget, schedule = self.schedule(problem, budget, seed)
         pulls = spent = 0
         modelled = isinstance(problem.aggregator, Modelled)
         for r in range(1, schedule.rounds + 1):
@@ -125,7 +125,7 @@ class Auto:
                 schedule.grow(r)
         return min(pulls, budget)
 
-    def _schedule(self, problem: Problem, budget: int, seed: int) -> tuple[int, Schedule]:
+    def schedule(self, problem: Problem, budget: int, seed: int) -> tuple[int, Schedule]:
         """Return the completions of a run, and their schedule."""
         rounds, first_pull = self.rounds, self.first_pull
         if first_pull is None:
@@ -190,35 +190,62 @@ def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, call
         state.observe(observations, alive)
         newcomers = np.arange(before, state.present)
         if observations.pulls.completions < pulls.completions or (observations.exhausted and done < schedule.rounds):
-            return state.of_all(problem).outcome(complete=False)
-    return state.of_all(problem).outcome(complete=True)
+            return state.on(problem).outcome(complete=False)
+    return state.on(problem).outcome(complete=True)
 
 
 def _next(state: Ranking, schedule: Schedule, done: int, left: int, newcomers: IntArray, calls: int) -> IntArray | None:
-    """Return the prompts of the next round, and set the size of its pulls; None where it is not worth its price.
-
-    Newcomers answer first what the others have answered.
-    """
+    """Return the prompts of the next round, and set the size of its pulls; None where it is not worth its price."""
     old = np.setdiff1d(np.arange(state.present), newcomers)
-    gain, seen, negligible = state.gains(traits=True), state.gains(), NEGLIGIBLE * state.spread
+    gain, seen = state.gains(traits=True), state.gains()
     keep = math.ceil(len(old) ** (1 - done / (schedule.rounds - 1)))
     old = old[survivors(gain[old], np.searchsorted(old, state.chosen_prompts()), keep)]
     alive = np.append(old, newcomers)
-    each = left // (schedule.rounds - done) // len(alive)
+    resize(state, schedule, old, newcomers, seen, left // (schedule.rounds - done) // len(alive), done)
+    all_came = not len(newcomers) and state.present == state.problem.n_prompts
+    price = state.price(alive, schedule.size[alive]) * left
+    return None if all_came and settled(state, schedule, gain, seen, price, calls) else alive
+
+
+def resize(
+    state: Ranking, schedule: Schedule, old: IntArray, newcomers: IntArray, seen: FloatArray, each: int, done: int
+) -> None:
+    """Set the size of the next pulls. Newcomers answer first what the others have answered.
+
+    Args:
+        state: The run so far.
+        schedule: Its `size` is set.
+        old: Prompts that are drawn next and were drawn before.
+        newcomers: Prompts that are drawn next and were never drawn.
+        seen: `Ranking.gains` of every prompt [P].
+        each: Completions that each of them gets.
+        done: Rounds so far.
+    """
     size = state.pull_size(old, each)
     if size is None:
         schedule.grow(done)
         schedule.least_pull = math.ceil(math.sqrt(state.overhead))
-    elif np.delete(seen, state.chosen_prompts()).max(initial=0.0) <= negligible:
+    elif np.delete(seen, state.chosen_prompts()).max(initial=0.0) <= NEGLIGIBLE * state.spread:
         schedule.enlarge()  # what is left to find out is whether the chosen prompts do at larger scales as said
     else:
         schedule.size[old] = size
     if len(newcomers) and size is not None:
         schedule.size[newcomers] = state.pull_size(newcomers, each)
+
+
+def settled(state: Ranking, schedule: Schedule, gain: FloatArray, seen: FloatArray, price: float, calls: int) -> bool:
+    """Return whether further draws are not worth their price, or are not expected to change a choice.
+
+    Args:
+        state: The run so far.
+        schedule: Its schedule.
+        gain: `Ranking.gains` with traits [P].
+        seen: `Ranking.gains` [P].
+        price: Utility that the draws cost.
+        calls: How many calls the policy will serve.
+    """
     enough = schedule.looked and state.n_visited >= min(state.problem.n_queries, LEAST_QUERIES)
-    expected = not len(newcomers) and state.present == state.problem.n_prompts
-    dear = gain.max() * calls <= state.price(alive, schedule.size[alive]) * left
-    return None if enough and expected and (dear or seen.max() <= negligible) else alive
+    return enough and bool(gain.max() * calls <= price or seen.max() <= NEGLIGIBLE * state.spread)
 
 
 def survivors(gain: FloatArray, chosen: IntArray, keep: int) -> IntArray:
@@ -239,6 +266,9 @@ class Ranking(Standing):
     Args:
         problem: The problem.
         estimator: Makes an empty estimator.
+
+    Attributes:
+        evidence: Evidence by now; None before the first draw.
     """
 
     def __init__(
@@ -248,18 +278,18 @@ class Ranking(Standing):
         self._new_estimator = estimator
         self._estimator = estimator(problem)
         self._stale = False
-        self._evidence: ArmEvidence | None = None
+        self.evidence: ArmEvidence | None = None
         self._knowledge: dict[int, Knowledge | None] = {}  # of each row of weights, by the evidence
 
     @property
     def n_visited(self) -> int:
         """Queries drawn so far."""
-        return self._evidence.n_visited if self._evidence is not None else 0
+        return self.evidence.n_visited if self.evidence is not None else 0
 
     @property
     def overhead(self) -> float:
         """Cost of a pull beside its completions, in completions: 0 where prompt tokens and the like cost nothing."""
-        cost = self._evidence.cost if self._evidence is not None else np.zeros((1, 1))
+        cost = self.evidence.cost if self.evidence is not None else np.zeros((1, 1))
         if cost.shape[1] < 2:
             return 0.0
         fixed, each = np.nanmean(2.0 * cost[:, 0] - cost[:, 1]), np.nanmean(cost[:, 1] - cost[:, 0])
@@ -267,15 +297,22 @@ class Ranking(Standing):
 
     def price(self, alive: IntArray, size: IntArray) -> float:
         """Return the utility that a completion of these prompts costs at a cost weight of 1, in such pulls."""
-        cost = self._evidence.cost[alive, size - 1] / size if self._evidence is not None else np.zeros(1)
+        cost = self.evidence.cost[alive, size - 1] / size if self.evidence is not None else np.zeros(1)
         return self._scale.value * float(np.nanmean(cost)) if not np.isnan(cost).all() else 0.0
 
     @property
     def spread(self) -> float:
         """Range of the estimated utilities, > 0."""
-        q = self._q()
+        q = self.q()
         known = q[~np.isnan(q)]
         return float(known.max() - known.min()) or 1.0 if len(known) else 1.0
+
+    def width(self, context: int) -> float:
+        """Range of the rewards of single queries in a context, > 0."""
+        evidence = self.evidence
+        if not isinstance(evidence, Evidence):
+            return self.spread
+        return float(evidence.factor[context] * evidence.spread[evidence.row[context]]) or 1.0
 
     def observe(self, observations: Observations, alive: IntArray, *, fit: bool = True) -> None:
         """Take in one round; without `fit` estimates are left to a later one."""
@@ -285,24 +322,24 @@ class Ranking(Standing):
             self._estimator.update(observations)
             self._stale = True
         if fit and self._stale:
-            self._evidence, self._stale = self._estimator.evidence(), False
+            self.evidence, self._stale = self._estimator.evidence(), False
             self._knowledge.clear()
 
-    def of_all(self, problem: Problem) -> Ranking:
-        """Return the run so far as it is for all contexts, where it has looked at some of them only."""
-        if len(problem.contexts) == len(self.problem.contexts):
+    def on(self, problem: Problem) -> Ranking:
+        """Return the run so far on a problem with more contexts, of which it has looked at some, or more prompts."""
+        if problem.shape == self.problem.shape:
             return self
         every = Ranking(problem, estimator=self._new_estimator)
-        for observations, round_ in zip(self._observations, self._rounds, strict=True):
+        for observations, round_ in zip(self.observations, self.rounds, strict=True):
             alive = np.flatnonzero(round_.active[0].any(axis=1))
-            every.observe(observations, alive, fit=observations is self._observations[-1])
+            every.observe(observations, alive, fit=observations is self.observations[-1])
         return every
 
     def policy(self) -> Policy:
         """Return the best arm of each context by the evidence; the first arm where there is none."""
-        if self._evidence is None:
+        if self.evidence is None:
             return Policy((Arm(0, 1),) * self.problem.n_contexts)
-        return choose(self._q(), self._evidence)
+        return choose(self.q(), self.evidence)
 
     def chosen_prompts(self) -> IntArray:
         """Return the prompts of the policy, each once."""
@@ -314,28 +351,39 @@ class Ranking(Standing):
         A chosen prompt's gain is that of its other scales. With `traits`, what is not known of the prompts' traits
         counts as well: they are far from known where a prompt has answered few queries.
         """
-        evidence, q = self._evidence, self._q()
         total = np.zeros(self.problem.n_prompts)
-        if evidence is None:
+        if self.evidence is None:
             return np.full(self.problem.n_prompts, np.inf)
-        prompts = np.arange(self.problem.n_prompts)
         scales = np.arange(1, self.problem.max_n + 1)
-        for context, arm in enumerate(self.policy().arms):
-            values = np.where(np.isnan(q[context]), -np.inf, q[context])
-            best = values[arm.prompt, arm.n - 1]
-            reach = values.argmax(axis=1) + 1
-            se = evidence.against(context, prompts, reach, arm.prompt, arm.n, model=True)
-            known = self._known(context) if traits else None
-            if known is not None and isinstance(evidence, Evidence):
-                unknown = error(evidence.factor[context] * known.gradient(prompts, reach), known.covariance)
-                others = prompts != arm.prompt
-                se = np.sqrt(se**2 + np.where(others, unknown**2 + unknown[arm.prompt] ** 2, 0.0))
-            gain = expected_gain(values[prompts, reach - 1] - best, se)
-            own = np.full(len(scales), arm.prompt)
-            own_se = evidence.against(context, own, scales, arm.prompt, arm.n, model=True)
-            gain[arm.prompt] = expected_gain(values[arm.prompt] - best, own_se).max()
+        for context, (arm, values) in enumerate(zip(self.policy().arms, self.q(), strict=True)):
+            difference, se = self.behind(context, arm, values, traits=traits)
+            gain = expected_gain(difference, se)
+            own, own_values = np.full(len(scales), arm.prompt), np.where(np.isnan(values), -np.inf, values)[arm.prompt]
+            own_se = self.evidence.against(context, own, scales, arm.prompt, arm.n, model=True)
+            gain[arm.prompt] = expected_gain(own_values - own_values[arm.n - 1], own_se).max()
             total += gain
         return total / self.problem.n_contexts
+
+    def behind(self, context: int, arm: Arm, values: FloatArray, *, traits: bool) -> tuple[FloatArray, FloatArray]:
+        """Return how far each prompt's best arm is from an arm, mostly <= 0, and the standard error [P] each.
+
+        Args:
+            context: Which context.
+            arm: The arm.
+            values: Utility of all arms in the context [P, N]; NaN where there is none.
+            traits: As in `gains`.
+        """
+        evidence, prompts = self.evidence, np.arange(self.problem.n_prompts)
+        assert evidence is not None
+        values = np.where(np.isnan(values), -np.inf, values)
+        reach = values.argmax(axis=1) + 1
+        se = evidence.against(context, prompts, reach, arm.prompt, arm.n, model=True)
+        known = self._known(context) if traits else None
+        if known is not None and isinstance(evidence, Evidence):
+            unknown = error(evidence.factor[context] * known.gradient(prompts, reach), known.covariance)
+            others = prompts != arm.prompt
+            se = np.sqrt(se**2 + np.where(others, unknown**2 + unknown[arm.prompt] ** 2, 0.0))
+        return values[prompts, reach - 1] - values[arm.prompt, arm.n - 1], se
 
     def pull_size(self, alive: IntArray, completions: int) -> int | None:
         """Return how many completions the next pulls should have: those after which least is unknown of the arms.
@@ -351,7 +399,7 @@ class Ranking(Standing):
         Returns:
             Completions of a pull; None without a model.
         """
-        evidence, q, arms = self._evidence, self._q(), self.policy().arms
+        evidence, q, arms = self.evidence, self.q(), self.policy().arms
         looked_at = np.unique(np.linspace(0, self.problem.n_contexts - 1, _LOOKED_AT).astype(int)).tolist()
         known = {context: found for context in looked_at if (found := self._known(context)) is not None}
         if not known or not isinstance(evidence, Evidence):
@@ -372,7 +420,7 @@ class Ranking(Standing):
 
     def _known(self, context: int) -> Knowledge | None:
         """Return what is known of the prompts' traits under a context's weights; None without a model."""
-        evidence = self._evidence
+        evidence = self.evidence
         if not isinstance(evidence, Evidence) or not isinstance(evidence.model, Informed):
             return None
         row = int(evidence.row[context])
@@ -382,18 +430,19 @@ class Ranking(Standing):
 
     def outcome(self, *, complete: bool) -> Outcome:
         """Report the run."""
-        if self._evidence is None:
+        if self.evidence is None:
             nothing = np.full(self.problem.shape, np.nan)
             estimates = Estimates(reward=nothing, cost=nothing[0], count=np.zeros(nothing.shape[1:], dtype=np.int64))
         else:
-            estimates = self._evidence.estimates()
-        detail = self._evidence if isinstance(self._evidence, Evidence) else None
-        return self.report(self.policy(), self._q(), estimates, complete=complete, detail=detail)
+            estimates = self.evidence.estimates()
+        detail = self.evidence if isinstance(self.evidence, Evidence) else None
+        return self.report(self.policy(), self.q(), estimates, complete=complete, detail=detail)
 
-    def _q(self) -> FloatArray:
-        if self._evidence is None:
+    def q(self) -> FloatArray:
+        """Return the estimated utility of every arm [C, P, N]; NaN where there is no evidence."""
+        if self.evidence is None:
             return np.full(self.problem.shape, np.nan)
-        return self.utility(self._evidence.reward(), self._evidence.cost)
+        return self.utility(self.evidence.reward(), self.evidence.cost)
 
 
 def expected_gain(difference: FloatArray, se: FloatArray) -> FloatArray:

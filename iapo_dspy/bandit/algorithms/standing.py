@@ -25,6 +25,8 @@ class Standing:
 
     Attributes:
         present: How many prompts can be drawn by now, prompts 0 to present - 1.
+        rounds: The rounds so far.
+        observations: Their observations.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -32,13 +34,13 @@ class Standing:
         self.present = problem.n_prompts if problem.present is None else problem.present
         self.charges = Charges(problem.contexts, problem.n_prompts, problem.max_n)
         self._scale = CostScale(problem)
-        self._rounds: list[Round] = []
-        self._observations: list[Observations] = []
+        self.rounds: list[Round] = []
+        self.observations: list[Observations] = []
 
     @property
     def spent(self) -> int:
         """Completions drawn so far."""
-        return sum(r.completions for r in self._rounds)
+        return sum(r.completions for r in self.rounds)
 
     def note(self, observations: Observations, active: NDArray[np.bool_]) -> bool:
         """Enter a round in the books; returns whether it brought anything.
@@ -48,8 +50,8 @@ class Standing:
             active: Arms that were alive when the round began [C, P, N].
         """
         pulls = observations.pulls
-        self._rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
-        self._observations.append(observations)
+        self.rounds.append(Round(active=active, pulls=len(pulls), completions=pulls.completions))
+        self.observations.append(observations)
         if not len(pulls):
             return False
         self.present = self.problem.n_prompts if observations.present is None else observations.present
@@ -83,8 +85,8 @@ class Standing:
             q=q,
             estimates=estimates,
             spent=self.spent,
-            rounds=tuple(self._rounds),
-            observations=tuple(self._observations),
+            rounds=tuple(self.rounds),
+            observations=tuple(self.observations),
             cost_scale=self._scale.value,
             complete=complete,
             detail=detail,
