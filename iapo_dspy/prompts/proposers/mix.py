@@ -1,0 +1,193 @@
+"""The mix of proposers: it shares the work, and keeps from the run whatever goes wrong in one of them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import dspy
+
+from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.prompts.proposers.asking import LONGEST, identity
+from iapo_dspy.prompts.proposers.demonstrations import Demos
+from iapo_dspy.prompts.proposers.merge import Merge
+from iapo_dspy.prompts.proposers.pairwise import Pairwise
+from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed, Proposer, texts_of
+from iapo_dspy.prompts.proposers.reflective import Gradients, Reflective
+from iapo_dspy.prompts.proposers.scored_history import History
+from iapo_dspy.prompts.proposers.task_based import Grounded, Paraphrase, Shorten
+from iapo_dspy.sampling.concurrency.contained import exited
+from iapo_dspy.sampling.concurrency.threads import WORKERS
+from iapo_dspy.sampling.lm.refusals import is_undrawn
+
+logger = logging.getLogger(__name__)
+
+_POLL = 1.0  # seconds; a wait without a timeout cannot be interrupted by Ctrl-C on Windows
+_Slot = tuple[int, Proposer]  # which of the candidates that are asked for, and who is asked for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Shares the candidates that are asked for among proposers, which work at the same time.
+
+    They take turns, and go on in the next generation where they stopped, so one that stands twice writes twice as
+    many. What one of them leaves, because it has nothing more to say, goes to the others. What comes is dropped where
+    it is empty, too long, or the same as a prompt at hand or as another proposal but for case, white space, quotes and
+    fences. A proposer that fails or hangs is left out, with a warning.
+
+    Args:
+        proposers: At least one.
+        opening: Those that are asked as long as no completion is known; `proposers` where there are none.
+        timeout: Seconds that each of them gets, > 0.
+
+    Raises:
+        ConfigurationError: Without proposers, or with something else than proposers.
+    """
+
+    proposers: Sequence[Proposer]
+    opening: Sequence[Proposer] = ()
+    timeout: float = 600.0
+    _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, found in (("proposers", self.proposers), ("opening", self.opening)):
+            if not isinstance(found, Sequence) or not all(isinstance(p, Proposer) for p in found):
+                raise ConfigurationError(f"{name}={found!r}: give a list of objects with propose(evidence, n).")
+        if not self.proposers:
+            raise ConfigurationError("A mix needs at least one proposer, such as Reflective().")
+        if not self.timeout > 0:
+            raise ConfigurationError(f"timeout={self.timeout!r}: give seconds > 0.")
+
+    def propose(self, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+        """Return at most n candidates, all different.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C.
+        """
+        known = any(tries for prompt in evidence.prompts for tries in prompt.tries.values())
+        turn = list(self.proposers if known or not self.opening else self.opening)
+        first = evidence.generation * n
+        slots = [(i, turn[(first + i) % len(turn)]) for i in range(n)]
+        kept = _Kept(evidence, self._say)
+        left, able, stopped = self._round(evidence, slots, kept)
+        if left and able and not stopped:
+            again = replace(evidence, seed=evidence.seed + 1)
+            self._round(again, [(slot, able[i % len(able)]) for i, slot in enumerate(left)], kept)
+        return kept.found[:n]
+
+    def _round(
+        self, evidence: ProposalEvidence, slots: Sequence[_Slot], kept: _Kept
+    ) -> tuple[list[int], list[Proposer], bool]:
+        """Ask proposers at the same time for what falls to each of them, and keep what is new in their order.
+
+        Returns:
+            The slots that are left, by those that had nothing more to say; the others; and whether the budget or a
+            provider said stop.
+        """
+        asked = [p for i, (_, p) in enumerate(slots) if all(p is not other for _, other in slots[:i])]
+        shares = [[slot for slot, other in slots if other is proposer] for proposer in asked]
+        futures = [self._start(p, evidence, share) for p, share in zip(asked, shares, strict=True)]
+        _wait(futures, self.timeout)
+        left, able, stopped = [], [], False
+        for proposer, share, future in zip(asked, shares, futures, strict=True):
+            name = type(proposer).__name__
+            if not future.done():
+                self._say(f"The proposer {name} was left out: no answer within {self.timeout:g} seconds.")
+                continue
+            error = future.exception()
+            if isinstance(error, KeyboardInterrupt):
+                raise error
+            if error is not None:
+                stopped |= is_undrawn(error)
+                self._say(f"The proposer {name} was left out ({one_line(error)}).")
+                continue
+            found = future.result()[: len(share)]
+            kept.take(found, name)
+            able += [proposer] if len(found) == len(share) else []
+            left += share[len(found) :]
+        return left, able, stopped
+
+    def _say(self, text: str) -> None:
+        """Warn of each kind of trouble once."""
+        if text not in self._said:
+            self._said.add(text)
+            logger.warning("%s", text)
+
+    def _start(
+        self, proposer: Proposer, evidence: ProposalEvidence, share: Sequence[int]
+    ) -> concurrent.futures.Future[list[Any]]:
+        """Ask a proposer for its share, with the aims of these slots, in a daemon thread: one that hangs is left."""
+        future: concurrent.futures.Future[list[Any]] = concurrent.futures.Future()
+        aims = tuple(evidence.aims[slot % len(evidence.aims)] for slot in share) if evidence.aims else ()
+        mine = replace(evidence, aims=aims)
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                future.set_result(list(context.run(proposer.propose, mine, len(share)) or ()))
+            except BaseException as error:  # noqa: BLE001 - handed to the waiting thread, which decides
+                future.set_exception(error if isinstance(error, (Exception, KeyboardInterrupt)) else exited(error))
+
+        WORKERS.submit(work)
+        return future
+
+
+class _Kept:
+    """The proposals that are new."""
+
+    def __init__(self, evidence: ProposalEvidence, say: Callable[[str], None]) -> None:
+        self.found: list[Proposed] = []
+        self._say = say
+        self._evidence = evidence
+        self._seen = {identity(evidence, prompt.program) for prompt in evidence.prompts}
+
+    def take(self, proposals: Sequence[Any], name: str) -> None:
+        """Keep those that are new and can be used."""
+        for proposed in proposals:
+            try:
+                if (problem := _problem(self._evidence, proposed)) is None:
+                    known = identity(self._evidence, proposed.candidate)
+                    if known not in self._seen:
+                        self._seen.add(known)
+                        self.found.append(proposed)
+                    continue
+            except Exception as error:  # noqa: BLE001 - a plug-in's program may be anything
+                problem = one_line(error)
+            self._say(f"A proposal of {name} was dropped: {problem}.")
+
+
+def _problem(evidence: ProposalEvidence, proposed: Any) -> str | None:
+    """Return why a proposal cannot be used; None if it can."""
+    if not isinstance(proposed, Proposed):
+        return f"it is a {type(proposed).__name__}, not a Proposed"
+    if not isinstance(proposed.candidate, (dspy.Module, dict)) or not proposed.candidate:
+        return f"its candidate is {str(proposed.candidate)[:40]!r}, neither a program nor predictor -> instruction"
+    names = dict(evidence.student.named_predictors())
+    for name, text in texts_of(proposed.candidate).items():
+        if not isinstance(proposed.candidate, dspy.Module) and name not in names:
+            return f"it names the predictor {name!r}, and the student has {list(names)}"
+        if not isinstance(text, str) or not text.strip():
+            return f"the instruction of {name!r} is not a text, or is empty"
+        if len(text) > LONGEST:
+            return f"the instruction of {name!r} has {len(text):,} characters, more than {LONGEST:,}"
+    return None
+
+
+def _wait(futures: Sequence[concurrent.futures.Future[Any]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not all(f.done() for f in futures) and (rest := end - time.monotonic()) > 0:
+        concurrent.futures.wait(futures, timeout=min(rest, _POLL))
+
+
+def default_proposers(timeout: float = 600.0) -> Mix:
+    """Return the mix that IAPO uses: half of what is written after the first generation comes from reflection."""
+    reflective = Reflective()
+    others = (Merge(), History(), Gradients(), Demos(), Pairwise())
+    turn = [p for other in others for p in (reflective, other)]
+    grounded = Grounded()
+    return Mix(proposers=turn, opening=(grounded, Paraphrase(), grounded, Shorten()), timeout=timeout)
