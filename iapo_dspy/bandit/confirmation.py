@@ -1,0 +1,149 @@
+"""Confirms prompts that were written during a run on queries that played no part in their writing.
+
+A writer that has read some queries, with their right answers, may write a prompt for just these. So the gain of a
+written prompt over the best prompt that was given is estimated once more, without further draws, from the completions
+on all other queries alone. Where nothing of it is left, the context takes the given prompt's arm.
+
+The arms themselves are chosen by all evidence. So a written prompt that is as good as a given one passes in more than
+half of the cases: draws on the other queries had a part in its choice, though not in its writing. A bar above 0, such
+as one standard error, is not better: it takes away more good prompts than lucky ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from iapo_dspy.bandit.algorithms.generations import Generations
+from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.algorithms.standing import joined
+from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.ties import choose
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Observations, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmedGain:
+    """How much of the gain of a written prompt is left on queries that no writer has read.
+
+    Attributes:
+        prompt: The written prompt, whose arm is the best one by all evidence.
+        given: The best prompt that was given, by all evidence.
+        gain: Estimated utility of the best arm of the one minus that of the other, on all queries. The best of many is
+            too high.
+        left: The same for the same arms by the completions on queries that no writer has read; NaN where these do not
+            tell.
+        standard_error: Of `left`; NaN where it is not known.
+        queries: Unread queries that both prompts have answered.
+        confirmed: Whether something of the gain is left, `left` > 0. If not, the arm of the given prompt is taken.
+    """
+
+    prompt: int
+    given: int
+    gain: float
+    left: float
+    standard_error: float
+    queries: int
+    confirmed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """The outcome after written prompts were confirmed.
+
+    Attributes:
+        outcome: The outcome, with a given prompt's arm where a written one was not confirmed.
+        gains: Those of written prompts [C]; None for contexts that had chosen a given prompt, and for those in which
+            no given prompt has evidence.
+    """
+
+    outcome: Outcome
+    gains: tuple[ConfirmedGain | None, ...]
+
+
+def confirm(
+    problem: Problem, search: Algorithm | Generations, outcome: Outcome, *, written: IntArray, read: IntArray
+) -> Confirmation:
+    """Compare each written prompt that was chosen with the best prompt that was given, on queries that were not read.
+
+    Args:
+        problem: The problem of the outcome, with all prompts.
+        search: Estimates arms from a part of the observations.
+        outcome: The run, before its arms are given stopping rules and measured.
+        written: Prompts that were written during the run, by their indices.
+        read: Queries that writers have read, by their indices.
+    """
+    new = np.isin(np.arange(problem.n_prompts), written)
+    q_given = np.where(new[:, None], np.nan, outcome.q)
+    doubtful = [
+        context
+        for context, arm in enumerate(outcome.policy.arms)
+        if new[arm.prompt] and not np.isnan(q_given[context]).all()
+    ]
+    gains: list[ConfirmedGain | None] = [None] * problem.n_contexts
+    if not doubtful:
+        return Confirmation(outcome=outcome, gains=tuple(gains))
+    arms, given = list(outcome.policy.arms), _best(q_given, outcome)
+    unread = without(joined(outcome.observations), read)
+    answered = np.zeros((problem.n_prompts, problem.n_queries), dtype=bool)
+    answered[unread.pulls.prompt, unread.pulls.query] = True
+    asked = problem.contexts
+    uncapped = Contexts(asked.weights, asked.cost, asked.rates)  # by all evidence, both arms keep the caps
+    solved = search.solve(replace(problem, contexts=uncapped, cost_scale=outcome.cost_scale), [unread])
+    for context in doubtful:
+        arm, other = arms[context], given[context]
+        queries = int((answered[arm.prompt] & answered[other.prompt]).sum())
+        left = _difference(solved.q[context], arm, other) if queries else math.nan
+        gain = ConfirmedGain(
+            prompt=arm.prompt,
+            given=other.prompt,
+            gain=_difference(outcome.q[context], arm, other),
+            left=left,
+            standard_error=_error(solved, context, arm, other) if queries > 1 else math.nan,
+            queries=queries,
+            confirmed=left > 0.0,
+        )
+        gains[context], arms[context] = gain, arm if gain.confirmed else other
+    return Confirmation(outcome=replace(outcome, policy=Policy(tuple(arms))), gains=tuple(gains))
+
+
+def _best(q: FloatArray, outcome: Outcome) -> Sequence[Arm]:
+    """Return the best arm of each context by these utilities, chosen as the run's own policy is."""
+    if outcome.detail is not None:
+        return choose(q, outcome.detail).arms
+    flat = np.where(np.isnan(q), -np.inf, q).reshape(len(q), -1).argmax(axis=1)
+    return [Arm(int(a) // q.shape[2], int(a) % q.shape[2] + 1) for a in flat]
+
+
+def _difference(q: FloatArray, arm: Arm, other: Arm) -> float:
+    """Return the utility of one arm minus that of another, by the utilities of a context [P, N]."""
+    return float(q[arm.prompt, arm.n - 1] - q[other.prompt, other.n - 1])
+
+
+def _error(outcome: Outcome, context: int, arm: Arm, other: Arm) -> float:
+    """Return the standard error of the difference of two arms; NaN from algorithms that have none."""
+    if outcome.detail is None:
+        return math.nan
+    prompt, scale = np.array([arm.prompt]), np.array([arm.n])
+    return float(outcome.detail.against(context, prompt, scale, other.prompt, other.n)[0])
+
+
+def without(observations: Observations, queries: IntArray) -> Observations:
+    """Return the observations of all pulls but those of some queries."""
+    pulls = observations.pulls
+    kept = ~np.isin(pulls.query, queries)
+    drawn = np.repeat(kept, pulls.size)
+    return replace(
+        observations,
+        pulls=pulls.take(np.flatnonzero(kept)),
+        label=observations.label[drawn],
+        score=observations.score[drawn],
+        cost=observations.cost[drawn],
+        overhead=observations.overhead[kept],
+        used=None if observations.used is None else observations.used[kept],
+        once=None if observations.once is None else observations.once[kept],
+    )
