@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _FEW = 3  # refusals that are not a crowd, however narrow the gate is
 _ROUND_TRIP = 8  # answers that are looked at together at least
+_LONGEST_HOLD = 15  # round trips between two tries of a width that is not known to be borne
 _OPENS = 5  # failures in a row, without an answer to any request in between, after which a provider is down
 _LOOKS_AGAIN = 0.25  # seconds after which a request that waits for a probe looks again
 _FIRST_PROBE, _LAST_PROBE = 0.5, 30.0  # seconds between two probes, at first and at most
@@ -65,15 +66,11 @@ class Slot:
         self._gate._leave()
 
     def succeeded(self) -> None:
-        """Say that the provider answered: a little more may be tried."""
+        """Say that the provider answered the request."""
         gate = self._gate
         self.answered()
-        if self.sent >= gate._halved:
+        if self.sent >= gate._resized:
             gate._count(refused=False)
-            if gate._width < gate.limit:
-                gate._width += 1.0 if gate._width < gate._known_width else 1.0 / gate._width
-                gate._width = min(gate._width, float(gate.limit))
-                gate._admit()
 
     def answered(self) -> None:
         """Say that the provider answered, if only to refuse this one request: it is not down."""
@@ -87,11 +84,11 @@ class Slot:
         """
         gate = self._gate
         gate._in_trouble()
-        if self.sent >= gate._halved:
-            halved = gate._count(refused=True)
-        else:  # it was in flight when the gate was narrowed
-            halved = gate._wait() > 0
-        if halved and asked is not None:
+        if self.sent >= gate._resized:
+            crowd = gate._count(refused=True)
+        else:  # it was in flight when the width was changed
+            crowd = gate._wait() > 0
+        if crowd and asked is not None:
             gate.pause(asked)
 
     def failed(self, error: BaseException) -> None:
@@ -102,10 +99,13 @@ class Slot:
 class Gate:
     """Bounds the requests in flight, adapts the bound as TCP does its window, and breaks the circuit of an outage.
 
-    Where more than a third of the requests of a round trip are answered by a 429, the width is halved, but not below
-    `least`, and at most once per round trip: requests that were in flight together are refused for the same reason. If
-    the provider asked for patience, all requests pause for as long. Each answer widens the gate by 1 / width, which is
-    one more place per round trip, up to the limit.
+    Each round trip (`width` answers, at least 8) is judged by its share of 429s. A width is borne where the share is at
+    most a fifth. Then the gate is widened by 1, 2, 4, ... places, up to the limit, if at least half of its places are
+    in use. A wider gate that is not borne goes back to the widest one that was, and rests for 1, 3, 7 and at last 15
+    round trips before it tries again. So it stays near what the provider bears, and seldom asks whether that is more
+    by now. Where more than a third is refused at a width that was borne, the provider bears less than before: the width
+    is halved, but not below `least`, and at most once per round trip, because requests that were in flight together
+    are refused for the same reason. If the provider asked for patience, all requests pause for as long.
 
     With a patience, failures in a row without any answer break the circuit: from then on one request at a time is
     sent, after growing pauses. The first one that is answered closes the circuit. An outage that lasts longer ends all
@@ -144,8 +144,10 @@ class Gate:
         self._least = min(least, limit)
         self._within = within
         self._name = name
-        self._width = self._known_width = float(limit)  # below the width that it is known to bear, it grows fast
-        self._halved = float("-inf")
+        self._width = self._known_width = float(limit)  # the latter is the widest that the provider is known to bear
+        self._step = 1.0  # by which it is widened next
+        self._hold = self._next_hold = 0  # round trips before it is widened: left, and after the next refusal
+        self._resized = float("-inf")  # when the width was changed; what was sent earlier says nothing about it
         self._seen = self._refused = 0  # answers of this round trip, and 429s among them
         self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
         self._not_before = 0.0
@@ -249,17 +251,43 @@ class Gate:
             self._admit()
 
     def _count(self, *, refused: bool) -> bool:
-        """Count an answer of this round trip, and return whether a crowd of refusals has narrowed the gate."""
+        """Count an answer of this round trip, adapt the width, and return whether it was refused in a crowd."""
         self._seen += 1
         self._refused += refused
+        if not refused and self._width < self._known_width:  # after an outage
+            self._width += 1.0
+            self._admit()
         crowd = self._refused > max(_FEW, self._width / 3.0)
-        if crowd:
-            self._halved = self.now()
-            self._width = self._known_width = max(self._width / 2.0, float(self._least))
-            logger.info("%s asks for less; at most %d requests are in flight now.", self._name, self.width)
-        if crowd or self._seen >= max(self._width, _ROUND_TRIP):
-            self._seen = self._refused = 0
+        if not crowd and self._seen < max(self._width, _ROUND_TRIP):
+            return False
+        borne = self._refused <= max(1.0, self._seen / 5.0)
+        self._seen = self._refused = 0
+        if crowd or (self._width > self._known_width and not borne):
+            self._narrow()
+        elif borne and self.in_flight >= self._width / 2.0:
+            self._widen()
         return crowd
+
+    def _narrow(self) -> None:
+        """Go back to the width that is known to be borne, or halve it if it is no longer borne."""
+        if self._width > self._known_width:
+            self._width = self._known_width
+            self._next_hold = min(2 * self._next_hold + 1, _LONGEST_HOLD)
+        else:
+            self._width = self._known_width = max(self._width / 2.0, float(self._least))
+            self._next_hold = 0
+        self._hold, self._step, self._resized = self._next_hold, 1.0, self.now()
+        logger.info("%s asks for less; at most %d requests are in flight now.", self._name, self.width)
+
+    def _widen(self) -> None:
+        """Note that the width is borne, and try a larger one if it is time."""
+        self._known_width = max(self._known_width, self._width)
+        if self._hold:
+            self._hold -= 1
+        elif self._width < self.limit:
+            self._width, self._resized = min(self._width + self._step, float(self.limit)), self.now()
+            self._step *= 2.0
+            self._admit()
 
     def pause(self, seconds: float) -> None:
         """Let no further request start for so long."""

@@ -203,13 +203,13 @@ def test_concurrency_falls_to_what_a_server_bears_and_grows_back(monkeypatch: py
         drawn = run_on_loop(many(sampler, 200))
         assert all(r.ok for r in drawn)
         refused = server.statuses[429]
-        # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all.
+        # Without adapting, some 26 of 32 requests would be refused again and again: over 800 in all. The width itself
+        # depends on how fast this machine sends; in virtual time it is exact (tests/unit/sampling/concurrency).
         assert 0 < refused < 150
         assert sampler.meter.spent.requests == server.requests == 200 + refused
-        assert [1 <= gate.width <= 12 for gate in sampler._gates.values()] == [True]
         faults.most_in_flight = None
         server.max_in_flight = 0
-        assert all(r.ok for r in run_on_loop(many(sampler, 800)))
+        assert all(r.ok for r in run_on_loop(many(sampler, 500)))
         assert [gate.width for gate in sampler._gates.values()] == [32]
         assert 8 < server.max_in_flight <= 32
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import time
+from collections.abc import Callable
 
 import pytest
 
 from iapo_dspy.errors import ProviderDown
 from iapo_dspy.sampling.concurrency.gate import Gate, Slot
+from iapo_dspy.sampling.concurrency.retrying import insist
+from tests.support.virtual_time import run_in_virtual_time
 
 
 class Clock:
@@ -52,23 +56,103 @@ async def test_a_crowd_of_429_halves_once_and_the_next_round_trip_again() -> Non
     await leave(second)
 
 
-async def test_width_grows_by_about_one_per_round_trip_up_to_the_limit() -> None:
+async def answer_all(gate: Gate, clock: Clock, refused: int = 0) -> None:
+    """One round trip: as many requests as may be in flight, of which the last ones are refused."""
+    slots = await enter(gate, clock, gate.width)
+    clock.now += 1
+    for i, slot in enumerate(slots):
+        slot.succeeded() if i < len(slots) - refused else slot.throttled()
+    await leave(slots)
+
+
+async def test_each_round_trip_that_is_borne_widens_the_gate_by_twice_as_much_up_to_the_limit() -> None:
     clock = Clock()
-    gate = Gate(8, clock=clock)
-    crowd = await enter(gate, clock, 8)
-    for slot in crowd:
-        slot.throttled()
-    await leave(crowd)
+    gate = Gate(32, clock=clock)
+    await answer_all(gate, clock, refused=32)
+    await answer_all(gate, clock, refused=16)
     widths = [gate.width]
-    for _ in range(10):
-        slots = await enter(gate, clock, gate.width)
-        for slot in slots:
-            slot.succeeded()
-        await leave(slots)
+    for _ in range(6):
+        await answer_all(gate, clock)
         widths.append(gate.width)
-    assert widths[0] == 4
-    assert all(0 <= later - earlier <= 1 for earlier, later in itertools.pairwise(widths))
-    assert widths[5] >= 7 and widths[-1] == 8
+    assert widths == [8, 9, 11, 15, 23, 32, 32]
+
+
+async def test_a_width_that_is_not_borne_is_tried_again_after_1_3_7_and_15_round_trips() -> None:
+    clock = Clock()
+    gate = Gate(32, clock=clock)
+    await answer_all(gate, clock, refused=32)
+    await answer_all(gate, clock, refused=16)
+    widths = []
+    for _ in range(46):  # the provider bears 8; of 9 requests two are refused, which is more than a fifth
+        widths.append(gate.width)
+        await answer_all(gate, clock, refused=2 if gate.width > 8 else 0)
+    tries = [i for i, width in enumerate(widths) if width > 8]
+    assert [later - earlier - 2 for earlier, later in itertools.pairwise(tries)] == [1, 3, 7, 15]
+    assert set(widths) == {8, 9}
+    await answer_all(gate, clock, refused=8)  # now it bears less
+    assert gate.width == 4
+
+
+async def test_a_gate_that_is_hardly_used_is_not_widened() -> None:
+    clock = Clock()
+    gate = Gate(16, clock=clock)
+    await answer_all(gate, clock, refused=16)
+    for _ in range(100):
+        (slot,) = await enter(gate, clock, 1)
+        slot.succeeded()
+        await leave([slot])
+    assert gate.width == 8
+
+
+class Refused(Exception):
+    status_code = 429
+
+
+class Provider:
+    """Bears so many requests at a time for about a second, and refuses others at once, in virtual time."""
+
+    def __init__(self, gate: Gate, clock: Callable[[], float], bears: int) -> None:
+        self.gate, self.clock, self.bears = gate, clock, bears
+        self.in_flight = self.most = self.refused = 0
+        self.rng = random.Random(3)
+
+    async def send(self) -> None:
+        async with self.gate() as slot:
+            self.in_flight += 1
+            self.most = max(self.most, self.in_flight)
+            try:
+                if self.in_flight > self.bears:
+                    self.refused += 1
+                    await asyncio.sleep(0.02)
+                    slot.throttled()
+                    raise Refused
+                await asyncio.sleep(self.rng.uniform(0.5, 1.5))
+                slot.succeeded()
+            finally:
+                self.in_flight -= 1
+
+    async def serve(self, requests: int) -> float:
+        """Answer all and return the seconds."""
+        started = self.clock()
+        each = (insist(self.send, gate=self.gate, retries=3, rng=self.rng) for _ in range(requests))
+        await asyncio.gather(*each)
+        return self.clock() - started
+
+
+@pytest.mark.parametrize(("limit", "bears"), [(32, 6), (64, 20)])
+def test_a_provider_is_kept_busy_at_the_width_that_it_bears_and_the_gate_grows_back(limit: int, bears: int) -> None:
+    async def run(clock: Callable[[], float]) -> None:
+        gate = Gate(limit, patience=600.0, clock=clock)
+        provider = Provider(gate, clock, bears)
+        assert await provider.serve(100 * bears) < 1.1 * 100
+        # All that were in flight at first, two halvings, and then a few of each round trip that tries more.
+        assert limit - bears < provider.refused < 3 * limit
+        assert bears <= gate.width <= bears + 1
+        provider.bears, provider.most, provider.refused = limit, 0, 0
+        await provider.serve(30 * limit)
+        assert gate.width == provider.most == limit and not provider.refused
+
+    run_in_virtual_time(run)
 
 
 async def test_width_never_falls_below_one() -> None:
