@@ -15,7 +15,7 @@ from iapo_dspy.errors import one_line
 from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.judges.metered import Metering
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
-from iapo_dspy.sampling.ledger.records import ScoreRecord, VerdictRecord
+from iapo_dspy.sampling.ledger.records import ScoreRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.scoring.inside_pipeline import score_inside
 from iapo_dspy.scoring.scores import Metric, Scored
@@ -39,8 +39,7 @@ class Scorer:
         self._metric = metric
         self._ledger = ledger
         self._digest = strategy.digest(metric)
-        self._meter = sampler.meter
-        self._metering = Metering(sampler, known=ledger.verdict, keep=self._keep)
+        self._metering = Metering.of(sampler, sampler.meter, ledger, "judge")
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._warned = False
 
@@ -121,11 +120,6 @@ class Scorer:
             )
         )
         return scored
-
-    def _keep(self, verdict: VerdictRecord) -> None:
-        """Put a judge's answer on disk, after the spending: after a crash in between, the ledger says too much."""
-        self._meter.write_journal()
-        self._ledger.append(verdict)
 
     def _stored(self, known: ScoreRecord, said: dspy.Prediction) -> Scored | None:
         """Return a stored score; None where its answer cannot be read any more, so that it has to be scored anew."""

@@ -242,7 +242,8 @@ class _Ledger:
         """Average over each prompt's completions; over all of them for prompts that the ledger does not know."""
         mine = [[r for r in self.records if r.prompt == p] or self.records for p in self.prompt_of]
         pulls = [len({r.pull for r in rows}) for rows in mine]
-        asked = (self.spent.requests - self.spent.judge_requests) / len(self.records)
+        beside = self.spent.judge_requests + self.spent.writer_requests
+        asked = (self.spent.requests - beside) / len(self.records)
 
         def once(name: str) -> FloatArray:
             return np.array(

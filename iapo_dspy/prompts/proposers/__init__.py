@@ -2,6 +2,7 @@
 
 from iapo_dspy.prompts.proposers.demonstrations import Demos
 from iapo_dspy.prompts.proposers.merge import Merge
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
 from iapo_dspy.prompts.proposers.pairwise import Pairwise
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposed, Proposer, Try
@@ -17,6 +18,7 @@ __all__ = [
     "History",
     "KnownPrompt",
     "Merge",
+    "MeteredWriting",
     "Mix",
     "Pairwise",
     "Paraphrase",

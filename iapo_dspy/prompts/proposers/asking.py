@@ -14,7 +14,7 @@ import dspy
 import numpy as np
 from dspy.utils.exceptions import AdapterParseError
 
-from iapo_dspy.errors import one_line
+from iapo_dspy.errors import LMRefused, one_line
 from iapo_dspy.prompts.candidates import Proposal
 from iapo_dspy.prompts.prompt import clone
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposed
@@ -158,7 +158,7 @@ def gathered(items: Iterator[Proposed], n: int) -> list[Proposed]:
     except Exception as error:
         if not found:
             raise
-        log = logger.info if is_undrawn(error) else logger.warning
+        log = logger.info if is_undrawn(error) or isinstance(error, LMRefused) else logger.warning
         log("A proposer stopped after %d candidates (%s).", len(found), one_line(error))
     return found
 

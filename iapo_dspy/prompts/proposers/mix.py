@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,8 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError, one_line
-from iapo_dspy.prompts.proposers.asking import LONGEST, identity
+from iapo_dspy.errors import ConfigurationError, LMRefused, one_line
+from iapo_dspy.prompts.proposers.asking import LONGEST, gathered, identity
 from iapo_dspy.prompts.proposers.demonstrations import Demos
 from iapo_dspy.prompts.proposers.merge import Merge
 from iapo_dspy.prompts.proposers.pairwise import Pairwise
@@ -63,8 +64,13 @@ class Mix:
         if not self.timeout > 0:
             raise ConfigurationError(f"timeout={self.timeout!r}: give seconds > 0.")
 
-    def propose(self, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+    def propose(self, evidence: ProposalEvidence, n: int, *, seconds: float = math.inf) -> list[Proposed]:
         """Return at most n candidates, all different.
+
+        Args:
+            evidence: What the proposers may see.
+            n: Candidates at most.
+            seconds: Seconds that are left altogether.
 
         Raises:
             KeyboardInterrupt: Ctrl-C.
@@ -74,14 +80,16 @@ class Mix:
         first = evidence.generation * n
         slots = [(i, turn[(first + i) % len(turn)]) for i in range(n)]
         kept = _Kept(evidence, self._say)
-        left, able, stopped = self._round(evidence, slots, kept)
-        if left and able and not stopped:
+        end = time.monotonic() + seconds
+        left, able, stopped = self._round(evidence, slots, kept, min(self.timeout, seconds))
+        if left and able and not stopped and (rest := end - time.monotonic()) > 0:
             again = replace(evidence, seed=evidence.seed + 1)
-            self._round(again, [(slot, able[i % len(able)]) for i, slot in enumerate(left)], kept)
+            rest = min(self.timeout, rest)
+            self._round(again, [(slot, able[i % len(able)]) for i, slot in enumerate(left)], kept, rest)
         return kept.found[:n]
 
     def _round(
-        self, evidence: ProposalEvidence, slots: Sequence[_Slot], kept: _Kept
+        self, evidence: ProposalEvidence, slots: Sequence[_Slot], kept: _Kept, seconds: float
     ) -> tuple[list[int], list[Proposer], bool]:
         """Ask proposers at the same time for what falls to each of them, and keep what is new in their order.
 
@@ -92,21 +100,27 @@ class Mix:
         asked = [p for i, (_, p) in enumerate(slots) if all(p is not other for _, other in slots[:i])]
         shares = [[slot for slot, other in slots if other is proposer] for proposer in asked]
         futures = [self._start(p, evidence, share) for p, share in zip(asked, shares, strict=True)]
-        _wait(futures, self.timeout)
+        _wait(futures, seconds)
         left, able, stopped = [], [], False
         for proposer, share, future in zip(asked, shares, futures, strict=True):
             name = type(proposer).__name__
             if not future.done():
-                self._say(f"The proposer {name} was left out: no answer within {self.timeout:g} seconds.")
+                self._say(
+                    f"The proposer {name} was left out: it did not end within {seconds:.3g} seconds. Make it faster, "
+                    "or give a Mix of proposers with a larger timeout."
+                )
                 continue
             error = future.exception()
             if isinstance(error, KeyboardInterrupt):
                 raise error
             if error is not None:
-                stopped |= is_undrawn(error)
-                self._say(f"The proposer {name} was left out ({one_line(error)}).")
+                if is_undrawn(error) or isinstance(error, LMRefused):  # the run tells of these
+                    stopped = True
+                    logger.info("The proposer %s was stopped (%s).", name, one_line(error))
+                else:
+                    self._say(f"The proposer {name} was left out ({one_line(error)}).")
                 continue
-            found = future.result()[: len(share)]
+            found = future.result()
             kept.take(found, name)
             able += [proposer] if len(found) == len(share) else []
             left += share[len(found) :]
@@ -127,9 +141,12 @@ class Mix:
         mine = replace(evidence, aims=aims)
         context = contextvars.copy_context()
 
+        def propose() -> list[Any]:
+            return gathered(iter(proposer.propose(mine, len(share)) or ()), len(share))  # generators work here
+
         def work() -> None:
             try:
-                future.set_result(list(context.run(proposer.propose, mine, len(share)) or ()))
+                future.set_result(context.run(propose))
             except BaseException as error:  # noqa: BLE001 - handed to the waiting thread, which decides
                 future.set_exception(error if isinstance(error, (Exception, KeyboardInterrupt)) else exited(error))
 

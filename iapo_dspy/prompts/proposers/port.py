@@ -16,7 +16,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -144,8 +144,8 @@ class Proposed:
 class Proposer(Protocol):
     """Writes candidates."""
 
-    def propose(self, evidence: ProposalEvidence, n: int) -> Sequence[Proposed]:
-        """Return at most n candidates; fewer, or none, where it has nothing to say.
+    def propose(self, evidence: ProposalEvidence, n: int) -> Iterable[Proposed]:
+        """Return, or yield, at most n candidates; fewer, or none, where it has nothing to say.
 
         Raises:
             Exception: Anything; the run logs it, goes on with other proposers, and never ends by it.

@@ -1,21 +1,22 @@
-"""LM calls beside the task's own: judges in metrics and objectives, proposers, rewriters.
+"""LM calls beside the task's own: judges in metrics and objectives, and proposers that write prompts.
 
-While a run scores, `Metering.case` puts a stand-in for `dspy.settings.lm` in place, which reserves and settles every
-call in the run's budget and sends it like the run's own requests: attempts are counted, requests in flight are bounded
-together. LMs that a metric holds itself are wrapped by `metered`. Both find the run through DSPy's settings, which
-DSPy hands on to the threads that it starts.
+While a run scores or writes, `Metering.case` puts a stand-in for `dspy.settings.lm` in place, which reserves and
+settles every call in the run's budget and sends it like the run's own requests: attempts are counted, requests in
+flight are bounded together. LMs that a metric or a proposer holds itself are wrapped by `metered`. Both find the run
+through DSPy's settings, which DSPy hands on to the threads that it starts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import dspy
 import numpy as np
@@ -26,27 +27,32 @@ from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.sampling.concurrency.once import AsyncOnce
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.judges.judge_usage import LMWatcher
+from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import VerdictRecord
 from iapo_dspy.sampling.lm.params import NOT_SENT, call_of, canonical, generation_params
 from iapo_dspy.sampling.lm.proxy import METERING, StandInLM, noted
 from iapo_dspy.sampling.lm.refusals import is_undrawn
 from iapo_dspy.sampling.requests.callable_lm import as_adapter
 from iapo_dspy.sampling.requests.port import Choice, CompletionRequest
+from iapo_dspy.sampling.spending.budget import Meter, Share
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
-_REMEMBERED = 4096  # answers of judges kept for identical questions
+T = TypeVar("T")
+_REMEMBERED = 4096  # answers kept for identical questions
+_CALLS = {"judge": "The metric calls", "writer": "A proposer calls"}
+_FAREWELL = 5.0  # seconds that cancelled calls get to end
 
 
 class Asker(Protocol):
-    """The port that sends the requests of judges; a `Sampler` is one."""
+    """The port that sends the requests of judges and writers; a `Sampler` is one."""
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest, share: Share) -> Sequence[Choice]:
         """Send a request that is not a rollout."""
 
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+    async def embed(self, request: EmbeddingRequest, share: Share) -> Embeddings:
         """Embed texts."""
 
 
@@ -69,7 +75,7 @@ def metered(lm: dspy.BaseLM) -> MeteredLM:
 
 
 class MeteredLM(StandInLM):
-    """An LM whose calls are metered while a run scores, and its own otherwise. Made by `metered`."""
+    """An LM whose calls are metered while a run scores or writes, and its own otherwise. Made by `metered`."""
 
     def __init__(self, lm: dspy.BaseLM) -> None:
         super().__init__(lm, cache=lm.cache)
@@ -115,22 +121,23 @@ class MeteredLM(StandInLM):
         self, prompt: Any, messages: Any, kwargs: Mapping[str, Any]
     ) -> tuple[Sequence[dict[str, Any]], dict[str, Any], int]:
         if not (messages or isinstance(prompt, str)):
-            raise TypeError("While a run scores, an LM takes a prompt or messages, not an lm15 Request.")
+            raise TypeError("While a run scores or writes, an LM takes a prompt or messages, not an lm15 Request.")
         merged = {**self.kwargs, "cache": self.cache, **kwargs}
         return list(messages) if messages else [{"role": "user", "content": prompt}], merged, int(merged.get("n") or 1)
 
 
 @dataclass
 class Case:
-    """One completion that is scored, and the errors that kept its LM calls from being answered.
+    """One completion that is scored or one generation that is written, and the errors of its LM calls.
 
     Attributes:
         metering: Sends the calls.
         refused: A call did not fit into the budget, or its provider was down. The score must not be used then, for the
             metric may have caught the error.
         fatal: A call failed in a way that no other call could escape.
-        name: Names the completion in the ledger.
+        name: Names it in the ledger.
         asked: How often each call was made that is not remembered.
+        answers: Calls that were answered.
     """
 
     metering: Metering
@@ -138,6 +145,9 @@ class Case:
     asked: Counter[str] = field(default_factory=Counter)
     refused: Exception | None = None
     fatal: Exception | None = None
+    answers: int = 0
+    _over: Exception | None = None
+    _sent: set[asyncio.Future[Any]] = field(default_factory=set)
 
     def note(self, error: Exception) -> None:
         """Remember an error that kept a call from being answered."""
@@ -145,6 +155,38 @@ class Case:
             self.refused = error
         elif self.fatal is None and isinstance(error, (ConfigurationError, LMRefused)):
             self.fatal = error
+
+    async def send(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a request on the sampling loop, as long as the case is not over.
+
+        Raises:
+            Exception: The one that `end` was given, or the request's own.
+        """
+        if self._over is not None:
+            work.close()
+            raise self._over
+        task = asyncio.ensure_future(work)
+        self._sent.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._over is not None:
+                raise self._over from None
+            raise
+        finally:
+            self._sent.discard(task)
+
+    def end(self, error: Exception) -> None:
+        """Cancel the requests in flight, and let every later one raise this error; not to be called on the loop."""
+
+        async def cancel() -> None:
+            self._over = error
+            for task in (sent := list(self._sent)):
+                task.cancel()
+            if sent:
+                await asyncio.wait(sent, timeout=_FAREWELL)
+
+        run_on_loop(cancel())
 
     def conclude(self) -> bool:
         """Return whether the score can be used.
@@ -159,13 +201,14 @@ class Case:
 
 
 class Metering:
-    """Meters the LM calls that one run makes beside its task's.
+    """Meters the LM calls that one run makes beside its task's, either those of judges or those of writers.
 
     Identical calls of one run are answered once where the LM's `cache` is on, as DSPy's own cache does it. DSPy's cache
     is neither read nor written, so that exactly the calls that are paid are counted.
 
     Args:
         asker: Sends the requests and counts them.
+        share: Whose calls they are.
         known: Returns the answer that an earlier process of the run paid for, by its key.
         keep: Told of every answer before it is used.
     """
@@ -174,10 +217,12 @@ class Metering:
         self,
         asker: Asker,
         *,
+        share: Share = "judge",
         known: Callable[[str], VerdictRecord | None] = lambda key: None,
         keep: Callable[[VerdictRecord], None] = lambda record: None,
     ) -> None:
         self._asker = asker
+        self._share = share
         self._known = known
         self._keep = keep
         self._answers: AsyncOnce[str, list[Any]] = AsyncOnce(_REMEMBERED)
@@ -186,12 +231,29 @@ class Metering:
         self._watcher = LMWatcher(self._warn_once)
         self._warned = False
 
+    @classmethod
+    def of(cls, asker: Asker, meter: Meter, ledger: LedgerPort, share: Share) -> Metering:
+        """Return the metering of a run.
+
+        Args:
+            asker: Sends the requests and counts them.
+            meter: Counts them in.
+            ledger: Keeps the answers.
+            share: Whose calls they are.
+        """
+
+        def keep(record: VerdictRecord) -> None:
+            meter.write_journal()  # the spending first: after a crash in between, the ledger says too much
+            ledger.append(record)
+
+        return cls(asker, share=share, known=ledger.verdict, keep=keep)
+
     @contextlib.contextmanager
     def case(self, name: str = "") -> Iterator[Case]:
         """Meter the calls made within; the caller must ask `Case.conclude` afterwards.
 
         Args:
-            name: Names the completion that is scored: its calls are found again in the ledger by it.
+            name: Names what is scored or written: its calls are found again in the ledger by it.
         """
         case = Case(self, name)
         settings: dict[str, Any] = {METERING: case, "callbacks": [*dspy.settings.get("callbacks", []), self._watcher]}
@@ -206,8 +268,8 @@ class Metering:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "The metric calls the LM %r that it holds itself, which the budget does not count. Wrap it: "
-                "iapo_dspy.metered(lm).",
+                "%s the LM %r that it holds itself, which the budget does not count. Wrap it: iapo_dspy.metered(lm).",
+                _CALLS[self._share],
                 getattr(lm, "model", lm),
             )
 
@@ -230,10 +292,14 @@ class Metering:
         if not params.get("cache"):
             name = f"{call}/{case.name}/{case.asked[call]}"
             case.asked[call] += 1
-            return await self._answer(name, lm, messages, sent, n)
+            outputs = await self._answer(case, name, lm, messages, sent, n)
+            case.answers += 1
+            return outputs
         key = canonical([id(lm), messages, sent, n, params.get("rollout_id")])
         self._kept[id(lm)] = lm
-        return list(await self._answers(key, lambda: self._answer(call, lm, messages, sent, n)))
+        outputs = await self._answers(key, lambda: self._answer(case, call, lm, messages, sent, n))
+        case.answers += 1
+        return list(outputs)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
@@ -251,7 +317,7 @@ class Metering:
         usage = Usage()
         missing = {name: text for name, text in zip(names, request.texts, strict=True) if name not in vectors}
         if missing:
-            found = await self._asker.embed(replace(request, texts=tuple(missing.values())))
+            found = await self._asker.embed(replace(request, texts=tuple(missing.values())), self._share)
             usage = found.usage
             for name, vector in zip(missing, found.vectors, strict=True):
                 record = VerdictRecord(key=name, outputs=[base64.b64encode(vector.astype("<f4").tobytes()).decode()])
@@ -260,13 +326,13 @@ class Metering:
         return Embeddings(vectors=np.array([vectors[name] for name in names]), usage=usage)
 
     async def _answer(
-        self, name: str, lm: dspy.BaseLM, messages: Sequence[dict[str, Any]], params: Mapping[str, Any], n: int
+        self, case: Case, name: str, lm: dspy.BaseLM, messages: Sequence[Any], params: Mapping[str, Any], n: int
     ) -> list[Any]:
         """Return the answer that is known under a name, or ask for it and keep it."""
         if (known := self._known(name)) is not None and len(known.outputs) == n:
             return list(known.outputs)
-        request = CompletionRequest(model=lm.model, messages=messages, n=n, params=params, key="judge")
-        choices = await self._asker.ask(lm, request)
+        request = CompletionRequest(model=lm.model, messages=messages, n=n, params=params, key=self._share)
+        choices = await case.send(self._asker.ask(lm, request, self._share))
         for choice in choices:
             if choice.error is not None:
                 raise choice.error

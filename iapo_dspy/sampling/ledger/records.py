@@ -310,9 +310,9 @@ def encode_record(record: Record) -> dict[str, Any]:
     """Return a record as one line's JSON data. Usage and spending are flat in it."""
     if isinstance(record, SpentRecord):
         spent = {name: value for name, value in asdict(record.spent).items() if name != "completions"}
-        judges = {name: spent.pop(name) for name in list(spent) if name.startswith("judge_")}
+        parts = {name: spent.pop(name) for name in list(spent) if name.startswith(("judge_", "writer_"))}
         reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
-        return {"kind": "spent", **spent, "finished": record.finished, **reserved, **judges}
+        return {"kind": "spent", **spent, "finished": record.finished, **reserved, **parts}
     line: dict[str, Any] = {"kind": _NAMES[type(record)]}
     for f in fields(record):
         value = getattr(record, f.name)

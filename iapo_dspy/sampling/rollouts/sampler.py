@@ -42,7 +42,7 @@ from iapo_dspy.sampling.rollouts.prepare import Prepared, format_once, predictor
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampling_lm import SEAT, SamplingLM, current_seat
 from iapo_dspy.sampling.rollouts.single_predictor import PredictorCall, predictor_call, predictor_of
-from iapo_dspy.sampling.spending.budget import Meter, RequestMeter
+from iapo_dspy.sampling.spending.budget import Meter, RequestMeter, Share
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.types import Decoding
 
@@ -111,6 +111,7 @@ class Sampler:
         self._timeout = timeout
         self._outage_patience = outage_patience
         self._gates: dict[Hashable, Gate] = {}
+        self._needed: set[Hashable] = set()
         self._seed = seed
         self._patience = patience
         self._rollout_timeout = rollout_timeout
@@ -201,8 +202,8 @@ class Sampler:
                 raise
         raise refusal  # outside the handler: the provider's own message may show keys
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
-        """Send a request outside of rollouts, such as a judge's: bounded with all others, counted as the judges' share.
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest, share: Share) -> Sequence[Choice]:
+        """Send a request of a judge or a writer: bounded with all others, counted as their share.
 
         To be awaited on the sampling loop.
 
@@ -211,25 +212,28 @@ class Sampler:
         """
         self._bind()
         self._hide(lm.kwargs)
-        completer = self._judges.get(lm, lambda: completer_for(lm, self._terms(self._gate_of(lm), self.meter.judges)))
-        return await self._judged(completer.complete(request))
+        gate = self._gate_of(lm, needed=share == "judge")
+        completer = self._beside[share].get(lm, lambda: completer_for(lm, self._terms(gate, self.meter.part(share))))
+        return await self._asked(completer.complete(request), share)
 
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts, bounded with all others, counted as the judges' share; to be awaited on the sampling loop.
+    async def embed(self, request: EmbeddingRequest, share: Share) -> Embeddings:
+        """Embed texts, bounded with all others, counted as this share; to be awaited on the sampling loop.
 
         Raises:
             LMRefused: No request for embeddings could succeed.
         """
         self._bind()
         self._hide(request.settings)
-        gate = self._gate_at(request.deployment, request.model)
-        return await self._judged(request_embeddings(request, meter=self.meter.judges, gate=gate, prices=self._prices))
+        gate = self._gate_at(request.deployment, request.model, needed=share == "judge")
+        meter = self.meter.part(share)
+        return await self._asked(request_embeddings(request, meter=meter, gate=gate, prices=self._prices), share)
 
-    async def _judged(self, asking: Awaitable[T]) -> T:
+    async def _asked(self, asking: Awaitable[T], share: Share) -> T:
         try:
             return await asking
         except Exception as error:
-            refusal = self._refusal(error, "A provider refuses every call of the metric")
+            whose = "the metric" if share == "judge" else "the proposers"
+            refusal = self._refusal(error, f"A provider refuses every call of {whose}")
             if refusal is None:
                 raise
         raise refusal  # as in `sample`
@@ -247,13 +251,19 @@ class Sampler:
 
     @property
     def outage(self) -> str | None:
-        """Why requests were given up, of the first deployment that was down for too long; None while there is none."""
-        return next((gate.outage for gate in self._gates.values() if gate.outage is not None), None)
+        """Why requests were given up, of the first deployment that was down for too long; None while there is none.
 
-    def _gate_of(self, lm: dspy.BaseLM) -> Gate:
-        return self._gate_at(deployment_of(lm), lm.model)
+        A deployment that only writers ask does not count: the run goes on without it.
+        """
+        gates = (gate for deployment, gate in self._gates.items() if deployment in self._needed)
+        return next((gate.outage for gate in gates if gate.outage is not None), None)
 
-    def _gate_at(self, deployment: Hashable, name: str) -> Gate:
+    def _gate_of(self, lm: dspy.BaseLM, *, needed: bool = True) -> Gate:
+        return self._gate_at(deployment_of(lm), lm.model, needed=needed)
+
+    def _gate_at(self, deployment: Hashable, name: str, *, needed: bool) -> Gate:
+        if needed:
+            self._needed.add(deployment)
         if deployment not in self._gates:
             self._gates[deployment] = Gate(
                 self.max_concurrency, within=self._gate, name=name, patience=self._outage_patience
@@ -271,7 +281,7 @@ class Sampler:
             self._pulls: dict[Hashable, asyncio.Semaphore] = {}
             self._threads: dict[Hashable, ThreadGate] = {}
             self._completers: IdentityCache[Completer] = IdentityCache()
-            self._judges: IdentityCache[Completer] = IdentityCache()
+            self._beside: dict[Share, IdentityCache[Completer]] = {"judge": IdentityCache(), "writer": IdentityCache()}
 
     def _single(
         self, program: Any, inputs: Mapping[str, Any], decoding: Decoding | None, record: bool

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
 from iapo_dspy.preferences import is_number
@@ -23,6 +23,8 @@ from iapo_dspy.sampling.spending.usage import Usage
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Share = Literal["judge", "writer"]
+"""Whose calls `Spent` tells apart from the task's own: those of metrics and objectives, and those of proposers."""
 _PICO = 10**12
 
 
@@ -88,10 +90,14 @@ class Spent:
         completion_tokens: Tokens written.
         usd: Dollars, as far as prices are known.
         seconds: Wall-clock time since the meter was made, plus that of an earlier, resumed process.
-        judge_requests: The part of `requests` that judges, proposers and rewriters made.
+        judge_requests: The part of `requests` that judges made: LMs and embedding models of metrics and objectives.
         judge_prompt_tokens: The part of `prompt_tokens` that they read.
         judge_completion_tokens: The part of `completion_tokens` that they wrote.
         judge_usd: The part of `usd` that they took.
+        writer_requests: The part of `requests` that proposers made to write prompts.
+        writer_prompt_tokens: The part of `prompt_tokens` that they read.
+        writer_completion_tokens: The part of `completion_tokens` that they wrote.
+        writer_usd: The part of `usd` that they took.
     """
 
     completions: int = 0
@@ -104,6 +110,10 @@ class Spent:
     judge_prompt_tokens: int = 0
     judge_completion_tokens: int = 0
     judge_usd: float = 0.0
+    writer_requests: int = 0
+    writer_prompt_tokens: int = 0
+    writer_completion_tokens: int = 0
+    writer_usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -112,8 +122,13 @@ class Spent:
 
     @property
     def judge_tokens(self) -> int:
-        """The part of `tokens` that judges, proposers and rewriters took."""
+        """The part of `tokens` that judges took."""
         return self.judge_prompt_tokens + self.judge_completion_tokens
+
+    @property
+    def writer_tokens(self) -> int:
+        """The part of `tokens` that proposers took."""
+        return self.writer_prompt_tokens + self.writer_completion_tokens
 
     def __add__(self, other: Spent) -> Spent:
         """Return what both took together."""
@@ -141,7 +156,7 @@ class Reservation:
     completions: int = 0
     tokens: int = 0
     picodollars: int = 0
-    judge: bool = False
+    share: Share | None = None
     _open: bool = True
 
     def settle(
@@ -167,8 +182,8 @@ class Reservation:
             "completion_tokens": int(usage.completion_tokens),
             "usd": usage.usd or 0.0,
         }
-        judges = {f"judge_{name}": value for name, value in took.items()} if self.judge else {}
-        self._meter._close(self, Spent(completions=completions, **took, **judges))
+        part = {f"{self.share}_{name}": value for name, value in took.items()} if self.share is not None else {}
+        self._meter._close(self, Spent(completions=completions, **took, **part))
 
     def forfeit(self, *, requests: int = 0, prompt_tokens: int = 0) -> None:
         """Count the whole reservation as spent: the bill of a request that timed out is not known."""
@@ -225,6 +240,7 @@ class Meter:
         self.others = others or Spent()
         self._pico = round(self._spent.usd * _PICO)
         self._judge_pico = round(self._spent.judge_usd * _PICO)
+        self._writer_pico = round(self._spent.writer_usd * _PICO)
         self._reserved_completions = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
@@ -250,10 +266,9 @@ class Meter:
                 spent, reserved = self.spent, self.reserved
             self._journal(spent, reserved)
 
-    @property
-    def judges(self) -> RequestMeter:
-        """The same budget for judges, proposers and rewriters, which `Spent` tells apart."""
-        return _Judges(self)
+    def part(self, share: Share) -> RequestMeter:
+        """Return the same budget for judges or writers, which `Spent` tells apart."""
+        return _Share(self, share)
 
     @property
     def bounds_requests(self) -> bool:
@@ -268,6 +283,7 @@ class Meter:
                 self._spent,
                 usd=self._pico / _PICO,
                 judge_usd=self._judge_pico / _PICO,
+                writer_usd=self._writer_pico / _PICO,
                 seconds=self._clock() - self._start,
             )
 
@@ -286,8 +302,10 @@ class Meter:
         """Whether the spending alone has used up some limit."""
         return self._obstacle(1, 1, 1, spent_only=True) is not None
 
-    def reserve(self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
-        """Set an upper bound aside; `judge` says whether it is for a judge, a proposer or a rewriter.
+    def reserve(
+        self, *, completions: int = 0, tokens: int = 0, usd: float = 0.0, share: Share | None = None
+    ) -> Reservation:
+        """Set an upper bound aside; `share` says whose it is, where it is not the task's own.
 
         Raises:
             BudgetExceeded: It does not fit beside the spending and the other reservations.
@@ -302,9 +320,9 @@ class Meter:
             self._reserved_pico += pico
         if tokens or pico:
             self.write_journal()
-        return Reservation(self, completions, tokens, pico, judge)
+        return Reservation(self, completions, tokens, pico, share)
 
-    async def areserve(self, *, tokens: int = 0, usd: float = 0.0, judge: bool = False) -> Reservation:
+    async def areserve(self, *, tokens: int = 0, usd: float = 0.0, share: Share | None = None) -> Reservation:
         """Like `reserve`, but wait where requests in flight may still give enough back.
 
         Upper bounds are several times as large as real usage; without waiting, a run would end while most of its budget
@@ -313,7 +331,7 @@ class Meter:
         pico = math.ceil(usd * _PICO)
         while True:
             try:
-                return self.reserve(tokens=tokens, usd=usd, judge=judge)
+                return self.reserve(tokens=tokens, usd=usd, share=share)
             except BudgetExceeded:
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 with self._lock:
@@ -354,6 +372,7 @@ class Meter:
         with self._lock:
             self._pico += _picodollars(spent.usd)
             self._judge_pico += _picodollars(spent.judge_usd)
+            self._writer_pico += _picodollars(spent.writer_usd)
             self._spent += spent
 
     def _obstacle(self, completions: int, tokens: int, pico: int, *, spent_only: bool = False) -> str | None:
@@ -396,10 +415,11 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class _Judges:
-    """A meter's share for judges; see `Meter.judges`."""
+class _Share:
+    """A meter's share for judges or writers; see `Meter.part`."""
 
     _meter: Meter
+    _share: Share
 
     @property
     def budget(self) -> Budget | None:
@@ -410,7 +430,7 @@ class _Judges:
         return self._meter.bounds_requests
 
     async def areserve(self, *, tokens: int = 0, usd: float = 0.0) -> Reservation:
-        return await self._meter.areserve(tokens=tokens, usd=usd, judge=True)
+        return await self._meter.areserve(tokens=tokens, usd=usd, share=self._share)
 
     async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
         return await self._meter.in_time(work)

@@ -26,11 +26,11 @@ class Asker:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest) -> Sequence[Choice]:
+    async def ask(self, lm: dspy.BaseLM, request: CompletionRequest, share: str) -> Sequence[Choice]:
         self.asked.append(request.messages[0]["content"])
         return [Choice(output=f"{len(self.asked)}/{i}") for i in range(request.n)]
 
-    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+    async def embed(self, request: EmbeddingRequest, share: str) -> Embeddings:
         self.asked += request.texts
         return Embeddings(vectors=np.array([[len(t), 1 / 3] for t in request.texts]), usage=Usage(prompt_tokens=3))
 

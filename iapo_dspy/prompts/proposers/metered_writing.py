@@ -1,0 +1,103 @@
+"""Has proposers write within a run: their LM calls are in its budget and its ledger, and none of them can end it."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import dspy
+
+from iapo_dspy.errors import BudgetExceeded, one_line
+from iapo_dspy.prompts.proposers.mix import Mix
+from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed, Proposer
+from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
+from iapo_dspy.sampling.judges.metered import Case, Metering
+from iapo_dspy.sampling.ledger.ledger import LedgerPort
+from iapo_dspy.sampling.lm.refusals import secrets_of
+from iapo_dspy.sampling.rollouts.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+class MeteredWriting:
+    """Has proposers write within one run.
+
+    Their calls count as `Spent.writer_requests` and its like, are held within the budget, and are kept in the ledger:
+    the same run started again finds their answers there by what was asked. The calls in flight end with the generation.
+
+    Args:
+        lm: Writes; it is `dspy.settings.lm` for the proposers.
+        sampler: Sends the calls of the run.
+        ledger: Keeps the answers.
+        timeout: Seconds that a proposer gets that is not a `Mix`, which has a timeout of its own, > 0.
+
+    Raises:
+        ConfigurationError: `timeout` is not above 0. (When it is used with a proposer.)
+    """
+
+    def __init__(self, lm: dspy.BaseLM, sampler: Sampler, ledger: LedgerPort, *, timeout: float = 600.0) -> None:
+        self._lm = lm
+        self._meter = sampler.meter
+        self._metering = Metering.of(sampler, sampler.meter, ledger, "writer")
+        self._timeout = timeout
+        self._mixes: IdentityCache[Mix] = IdentityCache()
+        self._said: set[type] = set()
+        self._ended = False
+
+    def propose(self, proposer: Proposer, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+        """Return at most n new candidates; fewer, or none, where the writing fails. Not to be called on the loop.
+
+        What goes wrong is told by one warning of each kind: a call that the budget does not pay for, a provider that
+        refuses or is down, answers without an instruction, a proposer that raises or hangs.
+
+        Raises:
+            ConfigurationError: It is not a proposer.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        if self._ended:  # a provider refuses every call
+            return []
+        mix = proposer
+        if not isinstance(mix, Mix):
+            mix = self._mixes.get(proposer, lambda: Mix(proposers=(proposer,), timeout=self._timeout))
+        name = f"proposals-{evidence.seed}-{evidence.generation}"
+        with dspy.context(lm=self._lm), self._metering.case(name) as case:
+            try:
+                found = mix.propose(evidence, n, seconds=self._seconds_left())
+            finally:
+                refused, fatal = case.refused, case.fatal  # before the calls in flight end, which is an error as well
+                case.end(BudgetExceeded("The writing of this generation is over."))
+        self._ended = fatal is not None and not found
+        self._tell(fatal or refused, case, found)
+        return found
+
+    def _seconds_left(self) -> float:
+        limit = self._meter.budget.seconds if self._meter.budget is not None else None
+        return math.inf if limit is None else max(limit - self._meter.spent.seconds, 0.0)
+
+    def _tell(self, error: Exception | None, case: Case, found: list[Proposed]) -> None:
+        """Warn of each kind of trouble once."""
+        kind = type(None) if error is None else type(error)
+        if (error is None and (found or not case.answers)) or kind in self._said:
+            return
+        self._said.add(kind)
+        if error is None:
+            logger.warning(
+                "Not one of the %d answers of %s held a new instruction. The run goes on with the prompts that it has. "
+                "See what that LM answers, raise its max_tokens, or give another one: prompt_model=.",
+                case.answers,
+                self._lm.model,
+            )
+        elif isinstance(error, BudgetExceeded):
+            logger.warning(
+                "The budget does not pay for more prompts to be written (%s) The run goes on with the prompts that it "
+                "has. A larger budget, or a smaller max_tokens of %s, pays for more.",
+                error,
+                self._lm.model,
+            )
+        else:
+            logger.warning(
+                "%s cannot write prompts (%s). The run goes on with the prompts that it has. See that it works, or "
+                "give another one: prompt_model=.",
+                self._lm.model,
+                one_line(error, secrets_of(self._lm.kwargs)),
+            )
