@@ -82,6 +82,10 @@ class DemoServer:
         """Requests for chat completions so far, refused ones included."""
         self.completions = 0
         """Completions returned so far."""
+        self.prompt_tokens = 0
+        """Tokens read for them, once for each request."""
+        self.completion_tokens = 0
+        """Tokens written in them."""
         self.cancelled = 0
         """Requests cancelled so far: the client hung up, or the model took too long."""
 
@@ -154,6 +158,8 @@ class DemoServer:
                         self.cancelled += 1
         with self._lock:
             self.completions += len(result.choices)
+            self.prompt_tokens += result.prompt_tokens
+            self.completion_tokens += result.completion_tokens
         return _response(result, model)
 
     @contextmanager

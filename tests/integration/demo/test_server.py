@@ -65,6 +65,10 @@ def test_litellm_gets_n_choices_from_one_http_request(server: DemoServer, prefix
     assert len({c.message.content for c in response.choices}) > 1
     assert 40 < response.usage.prompt_tokens < 70
     assert response.usage.completion_tokens > 8 * 20
+    assert (server.prompt_tokens, server.completion_tokens) == (
+        response.usage.prompt_tokens,
+        response.usage.completion_tokens,
+    )
 
 
 @pytest.mark.parametrize("prefix", ["openai", "hosted_vllm"])
