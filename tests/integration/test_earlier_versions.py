@@ -62,9 +62,13 @@ REPORTED_ANEW = ("choice", "held_out", "utility", "reward")
 
 
 def as_found(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the utilities that are shown for the policy: that version took them from what it had chosen by."""
+    """Leave out the utilities that are shown for the policy: that version took them from what it had chosen by.
+
+    Also left out are writers that took nothing, for that version had none.
+    """
     rows = [{k: v for k, v in row.items() if k not in REPORTED_ANEW} for row in facts["policy"]]
-    return {**facts, "policy": rows}
+    spent = {k: v for k, v in facts["spent"].items() if v or not k.startswith("writer_")}
+    return {**facts, "policy": rows, "spent": spent}
 
 
 def as_answered(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from iapo_dspy.prompts.proposers.demonstrations import Demos
 from iapo_dspy.prompts.proposers.merge import Merge
-from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting, earlier_proposals
 from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
 from iapo_dspy.prompts.proposers.pairwise import Pairwise
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposed, Proposer, Try
@@ -29,4 +29,5 @@ __all__ = [
     "Shorten",
     "Try",
     "default_proposers",
+    "earlier_proposals",
 ]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import BudgetExceeded, one_line
+from iapo_dspy.prompts.candidates import Proposal
+from iapo_dspy.prompts.prompt import clone, program_state, restore
 from iapo_dspy.prompts.proposers.mix import Mix
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed, Proposer
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.judges.metered import Case, Metering
+from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
+from iapo_dspy.sampling.ledger.records import ProposalRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 
@@ -24,6 +30,7 @@ class MeteredWriting:
 
     Their calls count as `Spent.writer_requests` and its like, are held within the budget, and are kept in the ledger:
     the same run started again finds their answers there by what was asked. The calls in flight end with the generation.
+    The ledger also keeps what was written, for later runs (`earlier_proposals`).
 
     Args:
         lm: Writes; it is `dspy.settings.lm` for the proposers.
@@ -38,6 +45,7 @@ class MeteredWriting:
     def __init__(self, lm: dspy.BaseLM, sampler: Sampler, ledger: LedgerPort, *, timeout: float = 600.0) -> None:
         self._lm = lm
         self._meter = sampler.meter
+        self._ledger = ledger
         self._metering = Metering.of(sampler, sampler.meter, ledger, "writer")
         self._timeout = timeout
         self._mixes: IdentityCache[Mix] = IdentityCache()
@@ -68,6 +76,8 @@ class MeteredWriting:
                 case.end(BudgetExceeded("The writing of this generation is over."))
         self._ended = fatal is not None and not found
         self._tell(fatal or refused, case, found)
+        records = [_record(proposed, evidence) for proposed in found]
+        self._ledger.extend([r for r in records if self._ledger.proposal(r.key) is None])
         return found
 
     def _seconds_left(self) -> float:
@@ -101,3 +111,73 @@ class MeteredWriting:
                 self._lm.model,
                 one_line(error, secrets_of(self._lm.kwargs)),
             )
+
+
+def earlier_proposals(ledger: LedgerPort, programs: Sequence[dspy.Module]) -> list[Proposed]:
+    """Return the prompts that proposers had written in this ledger before its run began.
+
+    Those that are among `programs`, and those of programs with another class or other fields, are left out.
+
+    Args:
+        ledger: The run's.
+        programs: The candidates that the run has, the student first.
+
+    Returns:
+        Proposals in the order in which they were written. Their `parents` count `programs` first and then these
+        proposals themselves; parents that the run does not have are left out.
+    """
+    number = {_named(program)[0]: i for i, program in reversed(list(enumerate(programs)))}
+    found: list[Proposed] = []
+    for record in ledger.proposals:
+        candidate = _candidate(record, programs) if record.key not in number else None
+        if candidate is not None:
+            parents = tuple(number[key] for key in record.parents if key in number)
+            number[record.key] = len(programs) + len(found)
+            found.append(Proposed(candidate=candidate, by=record.by, parents=parents, preference=record.preference))
+    return found
+
+
+def _record(proposed: Proposed, evidence: ProposalEvidence) -> ProposalRecord:
+    if isinstance(proposed.candidate, dspy.Module):
+        program = proposed.candidate
+    else:
+        program = clone(evidence.student)
+        for name, predictor in program.named_predictors():
+            text = proposed.candidate.get(name, predictor.signature.instructions)
+            predictor.signature = predictor.signature.with_instructions(text)
+    key, state = _named(program)
+    keys = {p.index: _named(p.program)[0] for p in evidence.prompts if p.index in proposed.parents}
+    return ProposalRecord(
+        key=key,
+        program=type(program).__qualname__,
+        state=state,
+        by=proposed.by,
+        parents=[keys[parent] for parent in proposed.parents if parent in keys],
+        generation=evidence.generation,
+        preference=proposed.preference,
+    )
+
+
+def _named(program: dspy.Module) -> tuple[str, dict[str, Any]]:
+    """Return the key of a program in the ledger, and its state."""
+    state = program_state(program)
+    return digest([type(program).__qualname__, state]), state
+
+
+def _candidate(record: ProposalRecord, programs: Sequence[dspy.Module]) -> Proposal | None:
+    """Return what was written, as texts where these say all of it; None where it is of another kind of program."""
+    states = [(program, program_state(program)) for program in programs if type(program).__qualname__ == record.program]
+    base = next((pair for pair in states if _fields(pair[1]) == _fields(record.state)), None)
+    if base is None:
+        return None
+    if base[0] is programs[0] and all(_beside(base[1][name]) == _beside(record.state[name]) for name in base[1]):
+        return {name: state["signature"]["instructions"] for name, state in record.state.items()}
+    return restore(base[0], record.state)
+
+
+def _fields(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: predictor.get("signature", {}).get("fields") for name, predictor in state.items()}
+
+
+def _beside(predictor: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in predictor.items() if k not in ("signature", "lm")}

@@ -37,6 +37,7 @@ from iapo_dspy.sampling.ledger.records import (
     Cell,
     CompletionRecord,
     PlannedRecord,
+    ProposalRecord,
     Record,
     RunRecord,
     ScoreRecord,
@@ -81,6 +82,7 @@ class LedgerPort:
         answered: Whether a run that differs in its metric at most had come to its end before this one began.
         about: What the first process of the run wrote of it, beside what it depends on; None for a run that begins.
         planned: The completions that earlier processes of the run planned for; None where the budget said it.
+        proposals: The prompts that proposers had written before this run began, in their order.
     """
 
     def __init__(self) -> None:
@@ -96,6 +98,7 @@ class LedgerPort:
         self.answered = False
         self.about: Mapping[str, Any] | None = None
         self.planned: PlannedRecord | None = None
+        self.proposals: tuple[ProposalRecord, ...] = ()
 
     def completions(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
         """Return those of these draws of a cell that are stored and that pulls can use, by number."""
@@ -106,7 +109,11 @@ class LedgerPort:
         return None
 
     def verdict(self, key: str) -> VerdictRecord | None:
-        """Return the answer of a judge that earlier processes stored."""
+        """Return the answer of a judge or a writer that earlier processes stored."""
+        return None
+
+    def proposal(self, key: str) -> ProposalRecord | None:
+        """Return a prompt that proposers of earlier processes wrote."""
         return None
 
     @property
@@ -198,6 +205,7 @@ class Ledger(LedgerPort):
             if began is None or at < began
         )
         self.planned = next(reversed(contents.own(PlannedRecord, fingerprint)), None)
+        self.proposals = tuple(contents.all(ProposalRecord, before=began))
         self.about = None if first is None else (first.settings or {}).get("about", {})
         self._contents = contents
         self._kept: dict[Cell, dict[int, CompletionRecord]] = {}
@@ -289,8 +297,12 @@ class Ledger(LedgerPort):
         return self._contents.last(ScoreRecord, key, scorer=scorer)
 
     def verdict(self, key: str) -> VerdictRecord | None:
-        """Return the answer of a judge that earlier processes stored."""
+        """Return the answer of a judge or a writer that earlier processes stored."""
         return self._contents.last(VerdictRecord, key)
+
+    def proposal(self, key: str) -> ProposalRecord | None:
+        """Return a prompt that proposers of earlier processes wrote."""
+        return self._contents.last(ProposalRecord, key)
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""

@@ -24,6 +24,7 @@ from iapo_dspy.sampling.ledger.records import (
     CallRecord,
     Cell,
     CompletionRecord,
+    ProposalRecord,
     Record,
     RunRecord,
     ScoreRecord,
@@ -39,9 +40,9 @@ def merge_ledgers(into: str | os.PathLike[str], *sources: str | os.PathLike[str]
     """Put what other ledgers of the same student hold into one, as if one run had paid for all of it.
 
     Completions are the same where prompt, query and number of the draw are, and all of their content, and, where no
-    seed was sent, their tokens and latency; others of one number get the next free one. Scores, verdicts and the
-    answers that pipelines share come along, and what the runs have spent adds up. All ledgers are locked meanwhile. The
-    sources stay as they are, and `into` is written as a whole or not at all.
+    seed was sent, their tokens and latency; others of one number get the next free one. Scores, verdicts, prompts that
+    proposers wrote and the answers that pipelines share come along, and what the runs have spent adds up. All ledgers
+    are locked meanwhile. The sources stay as they are, and `into` is written as a whole or not at all.
 
     Args:
         into: The `log_dir` to merge into; made if it does not exist.
@@ -204,6 +205,8 @@ def _key(record: object) -> tuple[str, ...] | None:
         return ("score", record.key, record.scorer)
     if isinstance(record, VerdictRecord):
         return ("verdict", record.key)
+    if isinstance(record, ProposalRecord):
+        return ("proposal", record.key)
     if isinstance(record, CallRecord):
         return ("call", record.query, record.call, str(record.repeat))
     return None

@@ -169,9 +169,10 @@ class LedgerContents:
         found = self.settings.get("about")
         return found if isinstance(found, Mapping) else {}
 
-    def all(self, kind: type[R]) -> StoredRecords[R]:
-        """Return every record of a kind, in the order in which they were written."""
-        return self._stored(self.rows[self.rows["kind"] == _kind(kind)])
+    def all(self, kind: type[R], *, before: int | None = None) -> StoredRecords[R]:
+        """Return every record of a kind, those before a position only, in the order in which they were written."""
+        rows = self.rows[:before]
+        return self._stored(rows[rows["kind"] == _kind(kind)])
 
     def own(self, kind: type[R], fingerprint: str) -> StoredRecords[R]:
         """Return every record of a kind that a run has written, in their order."""

@@ -144,6 +144,29 @@ class VerdictRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposalRecord:
+    """A prompt that a proposer wrote.
+
+    Attributes:
+        key: Digest of `program` and `state`: equal prompts have equal ones.
+        program: Name of the program's class.
+        state: Predictor -> its instructions, demos and config, as saved programs have them.
+        by: The proposer.
+        parents: The prompts that it was made from, by their keys.
+        generation: Number of its generation in the run that wrote it, 0-based.
+        preference: Name of the preference that it was written for; None for all of them.
+    """
+
+    key: str
+    program: str
+    state: Mapping[str, Mapping[str, Any]]
+    by: str = ""
+    parents: Sequence[str] = ()
+    generation: int = 0
+    preference: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRecord:
     """The completions that a run planned for, because its budget says nothing about them.
 
@@ -229,6 +252,7 @@ Record = (
     | BatchRecord
     | UnitRecord
     | PlannedRecord
+    | ProposalRecord
 )
 KINDS: dict[str, type] = {
     "run": RunRecord,
@@ -240,6 +264,7 @@ KINDS: dict[str, type] = {
     "batch": BatchRecord,
     "unit": UnitRecord,
     "planned": PlannedRecord,
+    "proposal": ProposalRecord,
 }
 """The kinds of records by their names in lines."""
 _NAMES: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}

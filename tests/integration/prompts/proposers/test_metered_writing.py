@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ import dspy
 import pytest
 
 from iapo_dspy import Budget, metered
-from iapo_dspy.prompts.proposers import MeteredWriting, ProposalEvidence, Proposed, Proposer, default_proposers
+from iapo_dspy.prompts.proposers import (
+    Demos,
+    MeteredWriting,
+    Mix,
+    ProposalEvidence,
+    Proposed,
+    Proposer,
+    Reflective,
+    default_proposers,
+    earlier_proposals,
+)
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
@@ -52,14 +63,16 @@ def write(
     ledger: LedgerPort | None = None,
     timeout: float = 600.0,
     patience: float = 0.0,
+    n: Sequence[int] = (4, 4, 4, 4),
     **settings: Any,
 ) -> tuple[list[list[Proposed]], Spent, Sampler]:
-    """Have each proposer write four candidates, in a generation of its own; return them, and what was spent."""
+    """Have each proposer write candidates, in a generation of its own; return them, and what was spent."""
     sampler = Sampler(meter=Meter(budget), outage_patience=patience)
     lm = server.lm(**{"num_retries": 0, "max_tokens": 50, **settings})
     writing = MeteredWriting(lm, sampler, ledger or NullLedger(), timeout=timeout)
     found = [
-        writing.propose(proposer, evidence_of(*PROMPTS, generation=i), 4) for i, proposer in enumerate(proposers, 1)
+        writing.propose(proposer, evidence_of(*PROMPTS, generation=i), n[i - 1])
+        for i, proposer in enumerate(proposers, 1)
     ]
     return found, sampler.meter.spent, sampler
 
@@ -88,6 +101,37 @@ def test_calls_are_counted_apart_and_a_run_that_starts_again_repeats_none(tmp_pa
             larger, more, _ = write(server, *mixes, Asks(), ledger=ledger, cache=cache)
         assert [texts(f) for f in again] == [texts(f) for f in found] == [texts(f) for f in larger[:2]]
         assert server.requests == asked + 1 and spent.requests == 0 and more.writer_requests == 1
+
+
+def test_what_was_written_is_known_to_later_runs_with_its_parents(tmp_path: Path) -> None:
+    with Loopback(writer) as server, Ledger.open(tmp_path, fingerprint="one") as ledger:
+        ((one,), (demos, child)), _, sampler = write(
+            server, Reflective(), Mix(proposers=[Demos(), Reflective()]), ledger=ledger, n=(1, 2)
+        )
+        newer = known(2, one.candidate["self"], {0: votes("0", 1, w1=3)})
+        aims = (replace(evidence_of(*PROMPTS).aims[0], parent=2),)
+        writing = MeteredWriting(server.lm(), sampler, ledger)
+        base = server.base
+        (grandchild,) = writing.propose(Reflective(), evidence_of(*PROMPTS, newer, aims=aims, generation=3), 1)
+    student = evidence_of(*PROMPTS).student
+    with Ledger.open(tmp_path, fingerprint="one") as ledger, Loopback(writer) as server:
+        assert earlier_proposals(ledger, [student]) == []  # it goes on as it began
+        write(server, Reflective(), ledger=ledger, n=(1,), api_base=base)  # and keeps nothing twice
+    with Ledger.open(tmp_path, fingerprint="two") as ledger:
+        (record, *_), programs = ledger.proposals, [student, PROMPTS[0].program]
+        assert (record.by, record.generation, record.preference) == ("reflective", 1, "quality")
+        found = earlier_proposals(ledger, programs)
+        assert [p.by for p in found] == ["reflective", "demos", "reflective", "reflective"]
+        assert [found[i].candidate for i in (0, 2, 3)] == [one.candidate, child.candidate, grandchild.candidate]
+        assert isinstance(found[1].candidate, dspy.Predict) and isinstance(demos.candidate, dspy.Predict)
+        assert found[1].candidate.signature.instructions == "Add up."
+        assert [dict(d) for d in found[1].candidate.demos] == [dict(d) for d in demos.candidate.demos] != []
+        assert [p.parents for p in found] == [(1,), (1,), (1,), (2,)]  # the third one is the first proposal
+        assert [p.parents for p in earlier_proposals(ledger, [student])] == [(), (), (), (1,)]
+        known_already = known(0, one.candidate["self"]).program
+        assert len(earlier_proposals(ledger, [student, known_already])) == 3
+        assert earlier_proposals(ledger, [dspy.Predict("question -> number")]) == []
+        assert earlier_proposals(ledger, [dspy.ChainOfThought("question -> answer")]) == []
 
 
 def test_a_budget_ends_the_writing_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,7 +15,14 @@ import pytest
 from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of, open_batches
 from iapo_dspy.sampling.ledger.reading import read_ledger
-from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord, ScoreRecord, SpentRecord, UnitRecord
+from iapo_dspy.sampling.ledger.records import (
+    BatchRecord,
+    CompletionRecord,
+    ProposalRecord,
+    ScoreRecord,
+    SpentRecord,
+    UnitRecord,
+)
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.usage import Usage
 
@@ -309,6 +316,20 @@ def test_completions_of_an_lm_at_another_address_are_used_with_a_warning(
     assert not caplog.records
     at("b:2", "h")
     assert "were drawn at a:1, and this run asks b:2" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_run_knows_the_proposals_of_the_runs_before_it(tmp_path: Path) -> None:
+    one, two = (ProposalRecord(key=k, program="Predict", state={"self": {"demos": []}}, parents=["p"]) for k in "ab")
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert ledger.proposals == () and ledger.proposal("a") is None
+        ledger.append(one)
+    with Ledger.open(tmp_path, fingerprint="g") as ledger:
+        assert ledger.proposals == (one,)
+        ledger.append(two)
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:  # it goes on as it began
+        assert ledger.proposals == () and (ledger.proposal("a"), ledger.proposal("b")) == (one, two)
+    with Ledger.open(tmp_path, fingerprint="h") as ledger:
+        assert ledger.proposals == (one, two)
 
 
 def test_the_unit_of_costs_is_that_of_the_students_lms(tmp_path: Path) -> None:

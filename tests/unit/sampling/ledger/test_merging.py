@@ -14,6 +14,7 @@ from iapo_dspy.sampling.ledger.records import (
     BatchRecord,
     CallRecord,
     CompletionRecord,
+    ProposalRecord,
     Record,
     ScoreRecord,
     SpentRecord,
@@ -73,6 +74,15 @@ def test_what_is_there_already_is_not_merged_again(tmp_path: Path) -> None:
     assert merge_ledgers(tmp_path / "into", other) == 3
     with Ledger.open(tmp_path / "into", fingerprint="new") as ledger:
         assert ledger.stored == {("p", "q"): [0, 1, 2]} and ledger.taken_over == Spent(requests=3, usd=0.75)
+
+
+def test_proposals_are_merged_once(tmp_path: Path) -> None:
+    one, two, three = (ProposalRecord(key=k, program="Predict", state={}, parents=["b"]) for k in "abc")
+    first = written(tmp_path / "a", drawn(0, "x"), one, two)
+    second = written(tmp_path / "b", drawn(0, "x"), two, three, fingerprint="g")
+    merge_ledgers(tmp_path / "into", first, second)
+    with Ledger.open(tmp_path / "into", fingerprint="new") as ledger:
+        assert ledger.proposals == (one, two, three)
 
 
 def test_equal_texts_without_a_seed_are_two_draws(tmp_path: Path) -> None:
