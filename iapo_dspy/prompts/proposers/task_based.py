@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,11 @@ from iapo_dspy.prompts.proposers.asking import (
 )
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed
 
+_GROUNDED = contextvars.ContextVar("iapo_grounded", default=False)
+# GroundedProposer hands its predictor fields that it has left out of the signature itself, and DSPy warns of them.
+logging.getLogger("dspy.predict.predict").addFilter(
+    lambda record: not (_GROUNDED.get() and str(record.msg).startswith("Input contains fields not in signature"))
+)
 _MANNERS = (
     "as one plain sentence",
     "as a numbered list of steps",
@@ -70,7 +78,7 @@ class Grounded:
             program = f"The program has these steps:\n{shown(steps)}\n\n" if len(steps) > 1 else ""
             proposer.data_summary = program + "Some examples:\n\n" + "\n\n".join(samples)
             proposer.use_dataset_summary = True
-            with answering():
+            with answering(), _quiet():
                 try:
                     said = proposer.propose_instruction_for_predictor(
                         program=parent.program,
@@ -86,6 +94,16 @@ class Grounded:
             if (text := instruction_of(said)) is not None:
                 candidate = rewritten(evidence, parent, name, text)
                 yield Proposed(candidate=candidate, by="grounded", parents=(parent.index,), preference=aim.preference)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out DSPy's warning of fields that the user did not choose."""
+    token = _GROUNDED.set(True)
+    try:
+        yield
+    finally:
+        _GROUNDED.reset(token)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def test_nonsense_is_told_once(answer: str, kind: str, caplog: pytest.LogCapture
         writing = MeteredWriting(server.lm(), sampler, NullLedger())
         for generation in range(2):
             assert writing.propose(default_proposers(), evidence_of(*prompts, generation=generation), 2) == []
-    (said,) = [text for text in warned(caplog) if not text.startswith("Input contains fields")]
+    (said,) = warned(caplog)
     assert "held a new instruction" in said and "prompt_model=" in said and len(said) < 400
 
 
@@ -168,6 +168,7 @@ def test_a_wrong_key_is_told_once_and_asked_no_further(caplog: pytest.LogCapture
     assert "sk-loopback" not in said
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_down_is_no_outage_of_the_run(caplog: pytest.LogCaptureFixture) -> None:
     with Loopback(writer, faults=Faults(shares={503: 1.0})) as server:
         found, _, sampler = write(server, Asks(), Asks())
