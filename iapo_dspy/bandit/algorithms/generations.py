@@ -15,6 +15,9 @@ A search draws like `auto` does. Between its rounds it compares two things to ex
 It wishes for a generation where that is worth more, and what is left pays for comparing it. Newcomers answer first what
 the others have answered. In three short rounds, while further generations may come, or in the last rounds, their number
 falls geometrically to the few with the largest expected gains. So a generation of bad prompts costs one short round.
+
+Where a newcomer is the best prompt of a context, the best one that was given at the start is drawn on until it is
+surely behind: otherwise it would be known from few queries, and `confirmation` could not say what is left of the gain.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 _LOOK = 8  # completions of a newcomer that the budget must pay for, twice: to compare it, and to choose after that
 _TRIMMING = 3  # rounds of a generation that others may follow
 _LAST = 5  # rounds of the last one, at most
+_SURE = 2.0  # standard errors that a given prompt must be behind for no further draws of it
 _ROUND = 4  # completions of a prompt in a round, at least; a small budget has fewer rounds
 _KEPT = 2  # prompts that are drawn beside newcomers, at least
 _PRIOR_MEAN, _PRIOR = 1.0, 4.0  # earlier children that the priors of mean and variance count as
@@ -104,6 +108,7 @@ class _Search:
 
     def __init__(self, settings: Generations, problem: Problem, budget: int, seed: int) -> None:
         self._settings, self._total, self._seed = settings, budget, seed
+        self._given = problem.n_prompts
         self._problem = replace(problem, known=None)
         self._state = Ranking(replace(self._problem, contexts=spread_out(problem)), estimator=settings.search.estimator)
         self._wishes = self._done = 0
@@ -178,7 +183,7 @@ class _Search:
             if self._done:
                 last = (_TRIMMING if self._open else _LAST) - 1
                 keep = math.ceil(self._at_start ** max(1.0 - self._done / last, 0.0))
-                self._alive = survivors(gain, state.chosen_prompts(), keep)
+                self._alive = np.union1d(survivors(gain, state.chosen_prompts(), keep), self._rivals())
             schedule.rounds = len(state.rounds) + rounds
             old, each = np.setdiff1d(self._alive, self._newcomers), self._left // rounds // len(self._alive)
             resize(state, schedule, old, self._newcomers, seen, each, len(state.rounds))
@@ -187,6 +192,19 @@ class _Search:
                 return None
         self._alive = self._alive[-self._left :]  # newcomers are the last ones
         return schedule.pulls(self._alive, max(self._left // rounds, len(self._alive)))
+
+    def _rivals(self) -> IntArray:
+        """Return the best given prompt of each context that has chosen another one, unless it is surely behind."""
+        state, q = self._state, self._state.q()
+        utility = best_utility(state)[:, : self._given]
+        found = []
+        for context, arm in enumerate(state.policy().arms):
+            if arm.prompt >= self._given and not np.isnan(utility[context]).all():
+                behind, error = state.behind(context, arm, q[context], traits=True)
+                best = int(np.nanargmax(utility[context]))
+                if behind[best] > -_SURE * error[best]:
+                    found.append(best)
+        return np.array(found, dtype=np.int64)
 
     @property
     def _price(self) -> float:
