@@ -49,6 +49,7 @@ from iapo_dspy.program.explain import Explanation
 from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.program.using_preference import using_preference
+from iapo_dspy.prompts.harvest import CandidateList, candidates_of
 from iapo_dspy.sampling.batches.cancel import cancel_batches
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.judges.metered import metered
@@ -84,6 +85,7 @@ __all__ = [
     "Budget",
     "BudgetTooSmall",
     "CallReport",
+    "CandidateList",
     "CapsTooTight",
     "CompileResult",
     "CompiledProgram",
@@ -123,6 +125,7 @@ __all__ = [
     "__version__",
     "attach",
     "cancel_batches",
+    "candidates_of",
     "close",
     "export",
     "math_equal",

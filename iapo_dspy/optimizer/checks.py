@@ -156,6 +156,44 @@ def check_reserved_fields(student: Student, inputs: Iterable[str], preference_fi
         )
 
 
+def other_programs(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the first prompt of each kind of program beside the student's."""
+    found: dict[Any, Prompt] = {}
+    for prompt in prompts:
+        if prompt.kind is not None:
+            found.setdefault(prompt.kind, prompt)
+    return list(found.values())
+
+
+def check_other(
+    prompt: Prompt, examples: Sequence[dspy.Example], inputs: Sequence[str] | None, settings: Settings
+) -> None:
+    """Refuse a program of another kind than the student's that cannot stand in its place.
+
+    Args:
+        prompt: The prompt.
+        examples: The training set.
+        inputs: The inputs of the inner module of a pipeline; None where the student takes those of the examples.
+        settings: The optimizer's.
+    """
+    given = sorted(examples[0].inputs().keys()) if inputs is None else list(inputs)
+    fields = prompt.student.input_fields
+    try:
+        check_predictors(prompt.student)
+        if inputs is None:
+            check_examples(examples, prompt.student)
+        elif fields is None:
+            _check_forward(prompt.program, set(given), "the module")
+        elif lacking := sorted(set(fields) - set(given)):
+            raise ConfigurationError(f"Its inputs {lacking} are not among those of the inner module, {given}.")
+        check_reserved_fields(prompt.student, given, settings.preference_field)
+        settings.strategy.check_student(given, prompt.student.output_fields)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"Candidate #{prompt.candidate}, {prompt.kind}, cannot stand beside the student. {error}"
+        ) from error
+
+
 def check_judge(judge: Any, settings: Settings) -> bool:
     """Refuse a judge whose calls cannot be held within the budget; return whether the budget counts them."""
     if judge is None:

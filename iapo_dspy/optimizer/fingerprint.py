@@ -14,8 +14,9 @@ import pydantic
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import lms_in
-from iapo_dspy.prompts.prompt import Prompt, plain_attributes, program_state
+from iapo_dspy.prompts.prompt import Prompt, plain_attributes
 from iapo_dspy.prompts.student import lm_of
 from iapo_dspy.sampling.ledger.digests import digest, distinct, labels_digest, query_id
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of, without_secrets
@@ -36,6 +37,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     budget = plan.settings.budget
     if budget.completions is None:  # it decides how many completions are planned
         facts["budget"] = {"tokens": budget.tokens, "usd": budget.usd}
+    if kinds := [kind for p in plan.prompts.shown for kind in _kind(p)]:
+        facts["programs"] = digest(kinds)
     return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
 
@@ -103,7 +106,8 @@ def prompt_ids(plan: Plan) -> Callable[[int], str]:
 
     def name(prompt: Prompt) -> str:
         lms = {n: (_params(lm), _nth(lm, twins)) for n, lm in prompt.student.lms.items()}
-        return digest([program_state(prompt.program), prompt.decoding.as_kwargs(), lms, around, _types(prompt.program)])
+        state, types = program_state(prompt.program), _types(prompt.program)
+        return digest([state, prompt.decoding.as_kwargs(), lms, around, types, *_kind(prompt)])
 
     count = len(plan.prompts)
     student = [name(plan.as_it_is)] if plan.as_it_is is not None else []
@@ -180,6 +184,13 @@ def _unstated(plan: Plan, *, candidates: bool = True) -> dict[str, Any]:
         "adapter_lms": [public_params(lm) for lm in vars(_adapter()).values() if isinstance(lm, dspy.BaseLM)],
     }
     return {name: digest(part) for name, part in found.items() if part}
+
+
+def _kind(prompt: Prompt) -> list[Any]:
+    """Return what tells a program of another kind from the student; nothing for the student's own."""
+    if prompt.kind is None:
+        return []
+    return [[prompt.kind.to_json(), without_secrets(plain_attributes(prompt.program))]]
 
 
 def _types(program: dspy.Module) -> dict[str, Any]:

@@ -56,10 +56,11 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         cost: The unit of costs: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`. Default: output
             tokens, or dollars where `lms` have different prices.
         max_n: Largest number of completions per call, >= 1.
-        candidates: The instructions to choose from; `compile` may be given others. Strings, dictionaries predictor ->
-            instruction, or whole programs of the student's class with their demos. The student's own instruction
-            takes part only if the student is one of them. Or a dictionary predictor -> list of instructions, all
-            combinations of which are prompts; None in a list is the predictor's own instruction.
+        candidates: The prompts to choose from; `compile` may be given others. Strings, dictionaries predictor ->
+            instruction, whole programs with their demos, also of other classes than the student's, and what other
+            optimizers returned (docs/candidates.md, `candidates_of`). The student's own instruction takes part only if
+            the student is one of them. Or a dictionary predictor -> list of instructions, all combinations of which are
+            prompts; None in a list is the predictor's own instruction.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
             `lms`, also a mapping from model strings to configurations of that model alone.
         lms: LMs to choose from: every candidate is tried with every LM and every decoding. An element is a `dspy.LM`

@@ -13,7 +13,8 @@ import dspy
 from iapo_dspy.environments.live.environment import LivePrompt
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.prompts.prompt import Prompt, clone
+from iapo_dspy.prompts.copies import clone
+from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.rollouts.pipeline import InnerModule
 from iapo_dspy.scoring.strategies import Strategy

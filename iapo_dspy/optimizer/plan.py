@@ -22,6 +22,7 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.checks import (
     check_around,
     check_judge,
+    check_other,
     check_predictors,
     check_program,
     check_reserved_fields,
@@ -29,6 +30,7 @@ from iapo_dspy.optimizer.checks import (
     check_sampling,
     check_trainset,
     check_valset,
+    other_programs,
 )
 from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
 from iapo_dspy.optimizer.probe import probe
@@ -195,6 +197,9 @@ def make_plan(
     settings.strategy.check_student(inputs, part.output_fields)
     strategy = fitted(settings.strategy, part.output_fields)
     prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms)
+    others = other_programs(prompts.shown)
+    for prompt in others:
+        check_other(prompt, examples, None if pipeline is None else inputs, settings)
     check_sampling(prompts.shown, settings)
     if pipeline is not None:
         check_around(pipeline, settings)
@@ -231,6 +236,8 @@ def make_plan(
     (plan if plan.completions is not None else plan.of(plan.least)).start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
+    for prompt in others if pipeline is None else ():
+        probe(trial, settings.metric, examples, prompt.student, bounds_of(strategy)[0])
     counted = [check_judge(judge, settings) for judge in found.judges]
     return replace(plan, judged=any(counted), doubtful=found.doubtful)
 

@@ -161,17 +161,16 @@ def _preferences(given: Any, objectives: Sequence[str]) -> tuple[Preference, ...
     return found
 
 
-def _candidates(candidates: Any) -> Any:
-    if isinstance(candidates, Mapping):  # predictor -> its instructions
-        return {str(name): [_candidate(c) for c in options] for name, options in candidates.items()}
-    return None if candidates is None else [_candidate(c) for c in candidates]
-
-
-def _candidate(candidate: Any) -> Any:
-    if isinstance(candidate, dspy.Module):
-        instructions = {name: p.signature.instructions for name, p in candidate.named_predictors()}
-        return {"program": type(candidate).__name__, "instructions": instructions}
-    return jsonable(candidate) if isinstance(candidate, (str, dict)) else type(candidate).__name__
+def _candidates(given: Any) -> Any:
+    """Return candidates in whatever form as plain data; programs by their class and instructions."""
+    if isinstance(given, dspy.Module):
+        instructions = {name: p.signature.instructions for name, p in given.named_predictors()}
+        return {"program": type(given).__name__, "instructions": instructions}
+    if isinstance(given, Mapping):
+        return {str(name): _candidates(value) for name, value in given.items()}
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [_candidates(value) for value in given]
+    return given if isinstance(given, (str, int, float, type(None))) else type(given).__name__
 
 
 def _decodings(decodings: Any) -> Any:

@@ -23,6 +23,7 @@ from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
+from iapo_dspy.prompts.harvest import Alternatives
 from iapo_dspy.prompts.lms import LMs, read_lms
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # langchain-core is optional
 _LARGEST = 1 << 28  # bytes of a saved program; a million completions of evidence take a tenth of it
 
 
-class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
+class CompiledProgram(Alternatives):
     """A program with one arm (prompt and N) for each preference.
 
     `IAPO.compile` returns it. To load a saved one, make it from a fresh student and call `load`:
@@ -43,6 +44,8 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         program.load("math.json")
 
     A saved program holds no LM. One that chooses between several is given them: `CompiledProgram(student, lms=[...])`.
+    It holds no code either. One whose prompts are programs of several classes is given a fresh one of each of the
+    others: `CompiledProgram(dspy.ChainOfThought(task), others=[dspy.Predict(task), TwoSteps()])`.
 
     A call draws the arm's completions, at once or in waves until enough is known, and returns the winner with the
     student's fields, all successful completions in `completions` (winner first), and a `CallReport` in `iapo`.
@@ -57,6 +60,7 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         lms: LMs for arms that were measured with LMs of their own (`IAPO(lms=...)`): LMs, or mappings from predictor
             names to LMs, found by model string; several of one model string by their order in `IAPO(lms=...)`. The
             student's LM or the configured one serves arms of its model too.
+        others: Fresh programs of the classes beside the student's that prompts are of, made as the candidates were.
     """
 
     def __init__(
@@ -68,11 +72,14 @@ class CompiledProgram(dspy.Module):  # type: ignore[misc]  # dspy ships no types
         preference_field: str | None = "preference",
         programs: Sequence[dspy.Module] | None = None,
         lms: Sequence[LMs] | None = None,
+        others: Sequence[dspy.Module] = (),
     ) -> None:
         super().__init__()
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
-        self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms))
+        if isinstance(others, dspy.Module) or not all(isinstance(other, dspy.Module) for other in others):
+            raise ConfigurationError("others= is not a list of programs: give one such as [dspy.Predict(...)].")
+        self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms), others)
         self.arms = self.policy.programs.arms
 
     # -- the interface of a DSPy module

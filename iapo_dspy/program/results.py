@@ -123,6 +123,12 @@ class CompileResult:
         """One program per prompt, in order."""
         return self.programs()
 
+    @property
+    def candidate_scores(self) -> tuple[float, ...]:
+        """The utility of each prompt at its best N, the mean over preferences [P]; NaN without evidence."""
+        best = np.where(np.isnan(self.q), -np.inf, self.q).max(axis=2).mean(axis=0)
+        return tuple(float(u) if np.isfinite(u) else math.nan for u in best)
+
     def reprice(
         self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]], *, model: str | None = None
     ) -> CompileResult:

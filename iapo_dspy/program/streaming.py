@@ -66,6 +66,8 @@ def winner_chunks(programs: Programs, prompt: int, trace: Sequence[TraceEntry]) 
     """
     listeners = dspy.settings.stream_listeners or []
     slots = _slots(programs, prompt)
+    unheard = set(slots.values()) - {name for name, _ in programs.of(prompt).named_predictors()}
+    last = {field: id(predictor) for predictor, _, prediction in trace for field in prediction.keys()}
     chunks = []
     for predictor, _, prediction in trace:
         slot = slots.get(id(predictor))
@@ -73,7 +75,10 @@ def winner_chunks(programs: Programs, prompt: int, trace: Sequence[TraceEntry]) 
             if not listeners:
                 chunks.append(_chunk(slot or "", field, value))
             for listener in listeners:
-                theirs = listener.predict is predictor or (slot is not None and slots.get(id(listener.predict)) == slot)
+                heard = slots.get(id(listener.predict))
+                theirs = listener.predict is predictor or (slot is not None and heard == slot)
+                # A program of another class lacks the listener's predictor: its last field of that name is the same.
+                theirs = theirs or (heard in unheard and last[field] == id(predictor))
                 if not theirs or listener.signature_field_name != field:
                     continue
                 if listener.stream_end and not listener.allow_reuse:

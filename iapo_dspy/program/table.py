@@ -18,9 +18,9 @@ from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy, part
 from iapo_dspy.program.results import CompileResult, solved_result
 from iapo_dspy.program.saved_results import read_result, result_to_dict
 from iapo_dspy.program.solver import Chosen, Solver
+from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.programs import Programs, ways
-from iapo_dspy.prompts.prompt import program_state
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.spending.pricing import price_of
 from iapo_dspy.scoring.strategies import Calibrates, Strategy, columns_of, fitted
@@ -50,10 +50,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         programs: Sequence[dspy.Module] | None = None,
         preference_field: str | None = "preference",
         lms: Sequence[LMs] = (),
+        others: Sequence[dspy.Module] = (),
     ) -> None:
         self.default: str | Preference | None = None
         self.preference_field = preference_field
-        self.programs = Programs(student, lms)
+        self.programs = Programs(student, lms, others)
         self._given_strategy = strategy
         self._solver: Solver | None = None
         self._results: Any = None

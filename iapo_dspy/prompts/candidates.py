@@ -1,39 +1,44 @@
-"""Candidates as users give them: a list of strings, dictionaries and programs, or a list for each predictor."""
+"""Candidates, read for a student: single ones, or instructions of each predictor to combine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.prompts.harvest import spread
 
 Proposal: TypeAlias = dspy.Module | dict[str, str]
 """One candidate: a whole program with its instructions and demos, or predictor name -> instruction. Predictors that are
 left out keep the student's."""
 
 
-def read_candidates(candidates: Iterable[Any] | None, predictors: Sequence[str]) -> tuple[Proposal, ...]:
-    """Read the user's candidates: strings, dictionaries and programs, mixed as they come.
+def read_candidates(candidates: Any, predictors: Sequence[str]) -> tuple[tuple[Proposal, str], ...]:
+    """Read the user's candidates, mixed as they come; see `spread`.
+
+    Returns:
+        Each candidate, and where it stands in words: "candidates[2]".
 
     Raises:
         ConfigurationError: None are given, or one of them is empty, of the wrong type, names a predictor that the
             student lacks, or is a string although the student has several predictors.
     """
-    if isinstance(candidates, (str, dspy.Module)):
-        raise ConfigurationError(f"candidates must be a list, got one {type(candidates).__name__}; write [candidate].")
-    if isinstance(candidates, (set, frozenset)):
-        raise ConfigurationError("candidates is a set, which has no order to number the prompts by; give a list.")
-    if candidates is not None and not isinstance(candidates, Iterable):
-        raise ConfigurationError(f"candidates must be a list, got {candidates!r}.")
-    given = list(candidates or ())
-    if not given:
+    if isinstance(candidates, str):
+        raise ConfigurationError("candidates must be a list, got one str; write [candidate].")
+    found = tuple(spread(candidates, "candidates")) if candidates is not None else ()
+    if not found:
         raise ConfigurationError(
             "No candidates: give the instructions to choose from, e.g. candidates=['Answer at once.', 'Think step by "
             "step.'], dictionaries predictor -> instruction, or whole programs (the student itself is one)."
         )
-    return tuple(_read(c, f"candidates[{i}]", predictors) for i, c in enumerate(given))
+    return tuple((_read(c.value, c.where, predictors), c.where) for c in found)
+
+
+def is_options(candidates: Any) -> bool:
+    """Tell whether candidates are given predictor by predictor, to be combined (`read_options`)."""
+    return isinstance(candidates, Mapping) and not any(isinstance(v, dspy.Module) for v in candidates.values())
 
 
 def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
@@ -46,11 +51,6 @@ def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
                 "predictor -> instruction."
             )
         candidate = {predictors[0]: candidate}
-    if not isinstance(candidate, Mapping):
-        raise ConfigurationError(
-            f"{where} is a {type(candidate).__name__}; give a string, a dictionary predictor -> instruction, or a "
-            "program."
-        )
     if not candidate:
         raise ConfigurationError(f"{where} is an empty dictionary; to keep the student as it is, give the student.")
     for name, text in candidate.items():

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.prompts.candidates import read_options
+from iapo_dspy.prompts.candidates import is_options, read_options
+from iapo_dspy.prompts.copies import bare, clone
 from iapo_dspy.prompts.lms import Decodings, LMs, combine
-from iapo_dspy.prompts.prompt import Prompt, build_prompts, clone, configured, same_program
+from iapo_dspy.prompts.prompt import Prompt, build_prompts, configured, same_program
 from iapo_dspy.prompts.student import Student
 
 MOST = 1_000_000  # combinations; a run keeps a few numbers for each
@@ -51,7 +52,7 @@ class Combinations(Sequence[Prompt]):
     def __init__(
         self, student: Student, candidates: Mapping[Any, Any], decodings: Decodings, lms: Sequence[LMs] = ()
     ) -> None:
-        self._student = student.module
+        self._student = bare(student.module)
         self._servers = combine(lms, list(student.predictors), decodings)
         self.options = read_options(candidates, student.instructions)
         n_configurations = sum(len(served.decodings) for served in self._servers)
@@ -128,7 +129,7 @@ def prompt_set(
     Raises:
         ConfigurationError: The candidates cannot be used with this student.
     """
-    if not isinstance(candidates, Mapping):
+    if not is_options(candidates):
         return PromptList(build_prompts(student, candidates, decodings, lms))
     combinations = Combinations(student, candidates, decodings, lms)
     free = sum(k > 1 for k in combinations.shape)  # one coordinate alone is a list as any other
@@ -143,7 +144,7 @@ def student_prompt(
     The place is None where it is not one of them.
     """
     first = combine(lms, list(student.predictors), decodings)[:1]
-    as_it_is = configured(clone(student.module), -1, first, {})[0]
+    as_it_is = configured(bare(student.module), -1, first, {})[0]
     if isinstance(prompts, Combinations):
         return prompts.student, as_it_is
     alike = (i for i, p in enumerate(prompts) if p.decoding == as_it_is.decoding and same_program(p, as_it_is))

@@ -183,11 +183,14 @@ class Served:
     decodings: tuple[Decoding, ...]
 
 
-def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings) -> tuple[Served, ...]:
-    """Fold LMs and decodings into the list that every candidate is combined with, LM after LM.
+def combine(
+    lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings, of: str = "the student"
+) -> tuple[Served, ...]:
+    """Fold LMs and decodings into the list that a program with these predictors is combined with, LM after LM.
 
     Raises:
-        ConfigurationError: A mapping names a predictor that the student lacks, or two elements are the same.
+        ConfigurationError: A mapping names a predictor that the program lacks (`of` says which program), or two
+            elements are the same.
     """
     if not lms:
         assert not isinstance(decodings, Mapping)  # `read_decodings` has refused it
@@ -196,7 +199,8 @@ def combine(lms: Sequence[LMs], predictors: Sequence[str], decodings: Decodings)
     for i, element in enumerate(lms):
         unknown = sorted(set(element) - set(predictors)) if isinstance(element, Mapping) else []
         if unknown:
-            raise ConfigurationError(f"lms[{i}] names the predictors {unknown}; the student has {list(predictors)}.")
+            instead = "" if of == "the student" else " Programs of several classes take LMs, not mappings."
+            raise ConfigurationError(f"lms[{i}] names the predictors {unknown}; {of} has {list(predictors)}.{instead}")
         given = {name: _at(element, name) for name in predictors}
         bound.append({name: lm for name, lm in given.items() if lm is not None})
     _refuse_twins(bound)  # again: a mapping may have the same LM for every predictor

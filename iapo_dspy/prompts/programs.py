@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.prompts.copies import bare, clone, restore
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
-from iapo_dspy.prompts.prompt import Prompt, PromptState, clone, restore
+from iapo_dspy.prompts.prompt import Prompt, PromptState
+from iapo_dspy.prompts.student import Kind, Student
 
 _MAKING = threading.RLock()
 
@@ -25,17 +27,21 @@ class Programs:
 
     Args:
         student: The program that was compiled, or a fresh one of its class; it is copied.
+        others: Fresh programs of the other classes that prompts are of.
         lms: LMs for prompts that have LMs of their own, found by model string.
 
     Attributes:
         student: The copy.
+        others: Programs of the other kinds that prompts are of.
         arms: The programs of the compiled arms.
         in_use: Their prompts.
         lm: The LM that every prompt runs on, whatever it was measured with; None is each prompt's own.
     """
 
-    def __init__(self, student: dspy.Module, lms: Sequence[LMs] = ()) -> None:
-        self.student = clone(student)
+    def __init__(self, student: dspy.Module, lms: Sequence[LMs] = (), others: Sequence[dspy.Module] = ()) -> None:
+        self.student = bare(student)
+        self._kind = Student(self.student).kind
+        self.others: Mapping[Kind, dspy.Module] = {Student(other).kind: other for other in others}
         self.arms: list[dspy.Module] = []
         self.in_use: tuple[int, ...] = ()
         self.lm: dspy.BaseLM | None = None
@@ -71,8 +77,13 @@ class Programs:
             measured: The program of every prompt, as it was measured; None makes them from the student.
 
         Raises:
-            StateError: A prompt has other predictors than the student; nothing is changed.
+            StateError: A prompt has other predictors than the student, or a class that was not given; nothing is
+                changed.
         """
+        if measured is not None:
+            made = {p.kind: program for p, program in zip(prompts, measured, strict=True) if p.kind is not None}
+            self.others = {**made, **self.others}
+        self._need({prompt.kind for prompt in prompts if prompt.kind is not None})
         arms = [self._make(prompts[p], None if measured is None else measured[p]) for p in in_use]
         self._prompts, self._measured = tuple(prompts), None if measured is None else tuple(measured)
         self._replace(in_use, arms)
@@ -139,20 +150,43 @@ class Programs:
         saved = self._prompts[prompt]
         if prompt not in self.in_use:
             return saved.label
-        return Prompt(program=self.of(prompt), decoding=saved.decoding, candidate=0, model=saved.model).label
+        now = Prompt(
+            program=self.of(prompt),
+            decoding=saved.decoding,
+            candidate=saved.candidate,
+            model=saved.model,
+            kind=None if saved.kind == self._kind else saved.kind,
+            mark=saved.mark,
+        )
+        return now.label
 
     def _make(self, prompt: PromptState, measured: dspy.Module | None) -> dspy.Module:
         if measured is not None:
             return clone(measured)
-        program = restore(self.student, prompt.state)
+        program = restore(self._fresh(prompt.kind), prompt.state)
         for name, predictor in program.named_predictors():
             predictor.lm = self._home(prompt, name)
         return program
 
+    def _fresh(self, kind: Kind | None) -> dspy.Module:
+        """Return a program to copy prompts of this kind from; None is the student's."""
+        return self.student if kind is None or kind == self._kind else self.others[kind]
+
+    def _need(self, kinds: Collection[Kind]) -> None:
+        """Refuse prompts of kinds of programs that were not given."""
+        missing = sorted((kind for kind in kinds if kind != self._kind and kind not in self.others), key=str)
+        if missing:
+            fresh = ", ".join(f"{kind.short}(...)" for kind in missing)
+            raise StateError(
+                f"The saved program runs {' and '.join(map(str, missing))}, and was given "
+                f"{' and '.join(map(str, [self._kind, *self.others]))}. Give it a fresh program of each class, made as "
+                f"the candidates were: CompiledProgram(student, others=[{fresh}])."
+            )
+
     def _home(self, prompt: PromptState, predictor: str) -> dspy.BaseLM | None:
         """Return the LM that a prompt's predictor has unless somebody sets another one; None is the configured one."""
         name = prompt.lms.get(predictor)
-        students: dspy.BaseLM | None = dict(self.student.named_predictors())[predictor].lm
+        students: dspy.BaseLM | None = dict(self._fresh(prompt.kind).named_predictors())[predictor].lm
         if name is None:
             return students
         found = find_lm(self.lms, predictor, name)
@@ -173,11 +207,17 @@ class Programs:
         """Return the LM that somebody has set for a predictor of all arms, such as an outer module's `set_lm`."""
         if self.lm is not None:
             return self.lm
-        now = [dict(arm.named_predictors())[predictor].lm for arm in self.arms]
-        if any(lm is not now[0] for lm in now):
+        now = [
+            (name, p.lm, self._prompts[index])
+            for index, arm in zip(self.in_use, self.arms, strict=True)
+            for name, p in arm.named_predictors()
+        ]
+        same = [of for of in now if of[0] == predictor] or now  # a program of a class without an arm is as all arms are
+        lms = {id(lm): lm for _, lm, _ in same}
+        if len(lms) != 1:
             return None
-        moved = any(self._home(self._prompts[index], predictor) is not now[0] for index in self.in_use)
-        return now[0] if moved else None
+        moved = any(self._home(prompt, name) is not lm for name, lm, prompt in same)
+        return next(iter(lms.values())) if moved else None
 
 
 def _restored(

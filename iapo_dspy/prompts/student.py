@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+
+
+def class_of(module: Any) -> type:
+    """Return the class of a module; a predictor that was copied for a run has a hidden class that stands for it."""
+    kind: type = getattr(type(module), "_iapo_stands_for", type(module))
+    return kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a program is beside its instructions and demos: those of one kind can take each other's saved states.
+
+    Attributes:
+        name: The qualified name of its class.
+        fields: (predictor, names of its fields in alphabetical order) for each of its predictors.
+    """
+
+    name: str
+    fields: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def short(self) -> str:
+        """The name of the class without what is around it."""
+        return self.name.rpartition(".")[2]
+
+    def __str__(self) -> str:
+        fields = {name: list(names) for name, names in self.fields}
+        return f"{self.short} with {fields}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data that `from_json` reads back."""
+        return {"class": self.name, "fields": {name: list(fields) for name, fields in self.fields}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Kind:
+        """Read data that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError: The data are damaged.
+        """
+        fields = tuple((str(name), tuple(map(str, names))) for name, names in dict(data["fields"]).items())
+        return cls(name=str(data["class"]), fields=fields)
 
 
 @dataclass(frozen=True)
@@ -25,6 +68,17 @@ class Student:
     def predictors(self) -> dict[str, Any]:
         """Name -> predictor, in DSPy's order."""
         return dict(self.module.named_predictors())
+
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """Its class and its predictors with their fields."""
+        fields = ((name, tuple(sorted(p.signature.fields))) for name, p in self.predictors.items())
+        return Kind(name=class_of(self.module).__qualname__, fields=tuple(sorted(fields)))
+
+    @functools.cached_property
+    def is_direct(self) -> bool:
+        """Whether a call of it is one call of one predictor."""
+        return class_of(self.module) in (dspy.Predict, dspy.ChainOfThought) and len(self.predictors) == 1
 
     @functools.cached_property
     def input_fields(self) -> tuple[str, ...] | None:
@@ -44,6 +98,18 @@ class Student:
     def instructions(self) -> dict[str, str]:
         """Name of a predictor -> its instruction."""
         return {name: p.signature.instructions for name, p in self.predictors.items()}
+
+    @property
+    def text(self) -> str:
+        """The instructions as one text."""
+        texts = self.instructions
+        return next(iter(texts.values())) if len(texts) == 1 else "; ".join(f"{k}: {v}" for k, v in texts.items())
+
+    @property
+    def demos(self) -> str:
+        """How many demos there are, in words; "" for none."""
+        count = sum(len(p.demos) for p in self.predictors.values())
+        return f"{count} demo{'s' * (count > 1)}" if count else ""
 
     @functools.cached_property
     def lms(self) -> dict[str, dspy.BaseLM]:

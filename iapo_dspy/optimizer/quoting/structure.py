@@ -65,8 +65,8 @@ class DryRunFailed(Exception):
 
 
 def is_direct(plan: Plan) -> bool:
-    """Whether every completion of the student is one completion of one predictor."""
-    return plan.pipeline is None and type(plan.student.module) in (dspy.Predict, dspy.ChainOfThought)
+    """Whether every completion of a prompt is one completion of one predictor."""
+    return plan.pipeline is None and all(prompt.student.is_direct for prompt in plan.prompts.shown)
 
 
 def calls_of(plan: Plan, prompt: Prompt, example: dspy.Example) -> list[LMCall]:

@@ -16,7 +16,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from iapo_dspy.errors import LMRefused, one_line
 from iapo_dspy.prompts.candidates import Proposal
-from iapo_dspy.prompts.prompt import clone
+from iapo_dspy.prompts.copies import clone
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposed
 from iapo_dspy.sampling.lm.refusals import is_undrawn
 

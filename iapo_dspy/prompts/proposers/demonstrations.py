@@ -11,7 +11,7 @@ import dspy
 from dspy.adapters.utils import parse_value
 
 from iapo_dspy.errors import one_line
-from iapo_dspy.prompts.prompt import clone
+from iapo_dspy.prompts.copies import clone
 from iapo_dspy.prompts.proposers.accounts import is_right, is_thrifty
 from iapo_dspy.prompts.proposers.asking import gathered, rng_of, turns
 from iapo_dspy.prompts.proposers.port import KnownPrompt, ProposalEvidence, Proposed, Try

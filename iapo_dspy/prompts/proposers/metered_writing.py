@@ -11,7 +11,7 @@ import dspy
 
 from iapo_dspy.errors import BudgetExceeded, one_line
 from iapo_dspy.prompts.candidates import Proposal
-from iapo_dspy.prompts.prompt import clone, program_state, restore
+from iapo_dspy.prompts.copies import clone, program_state, restore
 from iapo_dspy.prompts.proposers.mix import Mix
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed, Proposer
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache

@@ -253,22 +253,20 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
         r"candidates\[1\]",
         lambda: optimizer(candidates=["a", " "]).compile(student(), trainset=questions(3)),
     ),
-    "duplicate candidates": (
-        ConfigurationError,
-        "is the same as",
-        lambda: optimizer(candidates=["a", "b", "a"]).compile(student(), trainset=questions(3)),
-    ),
     "a candidate for another predictor": (
         ConfigurationError,
         "names the predictor",
         lambda: optimizer(candidates=[{"nobody": "a"}]).compile(student(), trainset=questions(3)),
     ),
-    "a candidate of another class": (
+    "a candidate with other inputs": (
         ConfigurationError,
-        "student's class",
-        lambda: optimizer(candidates=[dspy.ChainOfThought("question -> answer")]).compile(
-            student(), trainset=questions(3)
-        ),
+        r"Candidate #1, Predict .* cannot stand beside the student",
+        lambda: optimizer(candidates=["a", dspy.Predict("query -> answer")]).compile(student(), trainset=questions(3)),
+    ),
+    "a candidate without the voted output": (
+        ConfigurationError,
+        r"Candidate #0, Predict .* cannot stand beside the student",
+        lambda: optimizer(candidates=[dspy.Predict("question -> reply")]).compile(student(), trainset=questions(3)),
     ),
     "one string for several predictors": (
         ConfigurationError,

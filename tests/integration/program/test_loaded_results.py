@@ -15,7 +15,7 @@ import pytest
 from iapo_dspy import CompiledProgram, CompileResult, Preference, StateError
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.program.evidence.columns import packed, unpacked
-from iapo_dspy.prompts.prompt import program_state
+from iapo_dspy.prompts.copies import program_state
 from tests.fixtures.make_v0_1 import CASES, Case, compiled, lm, load, program_within, world
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
