@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import BudgetExceeded, one_line
-from iapo_dspy.prompts.prompt import program_state
+from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.proposers.mix import problem_of
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposer, Try
 from iapo_dspy.sampling.concurrency.threads import WORKERS
