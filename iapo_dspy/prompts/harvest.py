@@ -126,7 +126,7 @@ def _distinct(given: Any) -> list[Found]:
     if isinstance(given, dspy.Module):
         return list(_tried(given).values())
     found = list(spread(given, "candidates_of(...)"))
-    return list(_copies(sorted(found, key=_worst_last) if _is_pool(given) or _results(given) else found).values())
+    return list(_copies(sorted(found, key=_worst_last) if _is_pool(given) else found).values())
 
 
 def spread(given: Any, where: str) -> Iterator[Found]:
@@ -166,8 +166,9 @@ def spread(given: Any, where: str) -> Iterator[Found]:
             yield from spread(part, f"{where}[{i}]")
     else:
         why = ", which has no order to number the prompts by" if isinstance(given, (set, frozenset)) else ""
+        kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
         raise ConfigurationError(
-            f"{where} is a {type(given).__name__}{why}; give a list of strings, dictionaries predictor -> instruction, "
+            f"{where} is {kind}{why}; give a list of strings, dictionaries predictor -> instruction, "
             "programs, or of what an optimizer found: its compiled program, its candidate_programs, its "
             "detailed_results."
         )
@@ -176,9 +177,11 @@ def spread(given: Any, where: str) -> Iterator[Found]:
 def _tried(program: dspy.Module) -> dict[Any, Found]:
     """Return a program and what it carries of the candidates that were tried, as copies: identity -> candidate."""
     itself = list(_singles(program, None, "the program"))
-    carried = ["detailed_results"] if isinstance(program, Alternatives) else bookkeeping(program)
-    pools = [list(spread(pool, name)) for name in _POOLS if name in carried and (pool := getattr(program, name))]
-    return _copies([*itself, *(found for pool in pools for found in sorted(pool, key=_worst_last))])
+    carried = [*bookkeeping(program), *(["detailed_results"] if isinstance(program, Alternatives) else [])]
+    given = [getattr(program, name) for name in _POOLS if name in carried]
+    pools = [list(spread(pool, "the program")) for pool in given if _is_pool(pool)]
+    tried = [found for pool in pools for found in sorted(pool, key=_worst_last) if isinstance(found.value, dspy.Module)]
+    return _copies([*itself, *tried])
 
 
 def _copies(given: Iterable[Found]) -> dict[Any, Found]:
@@ -236,6 +239,9 @@ def _entry(given: Any) -> tuple[Any, float | None] | None:
 
 
 def _is_pool(given: Any) -> bool:
+    """Tell whether this is all that one optimizer tried, so that its scores can be compared."""
+    if _results(given) is not None:
+        return True
     return isinstance(given, Sequence) and bool(given) and all(_entry(part) is not None for part in given)
 
 

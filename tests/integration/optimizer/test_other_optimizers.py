@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram
+from iapo_dspy import CompiledProgram, candidates_of
 from tests.support.compiling import PREFERENCES, optimizers
 from tests.support.loopback import Loopback
 from tests.support.optimizers import PROPOSED, teacher
@@ -116,6 +116,7 @@ def test_better_together(compiled: Any, strategy: str) -> None:
     assert not better.flag_compilation_error_occurred
     found = {row["strategy"]: row for row in better.candidate_programs}
     assert found[strategy]["score"] > found[""]["score"]
+    assert candidates_of(better).candidate_scores[0] is not None
     last = found[strategy]["program"]
     assert isinstance(last, CompiledProgram) and last.policy.student.named_predictors()[0][0] == "self"
     if strategy == "iapo -> copro -> iapo":  # what COPRO made of an arm is a candidate of the second run, and wins

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram, ConfigurationError, StateError, candidates_of
+from iapo_dspy import CompiledProgram, ConfigurationError, Cost, StateError, candidates_of
 from iapo_dspy.prompts.prompt import build_prompts
 from iapo_dspy.prompts.student import Student, class_of
 from iapo_dspy.types import Decoding
@@ -28,7 +28,7 @@ QUIET = {"num_threads": 2, "display_progress": False, "display_table": 0}
 
 Optimize = Callable[[dspy.Module, dspy.BaseLM], dspy.Module]
 
-optimizer = optimizers(budget=400)
+optimizer = optimizers(budget=100, max_n=2)
 
 
 def thinker() -> dspy.Module:
@@ -152,7 +152,7 @@ def test_what_an_optimizer_returns_is_candidates(served: Loopback, optimize: Opt
         from_pool = build_prompts(Student(thinker()), pool, ONCE)
         assert [contents(p.program) for p in from_pool] == distinct(programs_in(pool))
     assert served.requests == asked
-    program = optimizer(candidates=[best, LAZY], budget=60, max_n=2).compile(thinker(), trainset=TRAIN)
+    program = optimizer(candidates=[best, LAZY], budget=60).compile(thinker(), trainset=TRAIN)
     expected = distinct([*shown, *[p.program for p in build_prompts(Student(thinker()), [LAZY], ONCE)]])
     assert [contents(p) for p in program.detailed_results.candidate_programs] == expected
 
@@ -178,9 +178,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loopback, 
     with Loopback(handler) as server, dspy.context(lm=server.lm(seed=1)):
         made = optimizer(candidates=[direct(), thinker(), TwoSteps(), "Be brief."], log_dir=saved.parent / "log")
         quoted = made.quote(direct(), trainset=TRAIN)
-        assert server.requests == 0 and quoted.completions == 400
+        assert server.requests == 0 and quoted.completions == 100
         program = made.compile(direct(), trainset=TRAIN)
         asked = server.requests
+        assert quoted.requests is not None and asked <= quoted.requests
         again = made.compile(direct(), trainset=TRAIN)  # everything is in the ledger
         assert server.requests == asked
         assert again.solve("quality") == program.solve("quality")
@@ -201,7 +202,7 @@ def test_candidates_are_programs_of_several_classes(mixed: tuple[Loopback, Compi
     assert asyncio.run(program.acall(question="3 + 4", preference="quality")).answer == "7"
 
 
-@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("swapped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_loaded_program_is_given_the_other_classes(
     mixed: tuple[Loopback, CompiledProgram, Path], swapped: bool
 ) -> None:
@@ -266,3 +267,39 @@ def test_repeats_are_counted_in_the_log(caplog: pytest.LogCaptureFixture) -> Non
     assert [p.candidate for p in found] == [0, 2, 3]
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 of the candidates are repeats and are left out: candidates[1] is the same as")
+
+
+class Checked(dspy.Module):
+    """A pipeline around a part that may be of another class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.solve = direct()
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return dspy.Prediction(answer=self.solve(question=question).answer, seen=question)
+
+
+def test_the_part_of_a_pipeline_may_be_of_another_class() -> None:
+    with Loopback(handler) as server, dspy.context(lm=server.lm(seed=1)):
+        made = optimizer(candidates=[direct(), TwoSteps()], budget=60)
+        for wrong in (dspy.Predict("question, hint -> answer"), dspy.Predict("question -> reply")):
+            with pytest.raises(ConfigurationError, match=r"Candidate #0, Predict with .* cannot stand beside"):
+                made.compile(Checked(), trainset=TRAIN, inner="solve", candidates=[wrong])
+        assert server.requests == 0
+        pipeline = made.compile(Checked(), trainset=TRAIN, inner="solve")
+        assert pipeline.solve.solve("quality").prompt == 1
+        found = pipeline(question="3 + 4")
+        assert (found.answer, found.seen) == ("7", "3 + 4")
+
+
+@pytest.mark.slow
+def test_every_class_is_tried_with_every_lm() -> None:
+    with Loopback(handler) as server, dspy.context(lm=server.lm(seed=1)):
+        lms = [server.lm(seed=1), server.lm(model="openai/other", seed=1)]
+        cost = Cost(completion_tokens=1)
+        made = optimizer(candidates=[direct(), thinker()], lms=lms, cost=cost, budget=60)
+        program = made.compile(direct(), trainset=TRAIN)
+        assert [p.candidate for p in program.detailed_results.compiled.prompts] == [0, 0, 1, 1]
+        with pytest.raises(ConfigurationError, match="Programs of several classes take LMs, not mappings"):
+            optimizer(candidates=[thinker()], lms=[{"self": lms[0]}], cost=cost).compile(direct(), trainset=TRAIN)

@@ -57,6 +57,15 @@ def test_demos_are_a_part_beside_the_instruction() -> None:
     assert parts(student(), candidates, (PLAIN,)) == [[0, 0], [0, 1], [1, 0]]
 
 
+def test_the_program_is_a_part_that_prompts_of_one_class_share() -> None:
+    thinker = dspy.ChainOfThought("question -> answer")
+    assert parts(student(), [student(), thinker], (COOL, WARM)) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    lms = [dspy.LM("openai/small"), dspy.LM("openai/large")]
+    found = parts(student(), [student(), "one", thinker, TwoSteps()], (PLAIN,), lms)
+    classes = [0, 0, 0, 0, 1, 1, 2, 2]
+    assert any([row[i] for row in found] == classes for i in range(len(found[0])))
+
+
 class Seen(Exception):
     """Ends a run before its first call."""
 
