@@ -1,8 +1,9 @@
 """Confirms prompts that were written during a run on queries that played no part in their writing.
 
 A writer that has read some queries, with their right answers, may write a prompt for just these. So the gain of a
-written prompt over the best prompt that was given is estimated once more, without further draws, from the completions
-on all other queries alone. Where nothing of it is left, the context takes the given prompt's arm.
+written prompt over the best prompt that was given is estimated once more, from the completions on all other queries
+alone: those of the run, and those that measure both arms after it. Where nothing of it is left, the context takes the
+given prompt's arm.
 
 The arms themselves are chosen by all evidence. So a written prompt that is as good as a given one passes in more than
 half of the cases: draws on the other queries had a part in its choice, though not in its writing. A bar above 0, such
@@ -16,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.ties import choose
 from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Observations, Policy
 
 
@@ -65,37 +66,64 @@ class Confirmation:
     gains: tuple[ConfirmedGain | None, ...]
 
 
+def among_given(problem: Problem, search: Algorithm | Generations, outcome: Outcome, n_given: int) -> Outcome | None:
+    """Return what a run knows of the prompts that were given alone; None where none of them has answered anything.
+
+    Args:
+        problem: The problem of the outcome, with all prompts.
+        search: Estimates arms.
+        outcome: The run.
+        n_given: Prompts that were given; they are the first ones.
+    """
+    seen = joined(outcome.observations)
+    kept = part(seen, seen.pulls.prompt < n_given)
+    if not len(kept.pulls):
+        return None
+    return search.solve(replace(first_of(problem, n_given), cost_scale=outcome.cost_scale), [kept])
+
+
+def first_of(problem: Problem, n_prompts: int) -> Problem:
+    """Return the problem with its first prompts alone, before anything is known."""
+    parts = None if problem.parts is None else problem.parts[:n_prompts]
+    return replace(problem, n_prompts=n_prompts, parts=parts, parent=None, known=None)
+
+
 def confirm(
-    problem: Problem, search: Algorithm | Generations, outcome: Outcome, *, written: IntArray, read: IntArray
+    problem: Problem,
+    search: Algorithm | Generations,
+    outcome: Outcome,
+    *,
+    given: Outcome | None,
+    read: IntArray,
+    more: Sequence[Observations] = (),
 ) -> Confirmation:
     """Compare each written prompt that was chosen with the best prompt that was given, on queries that were not read.
 
     Args:
         problem: The problem of the outcome, with all prompts.
         search: Estimates arms from a part of the observations.
-        outcome: The run, before its arms are given stopping rules and measured.
-        written: Prompts that were written during the run, by their indices.
+        outcome: The run.
+        given: The run as far as it is about the prompts that were given (`among_given`).
         read: Queries that writers have read, by their indices.
+        more: Observations of these arms after the choice.
     """
-    new = np.isin(np.arange(problem.n_prompts), written)
-    q_given = np.where(new[:, None], np.nan, outcome.q)
-    doubtful = [
-        context
-        for context, arm in enumerate(outcome.policy.arms)
-        if new[arm.prompt] and not np.isnan(q_given[context]).all()
-    ]
     gains: list[ConfirmedGain | None] = [None] * problem.n_contexts
+    if given is None:
+        return Confirmation(outcome=outcome, gains=tuple(gains))
+    n_given = given.q.shape[1]
+    chosen, rivals, stops = list(outcome.policy.arms), given.policy.arms, list(outcome.stops or ())
+    doubtful = [context for context, arm in enumerate(chosen) if arm.prompt >= n_given]
     if not doubtful:
         return Confirmation(outcome=outcome, gains=tuple(gains))
-    arms, given = list(outcome.policy.arms), _best(q_given, outcome)
-    unread = without(joined(outcome.observations), read)
+    seen = joined((*outcome.observations, *more))
+    unread = part(seen, ~np.isin(seen.pulls.query, read))
     answered = np.zeros((problem.n_prompts, problem.n_queries), dtype=bool)
     answered[unread.pulls.prompt, unread.pulls.query] = True
     asked = problem.contexts
     uncapped = Contexts(asked.weights, asked.cost, asked.rates)  # by all evidence, both arms keep the caps
-    solved = search.solve(replace(problem, contexts=uncapped, cost_scale=outcome.cost_scale), [unread])
+    solved = search.solve(replace(problem, contexts=uncapped, cost_scale=outcome.cost_scale, known=None), [unread])
     for context in doubtful:
-        arm, other = arms[context], given[context]
+        arm, other = chosen[context], rivals[context]
         queries = int((answered[arm.prompt] & answered[other.prompt]).sum())
         left = _difference(solved.q[context], arm, other) if queries else math.nan
         gain = ConfirmedGain(
@@ -107,16 +135,13 @@ def confirm(
             queries=queries,
             confirmed=left > 0.0,
         )
-        gains[context], arms[context] = gain, arm if gain.confirmed else other
-    return Confirmation(outcome=replace(outcome, policy=Policy(tuple(arms))), gains=tuple(gains))
-
-
-def _best(q: FloatArray, outcome: Outcome) -> Sequence[Arm]:
-    """Return the best arm of each context by these utilities, chosen as the run's own policy is."""
-    if outcome.detail is not None:
-        return choose(q, outcome.detail).arms
-    flat = np.where(np.isnan(q), -np.inf, q).reshape(len(q), -1).argmax(axis=1)
-    return [Arm(int(a) // q.shape[2], int(a) % q.shape[2] + 1) for a in flat]
+        gains[context] = gain
+        if not gain.confirmed:
+            chosen[context] = other
+            if given.stops is not None and stops:
+                stops[context] = given.stops[context]
+    found = replace(outcome, policy=Policy(tuple(chosen)), stops=tuple(stops) if outcome.stops is not None else None)
+    return Confirmation(outcome=found, gains=tuple(gains))
 
 
 def _difference(q: FloatArray, arm: Arm, other: Arm) -> float:
@@ -132,10 +157,9 @@ def _error(outcome: Outcome, context: int, arm: Arm, other: Arm) -> float:
     return float(outcome.detail.against(context, prompt, scale, other.prompt, other.n)[0])
 
 
-def without(observations: Observations, queries: IntArray) -> Observations:
-    """Return the observations of all pulls but those of some queries."""
+def part(observations: Observations, kept: NDArray[np.bool_]) -> Observations:
+    """Return the observations of some of the pulls [B]."""
     pulls = observations.pulls
-    kept = ~np.isin(pulls.query, queries)
     drawn = np.repeat(kept, pulls.size)
     return replace(
         observations,

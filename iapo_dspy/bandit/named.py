@@ -98,7 +98,7 @@ def named(algorithm: str | Algorithm) -> Algorithm:
     )
 
 
-def has_intervals(algorithm: Algorithm) -> bool:
+def has_intervals(algorithm: Algorithm | Generations) -> bool:
     """Return whether an algorithm's estimates have standard errors, so that its chosen arms are measured once more."""
     if isinstance(algorithm, Stopping):
         return has_intervals(algorithm.algorithm)

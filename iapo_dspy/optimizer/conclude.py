@@ -6,7 +6,9 @@ import functools
 import logging
 
 import dspy
+import numpy as np
 
+from iapo_dspy.bandit.confirmation import part
 from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.mlflow import log_compile
@@ -40,7 +42,7 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         algorithm=settings.algorithm,
         stopping=settings.stopping,
         strategy=found.strategy.to_dict(),
-        evidence=rounded(outcome.observations),
+        evidence=rounded([part(o, ~np.isin(o.pulls.prompt, _doubted(found))) for o in outcome.observations]),
         spent=found.spent.to_dict(),
         cost=settings.cost,
         measured=outcome.measured,
@@ -67,6 +69,8 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
             validated=bool(plan.held_out),
             complete=outcome.complete and found.outage is None,
             outage=found.outage,
+            written=plan.writing.prompts if plan.writing is not None else None,
+            gains=found.gains,
         )
         for text in program.detailed_results.too_little:
             logger.warning("%s", text)
@@ -76,6 +80,12 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
     pipeline = plan.pipeline.with_inner(program)
     pipeline.detailed_results = program.detailed_results
     return pipeline
+
+
+def _doubted(found: Findings) -> list[int]:
+    """Return the written prompts that were best somewhere and confirmed nowhere: later choices leave them out too."""
+    gains = [gain for gain in found.gains if gain is not None]
+    return sorted({g.prompt for g in gains} - {g.prompt for g in gains if g.confirmed})
 
 
 def _warn(found: Findings) -> None:

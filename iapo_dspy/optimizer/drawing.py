@@ -8,14 +8,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, first_of
 from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.progress import Progress
+from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall
@@ -24,13 +27,16 @@ from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
 from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.optimizer.writing.earlier import with_earlier
+from iapo_dspy.optimizer.writing.nursery import Nursery
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy
-from iapo_dspy.types import FloatArray
+from iapo_dspy.types import FloatArray, Observations, Policy
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class Findings:
         unjudged: Completions without a score, because their judge did not fit the budget.
         output_tokens: Mean output tokens of a completion of each prompt [P].
         verdict: Why the run ended before its budget did, where all scores were equal.
+        gains: Gains of the written prompts that were best, by preference; none where none was written.
     """
 
     plan: Plan
@@ -60,6 +67,7 @@ class Findings:
     outage: str | None
     output_tokens: FloatArray
     verdict: str | None
+    gains: tuple[ConfirmedGain | None, ...]
 
 
 def draw(plan: Plan) -> Findings:
@@ -79,6 +87,8 @@ def draw(plan: Plan) -> Findings:
         id_of = prompt_ids(plan)
         ledger = _ledger(plan, id_of)
         stack.callback(ledger.close)
+        plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
+        id_of = prompt_ids(plan)
         if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
             plan = replace(plan, unit=None, as_it_is=None, older=True)
         starts_from_evidence = takes_all(plan)
@@ -95,8 +105,12 @@ def draw(plan: Plan) -> Findings:
             outage_patience=settings.outage_patience,
             prices=settings.cost.prices,
         )
+        tries = writing = None
+        if plan.writing is not None:
+            tries, writing = Tries(plan.writing.read), MeteredWriting(plan.writing.lm, sampler, ledger)
+        prompts = LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of, room=plan.room)
         environment = LiveEnvironment(
-            prompts=LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of),
+            prompts=prompts,
             examples=plan.examples + plan.held_out,
             strategy=plan.strategy,
             metric=settings.metric,
@@ -108,26 +122,26 @@ def draw(plan: Plan) -> Findings:
             cost=settings.cost,
             unit=plan.unit,
             batch=settings.batch,
-            equal=EqualScores(plan.strategy, len(plan.prompts), len(plan.examples), doubtful=plan.doubtful),
+            equal=EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),
             stored_only=starts_from_evidence and ledger.answered,
+            tries=tries,
         )
         stack.callback(environment.close, finished=False)
         try:
             if starts_from_evidence:
-                plan = plan.knowing(environment.recall(len(plan.examples)))
+                plan = plan.knowing(environment.recall(len(plan.prompts), len(plan.examples)))
             plan = planned(plan, environment, meter, ledger)
-            outcome = drive(plan.start(), environment)
-            plan = plan.drawn(outcome)
-            if settings.stopping is not None:
-                outcome = with_stops(plan.problem, outcome, mode=settings.stopping)
-            outcome = _measured(plan, outcome, environment)
+            nursery = Nursery(plan, environment, prompts, tries, writing)
+            outcome = drive(plan.start(), environment, more=nursery.answer)
+            plan = nursery.plan.drawn(outcome)
+            outcome, gains = _settled(plan, outcome, environment)
             environment.close(finished=environment.verdict is None)
         except KeyboardInterrupt:
             _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
             raise
     failures, tokens = environment.failures, environment.output_tokens
-    if outcome.prompts is not None:
-        failures, tokens = failures.only(outcome.prompts.tolist()), tokens[outcome.prompts]
+    drawn = np.arange(len(plan.prompts)) if outcome.prompts is None else outcome.prompts
+    failures, tokens = failures.only(drawn.tolist()), tokens[drawn]
     return Findings(
         plan=plan,
         outcome=outcome,
@@ -138,6 +152,7 @@ def draw(plan: Plan) -> Findings:
         outage=environment.outage,
         output_tokens=tokens,
         verdict=environment.verdict,
+        gains=gains,
     )
 
 
@@ -149,7 +164,9 @@ def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
     settings = {**facts, "about": about(plan, id_of)}
     older = partial(older_of, plan, id_of)
     ledger = Ledger.open(directory, fingerprint=fingerprint_of(facts), settings=settings, older=older)
-    found = serving(plan, ledger.stored, id_of, has_unit=ledger.has_unit, began=ledger.about is not None)
+    plan = with_earlier(plan, ledger.written, {prompt for prompt, _ in ledger.stored})
+    began = ledger.about is not None
+    found = serving(plan, ledger.stored, prompt_ids(plan), has_unit=ledger.has_unit, began=began)
     if found.restored:
         of = "" if total is None or found.restored > total else f" of {total:,}"
         rest = f" (others do not serve this run: {found.rest})" if found.rest else ""
@@ -200,11 +217,39 @@ def _spent_before(record: SpentRecord) -> Spent:
     return record.spent + record.reserved
 
 
-def _measured(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> Outcome:
-    """Measure the chosen arms on the validation set, or else on the training set, where that is paid for."""
+def _settled(
+    plan: Plan, outcome: Outcome, environment: LiveEnvironment
+) -> tuple[Outcome, tuple[ConfirmedGain | None, ...]]:
+    """Give the chosen arms their stops, measure them, and take written prompts back whose gain is luck."""
+    problem, writing, mode = plan.problem, plan.writing, plan.settings.stopping
+    given = None
+    if writing is not None and writing.prompts:
+        given = among_given(problem, plan.search, outcome, min(writing.prompts))
+    if mode is not None:
+        outcome = with_stops(problem, outcome, mode=mode)
+        given = None if given is None else with_stops(first_of(problem, given.q.shape[1]), given, mode=mode)
+    observations = _measurement(plan, outcome, given, environment)
+    more = () if observations is None else (observations,)
+    found = confirm(
+        problem, plan.search, outcome, given=given, read=np.array(writing.read if writing else ()), more=more
+    )
+    outcome = found.outcome if observations is None else measured(problem, found.outcome, observations)
+    return outcome, found.gains if given is not None else ()
+
+
+def _measurement(
+    plan: Plan, outcome: Outcome, given: Outcome | None, environment: LiveEnvironment
+) -> Observations | None:
+    """Draw what measures the chosen arms, on the validation set or else on the training set, where that is paid for.
+
+    Beside a written prompt, the best one that was given is measured, which it is compared with.
+    """
     if environment.verdict is not None:  # all scores are equal: there was nothing to choose by
-        return outcome
-    pulls = plan.measuring(outcome)
+        return None
+    arms = list(outcome.policy.arms)
+    if given is not None:
+        arms += [rival for arm, rival in zip(arms, given.policy.arms, strict=True) if arm.prompt >= given.q.shape[1]]
+    pulls = plan.measuring(replace(outcome, policy=Policy(tuple(arms))))
     if not len(pulls) and plan.reserved and outcome.complete:
         logger.warning(
             "The part of the budget that measures the chosen arms, %d completions, does not pay for one call of them: "
@@ -212,9 +257,9 @@ def _measured(plan: Plan, outcome: Outcome, environment: LiveEnvironment) -> Out
             plan.reserved,
         )
     if not len(pulls):
-        return outcome
+        return None
     world: Environment = environment if outcome.prompts is None else Some(environment, prompts=outcome.prompts)
-    return measured(plan.problem, outcome, world.pull(pulls))
+    return world.pull(pulls)
 
 
 def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]) -> None:

@@ -12,6 +12,7 @@ import dspy
 import pydantic
 
 from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.copies import program_state
@@ -34,11 +35,14 @@ _EDITION = 2  # of the default algorithm; another one asks for other pulls
 def facts_of(plan: Plan) -> dict[str, Any]:
     """Return the facts that a run depends on, part by part, as JSON data without secrets: equal ones replay a run."""
     facts = _older_facts(plan) | _unstated(plan) | {"metric": plan.strategy.digest(plan.settings.metric)}
-    budget = plan.settings.budget
+    settings, budget = plan.settings, plan.settings.budget
     if budget.completions is None:  # it decides how many completions are planned
         facts["budget"] = {"tokens": budget.tokens, "usd": budget.usd}
     if kinds := [kind for p in plan.prompts.shown for kind in _kind(p)]:
         facts["programs"] = digest(kinds)
+    if plan.writing is not None:
+        by = [type(p).__qualname__ for p in settings.proposers or ()]
+        facts["writing"] = [settings.generations, public_params(plan.writing.lm), by]
     return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
 
@@ -73,7 +77,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
 
 def takes_all(plan: Plan) -> bool:
     """Tell whether a run surely takes every stored completion of its prompts on its training set."""
-    return isinstance(plan.search, Auto)
+    return isinstance(plan.search, (Auto, Generations))
 
 
 def serving(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import dspy
 from dspy.teleprompt import Teleprompter
@@ -21,6 +21,7 @@ from iapo_dspy.optimizer.quoting.quote import Quote, make_quote
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.cost import Cost
@@ -46,7 +47,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
             `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
             your own (docs/strategies.md).
-        budget: `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. `Budget(usd=5)` alone
+        auto: How much to spend: "light" (1,500 completions, 2 generations of new prompts, N up to 8), "medium" (5,000,
+            4, 16) or "heavy" (20,000, 8, 32). Default: "light", where there is no `budget`.
+        budget: Or `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. `Budget(usd=5)` alone
             draws as many completions as five dollars pay for. LM calls of a metric or an objective (judges) count in
             tokens, dollars and seconds, not in completions; LMs that a metric holds itself are wrapped by `metered`.
         metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
@@ -55,12 +58,17 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             thrifty, at cost weights 0, 0.2 and 1.
         cost: The unit of costs: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`. Default: output
             tokens, or dollars where `lms` have different prices.
-        max_n: Largest number of completions per call, >= 1.
+        max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         candidates: The prompts to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, whole programs with their demos, also of other classes than the student's, and what other
             optimizers returned (docs/candidates.md, `candidates_of`). The student's own instruction takes part only if
             the student is one of them. Or a dictionary predictor -> list of instructions, all combinations of which are
             prompts; None in a list is the predictor's own instruction.
+            Default: "auto": the student, and prompts that the run writes (`prompt_model`, `proposers`).
+        prompt_model: The LM that writes prompts; its calls count in the budget as those of judges do. With it, prompts
+            are also written where `candidates` are given. Default: the LM of the student's first predictor.
+        proposers: How prompts are written: objects of `iapo_dspy.prompts.proposers`, or your own. With them, prompts
+            are also written where `candidates` are given. Default: those of the package.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
             `lms`, also a mapping from model strings to configurations of that model alone.
         lms: LMs to choose from: every candidate is tried with every LM and every decoding. An element is a `dspy.LM`
@@ -105,12 +113,15 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self,
         *,
         strategy: Strategy,
-        budget: Budget | int,
         metric: Metric | None = None,
+        auto: Literal["light", "medium", "heavy"] | None = None,
+        budget: Budget | int | None = None,
         preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
         cost: Cost | None = None,
-        max_n: int = 16,
-        candidates: Iterable[Any] | None = None,
+        max_n: int | None = None,
+        candidates: Any = None,
+        prompt_model: dspy.BaseLM | None = None,
+        proposers: Proposer | Sequence[Proposer] | None = None,
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         joint_limit: int = 32,
@@ -128,7 +139,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         track_stats: bool = True,
         progress: bool | Callable[[Progress], None] = True,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name in _SETTINGS}
+        given = {name: value for name, value in locals().items() if name in {*_SETTINGS, "auto"}}
         super().__init__()
         self.settings = Settings.of(**given)
 
@@ -152,7 +163,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        candidates: Iterable[Any] | None = None,
+        candidates: Any = None,
         inner: None = None,
         **kwargs: Any,
     ) -> CompiledProgram: ...
@@ -164,7 +175,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        candidates: Iterable[Any] | None = None,
+        candidates: Any = None,
         inner: str,
         **kwargs: Any,
     ) -> dspy.Module: ...
@@ -175,7 +186,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        candidates: Iterable[Any] | None = None,
+        candidates: Any = None,
         inner: str | None = None,
         **kwargs: Any,
     ) -> CompiledProgram | dspy.Module:
@@ -217,7 +228,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         *,
         trainset: Sequence[dspy.Example],
         valset: Sequence[dspy.Example] | None = None,
-        candidates: Iterable[Any] | None = None,
+        candidates: Any = None,
         inner: str | None = None,
         output_tokens: float | Sequence[float] | None = None,
     ) -> Quote:

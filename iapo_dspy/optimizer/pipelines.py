@@ -101,8 +101,9 @@ class LivePrompts(Sequence[LivePrompt]):
     Args:
         prompts: The prompt set.
         pipeline: The program around each of them, if there is one.
-        student: One more prompt behind them, if there is one.
+        student: One more prompt behind all that may come, if there is one.
         id_of: Names a prompt by its content.
+        room: How many prompts there may be in the end. Default: as many as there are.
     """
 
     def __init__(
@@ -112,27 +113,34 @@ class LivePrompts(Sequence[LivePrompt]):
         student: Prompt | None = None,
         *,
         id_of: Callable[[int], str] = str,
+        room: int | None = None,
     ) -> None:
-        self._prompts = prompts
-        self._id_of = id_of
+        self.grow(prompts, id_of)
+        self._room = len(prompts) if room is None else room
         self._student = student
         self._pipeline = pipeline
         self._made: dict[int, LivePrompt] = {}
 
     def __len__(self) -> int:
-        """Return how many there are."""
-        return len(self._prompts) + (self._student is not None)
+        """Return how many there may be."""
+        return self._room + (self._student is not None)
+
+    def grow(self, prompts: Sequence[Prompt], id_of: Callable[[int], str]) -> None:
+        """Take a prompt set that has more prompts behind those of the one before."""
+        self._prompts = prompts
+        self._id_of = id_of
 
     def __getitem__(self, index: Any) -> Any:
         """Return a prompt by its number."""
         if index not in self._made:
             pipeline, student = self._pipeline, self._student
-            prompt = student if student is not None and index == len(self._prompts) else self._prompts[index]
+            behind = student is not None and index == self._room
+            prompt = student if student is not None and behind else self._prompts[index]
             self._made[index] = LivePrompt(
                 program=prompt.program if pipeline is None else pipeline.with_inner(_watched(prompt.program)),
                 decoding=prompt.decoding,
                 inner=None if pipeline is None else prompt.program,
-                id=self._id_of(int(index)),
+                id=self._id_of(len(self._prompts) if behind else int(index)),
             )
         return self._made[index]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.coordinate import Coordinate
+from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.measurement import SHARE, measuring_pulls, reserved
 from iapo_dspy.bandit.named import has_intervals, short_name
-from iapo_dspy.bandit.outcome import Outcome, Run
+from iapo_dspy.bandit.outcome import Outcome, Run, Search, Wish
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.live.student_unit import UnitPlan
 from iapo_dspy.errors import ConfigurationError
@@ -35,18 +36,45 @@ from iapo_dspy.optimizer.checks import (
 from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
 from iapo_dspy.optimizer.probe import probe
 from iapo_dspy.optimizer.recompile import unwrap
-from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.optimizer.settings import Settings, is_auto
 from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set, student_prompt
+from iapo_dspy.prompts.lms import combine
 from iapo_dspy.prompts.prompt import Prompt, prompt_states, shared_parts
+from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
+from iapo_dspy.prompts.proposers.port import Proposer
+from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
-from iapo_dspy.sampling.spending.pricing import Price, price_of
+from iapo_dspy.sampling.spending.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
 from iapo_dspy.types import Contexts, Observations, Pulls
 
 _UNIT_QUERIES = 16  # questions on which the student is measured at most
+_SIZE = 8  # prompts of a generation
+_READ, _READ_SHARE = 32, 4  # training questions that writers may read: so many, and one in so many, at most
 _UNIT_SHARE = 20  # one in so many completions at most measures a student that is not a candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How a run gets prompts beside those that it was given.
+
+    Attributes:
+        proposer: Writes them.
+        lm: The LM that it asks.
+        read: The training questions that it may read, by position. Those that are left confirm its prompts.
+        each: Prompts that one candidate makes: one for each choice of LMs and decoding.
+        most: Prompts that may be written in all.
+        prompts: The prompts that were written, by number in the prompt set; those of earlier runs first.
+    """
+
+    proposer: Proposer
+    lm: dspy.BaseLM
+    read: tuple[int, ...]
+    each: int
+    most: int
+    prompts: Mapping[int, WrittenPrompt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +100,7 @@ class Plan:
             how many the budget pays for.
         known_held_out: Completions on the validation set that others have paid for.
         older: Whether a version began the run that measured the chosen arms on a validation set only.
+        writing: How the run gets further prompts; None where it has all of them from the beginning.
     """
 
     settings: Settings
@@ -81,7 +110,7 @@ class Plan:
     held_out: tuple[dspy.Example, ...]
     problem: Problem
     strategy: Strategy
-    search: Algorithm
+    search: Algorithm | Generations
     unit: UnitPlan | None = None
     as_it_is: Prompt | None = None
     judged: bool = False
@@ -90,6 +119,26 @@ class Plan:
     completions: int | None = None
     known_held_out: int = 0
     older: bool = False
+    writing: Writing | None = None
+
+    @property
+    def room(self) -> int:
+        """How many prompts there may be in the end."""
+        return len(self.prompts) + (0 if self.writing is None else self.writing.most - len(self.writing.prompts))
+
+    def grown(self, prompts: Sequence[Prompt], written: Sequence[WrittenPrompt]) -> Plan:
+        """Return the plan with prompts that were written, behind the others."""
+        assert self.writing is not None
+        first, every = len(self.prompts), PromptList((*self.prompts, *prompts))
+        known = {**self.writing.prompts, **{first + i: made for i, made in enumerate(written)}}
+        parent = [known[i].parents[0] if i in known and known[i].parents else -1 for i in range(len(every))]
+        problem = replace(
+            self.problem,
+            n_prompts=len(every),
+            parts=shared_parts(prompt_states(every)),
+            parent=np.array(parent, dtype=np.int64),
+        )
+        return replace(self, prompts=every, problem=problem, writing=replace(self.writing, prompts=known))
 
     def of(self, completions: int) -> Plan:
         """Return the plan for so many completions."""
@@ -118,7 +167,7 @@ class Plan:
         prices, batch = self.settings.cost.prices, self.settings.batch
         return price_of(lm, prices) if batch is None else batch.price_of(lm, prices)
 
-    def start(self) -> Run:
+    def start(self) -> Run | Search:
         """Return the algorithm's generator.
 
         Raises:
@@ -129,10 +178,17 @@ class Plan:
 
     def asked_of(self, prompt: int) -> set[int]:
         """Return the questions that the algorithm asks a prompt in its first round."""
-        run = self.start()
-        first = next(run, None)
-        run.close()
+        first = self.first_pulls()
         return set() if first is None else set(first.query[first.prompt == prompt].tolist())
+
+    def first_pulls(self) -> Pulls | None:
+        """Return the first batch of pulls, as they are if no prompt is written before; None where there are none."""
+        run: Any = self.start()
+        first = next(run, None)
+        if isinstance(first, Wish):
+            first = run.send(self.problem)
+        run.close()
+        return first if isinstance(first, Pulls) else None
 
     @property
     def _apart(self) -> int:
@@ -167,6 +223,9 @@ class Plan:
         first, count = (len(self.examples), len(self.held_out)) if self.held_out else (0, len(self.examples))
         kept = self.reserved if outcome.complete else 0
         queries = np.arange(first, first + count)
+        if self.writing is not None and not self.held_out:  # an instruction may hold answers to what its writer read
+            unread = np.setdiff1d(queries, self.writing.read)
+            queries = unread if len(unread) else queries
         return measuring_pulls(self.problem, outcome, queries, kept, self.settings.seed, phases=1 if self.older else 2)
 
 
@@ -174,7 +233,7 @@ def make_plan(
     settings: Settings,
     student: Any,
     trainset: Any,
-    candidates: Iterable[Any] | None,
+    candidates: Any,
     *,
     valset: Any = None,
     inner: str | None = None,
@@ -185,7 +244,8 @@ def make_plan(
         ConfigurationError: Something cannot work; a subclass where there is one.
         ScoreError: The metric or an objective returns no score for the first training example.
     """
-    program, candidates = unwrap(student, candidates if candidates is not None else settings.candidates)
+    asked = candidates if candidates is not None else settings.candidates
+    program, candidates = unwrap(student, None if is_auto(asked) else asked)
     whole = Student(check_program(program))
     pipeline = Pipeline.of(program, inner) if inner is not None else None
     part = whole if pipeline is None else Student(pipeline.inner)
@@ -196,6 +256,8 @@ def make_plan(
     check_reserved_fields(part, inputs, settings.preference_field)
     settings.strategy.check_student(inputs, part.output_fields)
     strategy = fitted(settings.strategy, part.output_fields)
+    writes = settings.writes or candidates is None or is_auto(asked)  # a compiled program has candidates: its arms
+    candidates = [part.module] if candidates is None else candidates
     prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms)
     others = other_programs(prompts.shown)
     for prompt in others:
@@ -232,7 +294,7 @@ def make_plan(
         pipeline=pipeline,
         completions=settings.budget.completions,
     )
-    plan = _with_unit(plan)
+    plan = _with_unit(_with_writing(plan) if writes else plan)
     (plan if plan.completions is not None else plan.of(plan.least)).start().close()  # raises BudgetTooSmall
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
@@ -240,6 +302,42 @@ def make_plan(
         probe(trial, settings.metric, examples, prompt.student, bounds_of(strategy)[0])
     counted = [check_judge(judge, settings) for judge in found.judges]
     return replace(plan, judged=any(counted), doubtful=found.doubtful)
+
+
+def _with_writing(plan: Plan) -> Plan:
+    """Return the plan of a run that also writes prompts.
+
+    Raises:
+        ConfigurationError: They cannot be written, or the algorithm does not take prompts that come later.
+    """
+    settings, given = plan.settings, "candidates='auto', prompt_model and proposers"
+    if not isinstance(settings.algorithm, Auto):
+        raise ConfigurationError(
+            f"{given} need algorithm='auto', which takes prompts that come while it runs; got "
+            f"{short_name(settings.algorithm)!r}. Give a list of candidates and neither prompt_model nor proposers."
+        )
+    if plan.prompts.shape is not None or settings.batch is not None:
+        what = "batch=..." if settings.batch is not None else "more combinations of instructions than joint_limit"
+        raise ConfigurationError(f"{given} write prompts while the run goes on, which does not work with {what}.")
+    lm = settings.prompt_model or next(iter(plan.student.lms.values()))
+    try:
+        check_budget(lm, lm.kwargs, settings.budget, settings.cost.prices)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"The calls that write prompts count in the budget. {error}") from error
+    each = sum(
+        len(served.decodings) for served in combine(settings.lms, list(plan.student.predictors), settings.decoding)
+    )
+    size = max(_SIZE, 2 * each) // each * each
+    order = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))
+    writing = Writing(
+        proposer=Mix(proposers=settings.proposers) if settings.proposers else default_proposers(),
+        lm=lm,
+        read=tuple(sorted(order[: min(max(len(order) // _READ_SHARE, 1), _READ)].tolist())),
+        each=each,
+        most=size * settings.generations,
+    )
+    search = Generations(search=settings.algorithm, most=settings.generations, size=size)
+    return replace(plan, search=search, writing=writing)
 
 
 def _with_unit(plan: Plan) -> Plan:

@@ -17,6 +17,7 @@ from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference, is_number
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
+from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.rollouts.sampler import check_timeout
@@ -25,6 +26,29 @@ from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.scoring.user_functions import name_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """The meaning of `IAPO(auto=...)`, in numbers.
+
+    Attributes:
+        completions: The budget.
+        generations: Generations of new prompts at most.
+        max_n: Largest number of completions per call.
+    """
+
+    completions: int
+    generations: int
+    max_n: int
+
+
+LEVELS: dict[str, Level] = {
+    "light": Level(completions=1_500, generations=2, max_n=8),
+    "medium": Level(completions=5_000, generations=4, max_n=16),
+    "heavy": Level(completions=20_000, generations=8, max_n=32),
+}
+GENERATIONS, MAX_N = 4, 16  # where the user gives a budget and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +63,10 @@ class Settings:
     cost: Cost
     max_n: int
     budget: Budget
-    candidates: Iterable[Any] | None
+    generations: int
+    candidates: Any
+    prompt_model: dspy.BaseLM | None
+    proposers: tuple[Proposer, ...] | None
     decoding: Decodings
     lms: tuple[LMs, ...]
     joint_limit: int
@@ -101,28 +128,37 @@ class Settings:
         preferences = _preferences(given["preferences"], strategy.objectives)
         if cost is not None and not isinstance(cost, Cost):
             raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
-        lms = read_distinct_lms(given["lms"])
+        lms, level = read_distinct_lms(given["lms"]), _level(given["auto"], given["budget"])
         default, candidates, log_dir = given["default_preference"], given["candidates"], given["log_dir"]
         read = {
             "preferences": preferences,
             "default_preference": default if default is not None else preferences[0].name,
             "algorithm": named(given["algorithm"]),
             "cost": cost or default_cost(lms),
-            "budget": Budget.of(given["budget"]),
+            "budget": Budget.of(given["budget"] if level is None else level.completions),
+            "max_n": given["max_n"] if given["max_n"] is not None else MAX_N if level is None else level.max_n,
+            "generations": GENERATIONS if level is None else level.generations,
+            "prompt_model": _prompt_model(given["prompt_model"]),
+            "proposers": _proposers(given["proposers"]),
             "candidates": list(candidates) if isinstance(candidates, Iterator) else candidates,
             "decoding": read_decodings(given["decoding"], lms),
             "lms": lms,
             "log_dir": Path(log_dir) if log_dir is not None else None,
             "batch": BatchAPI.of(given["batch"]),
         }
-        return cls(**{**given, **read})
+        return cls(**{**{k: v for k, v in given.items() if k != "auto"}, **read})
+
+    @property
+    def writes(self) -> bool:
+        """Whether a run writes prompts, whichever candidates it has."""
+        return self.prompt_model is not None or self.proposers is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON data: a change of these data does not change the optimizer.
 
         Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
         """
-        plain = ("default_preference", "preference_field", "max_n", "joint_limit", "stopping", "seed",
+        plain = ("default_preference", "preference_field", "max_n", "generations", "joint_limit", "stopping", "seed",
                  "num_threads", "rollout_timeout", "outage_patience", "max_errors", "track_stats")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
@@ -134,11 +170,50 @@ class Settings:
             "budget": {k: v for k, v in dataclasses.asdict(self.budget).items() if v is not None},
             "algorithm": short_name(self.algorithm),
             "candidates": _candidates(self.candidates),
+            "prompt_model": self.prompt_model.model if self.prompt_model is not None else None,
+            "proposers": [type(p).__name__ for p in self.proposers] if self.proposers is not None else None,
             "decoding": _decodings(self.decoding),
             "lms": [_models(element) for element in self.lms],
             "log_dir": str(self.log_dir) if self.log_dir is not None else None,
             "batch": self.batch is not None,
         }
+
+
+def _level(auto: Any, budget: Any) -> Level | None:
+    """Return the level of a run; None where the user gives a budget."""
+    if auto is not None and budget is not None:
+        raise ConfigurationError(f"auto={auto!r} and budget={budget!r}: auto sets the budget; give one of them.")
+    if auto is None and budget is not None:
+        return None
+    name = "light" if auto is None else auto
+    if name not in LEVELS:
+        raise ConfigurationError(f"auto={auto!r}: give one of {', '.join(map(repr, LEVELS))}, or a budget.")
+    return LEVELS[name]
+
+
+def is_auto(candidates: Any) -> bool:
+    """Tell whether candidates are the word for prompts that the run writes."""
+    return isinstance(candidates, str) and candidates == "auto"
+
+
+def _prompt_model(lm: Any) -> dspy.BaseLM | None:
+    if lm is not None and not isinstance(lm, dspy.BaseLM):
+        raise ConfigurationError(f"prompt_model={lm!r}: give a dspy.LM, or leave it out: the student's LM writes then.")
+    return lm
+
+
+def _proposers(given: Any) -> tuple[Proposer, ...] | None:
+    """Return the proposers; None stands for those of the package."""
+    if given is None:
+        return None
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    wrong = [p for p in found if isinstance(p, type) or not isinstance(p, Proposer)]
+    if wrong or not found:
+        raise ConfigurationError(
+            f"proposers={given!r}: give objects with propose(evidence, n), such as those of "
+            "iapo_dspy.prompts.proposers, or leave it out."
+        )
+    return found
 
 
 def _preferences(given: Any, objectives: Sequence[str]) -> tuple[Preference, ...]:

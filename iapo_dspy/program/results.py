@@ -11,15 +11,18 @@ from typing import Any
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.confirmation import ConfirmedGain
 from iapo_dspy.bandit.inference import WANTED, Z95, Certainty, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import RESOURCES, Preference
-from iapo_dspy.program.evidence.columns import numbers, written
+from iapo_dspy.program.evidence.columns import numbers
+from iapo_dspy.program.evidence.columns import written as as_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.prompts.lms import models_of
+from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.failures import FailureReport
@@ -50,6 +53,8 @@ class PreferenceResult:
             for `psst`, whose estimates have no standard errors.
         held_out: The utility on the validation set; None without one.
         keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
+        gain: Where a prompt that the run wrote was the best one: its gain over the best prompt that was given, and how
+            much of it is left on training questions that no writer has read. Where nothing is, `arm` has the given one.
     """
 
     preference: Preference
@@ -66,6 +71,7 @@ class PreferenceResult:
     choice: Certainty | None = None
     held_out: HeldOut | None = None
     keeps_caps: bool = True
+    gain: ConfirmedGain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,7 @@ class CompileResult:
         rounds: The rounds of the algorithm, and the one that measured the chosen arms; None likewise.
         complete: False where a budget or an outage ended the run early; None likewise.
         outage: The provider that was down for too long, and since when; None where none was.
+        written: Prompt -> where it comes from, for the prompts that the run wrote.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
         programs: Makes `candidate_programs`.
@@ -114,6 +121,7 @@ class CompileResult:
     rounds: tuple[Round, ...] | None = field(repr=False)
     complete: bool | None
     outage: str | None
+    written: Mapping[int, WrittenPrompt] = field(repr=False)
     compiled: CompiledPolicy = field(repr=False)
     strategy: Strategy = field(repr=False)
     programs: Callable[[], tuple[dspy.Module, ...]] = field(repr=False)
@@ -161,6 +169,7 @@ class CompileResult:
             rounds=self.rounds,
             complete=self.complete,
             outage=self.outage,
+            written=self.written,
         )
 
     @property
@@ -210,6 +219,7 @@ class CompileResult:
                 f"{name}: best single completions, but {d.difference:.3f} ({d.interval[0]:.3f} to {d.interval[1]:.3f}) "
                 f"behind at N={d.n}: {self.labels[d.prompt]}"
             )
+        rows += [_left(row, self.written[row.gain.prompt].by) for row in self.policy if row.gain is not None]
         rows += self.too_little
         if not plain:
             rows.append(f"(cost: {self.cost.unit})")
@@ -233,6 +243,18 @@ def _sure(row: PreferenceResult) -> str:
             f"held out {row.held_out.utility:.3f}, {row.held_out.interval[0]:.3f} to {row.held_out.interval[1]:.3f}"
         )
     return f"({', '.join(found)})  " if found else ""
+
+
+def _left(row: PreferenceResult, by: str) -> str:
+    """Say how much of a written prompt's gain is left on questions that no writer has read."""
+    found = row.gain
+    assert found is not None
+    start = f"{row.preference.name or ''}: the prompt that {by} wrote gains {found.gain:.3f} over the best given one"
+    if not found.queries:
+        return f"{start}, and no other question tells how much of it is luck: the given one is taken"
+    error = "" if math.isnan(found.standard_error) else f" (standard error {found.standard_error:.3f})"
+    left = f"{start}, {found.left:.3f}{error} on {found.queries} questions that no writer has read"
+    return left if found.confirmed else f"{left}: the given one is taken"
 
 
 def _too_little(row: PreferenceResult, spent: int, n_queries: int) -> str | None:
@@ -282,6 +304,8 @@ def make_result(
     rounds: Sequence[Round] | None = None,
     complete: bool | None = None,
     outage: str | None = None,
+    written: Mapping[int, WrittenPrompt] | None = None,
+    gains: Sequence[ConfirmedGain | None] = (),
     validated: bool = False,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words, with arrays as they would be read back.
@@ -297,6 +321,8 @@ def make_result(
         rounds: The rounds of the run.
         complete: Whether no budget ended the run early.
         outage: The provider that was down for too long; None where none was.
+        written: Where prompts come from that the run wrote.
+        gains: Gains of written prompts [C]; none where none was written.
         validated: Whether the chosen arms were measured on a validation set.
     """
     labels = tuple(p.label for p in compiled.prompts)
@@ -329,6 +355,7 @@ def make_result(
                 evidence=int(outcome.evidence[c]),
                 choice=sure[c] if sure is not None else None,
                 held_out=alone if validated else None,
+                gain=gains[c] if gains else None,
             )
         )
     error = estimates.standard_error
@@ -350,6 +377,7 @@ def make_result(
         rounds=None if rounds is None else tuple(rounds),
         complete=complete,
         outage=outage,
+        written=dict(written or {}),
         compiled=compiled,
         strategy=strategy,
         programs=programs,
@@ -358,7 +386,7 @@ def make_result(
 
 def _as_saved(values: FloatArray) -> FloatArray:
     """Return an array as it would be read back."""
-    return numbers(written(values), np.float64, values.shape)
+    return numbers(as_text(values), np.float64, values.shape)
 
 
 def of_calls(output_tokens: FloatArray, max_n: int) -> FloatArray:

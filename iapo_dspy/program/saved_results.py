@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import dspy
@@ -21,6 +21,7 @@ from iapo_dspy.bandit.outcome import Round
 from iapo_dspy.program.evidence.columns import numbers, packed, plain, unpacked, written
 from iapo_dspy.program.policy import CompiledPolicy, checked, part
 from iapo_dspy.program.results import CompileResult, PreferenceResult, of_calls
+from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy
@@ -43,6 +44,7 @@ class _Saved:
     complete: bool | None
     outage: str | None
     estimates: str
+    written: Mapping[int, WrittenPrompt] = field(default_factory=dict)
 
 
 _SAVED, _ROW = TypeAdapter(_Saved), TypeAdapter(PreferenceResult)
@@ -67,6 +69,7 @@ def result_to_dict(result: CompileResult) -> dict[str, Any]:
             complete=result.complete,
             outage=result.outage,
             estimates=packed(arrays),
+            written=result.written,
         )
     )
     return saved
@@ -112,6 +115,7 @@ def read_result(
             failures=saved.failures,
             complete=saved.complete,
             outage=saved.outage,
+            written=saved.written,
             compiled=policy,
             strategy=strategy,
             programs=programs,
@@ -120,6 +124,10 @@ def read_result(
         asked = [(d.context, d.prompt, d.beaten_by) for d in found.deceptive or ()]
         if any(not (0 <= c < shape[0] and 0 <= p < n_prompts and 0 <= q < n_prompts) for c, p, q in asked):
             raise ValueError("deceptive prompts are of preferences or prompts that the policy does not have")
+        gains = [row.gain for row in found.policy if row.gain is not None]
+        named = {*found.written, *(p for w in found.written.values() for p in w.parents), *(g.given for g in gains)}
+        if not named <= set(range(n_prompts)) or not {g.prompt for g in gains} <= found.written.keys():
+            raise ValueError("written prompts are not among those of the policy")
         return found
 
 

@@ -17,9 +17,12 @@ import numpy as np
 from iapo_dspy.errors import ConfigurationError, ScoreError
 from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.lm.params import generation_params
+from iapo_dspy.scoring.user_functions import name_of
 
 Metric = Callable[..., Any]
-"""`metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)`."""
+"""`metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=..., feedback=...)`."""
+
+_LONGEST_FEEDBACK = 2000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Scored:
             part as it does when deployed, where there is no metric, and is worth the metric's lowest value.
         error: True where an exception, rather than the text of the completion, made it fail.
         value: The answer itself, for strategies that compare answers by more than their keys; never stored.
+        feedback: What the metric said of it beside the score; only proposers read it.
     """
 
     answer: str | None = None
@@ -41,6 +45,7 @@ class Scored:
     failure: str | None = None
     error: bool = False
     value: Any = field(default=None, compare=False, repr=False)
+    feedback: str | None = field(default=None, compare=False, repr=False)
 
     @property
     def usable(self) -> bool:
@@ -93,6 +98,23 @@ def as_score(value: Any, *, what: str, bounds: tuple[float, float] | None = (0.0
             f"{what} returned {score}; scores must lie in [{low:g}, {high:g}]. Rescale it, or set `bounds`."
         )
     return score
+
+
+class Heard:
+    """A metric that is listened to: it does as the metric does, and keeps the feedback that came with a score."""
+
+    def __init__(self, metric: Metric) -> None:
+        self.__qualname__ = name_of(metric)
+        self._metric = metric
+        self.feedback: str | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Ask the metric."""
+        value = self._metric(*args, **kwargs)
+        said = value.get("feedback") if isinstance(value, dspy.Prediction) else None
+        if isinstance(said, str) and said.strip():
+            self.feedback = said.strip()[:_LONGEST_FEEDBACK]
+        return value
 
 
 def function_digest(*parts: Any) -> str:

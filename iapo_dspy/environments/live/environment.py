@@ -20,6 +20,7 @@ from iapo_dspy.environments.live.scoring import Scorer
 from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
+from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.errors import BudgetExceeded, ProviderDown
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.lines import BatchLine
@@ -103,9 +104,10 @@ class LiveEnvironment:
         batch: Have each round drawn by batch jobs at the provider; None sends ordinary requests.
         equal: Ends the run after a round in which all scores were equal; None lets it go on.
         stored_only: Make only pulls whose completions are stored, so that nothing is drawn.
+        tries: Where completions are kept for writers of prompts; None where nobody writes.
 
     Attributes:
-        n_prompts: P.
+        n_prompts: P, with those that may still come.
         n_queries: X.
         unjudged: Completions that were drawn, but not scored, because their judge did not fit into the budget.
     """
@@ -127,6 +129,7 @@ class LiveEnvironment:
         batch: BatchAPI | None = None,
         equal: EqualScores | None = None,
         stored_only: bool = False,
+        tries: Tries | None = None,
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -158,6 +161,7 @@ class LiveEnvironment:
         self._told_unit = False
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._equal = equal
+        self._tries = tries
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
         self._by_batch = batch is not None
         self._batches = BatchSampler(
@@ -226,12 +230,13 @@ class LiveEnvironment:
         """
         return run_on_loop(self._observe(pulls), calls=self._calls)
 
-    def recall(self, n_queries: int) -> Observations | None:
+    def recall(self, n_prompts: int, n_queries: int) -> Observations | None:
         """Score what other runs have paid for before this one began; None where they have nothing.
 
         Only a judge that was never asked costs anything, and a student that measures the unit of costs.
 
         Args:
+            n_prompts: Count the first prompts only.
             n_queries: Count the first queries only.
 
         Raises:
@@ -239,7 +244,7 @@ class LiveEnvironment:
         """
         found = [
             (p, x, draws)
-            for p in range(self.n_prompts if self._ledger.known else 0)
+            for p in range(n_prompts if self._ledger.known else 0)
             for x in range(n_queries)
             if (draws := self._stored.known((self._id(p), self._queries[x])))
         ]
@@ -392,6 +397,8 @@ class LiveEnvironment:
             scored = await self._scorer.score(example, completions, self._labels[pull.query])
             if self._equal is not None:
                 self._equal.add(pull.prompt, pull.query, example, completions, scored)
+            if self._tries is not None:
+                self._tries.add(pull.prompt, pull.query, completions, scored)
             pulled = self._observer.pulled(pull.prompt, completions, scored)
             self.unjudged += len(scored) - len(pulled.scored)
             before = self._ledger.known.get(start.cell, ())

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextvars
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import dspy
 
@@ -18,7 +19,7 @@ from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ScoreRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.scoring.inside_pipeline import score_inside
-from iapo_dspy.scoring.scores import Metric, Scored
+from iapo_dspy.scoring.scores import Heard, Metric, Scored
 from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy, columns_of
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Scorer:
         if known is not None and not known.error:
             if (found := self._stored(known, said)) is not None:
                 return found
+        heard = Heard(self._metric) if self._metric is not None else None
         with self._metering.case(record.key) as case:
             if inner is not None and inner.prediction is not None:
                 scored = score_inside(
@@ -100,14 +102,16 @@ class Scorer:
                     inputs=inner.inputs,
                     said=inner.prediction,
                     outcome=completion.prediction,
-                    metric=self._metric,
+                    metric=heard,
                     failure=record.failure,
                     error=record.error,
                 )
             else:
-                scored = self.strategy.score(example, completion.prediction, self._metric)
+                scored = self.strategy.score(example, completion.prediction, heard)
         if not case.conclude():
             return None
+        if heard is not None and heard.feedback is not None:
+            scored = replace(scored, feedback=heard.feedback)
         self._ledger.append(
             ScoreRecord(
                 key=record.key,
@@ -116,6 +120,7 @@ class Scorer:
                 failure=scored.failure,
                 error=scored.error,
                 scorer=scorer,
+                feedback=scored.feedback,
                 calibrates=isinstance(self.strategy, Calibrates) and not self.strategy.calibrated,
             )
         )
@@ -131,7 +136,14 @@ class Scorer:
             except Exception as error:  # noqa: BLE001 - the user's normalize; scoring keeps its failure
                 logger.debug("A stored answer is scored anew (%s).", type(error).__name__)
                 return None
-        return Scored(answer=known.answer, scores=scores, failure=known.failure, error=known.error, value=value)
+        return Scored(
+            answer=known.answer,
+            scores=scores,
+            failure=known.failure,
+            error=known.error,
+            value=value,
+            feedback=known.feedback,
+        )
 
     def _compare_inputs(self, inputs: Sequence[object]) -> None:
         """Warn once of a pipeline that does something random before its inner module."""

@@ -14,6 +14,7 @@ from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.structure import calls_of, is_direct
+from iapo_dspy.optimizer.quoting.writers import writers_of
 from iapo_dspy.preferences import RESOURCES
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import PlannedRecord
@@ -100,7 +101,8 @@ def planned(plan: Plan, environment: LiveEnvironment, meter: Meter, ledger: Ledg
         return plan
     takes, looked = _measured(plan, environment, meter, ledger)
     others = ledger.taken_over + ledger.others
-    looked = looked + np.array([others.tokens, others.usd])
+    writers = writers_of(plan)
+    looked = looked + np.array([others.tokens, others.usd]) + (writers.takes if writers is not None else 0.0)
     known = ledger.planned
     if known is not None and (known.tokens, known.usd) == (budget.tokens, budget.usd):
         completions = known.completions  # an earlier process has planned for it
@@ -181,11 +183,8 @@ def most_pulls(plan: Plan) -> int | None:
 
 def first_pulls(plan: Plan) -> Pulls:
     """Return the first batch of a plan's pulls."""
-    run = plan.start()
-    first = next(run, None)
-    run.close()
     none = np.zeros(0, dtype=np.int64)
-    return Pulls(none, none, none) if first is None else first
+    return plan.first_pulls() or Pulls(none, none, none)
 
 
 def check_pays(plan: Plan) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from iapo_dspy.bandit.outcome import Wish
+from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.fingerprint import older_of, prompt_ids
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import Takes, completions_for
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, calls_of, is_direct
+from iapo_dspy.optimizer.quoting.writers import Writers
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.lm.params import supports_n
@@ -80,11 +83,14 @@ class _Lengths:
         return np.hstack([size, self.once[pulls.prompt] + size * (self.each[pulls.prompt] + self.judges)])
 
 
-def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[Plan, Expected | None, tuple[str, ...]]:
+def expect(
+    plan: Plan, output_tokens: float | Sequence[float] | None, writers: Writers | None = None
+) -> tuple[Plan, Expected | None, tuple[str, ...]]:
     """Return the probable spend of a plan, and reasons why it is not known.
 
     Args:
         plan: The run. Where its directory has a ledger, lengths that are not given are taken from it.
+        writers: The calls that write prompts; None where nobody does.
         output_tokens: Mean output tokens of a completion, all its LM calls together: one number, or one for each
             prompt.
 
@@ -118,12 +124,13 @@ def expect(plan: Plan, output_tokens: float | Sequence[float] | None) -> tuple[P
         basis = "output_tokens as given" if given is not None else f"the ledger in {log_dir}"
     notes = ("the metric asks LMs, which come on top of the expectation",) if plan.judged and ledger is None else ()
     if plan.completions is None:
-        plan = plan.of(max(completions_for(plan, lengths.takes), plan.least))
+        aside = writers.takes if writers is not None else None
+        plan = plan.of(max(completions_for(plan, lengths.takes, aside), plan.least))
     quality = ledger.quality(plan) if ledger is not None else None
-    guesses = [_Guess(plan, lengths, quality, seed) for seed in range(_RUNS)]
+    guesses = [_Guess(plan, lengths, quality, seed, writers) for seed in range(_RUNS)]
     for guess in guesses:
         guess.measure_the_student()
-        outcome = drive(plan.start(), guess)
+        outcome = drive(plan.start(), guess, more=guess.write)
         guess.take(plan.measuring(outcome))
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
@@ -273,9 +280,13 @@ class _Guess:
     (`quality`, as `_Ledger.quality` returns it).
     """
 
-    def __init__(self, plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int) -> None:
+    def __init__(
+        self, plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int, writers: Writers | None = None
+    ) -> None:
         self._plan = plan
         self._lengths = lengths
+        self._writers = writers
+        self._problem = plan.problem
         self._rng = np.random.default_rng([plan.settings.seed, seed])
         seen, mean = (np.zeros(len(plan.prompts)),) * 2 if quality is None else quality.T
         share = self._rng.beta(2.0 + seen * mean, 1.5 + seen * (1.0 - mean))
@@ -288,7 +299,7 @@ class _Guess:
     @property
     def n_prompts(self) -> int:
         """P."""
-        return len(self._plan.prompts)
+        return self._problem.n_prompts
 
     @property
     def n_queries(self) -> int:
@@ -309,6 +320,23 @@ class _Guess:
             overhead=np.nan_to_num(self._lengths.once[made.prompt]) @ weights + cost.seconds,
             exhausted=len(made) < len(pulls),
         )
+
+    def write(self, wish: Wish) -> Problem:
+        """Make up prompts that are as long as those at hand."""
+        before = self._problem
+        count = before.n_prompts + wish.n
+        if self._writers is not None:
+            self.taken[1:] += self._writers.each[min(wish.generation, len(self._writers.each) - 1)]
+        lengths = self._lengths
+        once, each = (np.vstack([a, np.tile(a.mean(axis=0), (wish.n, 1))]) for a in (lengths.once, lengths.each))
+        self._lengths = replace(lengths, once=once, each=each)
+        share = self._rng.beta(2.0, 1.5, wish.n)
+        self._skill = np.append(self._skill, np.log(share / (1.0 - share)))
+        self._liking = np.vstack([self._liking, self._rng.normal(0.0, 1.5, (wish.n, before.n_queries))])
+        of, parent = np.full(wish.n, int(wish.front.sum(axis=0).argmax())), before.parent
+        parent = np.append(np.full(before.n_prompts, -1) if parent is None else parent, of)
+        self._problem = replace(before, n_prompts=count, parts=None, parent=parent)
+        return self._problem
 
     def measure_the_student(self) -> None:
         """Add the completions of a student that is drawn for the unit of costs only; it is taken to be average."""

@@ -16,9 +16,11 @@ from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
+from iapo_dspy.optimizer.quoting.writers import Writers, writers_of
+from iapo_dspy.optimizer.writing.earlier import with_earlier
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of, taken_over, unit_of
 from iapo_dspy.sampling.ledger.reading import contents_of
-from iapo_dspy.sampling.ledger.records import RunRecord
+from iapo_dspy.sampling.ledger.records import ProposalRecord, RunRecord
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.pricing import LIKELY_MARGIN, count_text
@@ -68,8 +70,9 @@ class Left:
 class Quote:
     """Upper bounds of one run, and what it will probably take; retries of failed requests come on top.
 
-    LM calls of a metric or an objective (judges) are not in the bounds, because their number is not known before the
-    run. The budget holds for them too. Bounds and expectation are those of the whole run, also where it goes on.
+    LM calls of a metric or an objective (judges), and those that write prompts, are not in the bounds, because their
+    number is not known before the run. The budget holds for them too. Bounds and expectation are those of the whole
+    run, also where it goes on.
 
     Attributes:
         prompts: Size of the prompt set P.
@@ -83,6 +86,8 @@ class Quote:
         usd: Dollars at most; a dollar budget caps it. None where a price or one of the token counts is not known.
         expected: What the run will probably take. None where the lengths of completions are not known.
         left: What is left to spend, where `log_dir` has a run that goes on.
+        writers: What writing prompts will probably take; None where the run writes none. It is part of the expectation,
+            not of the bounds.
         notes: Reasons why a number is not known, and ways to make it known.
     """
 
@@ -95,6 +100,7 @@ class Quote:
     usd: float | None
     expected: Expected | None
     left: Left | None
+    writers: Writers | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -106,7 +112,7 @@ class Quote:
         guess = self.expected
         shown = {"requests": "{:,.0f}", "prompt_tokens": "{:,.0f}", "completion_tokens": "{:,.0f}", "usd": "{:,.4g}"}
         lines = [
-            f"at most {show(self.completions, '{:,}')} completions of {self.prompts} prompts "
+            f"at most {show(self.completions, '{:,}')} completions of {self.prompts} prompt{'s' * (self.prompts > 1)} "
             f"(least {self.least_completions:,})",
             f"{'':<20}{'at most':>14}" + ("" if guess is None else f"{'expected':>14}   between"),
         ]
@@ -117,7 +123,7 @@ class Quote:
                 expected += "   " + " and ".join(text.format(v) for v in guess.spread[name])
             lines.append(f"{words:<20}{show(getattr(self, name), text):>14}{expected}")
         lines += [] if guess is None else [f"lengths: {guess.basis}"]
-        lines += [] if self.left is None else [str(self.left)]
+        lines += [str(part) for part in (self.writers, self.left) if part is not None]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
 
 
@@ -128,7 +134,8 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
         ConfigurationError: `output_tokens` does not fit the prompts.
     """
     budget, notes = plan.settings.budget, []
-    plan, expected, more = expect(plan, output_tokens)
+    writers = writers_of(plan)
+    plan, expected, more = expect(plan, output_tokens, writers)
     requests = prompt_tokens = completion_tokens = usd = None
     if plan.completions is None:
         notes.append(
@@ -166,6 +173,7 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
         usd=_least(usd, budget.usd),
         expected=expected,
         left=_left(plan),
+        writers=writers,
         notes=(*notes, *more),
     )
 
@@ -184,7 +192,9 @@ def _left(plan: Plan) -> Left | None:
     contents = contents_of(log_dir, partial(older_of, plan, id_of))
     run = RunRecord(fingerprint=fingerprint_of(facts), settings=facts)
     began = contents.run_of(run.fingerprint) is not None
-    found = serving(plan, contents.usable(), id_of, has_unit=unit_of(contents, run)[1], began=began)
+    usable = contents.usable()
+    plan = with_earlier(plan, contents.all(ProposalRecord), {prompt for prompt, _ in usable})
+    found = serving(plan, usable, prompt_ids(plan), has_unit=unit_of(contents, run)[1], began=began)
     seconds = contents.paid(run.fingerprint).after.spent.seconds
     spent = taken_over(contents) + Spent(completions=found.restored, seconds=seconds)
     return Left(

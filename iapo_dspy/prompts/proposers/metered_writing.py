@@ -21,6 +21,7 @@ from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ProposalRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.sampling.spending.budget import WRITERS
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class MeteredWriting:
 
     def _seconds_left(self) -> float:
         limit = self._meter.budget.seconds if self._meter.budget is not None else None
-        return math.inf if limit is None else max(limit - self._meter.spent.seconds, 0.0)
+        return math.inf if limit is None else max(limit - self._meter.spent.seconds, 0.0) / WRITERS
 
     def _tell(self, error: Exception | None, case: Case, found: list[Proposed]) -> None:
         """Warn of each kind of trouble once."""
@@ -113,13 +114,13 @@ class MeteredWriting:
             )
 
 
-def earlier_proposals(ledger: LedgerPort, programs: Sequence[dspy.Module]) -> list[Proposed]:
-    """Return the prompts that proposers had written in this ledger before its run began.
+def earlier_proposals(records: Sequence[ProposalRecord], programs: Sequence[dspy.Module]) -> list[Proposed]:
+    """Return the prompts that proposers wrote, as a ledger has them.
 
     Those that are among `programs`, and those of programs with another class or other fields, are left out.
 
     Args:
-        ledger: The run's.
+        records: Those of the ledger.
         programs: The candidates that the run has, the student first.
 
     Returns:
@@ -128,7 +129,7 @@ def earlier_proposals(ledger: LedgerPort, programs: Sequence[dspy.Module]) -> li
     """
     number = {_named(program)[0]: i for i, program in reversed(list(enumerate(programs)))}
     found: list[Proposed] = []
-    for record in ledger.proposals:
+    for record in records:
         candidate = _candidate(record, programs) if record.key not in number else None
         if candidate is not None:
             parents = tuple(number[key] for key in record.parents if key in number)

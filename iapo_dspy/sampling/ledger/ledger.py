@@ -83,6 +83,7 @@ class LedgerPort:
         about: What the first process of the run wrote of it, beside what it depends on; None for a run that begins.
         planned: The completions that earlier processes of the run planned for; None where the budget said it.
         proposals: The prompts that proposers had written before this run began, in their order.
+        written: Those, and the ones that earlier processes of this run had written.
     """
 
     def __init__(self) -> None:
@@ -99,6 +100,7 @@ class LedgerPort:
         self.about: Mapping[str, Any] | None = None
         self.planned: PlannedRecord | None = None
         self.proposals: tuple[ProposalRecord, ...] = ()
+        self.written: tuple[ProposalRecord, ...] = ()
 
     def completions(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
         """Return those of these draws of a cell that are stored and that pulls can use, by number."""
@@ -206,6 +208,7 @@ class Ledger(LedgerPort):
         )
         self.planned = next(reversed(contents.own(PlannedRecord, fingerprint)), None)
         self.proposals = tuple(contents.all(ProposalRecord, before=began))
+        self.written = tuple(contents.all(ProposalRecord))
         self.about = None if first is None else (first.settings or {}).get("about", {})
         self._contents = contents
         self._kept: dict[Cell, dict[int, CompletionRecord]] = {}

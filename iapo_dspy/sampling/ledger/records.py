@@ -118,6 +118,7 @@ class ScoreRecord:
         error: Whether the metric raised an exception.
         scorer: Hash of the code that scored and of the labels that it saw; other code and other labels score anew.
         calibrates: Whether it belongs to the first batch of a run, whose scores set the scales of the objectives.
+        feedback: What the metric said of it beside the score, for proposers.
     """
 
     key: str
@@ -127,6 +128,7 @@ class ScoreRecord:
     failure: str | None = None
     error: bool = False
     calibrates: bool = False
+    feedback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +345,7 @@ def encode_record(record: Record) -> dict[str, Any]:
         value = getattr(record, f.name)
         if isinstance(value, Usage):
             line |= {name: getattr(value, name) for name in _USAGE[type(record)]}
-        else:
+        elif value is not None or f.name != "feedback":  # which most scores do not have
             line[f.name] = jsonable(value)
     return line
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Share = Literal["judge", "writer"]
+WRITERS = 4  # one in so many tokens, dollars and seconds of a budget at most writes prompts; the rest tries them
 """Whose calls `Spent` tells apart from the task's own: those of metrics and objectives, and those of proposers."""
 _PICO = 10**12
 
@@ -244,6 +245,7 @@ class Meter:
         self._reserved_completions = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
+        self._writing = [0, 0]  # tokens and picodollars that are reserved by writers
         self._waiters: list[asyncio.Future[None]] = []
         self._journal: Callable[[Spent, Spent], None] | None = None
         self._journal_lock = threading.Lock()
@@ -312,9 +314,10 @@ class Meter:
         """
         pico = math.ceil(usd * _PICO)
         with self._lock:
-            obstacle = self._obstacle(completions, tokens, pico)
+            obstacle = self._obstacle(completions, tokens, pico, share)
             if obstacle is not None:
                 raise BudgetExceeded(obstacle)
+            self._count_writing(tokens, pico, share)
             self._reserved_completions += completions
             self._reserved_tokens += tokens
             self._reserved_pico += pico
@@ -336,9 +339,9 @@ class Meter:
                 waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 with self._lock:
                     nothing_in_flight = not self._reserved_tokens and not self._reserved_pico
-                    if nothing_in_flight and self._obstacle(0, tokens, pico) is None:
+                    if nothing_in_flight and self._obstacle(0, tokens, pico, share) is None:
                         continue
-                    if nothing_in_flight or self._obstacle(0, tokens, pico, spent_only=True) is not None:
+                    if nothing_in_flight or self._obstacle(0, tokens, pico, share, spent_only=True) is not None:
                         raise
                     self._waiters.append(waiter)
             await waiter
@@ -375,27 +378,49 @@ class Meter:
             self._writer_pico += _picodollars(spent.writer_usd)
             self._spent += spent
 
-    def _obstacle(self, completions: int, tokens: int, pico: int, *, spent_only: bool = False) -> str | None:
+    def _obstacle(
+        self, completions: int, tokens: int, pico: int, share: Share | None = None, *, spent_only: bool = False
+    ) -> str | None:
         """Say which limit an addition would exceed, None if it fits. Needs no lock to be safe, only to be exact."""
         budget = self.budget
         if budget is None:
             return None
-        share = 0 if spent_only else 1
-        used = self._spent.completions + share * self._reserved_completions
+        held = 0 if spent_only else 1
+        if share == "writer" and (found := self._of_writers(budget, tokens, pico, held)) is not None:
+            return found
+        used = self._spent.completions + held * self._reserved_completions
         if budget.completions is not None and completions and used + completions > budget.completions:
             return f"{completions} completions do not fit: {used} of {budget.completions} are spent or reserved."
-        used = self._spent.tokens + self.others.tokens + share * self._reserved_tokens
+        used = self._spent.tokens + self.others.tokens + held * self._reserved_tokens
         if budget.tokens is not None and used + tokens > budget.tokens:
             return f"Up to {tokens} tokens do not fit: {used} of {budget.tokens} are spent or reserved."
-        used = self._pico + _picodollars(self.others.usd) + share * self._reserved_pico
+        used = self._pico + _picodollars(self.others.usd) + held * self._reserved_pico
         if budget.usd is not None and used + pico > math.floor(budget.usd * _PICO):
             return f"Up to {pico / _PICO} dollars do not fit: {used / _PICO} of {budget.usd} are spent or reserved."
         if budget.seconds is not None and self._clock() - self._start >= budget.seconds:
             return f"The {budget.seconds:g} seconds of the budget are over."
         return None
 
+    def _of_writers(self, budget: Budget, tokens: int, pico: int, held: int) -> str | None:
+        """Say which part of a limit that writers may take an addition of theirs would exceed, None if it fits."""
+        used, most = self._spent.writer_tokens + held * self._writing[0], (budget.tokens or 0) // WRITERS
+        if budget.tokens is not None and used + tokens > most:
+            return f"Up to {tokens} tokens do not fit: writers have taken or reserved {used} of their {most} tokens."
+        used, most = self._writer_pico + held * self._writing[1], math.floor((budget.usd or 0.0) * _PICO) // WRITERS
+        if budget.usd is not None and used + pico > most:
+            return (
+                f"Up to {pico / _PICO} dollars do not fit: writers have taken or reserved {used / _PICO} of their "
+                f"{most / _PICO} dollars."
+            )
+        return None
+
+    def _count_writing(self, tokens: int, pico: int, share: Share | None) -> None:
+        if share == "writer":
+            self._writing = [self._writing[0] + tokens, self._writing[1] + pico]
+
     def _close(self, reservation: Reservation, spent: Spent) -> None:
         with self._lock:
+            self._count_writing(-reservation.tokens, -reservation.picodollars, reservation.share)
             self._reserved_completions -= reservation.completions
             self._reserved_tokens -= reservation.tokens
             self._reserved_pico -= reservation.picodollars

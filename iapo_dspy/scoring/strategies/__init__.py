@@ -17,6 +17,7 @@ from iapo_dspy.scoring.strategies.port import (
     columns_of,
     fitted,
     highest_of,
+    lowest_of,
 )
 from iapo_dspy.scoring.strategies.vote import MajorityVote
 from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote
@@ -43,5 +44,6 @@ __all__ = [
     "columns_of",
     "fitted",
     "highest_of",
+    "lowest_of",
     "math_equal",
 ]

@@ -73,6 +73,11 @@ class Mixed:
         return self.vote.bounds
 
     @property
+    def lowest(self) -> tuple[float, ...]:
+        """Lowest score of each objective."""
+        return (self.bounds[0], *self.best.lowest)
+
+    @property
     def highest(self) -> tuple[float, ...]:
         """Highest score of each objective."""
         return (self.bounds[1], *self.best.highest)
@@ -118,7 +123,7 @@ class Mixed:
     def aggregator(self) -> Aggregator:
         """Return the vectorised form."""
         style = tuple(range(1, len(self.objectives)))
-        floors = (self.vote.bounds[0], *self.best.lowest)
+        floors = self.lowest
         if not isinstance(self.vote, WeightedVote):
             return TallyAggregator(floors=floors, style=style)
         upper = self.vote.weight.bounds[1]

@@ -185,6 +185,12 @@ def highest_of(strategy: Strategy) -> tuple[float, ...]:
     return tuple(found) if found is not None else (bounds_of(strategy)[1],) * len(strategy.objectives)
 
 
+def lowest_of(strategy: Strategy) -> tuple[float, ...]:
+    """Return the lowest score of each objective [K]: `lowest`, where a strategy has it, or that of its metric."""
+    found: Any = getattr(strategy, "lowest", None)
+    return tuple(found) if found is not None else (bounds_of(strategy)[0],) * len(strategy.objectives)
+
+
 def fitted(strategy: Strategy, outputs: Mapping[str, Any]) -> Strategy:
     """Return a strategy as it reads a student with these output fields (name -> annotation)."""
     return strategy.fitted(outputs) if isinstance(strategy, Typed) else strategy

@@ -13,8 +13,8 @@ from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.baselines.uniform import Uniform
-from iapo_dspy.bandit.confirmation import ConfirmedGain, confirm, without
-from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, part
+from iapo_dspy.bandit.outcome import Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.preferences import RESOURCES
@@ -35,7 +35,8 @@ def by_hand(right: dict[int, list[int]], *, cost: Sequence[float] = (0.0, 0.0)) 
 
 
 def confirmed(world: tuple[Problem, Outcome], read: Sequence[int]) -> tuple[Outcome, ConfirmedGain | None]:
-    found = confirm(world[0], Uniform(), world[1], written=np.array([1]), read=np.array(read, dtype=int))
+    run = world[0], Uniform(), world[1]
+    found = confirm(*run, given=among_given(*run, 1), read=np.array(read, dtype=int))
     (gain,) = found.gains
     return found.outcome, gain
 
@@ -70,6 +71,19 @@ def test_a_gain_that_no_unread_query_shows_is_not_confirmed(right: dict[int, lis
     assert gain.confirmed is False and outcome.policy[0] == Arm(0, 1)
 
 
+def test_what_measures_the_arms_after_the_choice_counts_and_the_given_arm_keeps_its_stop() -> None:
+    problem, outcome = by_hand({0: [0, 0, 0], 1: [1, 1, 1]})
+    given = among_given(problem, Uniform(), outcome, 1)
+    assert given is not None and given.policy[0] == Arm(0, 1)
+    stop = StoppedArm(arm=Arm(0, 1), utility=0.5, reward=0.5, gain=0.0, cost=0.0, completions=1.0, waves=1.0)
+    given, outcome = replace(given, stops=(stop,)), replace(outcome, stops=(replace(stop, arm=Arm(1, 1)),))
+    later = observe([(0, 4, 1), (1, 4, 1), (1, 5, 1)], [1.0, 0.0, 1.0], label=[0, 1, 0], cost=[0.0] * 3)
+    found = confirm(problem, Uniform(), outcome, given=given, read=np.array([0, 1, 2]), more=[later])
+    (gain,) = found.gains
+    assert gain is not None and (gain.queries, gain.left, gain.confirmed) == (1, -0.5, False)
+    assert found.outcome.policy[0] == Arm(0, 1) and found.outcome.stops == (stop,)
+
+
 @pytest.mark.parametrize("right", [{0: [1, 1, 1], 1: [0, 0, 0]}, {1: [1, 1, 0]}])
 def test_given_prompts_and_those_without_a_given_rival_are_left_alone(right: dict[int, list[int]]) -> None:
     world = by_hand(right)
@@ -91,7 +105,8 @@ def test_each_context_is_confirmed_for_itself_and_caps_hide_nothing() -> None:
     seen = observe(pulls, score, label=[1 - s for s in score], cost=[0.0] * 4 + [0.1] * 4)
     outcome = Uniform().solve(problem, [replace(seen, used=used, once=np.zeros_like(used))])
     assert [arm.prompt for arm in outcome.policy.arms] == [1, 1, 0, 1]
-    found = confirm(problem, Uniform(), outcome, written=np.array([1]), read=np.array([0, 1]))
+    given = among_given(problem, Uniform(), outcome, 1)
+    found = confirm(problem, Uniform(), outcome, given=given, read=np.array([0, 1]))
     assert [gain and gain.left for gain in found.gains] == [0.5, pytest.approx(-0.1), None, 0.5]
     assert [gain and gain.confirmed for gain in found.gains] == [True, False, None, True]
     assert [arm.prompt for arm in found.outcome.policy.arms] == [1, 0, 0, 1]
@@ -100,11 +115,11 @@ def test_each_context_is_confirmed_for_itself_and_caps_hide_nothing() -> None:
 def test_pulls_and_their_completions_stay_together() -> None:
     seen = observe([(0, 0, 2), (1, 3, 1), (0, 2, 3)], np.arange(6.0), label=np.arange(6), overhead=[7, 8, 9])
     used = np.arange(3.0 * len(RESOURCES)).reshape(3, -1)
-    part = without(replace(seen, used=used, once=-used), np.array([0, 5]))
-    assert part.score[:, 0].tolist() == [2, 3, 4, 5] and part.label.tolist() == [2, 3, 4, 5]
-    assert part.overhead.tolist() == [8, 9] and part.pulls.query.tolist() == [3, 2]
-    assert part.used is not None and part.once is not None
-    assert np.array_equal(part.used, used[1:]) and np.array_equal(part.once, -used[1:])
+    left = part(replace(seen, used=used, once=-used), np.array([False, True, True]))
+    assert left.score[:, 0].tolist() == [2, 3, 4, 5] and left.label.tolist() == [2, 3, 4, 5]
+    assert left.overhead.tolist() == [8, 9] and left.pulls.query.tolist() == [3, 2]
+    assert left.used is not None and left.once is not None
+    assert np.array_equal(left.used, used[1:]) and np.array_equal(left.once, -used[1:])
 
 
 def world_of(rng: np.random.Generator, gain_read: float, gain_unread: float) -> FloatArray:
@@ -122,7 +137,8 @@ def shares(gain_read: float, gain_unread: float, worlds: int, algorithm: Algorit
         env = Coins(world_of(np.random.default_rng([5, seed]), gain_read, gain_unread), seed=seed)
         problem = problem_of(MV, n_prompts=9, n_queries=120, max_n=3)
         outcome = drive(algorithm.start(problem, budget=900, seed=seed), env)
-        found = confirm(problem, algorithm, outcome, written=np.arange(1, 9), read=np.arange(40))
+        given = among_given(problem, algorithm, outcome, 1)
+        found = confirm(problem, algorithm, outcome, given=given, read=np.arange(40))
         before += outcome.policy[0].prompt > 0
         after += found.outcome.policy[0].prompt > 0
         assert all(gain is None or (gain.queries > 1 and gain.standard_error > 0) for gain in found.gains)

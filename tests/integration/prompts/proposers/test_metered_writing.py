@@ -115,23 +115,23 @@ def test_what_was_written_is_known_to_later_runs_with_its_parents(tmp_path: Path
         (grandchild,) = writing.propose(Reflective(), evidence_of(*PROMPTS, newer, aims=aims, generation=3), 1)
     student = evidence_of(*PROMPTS).student
     with Ledger.open(tmp_path, fingerprint="one") as ledger, Loopback(writer) as server:
-        assert earlier_proposals(ledger, [student]) == []  # it goes on as it began
+        assert earlier_proposals(ledger.proposals, [student]) == []  # it goes on as it began
         write(server, Reflective(), ledger=ledger, n=(1,), api_base=base)  # and keeps nothing twice
     with Ledger.open(tmp_path, fingerprint="two") as ledger:
         (record, *_), programs = ledger.proposals, [student, PROMPTS[0].program]
         assert (record.by, record.generation, record.preference) == ("reflective", 1, "quality")
-        found = earlier_proposals(ledger, programs)
+        found = earlier_proposals(ledger.proposals, programs)
         assert [p.by for p in found] == ["reflective", "demos", "reflective", "reflective"]
         assert [found[i].candidate for i in (0, 2, 3)] == [one.candidate, child.candidate, grandchild.candidate]
         assert isinstance(found[1].candidate, dspy.Predict) and isinstance(demos.candidate, dspy.Predict)
         assert found[1].candidate.signature.instructions == "Add up."
         assert [dict(d) for d in found[1].candidate.demos] == [dict(d) for d in demos.candidate.demos] != []
         assert [p.parents for p in found] == [(1,), (1,), (1,), (2,)]  # the third one is the first proposal
-        assert [p.parents for p in earlier_proposals(ledger, [student])] == [(), (), (), (1,)]
+        assert [p.parents for p in earlier_proposals(ledger.proposals, [student])] == [(), (), (), (1,)]
         known_already = known(0, one.candidate["self"]).program
-        assert len(earlier_proposals(ledger, [student, known_already])) == 3
-        assert earlier_proposals(ledger, [dspy.Predict("question -> number")]) == []
-        assert earlier_proposals(ledger, [dspy.ChainOfThought("question -> answer")]) == []
+        assert len(earlier_proposals(ledger.proposals, [student, known_already])) == 3
+        assert earlier_proposals(ledger.proposals, [dspy.Predict("question -> number")]) == []
+        assert earlier_proposals(ledger.proposals, [dspy.ChainOfThought("question -> answer")]) == []
 
 
 def test_a_budget_ends_the_writing_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:

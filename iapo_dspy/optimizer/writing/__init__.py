@@ -1,0 +1,1 @@
+"""Prompts that a run writes itself."""
