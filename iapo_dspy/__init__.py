@@ -49,7 +49,9 @@ from iapo_dspy.program.explain import Explanation
 from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.program.using_preference import using_preference
+from iapo_dspy.prompts import proposers
 from iapo_dspy.prompts.harvest import CandidateList, candidates_of
+from iapo_dspy.prompts.proposers import ProposalEvidence, Proposed, Proposer
 from iapo_dspy.sampling.batches.cancel import cancel_batches
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.judges.metered import metered
@@ -109,6 +111,9 @@ __all__ = [
     "Preference",
     "PreferenceResult",
     "Progress",
+    "ProposalEvidence",
+    "Proposed",
+    "Proposer",
     "ProviderDown",
     "Quote",
     "ReplicatedLM",
@@ -134,6 +139,7 @@ __all__ = [
     "metrics",
     "objectives",
     "preference_grid",
+    "proposers",
     "recording_of",
     "using_preference",
 ]

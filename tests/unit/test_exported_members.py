@@ -7,9 +7,10 @@ import pytest
 
 import iapo_dspy
 import iapo_dspy.testing
+from iapo_dspy.prompts import proposers
 from iapo_dspy.scoring import metrics, objectives, strategies
 
-FACADES = [iapo_dspy, iapo_dspy.testing, objectives, strategies]
+FACADES = [iapo_dspy, iapo_dspy.testing, objectives, proposers, strategies]
 
 
 def in_isort_order(name: str) -> tuple[int, str]:

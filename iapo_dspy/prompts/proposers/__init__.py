@@ -1,8 +1,14 @@
-"""Proposers: they write new candidates from what the run has drawn so far."""
+"""Proposers: they write new candidates from what the run has drawn so far, and `Mix` shares the work among them.
+
+```python
+from iapo_dspy import IAPO, proposers
+
+IAPO(..., prompt_model=lm, proposers=[proposers.Reflective(), proposers.Shorten()])
+```
+"""
 
 from iapo_dspy.prompts.proposers.demonstrations import Demos
 from iapo_dspy.prompts.proposers.merge import Merge
-from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting, earlier_proposals
 from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
 from iapo_dspy.prompts.proposers.pairwise import Pairwise
 from iapo_dspy.prompts.proposers.port import Aim, KnownPrompt, ProposalEvidence, Proposed, Proposer, Try
@@ -18,7 +24,6 @@ __all__ = [
     "History",
     "KnownPrompt",
     "Merge",
-    "MeteredWriting",
     "Mix",
     "Pairwise",
     "Paraphrase",
@@ -29,5 +34,4 @@ __all__ = [
     "Shorten",
     "Try",
     "default_proposers",
-    "earlier_proposals",
 ]

@@ -167,7 +167,7 @@ class _Kept:
         """Keep those that are new and can be used."""
         for proposed in proposals:
             try:
-                if (problem := _problem(self._evidence, proposed)) is None:
+                if (problem := problem_of(self._evidence, proposed)) is None:
                     known = identity(self._evidence, proposed.candidate)
                     if known not in self._seen:
                         self._seen.add(known)
@@ -178,7 +178,7 @@ class _Kept:
             self._say(f"A proposal of {name} was dropped: {problem}.")
 
 
-def _problem(evidence: ProposalEvidence, proposed: Any) -> str | None:
+def problem_of(evidence: ProposalEvidence, proposed: Any) -> str | None:
     """Return why a proposal cannot be used; None if it can."""
     if not isinstance(proposed, Proposed):
         return f"it is a {type(proposed).__name__}, not a Proposed"

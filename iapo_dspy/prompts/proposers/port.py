@@ -142,7 +142,7 @@ class Proposed:
 
 @runtime_checkable
 class Proposer(Protocol):
-    """Writes candidates."""
+    """Writes candidates. `iapo_dspy.testing.check_proposer` checks the rules that it has to keep."""
 
     def propose(self, evidence: ProposalEvidence, n: int) -> Iterable[Proposed]:
         """Return, or yield, at most n candidates; fewer, or none, where it has nothing to say.

@@ -11,12 +11,12 @@ from iapo_dspy.prompts.proposers import (
     Aim,
     Demos,
     Grounded,
-    MeteredWriting,
     ProposalEvidence,
     Proposer,
     Reflective,
     default_proposers,
 )
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.sampling.ledger.ledger import NullLedger
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Loopback, chat

@@ -15,15 +15,14 @@ import pytest
 from iapo_dspy import Budget, metered
 from iapo_dspy.prompts.proposers import (
     Demos,
-    MeteredWriting,
     Mix,
     ProposalEvidence,
     Proposed,
     Proposer,
     Reflective,
     default_proposers,
-    earlier_proposals,
 )
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting, earlier_proposals
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
