@@ -1,5 +1,7 @@
 """`python -m iapo_dspy.demo` in small: the whole path on the model that ships."""
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -12,22 +14,28 @@ from iapo_dspy.demo.__main__ import main
 from iapo_dspy.demo.server import DemoServer
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def settings_as_before() -> Any:
     before = dspy.settings.lm
     yield
     dspy.configure(lm=before)
 
 
-def run(tmp_path: Path, capsys: Any, *arguments: str) -> tuple[dict[str, Any], str]:
-    path = tmp_path / "out.json"
-    assert main([*arguments, "--json", str(path)]) == 0
-    return json.loads(path.read_text()), capsys.readouterr().out
+def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    path = folder / "out.json"
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert main([*arguments, "--scale", "0.1", "--seed", "3", "--json", str(path)]) == 0
+    return json.loads(path.read_text()), shown.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    return run(tmp_path_factory.mktemp("both"))
 
 
 @pytest.mark.slow
-def test_both_tasks_print_and_write_what_they_found(tmp_path: Path, capsys: Any) -> None:
-    data, shown = run(tmp_path, capsys, "--scale", "0.1")
+def test_both_tasks_print_and_write_what_they_found(found: tuple[dict[str, Any], str]) -> None:
+    data, shown = found
     assert set(data) == {"mv", "bon"}
     for name, reward in (("mv", "accuracy"), ("bon", "reward")):
         report = data[name]
@@ -45,20 +53,17 @@ def test_both_tasks_print_and_write_what_they_found(tmp_path: Path, capsys: Any)
 
 
 @pytest.mark.slow
-def test_the_same_seed_prints_the_same_numbers(tmp_path: Path, capsys: Any) -> None:
-    reports = []
-    for _ in range(2):
-        data, _ = run(tmp_path, capsys, "--task", "bon", "--scale", "0.1", "--seed", "3")
-        data["bon"]["spent"].pop("seconds")
-        reports.append(data)
+def test_the_same_seed_finds_the_same_numbers(found: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+    reports = [data["bon"] for data in (found[0], run(tmp_path, "--task", "bon")[0])]
+    for report in reports:
+        report["spent"].pop("seconds")
     assert reports[0] == reports[1]
 
 
 @pytest.mark.slow
-def test_it_runs_on_a_server_of_the_users_own(tmp_path: Path, capsys: Any) -> None:
+def test_it_runs_on_a_server_of_the_users_own(tmp_path: Path) -> None:
     with DemoServer() as server:
-        arguments = ("--task", "bon", "--scale", "0.1", "--model", "openai/tiny-adder", "--api-base", server.api_base)
-        data, shown = run(tmp_path, capsys, *arguments)
+        data, shown = run(tmp_path, "--task", "bon", "--model", "openai/tiny-adder", "--api-base", server.api_base)
         assert server.completions >= data["bon"]["spent"]["completions"]
     assert "The LM is openai/tiny-adder" in shown
 

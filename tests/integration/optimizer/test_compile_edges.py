@@ -170,7 +170,7 @@ def test_what_a_run_is_does_not_depend_on_the_order_of_sets(tmp_path: Path) -> N
         "print(digest([dict(e.items())]))\n"
     )
     seen = set()
-    for seed in ("1", "2", "3"):
+    for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed}
         run = [sys.executable, "-c", script]
         done = subprocess.run(run, capture_output=True, text=True, check=True, cwd=ROOT, env=env, timeout=60)
