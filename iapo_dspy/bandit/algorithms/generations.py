@@ -16,8 +16,8 @@ It wishes for a generation where that is worth more, and what is left pays for c
 the others have answered. In three short rounds, while further generations may come, or in the last rounds, their number
 falls geometrically to the few with the largest expected gains. So a generation of bad prompts costs one short round.
 
-Where a newcomer is the best prompt of a context, the best one that was given at the start is drawn on until it is
-surely behind: otherwise it would be known from few queries, and `confirmation` could not say what is left of the gain.
+Where a newcomer is the best prompt of a context, the last two rounds also draw the best one that was given, unless it
+is surely behind. Otherwise it may be known from a few queries only, too few for `confirmation`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
 _LOOK = 8  # completions of a newcomer that the budget must pay for, twice: to compare it, and to choose after that
 _TRIMMING = 3  # rounds of a generation that others may follow
 _LAST = 5  # rounds of the last one, at most
-_SURE = 2.0  # standard errors that a given prompt must be behind for no further draws of it
+_CONFIRMING, _SURE = 2, 2.0  # last rounds that draw a given prompt, unless it is so many standard errors behind
 _ROUND = 4  # completions of a prompt in a round, at least; a small budget has fewer rounds
 _KEPT = 2  # prompts that are drawn beside newcomers, at least
 _PRIOR_MEAN, _PRIOR = 1.0, 4.0  # earlier children that the priors of mean and variance count as
@@ -183,7 +183,9 @@ class _Search:
             if self._done:
                 last = (_TRIMMING if self._open else _LAST) - 1
                 keep = math.ceil(self._at_start ** max(1.0 - self._done / last, 0.0))
-                self._alive = np.union1d(survivors(gain, state.chosen_prompts(), keep), self._rivals())
+                self._alive = survivors(gain, state.chosen_prompts(), keep)
+                if not self._open and rounds <= _CONFIRMING:
+                    self._alive = np.union1d(self._alive, self._rivals())
             schedule.rounds = len(state.rounds) + rounds
             old, each = np.setdiff1d(self._alive, self._newcomers), self._left // rounds // len(self._alive)
             resize(state, schedule, old, self._newcomers, seen, each, len(state.rounds))
