@@ -67,7 +67,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             Default: "auto": the student, and prompts that the run writes (`prompt_model`, `proposers`).
         prompt_model: The LM that writes prompts; its calls count in the budget as those of judges do. With it, prompts
             are also written where `candidates` are given. Default: the LM of the student's first predictor.
-        proposers: How prompts are written: objects of `iapo_dspy.prompts.proposers`, or your own. With them, prompts
+        proposers: How prompts are written: objects of `iapo_dspy.proposers`, or your own. With them, prompts
             are also written where `candidates` are given. Default: those of the package.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
             `lms`, also a mapping from model strings to configurations of that model alone.

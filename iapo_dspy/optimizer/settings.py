@@ -211,7 +211,7 @@ def _proposers(given: Any) -> tuple[Proposer, ...] | None:
     if wrong or not found:
         raise ConfigurationError(
             f"proposers={given!r}: give objects with propose(evidence, n), such as those of "
-            "iapo_dspy.prompts.proposers, or leave it out."
+            "iapo_dspy.proposers, or leave it out."
         )
     return found
 

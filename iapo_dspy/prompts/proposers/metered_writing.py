@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -65,9 +66,7 @@ class MeteredWriting:
         """
         if self._ended:  # a provider refuses every call
             return []
-        mix = proposer
-        if not isinstance(mix, Mix):
-            mix = self._mixes.get(proposer, lambda: Mix(proposers=(proposer,), timeout=self._timeout))
+        mix = self._mixes.get(proposer, lambda: self._mix(proposer))
         name = f"proposals-{evidence.seed}-{evidence.generation}"
         with dspy.context(lm=self._lm), self._metering.case(name) as case:
             try:
@@ -80,6 +79,12 @@ class MeteredWriting:
         records = [_record(proposed, evidence) for proposed in found]
         self._ledger.extend([r for r in records if self._ledger.proposal(r.key) is None])
         return found
+
+    def _mix(self, proposer: Proposer) -> Mix:
+        """Return a mix that has warned of nothing yet, whatever it did in other runs."""
+        if isinstance(proposer, Mix):
+            return replace(proposer)
+        return Mix(proposers=(proposer,), timeout=self._timeout)
 
     def _seconds_left(self) -> float:
         limit = self._meter.budget.seconds if self._meter.budget is not None else None

@@ -39,7 +39,7 @@ class Mix:
     They take turns, and go on in the next generation where they stopped, so one that stands twice writes twice as
     many. What one of them leaves, because it has nothing more to say, goes to the others. What comes is dropped where
     it is empty, too long, or the same as a prompt at hand or as another proposal but for case, white space, quotes and
-    fences. A proposer that fails or hangs is left out, with a warning.
+    fences. A proposer that fails is left out of that generation, and one that hangs of all later ones, with a warning.
 
     Args:
         proposers: At least one.
@@ -54,6 +54,7 @@ class Mix:
     opening: Sequence[Proposer] = ()
     timeout: float = 600.0
     _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _hung: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, found in (("proposers", self.proposers), ("opening", self.opening)):
@@ -76,7 +77,9 @@ class Mix:
             KeyboardInterrupt: Ctrl-C.
         """
         known = any(tries for prompt in evidence.prompts for tries in prompt.tries.values())
-        turn = list(self.proposers if known or not self.opening else self.opening)
+        turn = [p for p in (self.proposers if known or not self.opening else self.opening) if id(p) not in self._hung]
+        if not turn:
+            return []
         first = evidence.generation * n
         slots = [(i, turn[(first + i) % len(turn)]) for i in range(n)]
         kept = _Kept(evidence, self._say)
@@ -104,10 +107,14 @@ class Mix:
         left, able, stopped = [], [], False
         for proposer, share, future in zip(asked, shares, futures, strict=True):
             name = type(proposer).__name__
+            if not future.done() and seconds < self.timeout:
+                self._say(f"The proposer {name} was left out: the seconds of the budget for writing are over.")
+                continue
             if not future.done():
+                self._hung.add(id(proposer))
                 self._say(
-                    f"The proposer {name} was left out: it did not end within {seconds:.3g} seconds. Make it faster, "
-                    "or give a Mix of proposers with a larger timeout."
+                    f"The proposer {name} is left out from now on: it did not end within {seconds:.3g} seconds. Make "
+                    "it faster, or give a Mix of proposers with a larger timeout."
                 )
                 continue
             error = future.exception()

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Share = Literal["judge", "writer"]
-WRITERS = 4  # one in so many tokens, dollars and seconds of a budget at most writes prompts; the rest tries them
 """Whose calls `Spent` tells apart from the task's own: those of metrics and objectives, and those of proposers."""
+WRITERS = 4  # one in so many tokens, dollars and seconds of a budget at most writes prompts; the rest tries them
 _PICO = 10**12
 
 

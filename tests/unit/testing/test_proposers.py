@@ -1,6 +1,7 @@
 """The conformance check of proposers passes those that keep the rules, and names the rule that others break."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -17,7 +18,9 @@ EACH: list[Proposer] = [*{type(p).__name__: p for p in (*MIX.opening, *MIX.propo
 
 @pytest.mark.parametrize("proposer", EACH, ids=lambda p: type(p).__name__)
 def test_the_packages_own_keep_the_rules(proposer: Proposer) -> None:
-    check_proposer(proposer, [evidence_of(known(0, "Add up.", {0: votes("0", 1, a=3)}))])
+    one, other = known(0, "Add up.", {0: votes("0", 1, a=3), 1: votes("2", 4)}), known(1, "Think.", {0: votes("0", 2)})
+    thinks = replace(one, program=dspy.ChainOfThought(dspy.Signature("question -> answer", "Think.")))
+    check_proposer(proposer, [evidence_of(one), evidence_of(thinks, other)])
 
 
 class Asks:

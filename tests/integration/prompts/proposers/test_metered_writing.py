@@ -135,8 +135,8 @@ def test_what_was_written_is_known_to_later_runs_with_its_parents(tmp_path: Path
 
 def test_a_budget_ends_the_writing_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
     with Loopback(writer) as server:
-        found, spent, _ = write(server, Asks(9), default_proposers(), Asks(), budget=Budget(tokens=1000))
-        assert spent.tokens <= 1000 and spent.writer_tokens == server.prompt_tokens + server.completion_tokens
+        found, spent, _ = write(server, Asks(9), default_proposers(), Asks(), budget=Budget(tokens=4_000))
+        assert spent.tokens <= 1_000 and spent.writer_tokens == server.prompt_tokens + server.completion_tokens
     assert 0 < len(found[0]) < 9 and found[1:] == [[], []]
     (said,) = warned(caplog)
     assert said.startswith("The budget does not pay for more prompts to be written (Up to ")
@@ -186,7 +186,7 @@ def test_a_writer_that_hangs_is_cut_off_and_spends_nothing_later(caplog: pytest.
         assert spent.writer_tokens > 50  # the call that was cut off may be billed
         assert sampler.meter.reserved == Spent()
     (said,) = warned(caplog)
-    assert "Asks was left out: it did not end within 0.5 seconds" in said
+    assert "Asks is left out from now on: it did not end within 0.5 seconds" in said
 
 
 def test_a_proposer_that_goes_on_after_its_time_asks_for_nothing() -> None:
@@ -212,7 +212,7 @@ def test_a_proposer_that_goes_on_after_its_time_asks_for_nothing() -> None:
     assert errors == ["The writing of this generation is over."] * 3
 
 
-def test_the_seconds_of_the_budget_hold_for_proposers_that_hang_themselves() -> None:
+def test_the_seconds_of_the_budget_hold_for_proposers_that_hang_themselves(caplog: pytest.LogCaptureFixture) -> None:
     end = threading.Event()
 
     class Hangs:
@@ -225,6 +225,9 @@ def test_the_seconds_of_the_budget_hold_for_proposers_that_hang_themselves() -> 
         found, _, _ = write(server, Hangs(), budget=Budget(10, seconds=0.5))
     end.set()
     assert found == [[]] and time.monotonic() - began < 10
+    assert warned(caplog) == [
+        "The proposer Hangs was left out: the seconds of the budget that are for writing are over."
+    ]
 
 
 def test_errors_of_a_proposer_and_of_single_calls_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,20 +104,25 @@ def test_ctrl_c_passes() -> None:
 
 
 def test_a_proposer_that_hangs_is_left(caplog: pytest.LogCaptureFixture) -> None:
-    end = threading.Event()
+    end, asked = threading.Event(), []
 
     class Hangs:
         def propose(self, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+            asked.append(evidence.generation)
             end.wait(30)
             return []
 
     began = time.monotonic()
+    mix = Mix(proposers=[Hangs(), Says(["Good."])], timeout=0.2)
     try:
-        found = Mix(proposers=[Hangs(), Says(["Good."])], timeout=0.2).propose(evidence(generation=0), 2)
+        found = [mix.propose(evidence(generation=generation), 2) for generation in (0, 1)]
+        alone = Mix(proposers=[mix.proposers[0]], timeout=0.2)
+        assert alone.propose(evidence(), 1) == alone.propose(evidence(generation=2), 1) == []
     finally:
         end.set()
-    assert texts(found) == ["Good."] and time.monotonic() - began < 10
-    assert "Hangs was left out: it did not end within 0.2 seconds" in caplog.text
+    assert [texts(f) for f in found] == [["Good."], ["Good."]] and time.monotonic() - began < 10
+    assert asked == [0, 1]  # once by each mix
+    assert "Hangs is left out from now on: it did not end within 0.2 seconds" in caplog.text
 
 
 def test_a_mix_is_a_proposer_in_a_mix() -> None:
