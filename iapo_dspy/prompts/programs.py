@@ -81,7 +81,8 @@ class Programs:
                 changed.
         """
         if measured is not None:
-            made = {p.kind: program for p, program in zip(prompts, measured, strict=True) if p.kind is not None}
+            pairs = zip(prompts, measured, strict=True)
+            made = {p.kind: program for p, program in pairs if p.kind not in (None, self._kind)}
             self.others = {**made, **self.others}
         self._need({prompt.kind for prompt in prompts if prompt.kind is not None})
         arms = [self._make(prompts[p], None if measured is None else measured[p]) for p in in_use]

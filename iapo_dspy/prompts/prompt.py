@@ -176,8 +176,7 @@ class _Programs:
             raise ConfigurationError(
                 f"{where} differs from {its} in {differing}. A saved program holds classes, instructions, demos and "
                 "decoding, so other attributes must be equal within a class, or the compiled program would not be the "
-                "one that was measured. Make them equal, or write a subclass with other ones. Attributes that the code "
-                "of the class does not name, such as an optimizer's logs, play no part."
+                "one that was measured. Make them equal, or write a subclass with other ones."
             )
         return program, None if kind == self._student.kind else kind
 
