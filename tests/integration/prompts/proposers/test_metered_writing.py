@@ -225,9 +225,7 @@ def test_the_seconds_of_the_budget_hold_for_proposers_that_hang_themselves(caplo
         found, _, _ = write(server, Hangs(), budget=Budget(10, seconds=0.5))
     end.set()
     assert found == [[]] and time.monotonic() - began < 10
-    assert warned(caplog) == [
-        "The proposer Hangs was left out: the seconds of the budget that are for writing are over."
-    ]
+    assert warned(caplog) == ["The proposer Hangs was left out: the seconds of the budget for writing are over."]
 
 
 def test_errors_of_a_proposer_and_of_single_calls_are_told(caplog: pytest.LogCaptureFixture) -> None:
