@@ -105,7 +105,8 @@ def confirm(
         outcome: The run.
         given: The run as far as it is about the prompts that were given (`among_given`).
         read: Queries that writers have read, by their indices.
-        more: Observations of these arms after the choice.
+        more: Observations of these arms after the choice. Those on queries beyond the problem's own, a validation set,
+            do not count: it has no part in any choice.
     """
     gains: list[ConfirmedGain | None] = [None] * problem.n_contexts
     if given is None:
@@ -116,7 +117,7 @@ def confirm(
     if not doubtful:
         return Confirmation(outcome=outcome, gains=tuple(gains))
     seen = joined((*outcome.observations, *more))
-    unread = part(seen, ~np.isin(seen.pulls.query, read))
+    unread = part(seen, (seen.pulls.query < problem.n_queries) & ~np.isin(seen.pulls.query, read))
     answered = np.zeros((problem.n_prompts, problem.n_queries), dtype=bool)
     answered[unread.pulls.prompt, unread.pulls.query] = True
     asked = problem.contexts

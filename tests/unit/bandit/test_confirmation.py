@@ -63,6 +63,16 @@ def test_a_tie_on_unread_queries_goes_to_the_given_prompt() -> None:
     assert gain is not None and gain.left == 0.0 and outcome.policy[0] == Arm(0, 1)
 
 
+def test_a_validation_set_has_no_part_in_it() -> None:
+    problem, outcome = by_hand({0: [0, 0, 0, 1, 1], 1: [1, 1, 1, 0, 1]})
+    validation = observe([(0, 6, 1), (0, 7, 1), (1, 6, 1), (1, 7, 1)], [0, 0, 1, 1], label=[1, 1, 0, 0])
+    given = among_given(problem, Uniform(), outcome, 1)
+    found = confirm(problem, Uniform(), outcome, given=given, read=np.array([0, 1, 2]), more=[validation])
+    (gain,) = found.gains
+    assert gain is not None and gain.left == pytest.approx(1 / 2 - 1) and gain.queries == 2
+    assert found.outcome.policy[0] == Arm(0, 1)
+
+
 @pytest.mark.parametrize("right", [{0: [0, 0, 0], 1: [1, 1, 1]}, {0: [0, 0, 0], 1: [1, 1, 1, 1, 1]}])
 def test_a_gain_that_no_unread_query_shows_is_not_confirmed(right: dict[int, list[int]]) -> None:
     outcome, gain = confirmed(by_hand(right), [0, 1, 2])  # the second written prompt alone answered unread ones
