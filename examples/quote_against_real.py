@@ -39,10 +39,12 @@ def optimizer(budget: int, max_n: int, log_dir: str | None = None) -> IAPO:
 
 with tempfile.TemporaryDirectory() as folder:
     optimizer(500, 8, folder).compile(student, trainset=train)  # the pilot
-    print(optimizer(2_000, 8, folder).quote(student, trainset=train))
+    sizes = ((2_000, 8), (2_000, 16))
+    quotes = [optimizer(budget, max_n, folder).quote(student, trainset=train) for budget, max_n in sizes]
+    print(quotes[0])
     print(f"\n{'budget':>7}{'max_n':>6}  {'':<18}{'expected':>12}{'between':>12}{'and':>12}{'real':>12}{'off':>8}")
-    for budget, max_n in ((2_000, 8), (2_000, 16), (5_000, 8)):
-        expected = optimizer(budget, max_n, folder).quote(student, trainset=train).expected
+    for (budget, max_n), quote in zip(sizes, quotes, strict=True):
+        expected = quote.expected
         spent = optimizer(budget, max_n).compile(student, trainset=train).detailed_results.spent
         for name in ("requests", "prompt_tokens", "completion_tokens", "usd"):
             guess, real, (low, high) = getattr(expected, name), getattr(spent, name), expected.spread[name]

@@ -59,7 +59,7 @@ def test_every_algorithm_at_every_budget(recording, tmp_path):
 
 @pytest.mark.slow
 def test_the_same_numbers_whatever_jobs(recording):
-    settings = {"names": ["psst", "ucb", "triple-random"], "budgets": [300, 900], "runs": 5}
+    settings = {"names": ["psst", "ucb", "triple-random"], "budgets": [300, 900], "runs": 3}
     for where in (
         source(str(recording), max_n=8),
         SyntheticSource(name="s", make=small_synthetic, ties="paper", max_n=8),
