@@ -64,9 +64,10 @@ REPORTED_ANEW = ("choice", "held_out", "utility", "reward")
 def as_found(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the utilities that are shown for the policy: that version took them from what it had chosen by.
 
-    Also left out are writers that took nothing, for that version had none.
+    Also left out are writers that took nothing and prompts that gained nothing by them, for that version had none.
     """
-    rows = [{k: v for k, v in row.items() if k not in REPORTED_ANEW} for row in facts["policy"]]
+    anew = (*REPORTED_ANEW, *("gain" for row in facts["policy"] if row.get("gain") is None))
+    rows = [{k: v for k, v in row.items() if k not in anew} for row in facts["policy"]]
     spent = {k: v for k, v in facts["spent"].items() if v or not k.startswith("writer_")}
     return {**facts, "policy": rows, "spent": spent}
 

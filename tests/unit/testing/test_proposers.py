@@ -13,10 +13,12 @@ from iapo_dspy.testing import check_proposer
 from tests.support.writing import evidence_of, known, votes
 
 MIX = default_proposers()
-EACH: list[Proposer] = [*{type(p).__name__: p for p in (*MIX.opening, *MIX.proposers)}.values(), MIX]
+EACH: list[Proposer] = [*{type(p).__name__: p for p in (*MIX.opening, *MIX.proposers)}.values()]
 
 
-@pytest.mark.parametrize("proposer", EACH, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "proposer", [MIX, *(pytest.param(p, marks=pytest.mark.slow) for p in EACH)], ids=lambda p: type(p).__name__
+)
 def test_the_packages_own_keep_the_rules(proposer: Proposer) -> None:
     one, other = known(0, "Add up.", {0: votes("0", 1, a=3), 1: votes("2", 4)}), known(1, "Think.", {0: votes("0", 2)})
     thinks = replace(one, program=dspy.ChainOfThought(dspy.Signature("question -> answer", "Think.")))

@@ -30,10 +30,8 @@ TEXT = "Add the tens first, then the ones.\nGive the sum alone."
 FORMS = {  # of the answer to a request for this field
     "announced": lambda field: f"Sure! Here is the improved instruction:\n\n{TEXT}",
     "marked": lambda field: chat(**{field: TEXT}),
-    "quoted": lambda field: chat(**{field: f'"{TEXT}"'}),
     "fenced": lambda field: chat(**{field: f"```text\n{TEXT}\n```"}),
     "json": lambda field: json.dumps({field: TEXT}),
-    "headed": lambda field: f"**Improved instruction:** {TEXT}",
     "unfinished": lambda field: f"[[ ## {field} ## ]]\n{TEXT}",
 }
 PROMPTS = (
