@@ -11,7 +11,7 @@ from iapo_dspy.optimizer.fingerprint import about, facts_of, prompt_ids
 from iapo_dspy.optimizer.plan import make_plan
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of
 from tests.support.compiling import optimizers
-from tests.support.worlds import questions
+from tests.support.worlds import Around, questions
 
 
 def alike(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
@@ -66,3 +66,18 @@ def test_the_default_adapter_and_another_address_are_the_same_prompts() -> None:
     moved = known(base="http://b:2/v1")
     assert moved[:2] == (ids, run) and written["servers"][ids[0]] == ["a:1"] != moved[2]["servers"][ids[0]]
     assert known("question -> answer: int")[2]["signature"] == "self: question -> answer: int"
+
+
+class Loud(Around):
+    """Another class with the predictors and fields of its parent."""
+
+
+def test_a_candidate_of_another_class_changes_the_ids_of_no_others() -> None:
+    with dspy.context(lm=lm()):
+        found = {}
+        lists: dict[str, list[Any]] = {"alone": ["A", "B"], "beside": ["A", Around(), "B", Loud()]}
+        for name, candidates in lists.items():
+            plan = make_plan(optimizer().settings, Around(), questions(20), candidates)
+            found[name] = [prompt_ids(plan)(i) for i in range(len(candidates))]
+    assert found["alone"] == found["beside"][::2]
+    assert len(set(found["beside"])) == 4  # `Around` and `Loud` have the same instructions
