@@ -73,6 +73,7 @@ def test_nothing_but_a_metric_a_strategy_and_a_trainset_is_needed(server: Loopba
     assert "on" in str(found) and "that no writer has read" in str(found)
 
 
+@pytest.mark.slow
 def test_written_prompts_and_confirmed_gains_are_saved(server: Loopback, tmp_path: Path) -> None:
     program = optimizer(budget=200).compile(student(), trainset=questions(20))
     program.save(tmp_path / "program.json")
@@ -83,6 +84,7 @@ def test_written_prompts_and_confirmed_gains_are_saved(server: Loopback, tmp_pat
     assert str(after) == str(before)
 
 
+@pytest.mark.slow
 def test_a_prompt_model_writes_also_beside_given_candidates(server: Loopback) -> None:
     with Loopback(world) as other:
         made = optimizer(prompt_model=other.lm("openai/writer"), candidates=[LAZY, QUICK])
@@ -92,6 +94,7 @@ def test_a_prompt_model_writes_also_beside_given_candidates(server: Loopback) ->
         assert found.labels[:2] == (LAZY, QUICK) and min(found.written) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_started_again_asks_nobody(server: Loopback, tmp_path: Path) -> None:
     made = optimizer(log_dir=tmp_path, budget=200)
     first = made.compile(student(), trainset=questions(20))
@@ -102,6 +105,7 @@ def test_a_run_that_is_started_again_asks_nobody(server: Loopback, tmp_path: Pat
     assert again.detailed_results.spent.writer_requests == first.detailed_results.spent.writer_requests > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_knows_the_prompts_that_were_written(
     server: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -122,6 +126,7 @@ def test_a_run_that_goes_on_knows_the_prompts_that_were_written(
     assert quote.left.completions <= 250 - more.spent.completions + unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("writer", "faults"),
     [
@@ -147,6 +152,7 @@ def test_a_writer_that_does_not_work_ends_nothing(
     assert found.spent.writer_requests == other.requests > 0
 
 
+@pytest.mark.slow
 def test_a_writer_that_hangs_is_left_alone(server: Loopback, caplog: pytest.LogCaptureFixture) -> None:
     with Loopback(world, latency=60.0) as other:
         lm = other.lm("openai/writer")
@@ -173,6 +179,7 @@ class Listed:
         return [Proposed(candidate={"self": text}, by="Listed", parents=(parent,)) for text in found]
 
 
+@pytest.mark.slow
 def test_proposers_see_what_was_drawn_and_read_a_quarter_of_the_questions(server: Loopback) -> None:
     proposer = Listed([QUICK], [CAREFUL])
     program = optimizer(proposers=proposer).compile(student(), trainset=questions(40))
@@ -186,6 +193,7 @@ def test_proposers_see_what_was_drawn_and_read_a_quarter_of_the_questions(server
     assert program.detailed_results.written[1].generation == 0 and texts(program) <= {QUICK, CAREFUL}
 
 
+@pytest.mark.slow
 def test_a_prompt_that_knows_its_writers_questions_is_not_taken(server: Loopback) -> None:
     """It is right on the questions that were read and on no other; the given one on every sixth."""
 
@@ -210,6 +218,7 @@ def test_a_prompt_that_knows_its_writers_questions_is_not_taken(server: Loopback
     assert "the given one is taken" in str(found)
 
 
+@pytest.mark.slow
 def test_writers_are_held_by_the_budget(server: Loopback, caplog: pytest.LogCaptureFixture) -> None:
     long = lambda body, i: world(body, i) if outputs(body) == ["answer"] else "word " * 3_000  # noqa: E731
     server.answer = long
@@ -220,6 +229,7 @@ def test_writers_are_held_by_the_budget(server: Loopback, caplog: pytest.LogCapt
     assert "does not pay for more prompts to be written" in caplog.text and found.spent.completions > 50
 
 
+@pytest.mark.slow
 def test_a_quote_foresees_the_writers(server: Loopback) -> None:
     made = optimizer(budget=200)
     quote = made.quote(student(), trainset=questions(20), output_tokens=5)
