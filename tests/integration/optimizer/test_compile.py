@@ -246,7 +246,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "no candidates": (
         ConfigurationError,
         "No candidates",
-        lambda: optimizer(candidates=None).compile(student(), trainset=questions(3)),
+        lambda: optimizer(candidates=[]).compile(student(), trainset=questions(3)),
     ),
     "an empty candidate": (
         ConfigurationError,
