@@ -1,7 +1,7 @@
 """Compare optimizers that are given a prompt-writing LM and no instructions, at equal spend (a benchmark, hours).
 
     python examples/benchmark_writers.py --folder writers
-    python examples/benchmark_writers.py --folder writers --methods list,iapo,iapo-more --spend demo --beside list
+    python examples/benchmark_writers.py --folder writers --methods list,iapo --spend demo --beside list
     python examples/benchmark_writers.py --folder writers --methods as-is,student,bad --spend demo --beside as-is
 
 The tasks' LM is the demo's, on a server; prompts are written by `scripted_writer`, which deals instructions of the same
@@ -12,7 +12,7 @@ A method may spend T completions, counted by the two servers, the task's LM and 
 
 - `gepa`: dspy.GEPA with three quarters of them, then N tuned with the rest;
 - `mipro`: dspy.MIPROv2 likewise, without demos, which do not help the demo's LM;
-- `iapo`: IAPO with `candidates="auto"` and the writer as its `prompt_model`; `iapo-more`: with one and a half times T;
+- `iapo`: IAPO with `candidates="auto"` and the writer as its `prompt_model`;
 - `harvest`: GEPA with half of them, then IAPO on all candidates of GEPA's run;
 - `pool`: IAPO on the whole pool, as if it were known; `list`: on the demo's own list of instructions;
 - `as-is`: the student with N = 1, which spends nothing; `student`: the student with its N tuned; `bad`: `iapo` with a
@@ -211,9 +211,9 @@ def harvest(case: Case) -> Arms:
     return case.iapo(found, case.left())
 
 
-def auto(case: Case, times: float = 1.0) -> Arms:
+def auto(case: Case) -> Arms:
     """Compile with nothing but a writer."""
-    return case.iapo("auto", round(times * (1 - WRITING) * case.spend), prompt_model=case.writer.lm())
+    return case.iapo("auto", round((1 - WRITING) * case.spend), prompt_model=case.writer.lm())
 
 
 METHODS: dict[str, tuple[str, Callable[[Case], Arms]]] = {
@@ -221,7 +221,6 @@ METHODS: dict[str, tuple[str, Callable[[Case], Arms]]] = {
     "mipro": ("MIPROv2, then N tuned", lambda case: with_n_tuned(case, mipro(case, SEARCH))),
     "harvest": ("GEPA's half, then IAPO", harvest),
     "iapo": ('IAPO, `candidates="auto"`', auto),
-    "iapo-more": ('IAPO, `candidates="auto"`, 1.5 T', lambda case: auto(case, 1.5)),
     "pool": (
         "IAPO, the pool is known",
         lambda case: case.iapo([case.task.student(), *pool_of(case.task)], case.spend),
