@@ -253,7 +253,8 @@ def _left(row: PreferenceResult, by: str) -> str:
     if not found.queries:
         return f"{start}, and no other question tells how much of it is luck: the given one is taken"
     error = "" if math.isnan(found.standard_error) else f" (standard error {found.standard_error:.3f})"
-    left = f"{start}, {found.left:.3f}{error} on {found.queries} questions that no writer has read"
+    where = f"{found.queries} question{'s' * (found.queries > 1)} that no writer has read"
+    left = f"{start}, {found.left:.3f}{error} on {where}"
     return left if found.confirmed else f"{left}: the given one is taken"
 
 
