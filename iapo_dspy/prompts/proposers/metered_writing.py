@@ -98,8 +98,9 @@ class MeteredWriting:
         self._said.add(kind)
         if error is None:
             logger.warning(
-                "Not one of the %d answers of %s held a new instruction. The run goes on with the prompts that it has. "
-                "See what that LM answers, raise its max_tokens, or give another one: prompt_model=.",
+                "A generation brought no new prompt: the %d answers of %s hold no instruction that the run does not "
+                "have. It goes on with its prompts. See what that LM answers, raise its max_tokens, or give another "
+                "one: prompt_model=.",
                 case.answers,
                 self._lm.model,
             )

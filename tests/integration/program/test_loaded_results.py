@@ -16,6 +16,7 @@ from iapo_dspy import CompiledProgram, CompileResult, Preference, StateError
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.program.evidence.columns import packed, unpacked
 from iapo_dspy.prompts.copies import program_state
+from iapo_dspy.sampling.spending.budget import Spent
 from tests.fixtures.make_v0_1 import CASES, Case, compiled, lm, load, program_within, world
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
@@ -213,7 +214,7 @@ def test_a_program_of_an_earlier_version_says_what_its_evidence_says(name: str) 
     assert (results.failures, results.rounds, results.complete) == (None, None, None)
     assert [row.arm for row in results.policy] == [program.solve(p) for p in program.preferences]
     state = next(v for k, v in json.loads(path.read_text()).items() if k.endswith("policy"))
-    assert results.spent.to_dict() == state["spent"]
+    assert results.spent == Spent.from_dict(state["spent"])
     drawn = [o.pulls.completions for o in program.policy.ready.evidence]
     assert results.count.shape == results.costs.shape == results.tokens.shape == (len(results.labels), state["max_n"])
     assert 0 < sum(drawn) <= results.spent.completions
