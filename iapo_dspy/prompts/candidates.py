@@ -26,7 +26,10 @@ def read_candidates(candidates: Any, predictors: Sequence[str]) -> tuple[tuple[P
             student lacks, or is a string although the student has several predictors.
     """
     if isinstance(candidates, str):
-        raise ConfigurationError("candidates must be a list, got one str; write [candidate].")
+        raise ConfigurationError(
+            f"candidates={candidates!r} is one string. Write a list, [{candidates!r}], or candidates='auto' to have "
+            "the run write prompts."
+        )
     found = tuple(spread(candidates, "candidates")) if candidates is not None else ()
     if not found:
         raise ConfigurationError(

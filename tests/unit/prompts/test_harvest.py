@@ -74,7 +74,7 @@ def test_candidates_in_every_shape(shape: str) -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "nothing": ([], "No candidates"),
-    "a string": ("Think.", r"must be a list, got one str; write \[candidate\]"),
+    "a string": ("Think.", r"Write a list, \['Think.'\], or candidates='auto'"),
     "a number": (3, "candidates is a int; give a list"),
     "a number within": (["a", [3]], r"candidates\[1\]\[0\] is a int"),
     "a set": ({"a", "b"}, "candidates is a set, which has no order"),
