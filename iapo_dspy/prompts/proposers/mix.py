@@ -199,6 +199,8 @@ def problem_of(evidence: ProposalEvidence, proposed: Any) -> str | None:
             return f"the instruction of {name!r} is not a text, or is empty"
         if len(text) > LONGEST:
             return f"the instruction of {name!r} has {len(text):,} characters, more than {LONGEST:,}"
+    if unknown := sorted(set(proposed.parents) - {prompt.index for prompt in evidence.prompts}):
+        return f"its parents {unknown} are not numbers of prompts (KnownPrompt.index)"
     return None
 
 

@@ -155,7 +155,7 @@ def test_nonsense_is_told_once(answer: str, kind: str, caplog: pytest.LogCapture
         for generation in range(2):
             assert writing.propose(default_proposers(), evidence_of(*prompts, generation=generation), 2) == []
     (said,) = warned(caplog)
-    assert "held a new instruction" in said and "prompt_model=" in said and len(said) < 400
+    assert "hold no instruction that the run does not have" in said and "prompt_model=" in said and len(said) < 400
 
 
 def test_a_wrong_key_is_told_once_and_asked_no_further(caplog: pytest.LogCaptureFixture) -> None:

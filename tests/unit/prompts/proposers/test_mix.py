@@ -75,9 +75,17 @@ def test_the_opening_ends_with_the_first_completions() -> None:
 def test_repeats_and_what_cannot_be_used_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     odd = ["add  UP.", '"New one."', "new ONE.", "", "x" * 10_000, 3, None, "Another."]
     unknown = Proposed(candidate={"other": "Add."}, by="says")
-    found = Mix(proposers=[Says([*odd, unknown])]).propose(evidence(), 9)
+    orphan = Proposed(candidate={"self": "Add."}, by="says", parents=(99,))
+    found = Mix(proposers=[Says([*odd, unknown, orphan])]).propose(evidence(), 10)
     assert texts(found) == ['"New one."', "Another."]
-    for words in ("is a int", "is a NoneType", "more than 8,000", "names the predictor 'other'", "is empty"):
+    for words in (
+        "is a int",
+        "is a NoneType",
+        "more than 8,000",
+        "names the predictor 'other'",
+        "is empty",
+        "parents [99]",
+    ):
         assert words in caplog.text
 
 
