@@ -83,9 +83,9 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
 
 
 def _doubted(found: Findings) -> list[int]:
-    """Return the written prompts that were best somewhere and confirmed nowhere: later choices leave them out too."""
-    gains = [gain for gain in found.gains if gain is not None]
-    return sorted({g.prompt for g in gains} - {g.prompt for g in gains if g.confirmed})
+    """Return the written prompts that were confirmed nowhere: later choices from the saved evidence leave them out."""
+    written = found.plan.writing.prompts if found.plan.writing is not None else {}
+    return sorted(written.keys() - {gain.prompt for gain in found.gains if gain is not None and gain.confirmed})
 
 
 def _warn(found: Findings) -> None:

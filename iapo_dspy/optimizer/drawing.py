@@ -24,7 +24,7 @@ from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids, serving, takes_all
 from iapo_dspy.optimizer.pipelines import LivePrompts
-from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.optimizer.plan import Plan, Writing
 from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.optimizer.writing.earlier import with_earlier
@@ -220,46 +220,55 @@ def _spent_before(record: SpentRecord) -> Spent:
 def _settled(
     plan: Plan, outcome: Outcome, environment: LiveEnvironment
 ) -> tuple[Outcome, tuple[ConfirmedGain | None, ...]]:
-    """Give the chosen arms their stops, measure them, and take written prompts back whose gain is luck."""
+    """Give the chosen arms their stops, take written prompts back whose gain is luck, and measure what is left.
+
+    Half of what is kept for measuring confirms written prompts, so that neither decides about its own measurement.
+    """
     problem, writing, mode = plan.problem, plan.writing, plan.settings.stopping
-    given = None
-    if writing is not None and writing.prompts:
-        given = among_given(problem, plan.search, outcome, min(writing.prompts))
     if mode is not None:
         outcome = with_stops(problem, outcome, mode=mode)
-        given = None if given is None else with_stops(first_of(problem, given.q.shape[1]), given, mode=mode)
-    observations = _measurement(plan, outcome, given, environment)
-    more = () if observations is None else (observations,)
-    found = confirm(
-        problem, plan.search, outcome, given=given, read=np.array(writing.read if writing else ()), more=more
-    )
-    outcome = found.outcome if observations is None else measured(problem, found.outcome, observations)
-    return outcome, found.gains if given is not None else ()
-
-
-def _measurement(
-    plan: Plan, outcome: Outcome, given: Outcome | None, environment: LiveEnvironment
-) -> Observations | None:
-    """Draw what measures the chosen arms, on the validation set or else on the training set, where that is paid for.
-
-    Beside a written prompt, the best one that was given is measured, which it is compared with.
-    """
-    if environment.verdict is not None:  # all scores are equal: there was nothing to choose by
-        return None
-    arms = list(outcome.policy.arms)
-    if given is not None:
-        arms += [rival for arm, rival in zip(arms, given.policy.arms, strict=True) if arm.prompt >= given.q.shape[1]]
-    pulls = plan.measuring(replace(outcome, policy=Policy(tuple(arms))))
-    if not len(pulls) and plan.reserved and outcome.complete:
+    kept, gains = plan.reserved if outcome.complete else 0, tuple[ConfirmedGain | None, ...]()
+    if writing is not None and writing.prompts:
+        kept, outcome, gains = _confirmed(plan, writing, outcome, kept, environment)
+    pulls = plan.measuring(outcome, kept) if environment.verdict is None else plan.measuring(outcome, 0)
+    if not len(pulls) and kept and environment.verdict is None:
         logger.warning(
             "The part of the budget that measures the chosen arms, %d completions, does not pay for one call of them: "
             "their utilities are those that they were chosen by, and tend to be too high. Give a larger budget.",
-            plan.reserved,
+            kept,
         )
     if not len(pulls):
-        return None
+        return outcome, gains
     world: Environment = environment if outcome.prompts is None else Some(environment, prompts=outcome.prompts)
-    return world.pull(pulls)
+    return measured(problem, outcome, world.pull(pulls)), gains
+
+
+def _confirmed(
+    plan: Plan, writing: Writing, outcome: Outcome, kept: int, environment: LiveEnvironment
+) -> tuple[int, Outcome, tuple[ConfirmedGain | None, ...]]:
+    """Compare written winners with the best prompt that was given, by further draws on questions that nobody read.
+
+    Returns:
+        What is kept for measuring, the outcome without prompts whose gain is luck, and the gains [C].
+    """
+    problem, mode = plan.problem, plan.settings.stopping
+    given = among_given(problem, plan.search, outcome, min(writing.prompts))
+    if given is None:
+        return kept, outcome, ()
+    n_given = given.q.shape[1]
+    if mode is not None:
+        given = with_stops(first_of(problem, n_given), given, mode=mode)
+    pairs = [pair for pair in zip(outcome.policy.arms, given.policy.arms, strict=True) if pair[0].prompt >= n_given]
+    more: list[Observations] = []
+    if pairs and environment.verdict is None:
+        compared = replace(outcome, policy=Policy(tuple(arm for pair in pairs for arm in pair)))
+        pulls = plan.confirming(compared, kept // 2)
+        if len(pulls):
+            more, kept = [environment.pull(pulls)], kept - pulls.completions
+    read = np.array(sorted({*writing.read, *writing.known}), dtype=np.int64)
+    found = confirm(problem, plan.search, outcome, given=given, read=read, more=more)
+    spent = sum(o.pulls.completions for o in more)
+    return kept, replace(found.outcome, spent=outcome.spent + spent), found.gains
 
 
 def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]) -> None:

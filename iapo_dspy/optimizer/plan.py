@@ -48,7 +48,7 @@ from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, check_budget, price_of
 from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
-from iapo_dspy.types import Contexts, Observations, Pulls
+from iapo_dspy.types import Contexts, IntArray, Observations, Pulls
 
 _UNIT_QUERIES = 16  # questions on which the student is measured at most
 _SIZE = 8  # prompts of a generation
@@ -64,6 +64,7 @@ class Writing:
         proposer: Writes them.
         lm: The LM that it asks.
         read: The training questions that it may read, by position. Those that are left confirm its prompts.
+        known: Those that the writers of earlier runs have read, whose prompts this run knows.
         each: Prompts that one candidate makes: one for each choice of LMs and decoding.
         most: Prompts that may be written in all.
         prompts: The prompts that were written, by number in the prompt set; those of earlier runs first.
@@ -75,6 +76,7 @@ class Writing:
     each: int
     most: int
     prompts: Mapping[int, WrittenPrompt] = field(default_factory=dict)
+    known: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,15 +220,23 @@ class Plan:
         queries = len(self.held_out or self.examples)
         return reserved(total, self.problem, least, queries, known=self.known_held_out)
 
-    def measuring(self, outcome: Outcome) -> Pulls:
-        """Return the pulls that measure the chosen arms; none where they are not to be measured."""
-        first, count = (len(self.examples), len(self.held_out)) if self.held_out else (0, len(self.examples))
-        kept = self.reserved if outcome.complete else 0
-        queries = np.arange(first, first + count)
-        if self.writing is not None and not self.held_out:  # an instruction may hold answers to what its writer read
-            unread = np.setdiff1d(queries, self.writing.read)
-            queries = unread if len(unread) else queries
+    def measuring(self, outcome: Outcome, kept: int) -> Pulls:
+        """Return the pulls that measure the chosen arms, of so many completions at most."""
+        queries = np.arange(len(self.examples), len(self.examples) + len(self.held_out))
+        if not self.held_out:
+            queries = self._unread
+            queries = queries if len(queries) else np.arange(len(self.examples))
         return measuring_pulls(self.problem, outcome, queries, kept, self.settings.seed, phases=1 if self.older else 2)
+
+    def confirming(self, outcome: Outcome, kept: int) -> Pulls:
+        """Return the pulls that compare arms on training questions that no writer has read."""
+        return measuring_pulls(self.problem, outcome, self._unread, kept, self.settings.seed + 1)
+
+    @property
+    def _unread(self) -> IntArray:
+        """Training questions that no writer has read: an instruction may hold the answers to others."""
+        read = () if self.writing is None else (*self.writing.read, *self.writing.known)
+        return np.setdiff1d(np.arange(len(self.examples)), np.array(read, dtype=np.int64))
 
 
 def make_plan(
@@ -330,7 +340,7 @@ def _with_writing(plan: Plan) -> Plan:
     size = max(_SIZE, 2 * each) // each * each
     order = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))
     writing = Writing(
-        proposer=Mix(proposers=settings.proposers) if settings.proposers else default_proposers(),
+        proposer=_proposer(settings.proposers),
         lm=lm,
         read=tuple(sorted(order[: min(max(len(order) // _READ_SHARE, 1), _READ)].tolist())),
         each=each,
@@ -338,6 +348,13 @@ def _with_writing(plan: Plan) -> Plan:
     )
     search = Generations(search=settings.algorithm, most=settings.generations, size=size)
     return replace(plan, search=search, writing=writing)
+
+
+def _proposer(given: Sequence[Proposer] | None) -> Proposer:
+    """Return the proposers as one; a mix that is given alone keeps its opening and its timeout."""
+    if not given:
+        return default_proposers()
+    return given[0] if len(given) == 1 and isinstance(given[0], Mix) else Mix(proposers=given)
 
 
 def _with_unit(plan: Plan) -> Plan:

@@ -131,7 +131,7 @@ def expect(
     for guess in guesses:
         guess.measure_the_student()
         outcome = drive(plan.start(), guess, more=guess.write)
-        guess.take(plan.measuring(outcome))
+        guess.take(plan.measuring(outcome, plan.reserved if outcome.complete else 0))
     runs = np.stack([guess.taken for guess in guesses])
     names = ("completions", *_TAKEN)
     means = dict(zip(names, runs.mean(axis=0).tolist(), strict=True))

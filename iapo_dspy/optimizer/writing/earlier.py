@@ -12,6 +12,7 @@ from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.proposers.metered_writing import earlier_proposals
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.sampling.ledger.digests import query_id
 from iapo_dspy.sampling.ledger.records import ProposalRecord
 
 
@@ -29,9 +30,9 @@ def with_earlier(plan: Plan, records: Sequence[ProposalRecord], stored: Collecti
     same = (i for i, p in enumerate(plan.prompts) if program_state(p.program) == student)
     place = [next(same, -1), *range(len(plan.prompts))]  # number among the programs -> number of its first prompt
     for proposed in earlier_proposals(records, [plan.student.module, *(p.program for p in plan.prompts)]):
-        first, prompts = len(plan.prompts), made(plan, proposed.candidate)
-        place.append(first if prompts else -1)
         parents = tuple(place[parent] for parent in proposed.parents if place[parent] >= 0)
+        first, prompts = len(plan.prompts), made(plan, replace(proposed, parents=parents))
+        place.append(first if prompts else -1)
         written = WrittenPrompt(by=proposed.by, parents=parents, generation=-1, preference=proposed.preference)
         grown = plan.grown(prompts, [written] * len(prompts))
         id_of = prompt_ids(grown)
@@ -42,4 +43,7 @@ def with_earlier(plan: Plan, records: Sequence[ProposalRecord], stored: Collecti
             plan = replace(grown, writing=replace(grown.writing, most=grown.writing.most + len(kept)))
         else:
             place[-1] = -1
-    return plan
+    assert plan.writing is not None
+    read = {name for record in records for name in record.read}
+    known = tuple(i for i, example in enumerate(plan.examples) if query_id(example) in read)
+    return replace(plan, writing=replace(plan.writing, known=known))

@@ -14,6 +14,7 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.optimizer.checks import check_sampling
 from iapo_dspy.optimizer.fingerprint import prompt_ids
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
@@ -84,7 +85,7 @@ class Nursery:
         prompts: list[Prompt] = []
         written: list[WrittenPrompt] = []
         for proposal in proposals:
-            for prompt in made(plan, proposal.candidate, beside=prompts):
+            for prompt in made(plan, proposal, beside=prompts):
                 parents = tuple(_alike(plan.prompts, parent, prompt) for parent in proposal.parents)
                 prompts.append(prompt)
                 written.append(
@@ -95,25 +96,33 @@ class Nursery:
         return prompts, written
 
 
-def made(plan: Plan, candidate: Any, beside: Sequence[Prompt] = ()) -> list[Prompt]:
-    """Return the new prompts of a candidate, on every choice of LMs and decoding; none where it cannot be used.
+def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[Prompt]:
+    """Return the new prompts of a proposal, on every choice of LMs and decoding; none where it cannot be used.
+
+    A candidate has the LMs that its first parent brought.
 
     Args:
         plan: The run, with the prompts that it has.
-        candidate: What was written.
+        proposal: What was written.
         beside: Other new prompts.
     """
-    known = (*plan.prompts, *beside)
-    settings, number = plan.settings, max(p.candidate for p in known) + 1
-    if isinstance(candidate, dspy.Module):
-        candidate = clone(candidate)
-        for name, predictor in candidate.named_predictors():
-            own = plan.student.predictors.get(name)
-            predictor.lm = own.lm if own is not None else None
+    known, settings = (*plan.prompts, *beside), plan.settings
+    number = max(p.candidate for p in known) + 1
+    program = clone(proposal.candidate if isinstance(proposal.candidate, dspy.Module) else plan.student.module)
+    texts = {} if isinstance(proposal.candidate, dspy.Module) else proposal.candidate
+    own = plan.prompts[proposal.parents[0]].lms if proposal.parents and not settings.lms else {}
+    for name, predictor in program.named_predictors():
+        same = plan.student.predictors.get(name)
+        predictor.lm = own.get(name, same.lm if same is not None else None)
+        if name in texts:
+            predictor.signature = predictor.signature.with_instructions(texts[name])
     try:
-        found = build_prompts(plan.student, [candidate], settings.decoding, settings.lms)
+        found = build_prompts(plan.student, [program], settings.decoding, settings.lms)
+        if not {p.kind for p in found} <= {None, *(p.kind for p in plan.prompts)}:
+            raise ConfigurationError("its class is not that of the student or of another candidate.")
+        check_sampling(found, settings)
     except ConfigurationError as error:
-        logger.warning("A prompt that was written cannot be used: %s", one_line(error))
+        logger.warning("A prompt of %s cannot be used: %s", proposal.by, one_line(error))
         return []
     labels = {p.label for p in known}
     return [

@@ -53,10 +53,13 @@ class Demos:
 
 def _right(evidence: ProposalEvidence, parent: KnownPrompt) -> dict[int, Try]:
     """Return question -> the shortest right completion with all outputs: the parent's, or another prompt's."""
-    outputs = list(parent.program.predictors()[0].signature.output_fields)
+    first = parent.program.predictors()[0].signature
+    inputs, outputs = set(first.input_fields), list(first.output_fields)
     right: dict[int, Try] = {}
     for prompt in (parent, *evidence.prompts):
         for x, tries in sorted(prompt.tries.items()):
+            if not inputs <= set(evidence.examples[x].inputs().keys()):
+                continue  # the inputs of a module inside of a pipeline are not those of the example
             usable = [t for t in tries if is_right(t) and all(k in t.output for k in outputs) and _readable(parent, t)]
             if usable and x not in right:
                 right[x] = min(usable, key=lambda t: t.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from iapo_dspy.prompts.proposers.mix import Mix
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed, Proposer
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.judges.metered import Case, Metering
-from iapo_dspy.sampling.ledger.digests import digest
+from iapo_dspy.sampling.ledger.digests import digest, query_id
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ProposalRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
@@ -53,6 +54,7 @@ class MeteredWriting:
         self._mixes: IdentityCache[Mix] = IdentityCache()
         self._said: set[type] = set()
         self._ended = False
+        self._seconds = 0.0  # that proposers have taken
 
     def propose(self, proposer: Proposer, evidence: ProposalEvidence, n: int) -> list[Proposed]:
         """Return at most n new candidates; fewer, or none, where the writing fails. Not to be called on the loop.
@@ -68,12 +70,14 @@ class MeteredWriting:
             return []
         mix = self._mixes.get(proposer, lambda: self._mix(proposer))
         name = f"proposals-{evidence.seed}-{evidence.generation}"
+        start = time.monotonic()
         with dspy.context(lm=self._lm), self._metering.case(name) as case:
             try:
                 found = mix.propose(evidence, n, seconds=self._seconds_left())
             finally:
                 refused, fatal = case.refused, case.fatal  # before the calls in flight end, which is an error as well
                 case.end(BudgetExceeded("The writing of this generation is over."))
+                self._seconds += time.monotonic() - start
         self._ended = fatal is not None and not found
         self._tell(fatal or refused, case, found)
         records = [_record(proposed, evidence) for proposed in found]
@@ -88,7 +92,9 @@ class MeteredWriting:
 
     def _seconds_left(self) -> float:
         limit = self._meter.budget.seconds if self._meter.budget is not None else None
-        return math.inf if limit is None else max(limit - self._meter.spent.seconds, 0.0) / WRITERS
+        if limit is None:
+            return math.inf
+        return max(min(limit / WRITERS - self._seconds, limit - self._meter.spent.seconds), 0.0)
 
     def _tell(self, error: Exception | None, case: Case, found: list[Proposed]) -> None:
         """Warn of each kind of trouble once."""
@@ -162,6 +168,7 @@ def _record(proposed: Proposed, evidence: ProposalEvidence) -> ProposalRecord:
         parents=[keys[parent] for parent in proposed.parents if parent in keys],
         generation=evidence.generation,
         preference=proposed.preference,
+        read=[query_id(example) for example in evidence.examples],
     )
 
 

@@ -157,6 +157,7 @@ class ProposalRecord:
         parents: The prompts that it was made from, by their keys.
         generation: Number of its generation in the run that wrote it, 0-based.
         preference: Name of the preference that it was written for; None for all of them.
+        read: The questions that its writer could read, by their names.
     """
 
     key: str
@@ -166,6 +167,7 @@ class ProposalRecord:
     parents: Sequence[str] = ()
     generation: int = 0
     preference: str | None = None
+    read: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,6 +217,50 @@ def test_a_prompt_that_knows_its_writers_questions_is_not_taken(server: Loopback
     assert all(g.gain > 0.02 and g.left < 0 and not g.confirmed for g in gains)
     assert "the given one is taken" in str(found)
 
+    later = program.solve(Preference(cost=5.0))
+    assert later.prompt == 0  # what was not confirmed is not chosen by the stored evidence either
+
+
+class Copies(Listed):
+    """Proposes programs as they are."""
+
+    def __init__(self, *programs: dspy.Module) -> None:
+        super().__init__()
+        self.programs = programs
+
+    def propose(self, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+        return [Proposed(candidate=program, by="Copies") for program in self.programs]
+
+
+@pytest.mark.slow
+def test_a_prompt_that_was_written_asks_the_lm_that_its_parent_brought(server: Loopback) -> None:
+    with Loopback(world) as other:
+        own = student()
+        own.set_lm(other.lm("openai/own", seed=1))
+        made = optimizer(candidates=[own], proposers=Listed([CAREFUL, QUICK]), budget=100)
+        program = made.compile(student(), trainset=questions(20))
+        assert len(program.detailed_results.labels) == 3 and set(program.detailed_results.models) == {"openai/own"}
+        assert other.completions >= 90 and {b["model"] for b in other.bodies} == {"own"}
+
+
+@pytest.mark.slow
+def test_programs_of_unknown_classes_are_dropped(server: Loopback, caplog: pytest.LogCaptureFixture) -> None:
+    odd = Copies(dspy.Predict("question -> wrong"), dspy.Predict("question, context -> answer"))
+    found = optimizer(proposers=odd, budget=60).compile(student(), trainset=questions(20)).detailed_results
+    assert found.written == {} and found.complete and "its class is not that of the student" in caplog.text
+
+
+@pytest.mark.slow
+def test_questions_that_earlier_writers_read_confirm_nothing(server: Loopback, tmp_path: Path) -> None:
+    first, second = Listed([CAREFUL]), Listed()
+    optimizer(proposers=first, log_dir=tmp_path, budget=100).compile(student(), trainset=questions(40))
+    again = optimizer(proposers=second, log_dir=tmp_path, budget=200, seed=1)
+    found = again.compile(student(), trainset=questions(40)).detailed_results
+    read = {e.question for evidence in (*first.seen, *second.seen) for e in evidence.examples}
+    assert len(read) > 10  # the second run's writers may read others
+    gains = [row.gain for row in found.policy if row.gain is not None]
+    assert gains and all(gain.queries <= 40 - len(read) for gain in gains)
+
 
 @pytest.mark.slow
 def test_writers_are_held_by_the_budget(server: Loopback, caplog: pytest.LogCaptureFixture) -> None:

@@ -319,7 +319,9 @@ def test_completions_of_an_lm_at_another_address_are_used_with_a_warning(
 
 
 def test_a_run_knows_the_proposals_of_the_runs_before_it(tmp_path: Path) -> None:
-    one, two = (ProposalRecord(key=k, program="Predict", state={"self": {"demos": []}}, parents=["p"]) for k in "ab")
+    one, two = (
+        ProposalRecord(key=k, program="Predict", state={"self": {"demos": []}}, parents=["p"], read=["x"]) for k in "ab"
+    )
     with Ledger.open(tmp_path, fingerprint="f") as ledger:
         assert ledger.proposals == () and ledger.proposal("a") is None
         ledger.append(one)

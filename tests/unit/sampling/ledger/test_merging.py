@@ -77,7 +77,7 @@ def test_what_is_there_already_is_not_merged_again(tmp_path: Path) -> None:
 
 
 def test_proposals_are_merged_once(tmp_path: Path) -> None:
-    one, two, three = (ProposalRecord(key=k, program="Predict", state={}, parents=["b"]) for k in "abc")
+    one, two, three = (ProposalRecord(key=k, program="Predict", state={}, parents=["b"], read=["x"]) for k in "abc")
     first = written(tmp_path / "a", drawn(0, "x"), one, two)
     second = written(tmp_path / "b", drawn(0, "x"), two, three, fingerprint="g")
     merge_ledgers(tmp_path / "into", first, second)
