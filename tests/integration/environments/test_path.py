@@ -49,19 +49,10 @@ def _awaited(coroutine: Any) -> Iterator[CodeType]:
         coroutine = coroutine.cr_await
 
 
-def _busy() -> set[int]:
-    """Return the threads in which a function of the package has not returned: other tests leave some that hang."""
-    return {ident for ident, frame in sys._current_frames().items() if any(map(_ours, _stack(frame)))}
-
-
-def _path(left: set[int]) -> list[str]:
-    """Return the functions of the package that have been called and have not returned: all threads, then all tasks.
-
-    Threads that were `left` by other tests do not count.
-    """
+def _path() -> list[str]:
+    """Return the functions of the package that have been called and have not returned: all threads, then all tasks."""
     mine = list(_stack(sys._getframe(1)))
-    left = left | {threading.get_ident()}
-    others = [_stack(frame) for ident, frame in sys._current_frames().items() if ident not in left]
+    others = [_stack(f) for ident, f in sys._current_frames().items() if ident != threading.get_ident()]
     running = asyncio.current_task()
     tasks = [_awaited(t.get_coro()) for t in asyncio.all_tasks() if t is not running]
     codes = [code for codes in (*others, *tasks, mine) for code in codes]
@@ -87,12 +78,11 @@ def test_the_path_of_a_completion_is_short(student: dspy.Module, most: int, monk
     call of the path; the last one calls `litellm.acompletion`. Functions of DSPy, asyncio and threading do not count.
     """
     paths: list[list[str]] = []
-    left = _busy()
     send = litellm.acompletion
 
     async def acompletion(**settings: Any) -> Any:
         await asyncio.sleep(0.2)  # threads that have handed in their request get to where they wait
-        paths.append(_path(left))
+        paths.append(_path())
         return await send(**settings)
 
     monkeypatch.setattr(litellm, "acompletion", acompletion)
