@@ -1,4 +1,4 @@
-"""Confirms prompts that were written during a run on queries that played no part in their writing.
+"""Confirms prompts that were written during a run on queries that had not been read for their writing.
 
 A writer that has read some queries, with their right answers, may write a prompt for just these. So the gain of a
 written prompt over the best prompt that was given is estimated once more, from the completions on all other queries

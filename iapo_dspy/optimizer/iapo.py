@@ -65,8 +65,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             the student is one of them. Or a dictionary predictor -> list of instructions, all combinations of which are
             prompts; None in a list is the predictor's own instruction.
             Default: "auto": the student, and prompts that the run writes (`prompt_model`, `proposers`).
-        prompt_model: The LM that writes prompts; its calls count in the budget as those of judges do. With it, prompts
-            are also written where `candidates` are given. Default: the LM of the student's first predictor.
+        prompt_model: The LM that writes prompts. Its calls take at most a quarter of the budget's tokens, dollars and
+            seconds, and do not count as completions. With it, prompts are also written where `candidates` are given.
+            Default: the LM of the student's first predictor.
         proposers: How prompts are written: objects of `iapo_dspy.proposers`, or your own. With them, prompts
             are also written where `candidates` are given. Default: those of the package.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With

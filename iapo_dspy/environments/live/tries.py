@@ -1,4 +1,4 @@
-"""What was drawn for the training questions that writers of prompts may read."""
+"""Keeps the completions of the training questions that writers of prompts may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writers of prompts are shown of a run."""
+"""Makes the evidence of a run that writers of prompts see."""
 
 from __future__ import annotations
 

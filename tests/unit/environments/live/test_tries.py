@@ -1,4 +1,4 @@
-"""What writers of prompts are shown of the completions."""
+"""Writers of prompts see the completions in the order of drawing, with their scores and feedback."""
 
 import dspy
 
