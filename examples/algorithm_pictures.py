@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/algorithm.md; needs the extra `plots`.
+"""Draw the pictures of docs/explanation/algorithm.md; needs the extra `plots`.
 
     python examples/algorithm_pictures.py docs/pictures
 

@@ -1,6 +1,6 @@
 """Compile, save, load in a fresh process and run, on a real server that this script starts and stops.
 
-needs: one of vLLM, llama.cpp's llama-server or transformers[serving]; docs/servers.md has the commands
+needs: one of vLLM, llama.cpp's llama-server or transformers[serving]; docs/how-to/real-servers.md has the commands
 
     python examples/real_servers.py vllm
     python examples/real_servers.py llama-cpp

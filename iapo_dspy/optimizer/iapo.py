@@ -46,7 +46,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     Args:
         strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
             `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
-            your own (docs/strategies.md).
+            your own (docs/reference/strategies.md).
         auto: How much to spend: "light" (1,500 completions, 2 generations of new prompts, N up to 8), "medium" (5,000,
             4, 16) or "heavy" (20,000, 8, 32). Default: "light", where there is no `budget`.
         budget: Or `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. `Budget(usd=5)` alone
@@ -61,9 +61,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         candidates: The prompts to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, whole programs with their demos, also of other classes than the student's, and what other
-            optimizers returned (docs/candidates.md, `candidates_of`). The student's own instruction takes part only if
-            the student is one of them. Or a dictionary predictor -> list of instructions, all combinations of which are
-            prompts; None in a list is the predictor's own instruction.
+            optimizers returned (`candidates_of`; docs/reference/candidates.md). The student's own instruction takes
+            part only if the student is one of them. Or a dictionary predictor -> list of instructions, all combinations
+            of which are prompts; None in a list is the predictor's own instruction.
             Default: "auto": the student, and prompts that the run writes (`prompt_model`, `proposers`).
         prompt_model: The LM that writes prompts. Its calls take at most a quarter of the budget's tokens, dollars and
             seconds, and do not count as completions. With it, prompts are also written where `candidates` are given.
@@ -99,10 +99,10 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         log_dir: Directory of the ledger. A killed run that is started again with the same arguments repeats no paid
             call and ends with the same policy; only pulls in flight when it was killed are drawn again. Runs with
             another budget, other candidates, preferences, examples, metric or algorithm go on from what is paid
-            (docs/ledger.md).
+            (docs/reference/file-formats.md).
         batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
-            them, within hours (docs/backends.md). For students of one predictor; needs `log_dir`, because a job is
-            paid for even if this process ends before it.
+            them, within hours (docs/how-to/batch-api.md). For students of one predictor; needs `log_dir`, because a
+            job is paid for even if this process ends before it.
         track_stats: Whether `program.detailed_results` is kept, also in the saved program.
         progress: A progress bar, or a function that is called with a `Progress` instead.
 

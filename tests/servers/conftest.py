@@ -1,4 +1,4 @@
-"""Real servers, opt-in: `python -m pytest -m server tests/servers`; docs/servers.md says how to install them."""
+"""Real servers, opt-in: `python -m pytest -m server tests/servers`; docs/how-to/real-servers.md has the commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))  # the servers are started as real_servers.py does
 
-OPT_IN = "needs a real server: python -m pytest -m server tests/servers (docs/servers.md)"
+OPT_IN = "needs a real server: python -m pytest -m server tests/servers (docs/how-to/real-servers.md)"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -193,7 +193,7 @@ def test_published_pickles_are_an_environment(tmp_path):
 def test_the_papers_claims_hold_on_synthetic_environments(make):
     """Above uniform and both TRIPLEs at T = 20,000; K1 caught by deceptive prompts.
 
-    Epsilon-greedy, softmax and UCB come too close for a few runs: see docs/simulation.md.
+    Epsilon-greedy, softmax and UCB come too close for a few runs: see docs/how-to/simulate.md.
     """
     where = SyntheticSource(name=make.__name__, make=make, ties="paper", max_n=32)
     names = ["psst", "psst+k1", "uniform", "triple", "triple-random"]

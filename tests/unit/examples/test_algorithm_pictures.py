@@ -1,4 +1,4 @@
-"""The pictures of docs/algorithm.md: all are there, and can be drawn."""
+"""The pictures of docs/explanation/algorithm.md: all are there, and can be drawn."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 DOCS = Path(__file__).parents[3] / "docs"
-SHOWN = re.findall(r"!\[[^\]]+\]\(pictures/(\w+)\.svg\)", (DOCS / "algorithm.md").read_text(encoding="utf-8"))
+SHOWN = re.findall(
+    r"!\[[^\]]+\]\(\.\./pictures/(\w+)\.svg\)", (DOCS / "explanation" / "algorithm.md").read_text(encoding="utf-8")
+)
 SMALL: dict[str, dict[str, Any]] = {
     "shared": {"repetitions": 50},
     "law": {},
