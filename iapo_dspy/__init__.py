@@ -44,9 +44,9 @@ from iapo_dspy.optimizer.iapo import IAPO
 from iapo_dspy.optimizer.pipelines import attach
 from iapo_dspy.optimizer.quoting.quote import Quote
 from iapo_dspy.preferences import Preference, preference_grid
+from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.explain import Explanation
-from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.results import CompileResult, PreferenceResult
 from iapo_dspy.program.using_preference import using_preference
 from iapo_dspy.prompts import proposers

@@ -15,7 +15,7 @@ import dspy
 from iapo_dspy.bandit.stopping.rules import reached
 from iapo_dspy.errors import AllCompletionsFailed, one_line
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.report import CallReport, CompiledPrediction
+from iapo_dspy.program.call_report import CallReport, CompiledPrediction
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.concurrency.threads import in_thread

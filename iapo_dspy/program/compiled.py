@@ -16,10 +16,10 @@ import dspy
 from iapo_dspy.errors import ConfigurationError, StateError, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call import Call, Drawn
+from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.explain import Explanation, explain, report_of
 from iapo_dspy.program.policy import CompiledPolicy
-from iapo_dspy.program.report import CallReport
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference

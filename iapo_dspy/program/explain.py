@@ -13,7 +13,7 @@ from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.report import CallReport
+from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.scoring.strategies import columns_of
 from iapo_dspy.types import Arm, Contexts, Stop
