@@ -101,7 +101,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             another budget, other candidates, preferences, examples, metric or algorithm go on from what is paid
             (docs/reference/file-formats.md).
         batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
-            them, within hours (docs/how-to/batch-api.md). For students of one predictor; needs `log_dir`, because a
+            them, within hours (docs/reference/requests.md). For students of one predictor; needs `log_dir`, because a
             job is paid for even if this process ends before it.
         track_stats: Whether `program.detailed_results` is kept, also in the saved program.
         progress: A progress bar, or a function that is called with a `Progress` instead.
