@@ -32,7 +32,7 @@ from tqdm import tqdm
 from iapo_dspy import IAPO, Budget, Decoding, MajorityVote
 from iapo_dspy.bandit.measurement import reserved
 from iapo_dspy.bandit.named import has_intervals, named
-from iapo_dspy.demo.__main__ import PREFERENCES, SETTINGS
+from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, addition_task
 from iapo_dspy.environments.live.environment import LiveEnvironment, LivePrompt

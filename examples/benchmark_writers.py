@@ -48,7 +48,7 @@ from scipy.stats import ttest_rel
 from scripted_writer import ScriptedWriter, pool_of
 
 from iapo_dspy import IAPO, BestOfN, Budget, Decoding, MajorityVote, Objective, Strategy
-from iapo_dspy.demo.__main__ import PREFERENCES, SETTINGS
+from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.server import DemoServer
 from iapo_dspy.demo.tasks import MODEL, DemoTask, addition_task, splitting_task

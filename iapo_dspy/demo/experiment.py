@@ -26,6 +26,25 @@ from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strat
 from iapo_dspy.types import Arm
 
 FIXED_N = 16  # of the baseline that samples the student as it is
+EVEN = {"correctness": 0.5, "brevity": 0.5}
+PREFERENCES = {
+    "mv": (
+        Preference("quality", cost=0.0),
+        Preference("balanced", cost=0.2),
+        Preference("thrifty", cost=1.0),
+        Preference("frugal", cost=5.0),
+    ),
+    "bon": (
+        Preference("exact", cost=0.0, weights={"correctness": 0.95, "brevity": 0.05}),
+        Preference("balanced", cost=0.2, weights=EVEN),
+        Preference("short", cost=0.5, weights={"correctness": 0.2, "brevity": 0.8}),
+        Preference("frugal", cost=3.0, weights=EVEN),
+    ),
+}
+SETTINGS = {
+    "mv": {"budget": 4000, "train": 400, "heldout": 100, "max_n": 32},
+    "bon": {"budget": 1600, "train": 200, "heldout": 80, "max_n": 16},
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,5 @@
-"""`python -m iapo_dspy.demo` in small: the whole path on the model that ships."""
+"""`iapo demo` in small: the whole path on the model that ships."""
 
-import contextlib
-import io
 import json
 import math
 from pathlib import Path
@@ -9,8 +7,9 @@ from typing import Any
 
 import dspy
 import pytest
+from click.testing import CliRunner
 
-from iapo_dspy.demo.__main__ import main
+from iapo_dspy.command_line.main import demo
 from iapo_dspy.demo.server import DemoServer
 
 
@@ -23,9 +22,9 @@ def settings_as_before() -> Any:
 
 def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     path = folder / "out.json"
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
-        assert main([*arguments, "--scale", "0.1", "--seed", "3", "--json", str(path)]) == 0
-    return json.loads(path.read_text()), shown.getvalue()
+    done = CliRunner().invoke(demo, [*arguments, "--scale", "0.1", "--seed", "3", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    return json.loads(path.read_text()), done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +71,6 @@ def test_it_runs_on_a_server_of_the_users_own(tmp_path: Path) -> None:
     "arguments",
     [["--api-base", "http://127.0.0.1:1/v1"], ["--scale", "0"], ["--seed", "-1"], ["--json", "/nowhere/at/all/x.json"]],
 )
-def test_arguments_that_cannot_be_used_exit_with_2(arguments: list[str], capsys: Any) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "error:" in capsys.readouterr().err
+def test_arguments_that_cannot_be_used_exit_with_2(arguments: list[str]) -> None:
+    done = CliRunner().invoke(demo, arguments)
+    assert done.exit_code == 2 and "Error: " in done.stderr

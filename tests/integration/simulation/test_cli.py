@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from iapo_dspy.command_line.main import simulate as contest
 from iapo_dspy.environments.recorded.files import save
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli, synthetic_categorical
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.simulation.__main__ import main
 from iapo_dspy.simulation.entrants import NAMES, entrants
 from iapo_dspy.simulation.runner import simulate
 from iapo_dspy.simulation.sources import SYNTHETIC, RecordedSource, SyntheticSource, source
@@ -34,13 +35,15 @@ def numbers(source_, names, budgets, **settings):
 @pytest.mark.extra
 def test_every_algorithm_at_every_budget(recording, tmp_path):
     out = tmp_path / "out.json"
-    status = main(
+    done = CliRunner().invoke(
+        contest,
         [
             "--environment", str(recording), "--algorithms", ",".join(NAMES), "--budgets", "200,1000", "--runs", "4",
             "--max-n", "8", "--json", str(out), "--plot", str(tmp_path / "out.png"), "--quiet",
         ]
     )  # fmt: skip
-    assert status == 0 and (tmp_path / "out.png").stat().st_size > 10_000
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out.png").stat().st_size > 10_000
     found = json.loads(out.read_text())
     assert found["environment"] == "small.npz"
     assert [(r["algorithm"], r["budget"]) for r in found["results"]] == [(a, b) for a in NAMES for b in (200, 1000)]
@@ -138,10 +141,10 @@ def test_recordings_have_their_own_size(recording):
     assert few.train.n_queries == 3 and len(few.test_queries) == n_queries - 3
 
 
-def test_missing_packages_are_named_before_the_run(monkeypatch, capsys):
+def test_missing_packages_are_named_before_the_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["--environment", "synthetic-bernoulli", "--plot", "out.png"]) == 2
-    assert 'pip install "iapo_dspy[plots]"' in capsys.readouterr().err
+    done = CliRunner().invoke(contest, ["--environment", "synthetic-bernoulli", "--plot", "out.png"])
+    assert done.exit_code == 2 and 'pip install "iapo_dspy[plots]"' in done.stderr
 
 
 def test_progress_is_reported(recording):
@@ -166,9 +169,9 @@ def test_progress_is_reported(recording):
         ["--environment", "synthetic-bernoulli", "--plot", "no/such/folder/out.png"],
     ],
 )
-def test_unusable_commands_say_why(arguments, capsys):
-    assert main([*arguments, "--quiet"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+def test_unusable_commands_say_why(arguments):
+    done = CliRunner().invoke(contest, [*arguments, "--quiet"])
+    assert done.exit_code == 2 and done.stderr.startswith("Error: ")
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from iapo_dspy.bandit.algorithms.standing import Standing
 from iapo_dspy.bandit.baselines.uniform import Uniform
 from iapo_dspy.bandit.named import ALGORITHMS
+from iapo_dspy.command_line.main import simulate as contest
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.simulation.__main__ import main
 from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.simulation.runner import simulate
 from iapo_dspy.simulation.sources import ArrivingSource, RecordedSource
@@ -98,7 +99,7 @@ def test_a_run_tells_what_each_newcomer_took(where):
     assert "generations" not in summarize("coins", plain, {})["results"][0]
 
 
-def test_the_command_line_lets_prompts_arrive(monkeypatch, tmp_path, capsys):
+def test_the_command_line_lets_prompts_arrive(monkeypatch, tmp_path):
     monkeypatch.setitem(ALGORITHMS, "turns", TakingTurns())
     out = tmp_path / "out.json"
     command = [
@@ -114,15 +115,17 @@ def test_the_command_line_lets_prompts_arrive(monkeypatch, tmp_path, capsys):
         "2",
     ]
     command += ["--budgets", "60", "--quiet", "--arrivals"]
-    assert main([*command, "3", "--arrival-order", "random", "--algorithms", "turns", "--json", str(out)]) == 0
+    asked = [*command, "3", "--arrival-order", "random", "--algorithms", "turns", "--json", str(out)]
+    done = CliRunner().invoke(contest, asked)
+    assert done.exit_code == 0, done.output
     summary = json.loads(out.read_text())
     assert (summary["settings"]["arrivals"], summary["settings"]["arrival_order"]) == (3, "random")
     assert [g["completions"] for g in summary["results"][0]["generations"]] == [18, 8, 3]
-    assert "3 (2 prompts)" in capsys.readouterr().out
+    assert "3 (2 prompts)" in done.stdout
     for arguments, message in (
         (["3", "--algorithms", "psst"], "needs all prompts at the start, and 4 of 6 join later"),
         (["0", "--algorithms", "turns"], "arrivals is 0"),
         (["7", "--algorithms", "turns"], "has 6 prompts"),
     ):
-        assert main([*command, *arguments]) == 2
-        assert message in capsys.readouterr().err
+        refused = CliRunner().invoke(contest, [*command, *arguments])
+        assert refused.exit_code == 2 and message in refused.stderr

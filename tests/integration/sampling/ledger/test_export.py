@@ -13,6 +13,7 @@ import datasets
 import dspy
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from iapo_dspy import (
     BestOfN,
@@ -24,7 +25,7 @@ from iapo_dspy import (
     export,
     recording_of,
 )
-from iapo_dspy.environments.__main__ import main
+from iapo_dspy.command_line.main import iapo
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
 from iapo_dspy.sampling.ledger.export import Places
@@ -178,15 +179,24 @@ def test_ledgers_of_others_are_refused(tmp_path: Path) -> None:
         export(tmp_path, tmp_path / "x.csv")
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(tmp_path: Path) -> None:
     run(tmp_path / "run")
     log_dir = str(tmp_path / "run")
-    assert main(["export", log_dir, str(tmp_path / "a.parquet")]) == 0
-    assert main(["record", log_dir, str(tmp_path / "a.npz"), "--prompts", "2", "0", "--common-queries"]) == 0
-    assert "2 prompts, 3 queries" in capsys.readouterr().out
-    assert load(tmp_path / "a.npz").n_prompts == 2
-    assert main(["record", log_dir, str(tmp_path / "a.txt")]) == 2
-    assert "error: Cannot write a.txt" in capsys.readouterr().err
+
+    def asked(*arguments: str) -> Result:
+        return CliRunner().invoke(iapo, arguments)
+
+    rows = export(log_dir, tmp_path / "a.parquet")
+    done = asked("export", log_dir, str(tmp_path / "b.parquet"))
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'b.parquet'}: {rows} completions\n")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    done = asked("record", log_dir, str(tmp_path / "a.npz"), "--prompts", "2", "0", "--common-queries")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'a.npz'}: 2 prompts, 3 queries\n")
+    kept = load(tmp_path / "a.npz")
+    assert asked("record", "--prompts", "2", "--prompts", "0", log_dir, str(tmp_path / "b.npz")).exit_code == 0
+    assert kept.n_prompts == load(tmp_path / "b.npz").n_prompts == 2
+    refused = asked("record", log_dir, str(tmp_path / "a.txt"))
+    assert refused.exit_code == 2 and refused.stderr.startswith("Error: Cannot write a.txt")
 
 
 def test_the_package_does_not_import_datasets() -> None:

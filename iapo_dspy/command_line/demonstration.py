@@ -1,0 +1,113 @@
+"""`iapo demo`: the main job end to end, offline, on the language model that ships."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dspy
+
+from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS, Experiment, Row, TaskReport
+from iapo_dspy.demo.tasks import MODEL, addition_task, splitting_task
+from iapo_dspy.errors import storing
+
+
+def show_demo(
+    show: Callable[[str], None],
+    say: Callable[[str], None],
+    *,
+    path: Path | None = None,
+    model: str | None = None,
+    api_base: str | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    task: str = "both",
+    progress: bool = False,
+) -> None:
+    """Run the demo.
+
+    Args:
+        show: Called with each result.
+        say: Told of each step.
+        path: Where the results are written as JSON; None writes none.
+        model: The LM, as LiteLLM names it; None is the one that ships.
+        api_base: Where it is served.
+        seed: Root of the random choices, >= 0.
+        scale: Multiplies budgets and held-out questions, > 0.
+        task: "mv", "bon" or "both".
+        progress: Whether bars are shown.
+    """
+    logging.basicConfig(level=logging.ERROR)
+    start = time.perf_counter()
+    show(_configure(model, api_base, seed))
+    reports = {}
+    for name in ("mv", "bon") if task == "both" else (task,):
+        experiment = _experiment(name, seed, scale, progress)
+        reports[name] = experiment.run(lambda line: say(f"... {line}"))
+        show(_shown(experiment, reports[name]))
+    if path is not None:
+        data = {name: report.to_dict() for name, report in reports.items()}
+        with storing(path):
+            path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        show(f"results written to {path}")
+    show(f"{time.perf_counter() - start:.0f} s in all")
+
+
+def _configure(model: str | None, api_base: str | None, seed: int) -> str:
+    """Configure DSPy's LM, and say which it is."""
+    if model is None:
+        from iapo_dspy.demo.provider import register  # LiteLLM takes seconds to import
+
+        register()
+        dspy.configure(lm=dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=200, cache=False, seed=seed))
+        return (
+            "The LM is a real sampler of about one million parameters, made for this demo. It exercises the whole\n"
+            "path from prompt to vote and is no evidence about large language models."
+        )
+    extra = {"api_base": api_base, "api_key": "none"} if api_base else {}  # local servers want a key to be there
+    dspy.configure(lm=dspy.LM(model, engine="litellm", temperature=1.0, max_tokens=400, cache=False, **extra))
+    return f"The LM is {model}."
+
+
+def _experiment(name: str, seed: int, scale: float, progress: bool) -> Experiment:
+    task = addition_task() if name == "mv" else splitting_task()
+    settings = SETTINGS[name]
+    return Experiment(
+        task=task,
+        preferences=PREFERENCES[name],
+        max_n=settings["max_n"],
+        budget=max(round(settings["budget"] * scale), len(task.instructions) * settings["max_n"]),
+        train=settings["train"],
+        heldout=max(round(settings["heldout"] * scale), 10),
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _shown(experiment: Experiment, report: TaskReport) -> str:
+    """Return the tables of one task."""
+    task = experiment.task
+    kind = "Best-of-N" if task.objectives else "majority vote"
+    head = f"{'preference':<12}{'cost':>5}{'N':>4}{report.reward_name:>10}{'tokens':>8}{'utility':>9}  instruction"
+    lines = [
+        f"\n== {task.name} ({kind}), {len(task.instructions)} instructions, N up to {experiment.max_n}",
+        f"compiled with {report.completions:,} completions, {report.tokens:,} tokens, {report.seconds:.0f} s",
+        f"\n{head}\n{'-' * len(head)}",
+        *(_line(row.name, row) for row in report.rows),
+        "\ninstead, on the same held-out questions:",
+    ]
+    for preference in experiment.preferences:
+        lines.append(f"  for {preference.name} (cost {preference.cost:g}):")
+        rows = [row for row in report.baselines if row.preference == preference.name]
+        lines += ["  " + _line(row.name, row, width=34) for row in rows]
+    lines.append(f"\nmean utility over the preferences (ACR): {report.acr:.3f}")
+    lines += [f"  {name:<38}{acr:.3f}" for name, acr in report.baseline_acr().items()]
+    return "\n".join(lines)
+
+
+def _line(name: str, row: Row, width: int = 12) -> str:
+    cost = f"{row.cost:>5g}" if width == 12 else ""
+    return f"{name:<{width}}{cost}{row.n:>4}{row.reward:>10.3f}{row.tokens:>8.0f}{row.utility:>9.3f}  {row.instruction}"
