@@ -86,7 +86,12 @@ def call_prices(problem: Problem, outcome: Outcome) -> CallPrices:
 
 
 def with_stops(
-    problem: Problem, outcome: Outcome, *, mode: StopMode = "confidence", prices: CallPrices | None = None
+    problem: Problem,
+    outcome: Outcome,
+    *,
+    mode: StopMode = "confidence",
+    prices: CallPrices | None = None,
+    apart: bool = False,
 ) -> Outcome:
     """Choose for every context when its calls stop.
 
@@ -98,6 +103,8 @@ def with_stops(
         outcome: The run.
         mode: See `StopMode`.
         prices: Prices of calls, and how many waves they may take; by default as the run learnt them.
+        apart: Whether each context gets the arm that it would get alone. Otherwise contexts of the same weights share
+            the prompts that rules are tuned for.
 
     Returns:
         The outcome with the stops in its policy and `Outcome.stops`. `q` stays that of arms that draw all N.
@@ -108,7 +115,7 @@ def with_stops(
     if mode not in ("exact", "confidence"):
         raise ConfigurationError(f'mode is {mode!r}; give "exact" or "confidence".')
     prices = prices or call_prices(problem, outcome)
-    chooser = _Chooser(problem, outcome, prices, mode)
+    chooser = _Chooser(problem, outcome, prices, mode, apart)
     found = tuple(map(chooser.as_drawn, range(problem.n_contexts), chooser.choose()))
     return replace(outcome, policy=Policy(tuple(s.arm for s in found)), stops=found)
 
@@ -116,11 +123,13 @@ def with_stops(
 class _Chooser:
     """Chooses the stops of one run."""
 
-    def __init__(self, problem: Problem, outcome: Outcome, prices: CallPrices, mode: StopMode) -> None:
+    def __init__(self, problem: Problem, outcome: Outcome, prices: CallPrices, mode: StopMode, apart: bool) -> None:
         self._problem = problem
         self._outcome = outcome
         self._prices = prices
         self._exact = mode == "exact"
+        self._apart = apart
+        self._known_rules: dict[tuple[int, tuple[int, ...]], StopEstimates | None] = {}
         self._evidence = outcome.detail if outcome.detail is not None and outcome.detail.model is not None else None
 
     def choose(self) -> Iterator[StoppedArm]:
@@ -128,12 +137,14 @@ class _Chooser:
         if self._evidence is None:
             yield from (self._settling(c, self._plain_arm(c)) for c in range(self._problem.n_contexts))
             return
-        rules = [self._rules(self._evidence, row) for row in range(len(self._evidence.values))]
-        for context, row in enumerate(self._evidence.row.tolist()):
+        evidence, rows = self._evidence, range(len(self._evidence.values))
+        shared = None if self._apart else [self._rules(evidence, r, np.flatnonzero(evidence.row == r)) for r in rows]
+        for context, row in enumerate(evidence.row.tolist()):
+            rules = shared[row] if shared is not None else self._rules(evidence, row, np.array([context]))
             if self._exact:
-                yield self._settling(context, self._plain_arm(context), rules[row])
+                yield self._settling(context, self._plain_arm(context), rules)
             else:
-                yield self._tuned(context, self._evidence, rules[row])
+                yield self._tuned(context, evidence, rules)
 
     def as_drawn(self, context: int, found: StoppedArm) -> StoppedArm:
         """Return an arm whose calls always end after their first completion as the arm of one completion, which it is.
@@ -162,16 +173,19 @@ class _Chooser:
     def _cells(self) -> Cells:
         return Cells.of(self._outcome.observations, self._problem.n_prompts, self._problem.contexts.n_objectives)
 
-    def _rules(self, evidence: Evidence, row: int) -> StopEstimates | None:
-        """Estimate the rules of one row of weights for the prompts that its contexts may choose."""
+    def _rules(self, evidence: Evidence, row: int, contexts: IntArray) -> StopEstimates | None:
+        """Estimate the rules of one row of weights for the prompts that these contexts may choose, once."""
         assert evidence.model is not None
         outcome, chosen = self._outcome, set[int]()
-        for c in np.flatnonzero(evidence.row == row).tolist():
+        for c in contexts.tolist():
             chosen.add(outcome.policy[c].prompt)
             if not self._exact:
                 chosen |= _candidates(outcome.q[c], CANDIDATES) | _candidates(outcome.reward[c], CANDIDATES // 2)
-        prompts = np.array(sorted(chosen), dtype=np.int64)
-        return evidence.model.stops(row, prompts, self._problem.max_n, exact=self._exact)
+        key = row, tuple(sorted(chosen))
+        if key not in self._known_rules:
+            prompts = np.array(key[1], dtype=np.int64)
+            self._known_rules[key] = evidence.model.stops(row, prompts, self._problem.max_n, exact=self._exact)
+        return self._known_rules[key]
 
     def _plain_arm(self, context: int) -> Arm:
         """Return the arm of the policy, without a stop."""

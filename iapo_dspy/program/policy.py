@@ -125,8 +125,13 @@ class CompiledPolicy:
             charges.update(observations)
         return charges
 
-    def solve(self, preferences: Sequence[Preference], strategy: Strategy) -> Outcome:
+    def solve(self, preferences: Sequence[Preference], strategy: Strategy, *, apart: bool = False) -> Outcome:
         """Solve any preferences from the stored evidence, without LM calls.
+
+        Args:
+            preferences: The preferences.
+            strategy: The strategy that the policy was compiled with.
+            apart: Whether each of them gets the arm that it would get alone; see `with_stops`.
 
         Raises:
             ConfigurationError: One of them prices or caps something that was not measured.
@@ -143,7 +148,7 @@ class CompiledPolicy:
             parts=shared_parts(self.prompts),
         )
         outcome = self.algorithm.solve(problem, self.evidence)
-        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping)
+        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping, apart=apart)
 
     def outcome(self, strategy: Strategy) -> Outcome:
         """Return the compiled arms with their estimates by the stored evidence.
