@@ -123,7 +123,9 @@ def with_stops(
 class _Chooser:
     """Chooses the stops of one run."""
 
-    def __init__(self, problem: Problem, outcome: Outcome, prices: CallPrices, mode: StopMode, apart: bool) -> None:
+    def __init__(
+        self, problem: Problem, outcome: Outcome, prices: CallPrices, mode: StopMode, apart: bool = False
+    ) -> None:
         self._problem = problem
         self._outcome = outcome
         self._prices = prices

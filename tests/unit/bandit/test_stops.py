@@ -13,7 +13,7 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.cells import Cells
-from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.outcome import Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_votes
@@ -268,6 +268,26 @@ def test_stored_rounds_give_the_runs_own_stops(voted: tuple[VotingRecording, Pro
         again = with_stops(problem, Auto().solve(problem, outcome.observations), mode=mode)
         assert again.policy == first.policy and again.stops == first.stops
     assert Auto().solve(problem, outcome.observations).stops is None
+
+
+def test_contexts_that_are_solved_apart_get_the_stops_that_they_would_get_alone() -> None:
+    rng = np.random.default_rng(0)
+    theta = rng.beta(1.2, 0.5, size=(1, 200)) * rng.uniform(0.5, 1.0, size=(9, 200))
+    probs = np.stack([theta, *((1 - theta) * share for share in (0.6, 0.3, 0.1))], axis=2)
+    recording = VotingRecording(
+        probs=probs, answers=np.zeros(200, dtype=np.int64), cost=np.geomspace(0.02, 0.001, 9), cost_weights=np.zeros(1)
+    )
+    problem, outcome = run(recording, 3_000)
+    weights = np.array([0.0, 0.3, 1.0, 3.0, 20.0])
+    wide = replace(problem, contexts=Contexts(np.ones((5, 1)), weights), cost_scale=1.0)
+    together = Auto().solve(wide, outcome.observations)
+    alone: list[StoppedArm] = []
+    for weight in weights:
+        one = replace(wide, contexts=Contexts(np.ones((1, 1)), np.array([weight])))
+        alone += with_stops(one, Auto().solve(one, outcome.observations)).stops or ()
+    assert len({s.arm.prompt for s in alone}) > 1
+    assert with_stops(wide, together, apart=True).stops == tuple(alone)
+    assert with_stops(wide, together).policy != Policy(tuple(s.arm for s in alone))  # rules are tuned for more prompts
 
 
 def test_runs_without_a_model_get_exact_waves() -> None:
