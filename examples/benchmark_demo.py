@@ -29,7 +29,7 @@ import dspy
 import numpy as np
 from tqdm import tqdm
 
-from iapo_dspy import IAPO, Budget, Decoding, MajorityVote
+from iapo_dspy import IAPO, Budget, Decoding, Execution, MajorityVote, Search
 from iapo_dspy.bandit.measurement import reserved
 from iapo_dspy.bandit.named import has_intervals, named
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS
@@ -154,10 +154,9 @@ def compiled(where: RecordedSource, algorithm: str, budget: int, seed: int) -> R
         max_n=where.max_n,
         budget=budget,
         candidates=CANDIDATES,
-        algorithm=algorithm,
-        stopping=None,
         seed=seed,
-        progress=False,
+        search=Search(algorithm=algorithm, stopping=None),
+        execution=Execution(progress=False),
     )
     program = optimizer.compile(TASK.student(), trainset=[questions[x] for x in train])
     return valued(where, program.policy.ready.arms, program.policy.ready.evidence)

@@ -30,7 +30,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 
-from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, MajorityVote, Objective, Preference
+from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, Execution, MajorityVote, Objective, Preference
 from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.types import Stop
 
@@ -99,7 +99,7 @@ def compiled(strategy: MajorityVote | BestOfN, arm: Arm) -> CompiledProgram:
         max_n=arm.n,
         budget=8,
         candidates=[MANUAL],
-        progress=False,
+        execution=Execution(progress=False),
     )
     train = [dspy.Example(question=f"Is {i} a number?", answer="yes").with_inputs("question") for i in range(3)]
     student = dspy.Predict("question -> answer")

@@ -47,7 +47,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 from scripted_writer import ScriptedWriter, pool_of
 
-from iapo_dspy import IAPO, BestOfN, Budget, Decoding, MajorityVote, Objective, Strategy
+from iapo_dspy import IAPO, BestOfN, Budget, Decoding, Execution, MajorityVote, Objective, Search, Strategy
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.server import DemoServer
@@ -118,10 +118,10 @@ class Case:
             max_n=self.settings["max_n"],
             budget=completions,
             candidates=candidates,
-            stopping=None,
             seed=self.seed,
-            progress=False,
             **more,
+            search=Search(stopping=None),
+            execution=Execution(progress=False),
         )
         program = optimizer.compile(self.task.student(), trainset=self.trainset)
         prompts = program.detailed_results.candidate_programs

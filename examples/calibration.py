@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dspy
 
-from iapo_dspy import IAPO, BestOfN, CompiledProgram, Objective, Preference, objectives
+from iapo_dspy import IAPO, BestOfN, CompiledProgram, Execution, Objective, Preference, objectives
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, parse_terms, splitting_task
 
@@ -43,7 +43,7 @@ optimizer = IAPO(
     max_n=8,
     budget=500,
     candidates=task.instructions,
-    progress=False,
+    execution=Execution(progress=False),
 )
 program = optimizer.compile(dspy.Predict("target -> answer"), trainset=task.train(40, 0))
 print(program.detailed_results)

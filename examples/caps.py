@@ -26,7 +26,17 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy import IAPO, AllCompletionsFailed, CallReport, CompiledProgram, Cost, MajorityVote, Preference
+from iapo_dspy import (
+    IAPO,
+    AllCompletionsFailed,
+    CallReport,
+    CompiledProgram,
+    Cost,
+    Execution,
+    MajorityVote,
+    Preference,
+    Search,
+)
 
 AT_A_TIME = 16
 # Instruction -> percentage of the questions that it always gets wrong, share of right answers to the others,
@@ -190,10 +200,10 @@ def main() -> None:
         preferences=PREFERENCES,
         max_n=16,
         budget=1_500,
-        cost=Cost(completion_tokens=1, usd_per_million=(0.5, 5.0)),
         candidates=list(MANNERS),
         num_threads=AT_A_TIME,
-        progress=False,
+        search=Search(cost_unit=Cost(completion_tokens=1, usd_per_million=(0.5, 5.0))),
+        execution=Execution(progress=False),
     )
     warm = dspy.Signature("question -> answer", next(iter(MANNERS)))
     dspy.Predict(warm)(question="1 + 1")  # imports at the first request of a process are not a server's latency

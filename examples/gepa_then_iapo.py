@@ -6,7 +6,7 @@ needs: nothing (runs on the small LM that ships with the package; prompts are de
 import dspy
 from scripted_writer import ScriptedWriter
 
-from iapo_dspy import IAPO, MajorityVote, Preference, candidates_of
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference, candidates_of
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, addition_task
 
@@ -34,7 +34,7 @@ optimizer = IAPO(
     max_n=4,
     budget=300,
     candidates=found,
-    progress=False,
+    execution=Execution(progress=False),
 )
 program = optimizer.compile(dspy.Predict("question -> answer"), trainset=train + val)
 print(program.detailed_results)

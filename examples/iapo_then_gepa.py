@@ -6,7 +6,7 @@ needs: nothing (runs on the small LM that ships with the package; prompts are de
 import dspy
 from scripted_writer import ScriptedWriter
 
-from iapo_dspy import IAPO, MajorityVote, Preference
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, addition_task
 
@@ -30,7 +30,7 @@ optimizer = IAPO(
     preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=1.0)],
     max_n=4,
     budget=200,
-    progress=False,
+    execution=Execution(progress=False),
 )
 first = optimizer.compile(student, trainset=train + val, candidates=given)
 winner = first.detailed_results.candidate_programs[first.solve("quality").prompt]

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import numpy as np
 
-from iapo_dspy import IAPO, MajorityVote, Preference, attach
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference, attach
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL
 
@@ -56,7 +56,7 @@ settings: dict[str, Any] = {
     "strategy": MajorityVote("answer"),  # a field of the part that is drawn N times: the inner module, or the program
     "preferences": [Preference("quality", cost=0.0), Preference("thrifty", cost=5.0)],
     "max_n": 8,
-    "progress": False,
+    "execution": Execution(progress=False),
 }
 
 # One step of the pipeline: it is drawn N times on one subtotal; the other steps run once per call.

@@ -11,7 +11,7 @@ import tempfile
 
 import dspy
 
-from iapo_dspy import IAPO, Cost, MajorityVote, Preference
+from iapo_dspy import IAPO, Cost, Execution, MajorityVote, Preference, Search
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, addition_task
 
@@ -30,10 +30,10 @@ def optimizer(budget: int, max_n: int, log_dir: str | None = None) -> IAPO:
         preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=5.0)],
         max_n=max_n,
         budget=budget,
-        cost=Cost(completion_tokens=1, usd_per_million=(0.15, 0.60)),
         candidates=task.instructions,
         log_dir=log_dir,
-        progress=False,
+        search=Search(cost_unit=Cost(completion_tokens=1, usd_per_million=(0.15, 0.60))),
+        execution=Execution(progress=False),
     )
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import dspy
 from local_servers import KINDS, MODEL, Server, ServerFailed, export_folder, export_gguf
 
-from iapo_dspy import IAPO, AllCompletionsFailed, Arm, Budget, CompiledProgram, MajorityVote, Preference
+from iapo_dspy import IAPO, AllCompletionsFailed, Arm, Budget, CompiledProgram, Execution, MajorityVote, Preference
 from iapo_dspy.demo.tasks import addition_task
 from iapo_dspy.sampling.spending.budget import Spent
 
@@ -132,7 +132,7 @@ def compiled(max_n: int, budget: Budget, log_dir: Path | None = None) -> Compile
         budget=budget,
         candidates=TASK.instructions,
         log_dir=log_dir,
-        progress=False,
+        execution=Execution(progress=False),
     )
     return optimizer.compile(dspy.Predict(TASK.signature), trainset=TASK.train(400, 0))
 

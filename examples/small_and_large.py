@@ -13,7 +13,17 @@ import statistics
 import dspy
 import numpy as np
 
-from iapo_dspy import IAPO, AllCompletionsFailed, Arm, CompiledProgram, Cost, MajorityVote, Preference
+from iapo_dspy import (
+    IAPO,
+    AllCompletionsFailed,
+    Arm,
+    CompiledProgram,
+    Cost,
+    Execution,
+    MajorityVote,
+    Preference,
+    Search,
+)
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, SMALL_MODEL, USD_PER_MILLION, addition_task
 
@@ -39,12 +49,12 @@ def compiled(lms: list[dspy.LM]) -> CompiledProgram:
         metric=task.metric,
         strategy=MajorityVote("answer"),
         lms=lms,
-        cost=Cost(usd_per_million=USD_PER_MILLION),
         preferences=PREFERENCES,
         candidates=instructions,
         max_n=16,
         budget=BUDGET,
-        progress=False,
+        search=Search(cost_unit=Cost(usd_per_million=USD_PER_MILLION)),
+        execution=Execution(progress=False),
     )
     return optimizer.compile(task.student(), trainset=task.train(QUESTIONS, 0))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy import IAPO, MajorityVote, Median, Preference, Strategy, WeightedVote
+from iapo_dspy import IAPO, Execution, MajorityVote, Median, Preference, Strategy, WeightedVote
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, addition_task
 
@@ -33,7 +33,7 @@ def compiled(strategy: Strategy, metric: Any) -> dspy.Module:
         max_n=8,
         budget=500,
         candidates=["Answer at once.", "Work column by column, carrying, before you answer."],
-        progress=False,
+        execution=Execution(progress=False),
     )
     return optimizer.compile(dspy.Predict("question -> answer"), trainset=train)
 

@@ -29,7 +29,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, Objective, Preference
+from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, Execution, Objective, Preference
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.demo import register, splitting_task
@@ -74,7 +74,7 @@ def compile_for(preferences: Sequence[Preference], budget: int, seed: int) -> Co
         budget=budget,
         candidates=TASK.instructions,
         seed=seed,
-        progress=False,
+        execution=Execution(progress=False),
     )
     with dspy.context(lm=lm(seed)):
         return optimizer.compile(TASK.student(), trainset=TASK.train(150, 0))

@@ -41,6 +41,7 @@ from iapo_dspy.errors import (
     UnknownPreference,
 )
 from iapo_dspy.optimizer.iapo import IAPO
+from iapo_dspy.optimizer.options import Execution, Search
 from iapo_dspy.optimizer.pipelines import attach
 from iapo_dspy.optimizer.quoting.quote import Quote
 from iapo_dspy.preferences import Preference, preference_grid
@@ -94,6 +95,7 @@ __all__ = [
     "ConfigurationError",
     "Cost",
     "Decoding",
+    "Execution",
     "Explanation",
     "Generations",
     "IAPOError",
@@ -119,6 +121,7 @@ __all__ = [
     "ReplicatedLM",
     "ReservedFieldName",
     "ScoreError",
+    "Search",
     "Spent",
     "StateError",
     "Stop",

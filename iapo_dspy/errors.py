@@ -29,6 +29,7 @@ Messages say which argument was given, which one is needed, and the way out.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -48,6 +49,12 @@ def one_line(error: BaseException, secrets: Iterable[str] = ()) -> str:
         text = text.replace(secret, "[secret]")
     text = text.encode(errors="backslashreplace").decode()  # half a surrogate pair cannot be printed
     return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'preference'?" where one of the known words is near to this one, else nothing."""
+    found = difflib.get_close_matches(word, sorted({*known}), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
 
 
 class IAPOError(Exception):

@@ -1,6 +1,6 @@
 """Short names of the algorithms that come with the package: "auto", "psst+k4", "uniform", ...
 
-`IAPO(algorithm=...)`, saved programs and the simulator share this one table.
+`IAPO(search=Search(algorithm=...))`, saved programs and the simulator share this one table.
 """
 
 from __future__ import annotations

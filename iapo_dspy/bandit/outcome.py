@@ -153,7 +153,7 @@ class Wish:
 Run = Generator[Pulls, Observations, Outcome]
 """Yields one batch of pulls a round, is sent its observations, and returns the outcome."""
 
-Search = Generator[Pulls | Wish, Observations | Problem, Outcome]
+SearchRun = Generator[Pulls | Wish, Observations | Problem, Outcome]
 """A run that also yields wishes for more prompts: it is sent the problem with these behind the others, or the
 same problem if none came."""
 

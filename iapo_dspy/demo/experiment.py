@@ -19,6 +19,7 @@ import numpy as np
 from iapo_dspy.demo.tasks import DemoTask, default_instruction
 from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.optimizer.iapo import IAPO
+from iapo_dspy.optimizer.options import Execution
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.results import CompileResult
@@ -252,7 +253,7 @@ class Experiment:
             budget=budget,
             candidates=candidates,
             seed=self.seed,
-            progress=self.progress,
+            execution=Execution(progress=self.progress),
         )
         return optimizer.compile(self.task.student(), trainset=train)
 

@@ -147,8 +147,9 @@ def check_reserved_fields(student: Student, inputs: Iterable[str], preference_fi
     if preference_field is not None and preference_field in used:
         raise ReservedFieldName(
             f"The student has an input field called {preference_field!r}, the keyword by which a call of the compiled "
-            "program chooses its preference. Either rename the field, or build IAPO(..., preference_field=None): calls "
-            "then pass the field to the student, and program.with_preference('name') chooses the preference."
+            "program chooses its preference. Either rename the field, or give IAPO's "
+            "Execution(preference_field=None): calls then pass the field to the student, and "
+            "program.with_preference('name') chooses the preference."
         )
     if "iapo" in student.output_fields:
         raise ReservedFieldName(
@@ -202,11 +203,11 @@ def check_judge(judge: Any, settings: Settings) -> bool:
             "or give the metric an LM of its own, metered(dspy.LM(...))."
         )
     if isinstance(judge, EmbeddingRequest):
-        judge.check_budget(settings.budget, settings.cost.prices)
+        judge.check_budget(settings.budget, settings.cost_unit.prices)
     if not isinstance(judge, dspy.BaseLM):
         return isinstance(judge, EmbeddingRequest)
     try:
-        check_budget(judge, judge.kwargs, settings.budget, settings.cost.prices)
+        check_budget(judge, judge.kwargs, settings.budget, settings.cost_unit.prices)
     except ConfigurationError as exc:
         raise ConfigurationError(f"The metric asks an LM, whose calls count in the budget. {exc}") from exc
     return True
@@ -237,8 +238,8 @@ def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:
 
 
 def _check_limits(lm: dspy.BaseLM, params: dict[str, Any], settings: Settings) -> None:
-    check_budget(lm, params, settings.budget, settings.cost.prices)
-    settings.cost.check(lm)
+    check_budget(lm, params, settings.budget, settings.cost_unit.prices)
+    settings.cost_unit.check(lm)
 
 
 def check_resources(prompts: Sequence[Prompt], settings: Settings) -> None:
@@ -251,9 +252,9 @@ def check_resources(prompts: Sequence[Prompt], settings: Settings) -> None:
         if "usd" not in preference.resources:
             continue
         for lm in (lm for prompt in prompts for lm in prompt.student.lms.values()):
-            if price_of(lm, settings.cost.prices) is None:
+            if price_of(lm, settings.cost_unit.prices) is None:
                 raise ConfigurationError(
                     f"{preference} counts dollars, and LiteLLM knows no price of {lm.model!r}. Give yours, in dollars "
-                    "per million input and output tokens: IAPO(cost=Cost(completion_tokens=1, "
+                    "per million input and output tokens: Search(cost_unit=Cost(completion_tokens=1, "
                     "usd_per_million=(0.15, 0.60))), or Cost(usd_per_million=...) to count dollars everywhere."
                 )

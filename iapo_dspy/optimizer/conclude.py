@@ -44,7 +44,7 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         strategy=found.strategy.to_dict(),
         evidence=rounded([part(o, ~np.isin(o.pulls.prompt, _doubted(found))) for o in outcome.observations]),
         spent=found.spent.to_dict(),
-        cost=settings.cost,
+        cost=settings.cost_unit,
         measured=outcome.measured,
     )
     programs = [p.program for p in plan.prompts]

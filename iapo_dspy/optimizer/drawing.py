@@ -103,7 +103,7 @@ def draw(plan: Plan) -> Findings:
             seed=settings.seed,
             rollout_timeout=settings.rollout_timeout,
             outage_patience=settings.outage_patience,
-            prices=settings.cost.prices,
+            prices=settings.cost_unit.prices,
         )
         tries = writing = None
         if plan.writing is not None:
@@ -119,7 +119,7 @@ def draw(plan: Plan) -> Findings:
             ledger=ledger,
             max_errors=settings.max_errors,
             progress=stack.enter_context(_progress(settings)),
-            cost=settings.cost,
+            cost=settings.cost_unit,
             unit=plan.unit,
             batch=settings.batch,
             equal=EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),

@@ -137,7 +137,7 @@ def older_of(plan: Plan, id_of: Callable[[int], str]) -> Older:
 def _older_facts(plan: Plan) -> dict[str, Any]:
     """Return the facts that version 1 of the ledger hashed. Parts that say nothing new are left out."""
     settings = plan.settings
-    facts: dict[str, Any] = {} if settings.cost == Cost() else {"cost": settings.cost.to_dict()}
+    facts: dict[str, Any] = {} if settings.cost_unit == Cost() else {"cost": settings.cost_unit.to_dict()}
     if plan.held_out:
         facts["held_out"] = _examples(plan.held_out)
     if plan.prompts.shape is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,21 +10,16 @@ from typing import Any, Literal, overload
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from iapo_dspy.bandit.algorithms.port import Algorithm
-from iapo_dspy.bandit.stops import StopMode
-from iapo_dspy.environments.live.progress import Progress
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, nearest
 from iapo_dspy.optimizer.conclude import conclude
 from iapo_dspy.optimizer.drawing import draw
+from iapo_dspy.optimizer.options import OLD_NAMES, Execution, Search, with_old_keywords
 from iapo_dspy.optimizer.plan import make_plan
 from iapo_dspy.optimizer.quoting.quote import Quote, make_quote
 from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.prompts.proposers.port import Proposer
-from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.spending.budget import Budget
-from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Decoding
@@ -35,6 +30,7 @@ DEFAULT_PREFERENCES = (
     Preference("thrifty", cost=1.0),
 )
 _SETTINGS = frozenset(f.name for f in fields(Settings))
+_COMPILE = ("trainset", "valset", "candidates", "inner")
 
 
 class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
@@ -44,67 +40,47 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     and every N. See `compile`.
 
     Args:
+        metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
+            Needed by majority vote. It is tried on the labels of the first examples before anything is spent.
         strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
             `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
             your own (docs/reference/strategies.md).
+        preferences: The preferences that users of the compiled program can name. Default: quality, balanced and
+            thrifty, at cost weights 0, 0.2 and 1.
         auto: How much to spend: "light" (1,500 completions, 2 generations of new prompts, N up to 8), "medium" (5,000,
             4, 16) or "heavy" (20,000, 8, 32). Default: "light", where there is no `budget`.
         budget: Or `Budget(completions=..., usd=...)` or a number of completions. Never exceeded. `Budget(usd=5)` alone
             draws as many completions as five dollars pay for. LM calls of a metric or an objective (judges) count in
             tokens, dollars and seconds, not in completions; LMs that a metric holds itself are wrapped by `metered`.
-        metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
-            Needed by majority vote. It is tried on the labels of the first examples before anything is spent.
-        preferences: The preferences that users of the compiled program can name. Default: quality, balanced and
-            thrifty, at cost weights 0, 0.2 and 1.
-        cost: The unit of costs: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`. Default: output
-            tokens, or dollars where `lms` have different prices.
-        max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         candidates: The prompts to choose from; `compile` may be given others. Strings, dictionaries predictor ->
             instruction, whole programs with their demos, also of other classes than the student's, and what other
             optimizers returned (`candidates_of`; docs/reference/candidates.md). The student's own instruction takes
             part only if the student is one of them. Or a dictionary predictor -> list of instructions, all combinations
             of which are prompts; None in a list is the predictor's own instruction.
-            Default: "auto": the student, and prompts that the run writes (`prompt_model`, `proposers`).
+            Default: "auto": the student, and prompts that the run writes (`prompt_model`, `Search(proposers=...)`).
         prompt_model: The LM that writes prompts. Its calls take at most a quarter of the budget's tokens, dollars and
             seconds, and do not count as completions. With it, prompts are also written where `candidates` are given.
             Default: the LM of the student's first predictor.
-        proposers: How prompts are written: objects of `iapo_dspy.proposers`, or your own. With them, prompts
-            are also written where `candidates` are given. Default: those of the package.
-        decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
-            `lms`, also a mapping from model strings to configurations of that model alone.
         lms: LMs to choose from: every candidate is tried with every LM and every decoding. An element is a `dspy.LM`
             or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
-        joint_limit: The largest number of combinations of instructions, LMs and decodings that is looked at as a
-            whole, >= 1. More are searched one predictor at a time, from the first instruction of each list on.
-        algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
-            Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening. Or another name of `bandit.named`, or an
-            `Algorithm` such as `Auto(rounds=4)`.
-        stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
-            that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
-            rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
-        default_preference: Name of the preference that a call uses when it names none. Default: the first one.
-        preference_field: Keyword by which calls choose their preference. None if the student has an input field of
-            that name: then `program.with_preference(...)` chooses.
-        seed: Root of every random choice of the optimizer, >= 0. It does not reach the LM. Give the LM an integer
-            `seed`, and each request is sent with a seed that is derived from it.
+        decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
+            `lms`, also a mapping from model strings to configurations of that model alone.
+        max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         num_threads: LM requests in flight at most. Default: `dspy.settings.num_threads` where that was raised
             above DSPy's own default, else 64.
-        rollout_timeout: Seconds that a program may work without asking an LM, > 0 or None. After them its rollout
-            counts as a failed completion, so that a program that hangs does not hold up the run.
-        outage_patience: Seconds, >= 0, for which a run waits for a provider that is down (refused or broken
-            connections, 5xx, timeouts, 429s alone) before it stops with what it knows. Other providers work on
-            meanwhile. What an outage has cost is no result: the same run, started again, draws it.
-        max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
-            Default: stop only where not a single completion has worked.
+        seed: Root of every random choice of the optimizer, >= 0. It does not reach the LM. Give the LM an integer
+            `seed`, and each request is sent with a seed that is derived from it.
         log_dir: Directory of the ledger. A killed run that is started again with the same arguments repeats no paid
             call and ends with the same policy; only pulls in flight when it was killed are drawn again. Runs with
             another budget, other candidates, preferences, examples, metric or algorithm go on from what is paid
             (docs/reference/file-formats.md).
-        batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
-            them, within hours (docs/reference/requests.md). For students of one predictor; needs `log_dir`, because a
-            job is paid for even if this process ends before it.
+        max_errors: Stop when more completions than this fail with an error (exceptions, not unparseable text).
+            Default: stop only where not a single completion has worked.
         track_stats: Whether `program.detailed_results` is kept, also in the saved program.
-        progress: A progress bar, or a function that is called with a `Progress` instead.
+        search: How the best arms are searched: the algorithm, the unit of costs, how calls stop early. See `Search`.
+        execution: How the run and later calls are carried out: timeouts, batch jobs, the progress bar. See `Execution`.
+        **old: Keywords of version 0.1 that belong to `search` or `execution` today; each works, with a
+            `DeprecationWarning`.
 
     Raises:
         ConfigurationError: An argument that cannot be used; the message says which and why.
@@ -113,45 +89,40 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
     def __init__(
         self,
         *,
-        strategy: Strategy,
         metric: Metric | None = None,
+        strategy: Strategy,
+        preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
         auto: Literal["light", "medium", "heavy"] | None = None,
         budget: Budget | int | None = None,
-        preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
-        cost: Cost | None = None,
-        max_n: int | None = None,
         candidates: Any = None,
         prompt_model: dspy.BaseLM | None = None,
-        proposers: Proposer | Sequence[Proposer] | None = None,
-        decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
-        joint_limit: int = 32,
-        algorithm: str | Algorithm = "auto",
-        stopping: StopMode | None = "confidence",
-        default_preference: str | None = None,
-        preference_field: str | None = "preference",
-        seed: int = 0,
+        decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
+        max_n: int | None = None,
         num_threads: int | None = None,
-        rollout_timeout: float | None = 600.0,
-        outage_patience: float = 600.0,
-        max_errors: int | None = None,
+        seed: int = 0,
         log_dir: str | Path | None = None,
-        batch: BatchAPI | bool | None = None,
+        max_errors: int | None = None,
         track_stats: bool = True,
-        progress: bool | Callable[[Progress], None] = True,
+        search: Search = Search(),  # noqa: B008  # frozen
+        execution: Execution = Execution(),  # noqa: B008  # frozen
+        **old: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in {*_SETTINGS, "auto"}}
         super().__init__()
-        self.settings = Settings.of(**given)
+        search, execution = with_old_keywords(search, execution, old, known=given)
+        self.settings = Settings.of(search, execution, **given)
 
     def __getattr__(self, name: str) -> Any:
         """Return a setting, such as `optimizer.max_n`."""
+        name = OLD_NAMES.get(name, name)
         if name in _SETTINGS:
             return getattr(self.settings, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a setting is checked as it is when the optimizer is built."""
+        name = OLD_NAMES.get(name, name)
         if name in _SETTINGS:
             name, value = "settings", replace(self.settings, **{name: value})
         super().__setattr__(name, value)
@@ -217,9 +188,11 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
             KeyboardInterrupt: Ctrl-C; all paid completions are in the ledger if there is a `log_dir`.
         """
-        if kwargs or teacher is not None:
-            unknown = sorted(kwargs) + (["teacher"] if teacher is not None else [])
-            raise ConfigurationError(f"IAPO.compile does not know {unknown}; settings belong to IAPO(...).")
+        if teacher is not None:
+            raise ConfigurationError("IAPO.compile uses no teacher: leave it out.")
+        for name in kwargs:
+            there = " Settings belong to IAPO(...)." if name in {*_SETTINGS, "auto"} else nearest(name, _COMPILE)
+            raise ConfigurationError(f"IAPO.compile has no parameter {name!r}.{there}")
         plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
         return conclude(draw(plan))
 

@@ -16,7 +16,7 @@ from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.measurement import SHARE, measuring_pulls, reserved
 from iapo_dspy.bandit.named import has_intervals, short_name
-from iapo_dspy.bandit.outcome import Outcome, Run, Search, Wish
+from iapo_dspy.bandit.outcome import Outcome, Run, SearchRun, Wish
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.live.student_unit import UnitPlan
 from iapo_dspy.errors import ConfigurationError
@@ -35,9 +35,11 @@ from iapo_dspy.optimizer.checks import (
 )
 from iapo_dspy.optimizer.pipelines import Pipeline, inner_inputs
 from iapo_dspy.optimizer.probe import probe
-from iapo_dspy.optimizer.recompile import unwrap
 from iapo_dspy.optimizer.settings import Settings, is_auto
+from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.prompts.candidates import is_options
 from iapo_dspy.prompts.combinations import PromptList, PromptSet, prompt_set, student_prompt
+from iapo_dspy.prompts.copies import clone
 from iapo_dspy.prompts.lms import combine
 from iapo_dspy.prompts.prompt import Prompt, prompt_states, shared_parts
 from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
@@ -166,10 +168,10 @@ class Plan:
 
     def price_of(self, lm: dspy.BaseLM) -> Price | None:
         """Return the price of an LM's completions in this run; None where it is not known."""
-        prices, batch = self.settings.cost.prices, self.settings.batch
+        prices, batch = self.settings.cost_unit.prices, self.settings.batch
         return price_of(lm, prices) if batch is None else batch.price_of(lm, prices)
 
-    def start(self) -> Run | Search:
+    def start(self) -> Run | SearchRun:
         """Return the algorithm's generator.
 
         Raises:
@@ -255,7 +257,7 @@ def make_plan(
         ScoreError: The metric or an objective returns no score for the first training example.
     """
     asked = candidates if candidates is not None else settings.candidates
-    program, candidates = unwrap(student, None if is_auto(asked) else asked)
+    program, candidates = _unwrap(student, None if is_auto(asked) else asked)
     whole = Student(check_program(program))
     pipeline = Pipeline.of(program, inner) if inner is not None else None
     part = whole if pipeline is None else Student(pipeline.inner)
@@ -331,7 +333,7 @@ def _with_writing(plan: Plan) -> Plan:
         raise ConfigurationError(f"{given} write prompts while the run goes on, which does not work with {what}.")
     lm = settings.prompt_model or next(iter(plan.student.lms.values()))
     try:
-        check_budget(lm, lm.kwargs, settings.budget, settings.cost.prices)
+        check_budget(lm, lm.kwargs, settings.budget, settings.cost_unit.prices)
     except ConfigurationError as error:
         raise ConfigurationError(f"The calls that write prompts count in the budget. {error}") from error
     each = sum(
@@ -381,3 +383,16 @@ def _with_unit(plan: Plan) -> Plan:
             break
         found = replace(found, unit=replace(found.unit, draws=missing), as_it_is=student)
     return found if place is not None or missing else plan
+
+
+def _unwrap(student: Any, candidates: Any) -> tuple[Any, Any]:
+    """Return the student within a compiled program, and its arms as the first candidates; others stay as they are."""
+    # Without this, the arms would be drawn N times within each of N draws. Repeats are dropped where candidates are
+    # read. Candidates that are given predictor by predictor are combined, and no arms stand beside them.
+    if not isinstance(student, CompiledProgram) or not student.arms:
+        return student, candidates
+    inner = clone(student.policy.student)
+    if is_options(candidates):
+        return inner, candidates
+    given = [] if candidates is None else [candidates]
+    return inner, [*student.arms, *given]

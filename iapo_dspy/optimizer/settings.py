@@ -15,12 +15,12 @@ from iapo_dspy.bandit.named import named, short_name
 from iapo_dspy.bandit.stops import StopMode
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.preferences import Preference, is_number
+from iapo_dspy.optimizer.options import Execution, Search, check_whole, read_proposers
+from iapo_dspy.preferences import Preference
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.field_values import jsonable
-from iapo_dspy.sampling.rollouts.sampler import check_timeout
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.scores import Metric
@@ -60,7 +60,7 @@ class Settings:
     preferences: tuple[Preference, ...]
     default_preference: str
     preference_field: str | None
-    cost: Cost
+    cost_unit: Cost
     max_n: int
     budget: Budget
     generations: int
@@ -83,41 +83,34 @@ class Settings:
     progress: bool | Callable[[Progress], None]
 
     def __post_init__(self) -> None:
-        for name, least in (("max_n", 1), ("seed", 0), ("joint_limit", 1), ("num_threads", 1), ("max_errors", 0)):
-            value = getattr(self, name)
-            optional = name in ("num_threads", "max_errors")
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (optional and value is None) and not (whole and value >= least):
-                raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
-        check_timeout(self.rollout_timeout)
-        if not (is_number(self.outage_patience) and self.outage_patience >= 0):
-            raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
-        field = self.preference_field
-        if field is not None and not (isinstance(field, str) and field.isidentifier()):
-            raise ConfigurationError(f"preference_field={field!r}: give a keyword, or None.")
-        if self.stopping not in ("confidence", "exact", None):
-            raise ConfigurationError(
-                f'stopping={self.stopping!r}: give "confidence", "exact", or None to draw all N at once.'
-            )
+        for name, least in (("max_n", 1), ("seed", 0)):
+            check_whole(name, getattr(self, name), least=least)
+        for name, least in (("num_threads", 1), ("max_errors", 0)):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), least=least)
+        for kind in (Search, Execution):
+            kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
         if self.batch is not None and self.log_dir is None:
             raise ConfigurationError(
                 "batch=... needs log_dir='runs/...': a batch job takes hours and is paid for from the moment it is "
                 "submitted; only the run's ledger knows it after this process has ended."
             )
-        if self.batch is not None and self.cost.seconds:
+        if self.batch is not None and self.cost_unit.seconds:
             raise ConfigurationError("batch=... measures no latency: leave seconds out of Cost(...), or batch=...")
         names = [p.name for p in self.preferences]
         if self.default_preference not in names:
             raise ConfigurationError(f"default_preference={self.default_preference!r}: it must be one of {names}.")
 
     @classmethod
-    def of(cls, **given: Any) -> Settings:
+    def of(cls, search: Search, execution: Execution, **given: Any) -> Settings:
         """Read the arguments of `IAPO` as a user gives them.
 
         Raises:
             ConfigurationError: An argument that cannot be used; the message says which and why.
         """
-        strategy, metric, cost = given["strategy"], given["metric"], given["cost"]
+        for options in (search, execution):
+            given |= {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        strategy, metric = given["strategy"], given["metric"]
         if isinstance(strategy, type) or not isinstance(strategy, Strategy):
             raise ConfigurationError(
                 f"strategy={strategy!r}: give MajorityVote('answer'), BestOfN(objectives=[...]) or another Strategy."
@@ -126,20 +119,18 @@ class Settings:
             raise ConfigurationError(f"metric={metric!r}: give a function metric(example, prediction, trace=None).")
         strategy.check(metric=metric)
         preferences = _preferences(given["preferences"], strategy.objectives)
-        if cost is not None and not isinstance(cost, Cost):
-            raise ConfigurationError(f"cost={cost!r}: give a Cost, such as Cost(usd=1); preferences weigh it.")
         lms, level = read_distinct_lms(given["lms"]), _level(given["auto"], given["budget"])
         default, candidates, log_dir = given["default_preference"], given["candidates"], given["log_dir"]
         read = {
             "preferences": preferences,
             "default_preference": default if default is not None else preferences[0].name,
             "algorithm": named(given["algorithm"]),
-            "cost": cost or default_cost(lms),
+            "cost_unit": given["cost_unit"] or default_cost(lms),
             "budget": Budget.of(given["budget"] if level is None else level.completions),
             "max_n": given["max_n"] if given["max_n"] is not None else MAX_N if level is None else level.max_n,
             "generations": GENERATIONS if level is None else level.generations,
             "prompt_model": _prompt_model(given["prompt_model"]),
-            "proposers": _proposers(given["proposers"]),
+            "proposers": read_proposers(given["proposers"]),
             "candidates": list(candidates) if isinstance(candidates, Iterator) else candidates,
             "decoding": read_decodings(given["decoding"], lms),
             "lms": lms,
@@ -165,8 +156,7 @@ class Settings:
             "strategy": jsonable(self.strategy.to_dict()),
             "metric": name_of(self.metric) if self.metric is not None else None,
             "preferences": [jsonable(p.to_dict()) for p in self.preferences],
-            "cost": jsonable(self.cost.to_dict()),
-            "cost_unit": self.cost.unit,
+            "cost_unit": jsonable(self.cost_unit.to_dict()),
             "budget": {k: v for k, v in dataclasses.asdict(self.budget).items() if v is not None},
             "algorithm": short_name(self.algorithm),
             "candidates": _candidates(self.candidates),
@@ -200,20 +190,6 @@ def _prompt_model(lm: Any) -> dspy.BaseLM | None:
     if lm is not None and not isinstance(lm, dspy.BaseLM):
         raise ConfigurationError(f"prompt_model={lm!r}: give a dspy.LM, or leave it out: the student's LM writes then.")
     return lm
-
-
-def _proposers(given: Any) -> tuple[Proposer, ...] | None:
-    """Return the proposers; None stands for those of the package."""
-    if given is None:
-        return None
-    found = tuple(given) if isinstance(given, Iterable) else (given,)
-    wrong = [p for p in found if isinstance(p, type) or not isinstance(p, Proposer)]
-    if wrong or not found:
-        raise ConfigurationError(
-            f"proposers={given!r}: give objects with propose(evidence, n), such as those of "
-            "iapo_dspy.proposers, or leave it out."
-        )
-    return found
 
 
 def _preferences(given: Any, objectives: Sequence[str]) -> tuple[Preference, ...]:

@@ -280,7 +280,8 @@ def default_cost(lms: Sequence[LMs]) -> Cost:
         table = ", ".join(f"{model!r}: (0.15, 0.60)" for model in prices)
         raise ConfigurationError(
             f"lms has several models, whose tokens are not worth the same, and LiteLLM knows no price of {unknown}. "
-            f"Give yours, in dollars per million input and output tokens: cost=Cost(usd_per_million={{{table}}}). Or "
-            "count their tokens alike: cost=Cost(completion_tokens=1)."
+            "Give yours, in dollars per million input and output tokens: Search("
+            f"cost_unit=Cost(usd_per_million={{{table}}})). Or count "
+            "their tokens alike: Search(cost_unit=Cost(completion_tokens=1))."
         )
     return Cost() if len(rates) < 2 else Cost(usd=1.0)

@@ -22,7 +22,7 @@ import dspy
 import litellm
 import pytest
 
-from iapo_dspy import IAPO, BatchAPI, LMRefused, MajorityVote, Preference
+from iapo_dspy import IAPO, BatchAPI, Execution, LMRefused, MajorityVote, Preference
 from iapo_dspy.errors import BatchJobFailed
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
@@ -125,10 +125,9 @@ def compiled(lm: dspy.LM, log_dir: Path, batch: BatchAPI | None = None) -> Any:
             preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)],
             max_n=4,
             candidates=INSTRUCTIONS,
-            progress=False,
             budget=150,
             log_dir=log_dir,
-            batch=batch,
+            execution=Execution(progress=False, batch=batch),
         ).compile(dspy.Predict("question -> answer"), trainset=questions(12))
 
 

@@ -12,6 +12,7 @@ from iapo_dspy import IAPO, Budget, ConfigurationError, LMRefused, MajorityVote
 from iapo_dspy.demo.tasks import addition_task
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import MAX_N, Run, WholePath
+from tests.support.compiling import iapo
 from tests.support.counting import Counting
 from tests.support.sampling import draw
 
@@ -30,7 +31,7 @@ def optimizer(**changes: Any) -> IAPO:
         "candidates": TASK.instructions[:4],
         "progress": False,
     }
-    return IAPO(**{**settings, **changes})
+    return iapo(**{**settings, **changes})
 
 
 class TestWholePath(WholePath):

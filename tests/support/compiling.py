@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from iapo_dspy import IAPO, MajorityVote, Preference
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference, Search
 from tests.support.worlds import INSTRUCTIONS, exact
 
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=30.0)]
+
+
+def iapo(**settings: Any) -> IAPO:
+    """Return an optimizer; what belongs into `Search` and `Execution` is named beside the other settings."""
+    for place, kind in (("search", Search), ("execution", Execution)):
+        names = settings.keys() & {f.name for f in dataclasses.fields(kind)}
+        settings[place] = kind(**{name: settings.pop(name) for name in names})
+    return IAPO(**settings)
 
 
 def optimizers(**common: Any) -> Callable[..., IAPO]:
@@ -29,6 +38,6 @@ def optimizers(**common: Any) -> Callable[..., IAPO]:
         }
         if preferences:
             own["preferences"] = preferences
-        return IAPO(**(settings | common | own))
+        return iapo(**(settings | common | own))
 
     return optimizer

@@ -8,7 +8,8 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy import IAPO, Arm, CompiledProgram, Preference, Strategy
+from iapo_dspy import Arm, CompiledProgram, Preference, Strategy
+from tests.support.compiling import iapo
 from tests.support.worlds import exact, questions
 
 
@@ -39,7 +40,7 @@ def deploy(
         "candidates": candidates,
         "progress": False,
     }
-    optimizer = IAPO(strategy=strategy, **{**settings, **kwargs})
+    optimizer = iapo(strategy=strategy, **{**settings, **kwargs})
     program = optimizer.compile(student, trainset=train or questions(2))
     policy = dataclasses.replace(program.policy.ready, arms=tuple(arms.values()))
     programs = program.detailed_results.candidate_programs

@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
-from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, MajorityVote, Objective, Preference, metered
+from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, Execution, MajorityVote, Objective, Preference, metered
 from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
@@ -42,8 +42,7 @@ def compile_once(
             candidates=INSTRUCTIONS,
             num_threads=THREADS,
             log_dir=log_dir,
-            progress=False,
-            batch=BatchAPI(**batch) if batch is not None else None,
+            execution=Execution(progress=False, batch=BatchAPI(**batch) if batch is not None else None),
         )
         program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
     Path(result).write_text(json.dumps(state_of(program)))
@@ -76,7 +75,7 @@ def judge_once(kind: str, lm: Mapping[str, Any], log_dir: str) -> None:
             candidates=INSTRUCTIONS,
             num_threads=64,
             log_dir=log_dir,
-            progress=False,
+            execution=Execution(progress=False),
         )
         optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
 

@@ -32,7 +32,7 @@ import numpy as np
 from iapo_dspy.bandit.algorithms.auto import Auto, Ranking, resize, settled, spread_out, survivors
 from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.estimators.evidence import Evidence
-from iapo_dspy.bandit.outcome import Outcome, Search, Wish
+from iapo_dspy.bandit.outcome import Outcome, SearchRun, Wish
 from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
@@ -77,7 +77,7 @@ class Generations:
         """Implement `Algorithm.least`: that of the search."""
         return self.search.least(problem)
 
-    def start(self, problem: Problem, *, budget: int, seed: int) -> Search:
+    def start(self, problem: Problem, *, budget: int, seed: int) -> SearchRun:
         """Start a search.
 
         It yields pulls, and is sent their observations; it yields a `Wish`, and is sent the problem with more prompts
@@ -119,7 +119,7 @@ class _Search:
             self._state.observe(problem.known, np.unique(problem.known.pulls.prompt))
         self._begin(keep=math.ceil(self._problem.n_prompts ** (1.0 - self._state.spent / budget)))
 
-    def run(self) -> Search:
+    def run(self) -> SearchRun:
         """Take turns, until neither is worth its price or the budget ends."""
         while True:
             wish = self._wish()

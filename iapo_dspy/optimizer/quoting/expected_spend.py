@@ -309,7 +309,7 @@ class _Guess:
     def pull(self, pulls: Pulls) -> Observations:
         """Make up the completions that the budget pays for."""
         made = self.take(pulls.take(pulls.in_turns()))  # as the live environment does
-        cost = self._plan.settings.cost
+        cost = self._plan.settings.cost_unit
         label, score = self._answers(made)
         weights = np.array([0.0, cost.prompt_tokens, cost.completion_tokens, cost.usd])
         return Observations(

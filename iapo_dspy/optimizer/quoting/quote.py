@@ -156,7 +156,8 @@ def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None)
                 )
             elif usd is None:
                 notes.append(
-                    "LiteLLM knows no price of the model: give yours, IAPO(cost=Cost(usd_per_million=(input, output)))"
+                    "LiteLLM knows no price of the model: give yours, "
+                    "Search(cost_unit=Cost(usd_per_million=(input, output)))"
                 )
             if not is_direct(plan):
                 notes.append(

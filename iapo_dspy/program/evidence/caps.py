@@ -34,7 +34,7 @@ def check_known(preference: Preference, evidence: Sequence[Observations]) -> Non
         raise ConfigurationError(
             f"{preference} counts dollars, and the prices of this program's LMs were not known when it was compiled. "
             "Give them: program.reprice(usd_per_million=(0.15, 0.60)), or compile with "
-            "cost=Cost(usd_per_million=...) or LMs that LiteLLM knows the price of."
+            "Search(cost_unit=Cost(usd_per_million=...)) or LMs that LiteLLM knows the price of."
         )
     if "seconds" in preference.resources and np.isnan(np.concatenate(used)[:, RESOURCES.index("seconds")]).all():
         raise ConfigurationError(

@@ -1,9 +1,9 @@
 """Proposers: they write new candidates from what the run has drawn so far, and `Mix` shares the work among them.
 
 ```python
-from iapo_dspy import IAPO, proposers
+from iapo_dspy import Search, IAPO, proposers
 
-IAPO(..., prompt_model=lm, proposers=[proposers.Reflective(), proposers.Shorten()])
+IAPO(..., prompt_model=lm, search=Search(proposers=[proposers.Reflective(), proposers.Shorten()]))
 ```
 """
 

@@ -33,7 +33,7 @@ _WITHOUT_FILES = 10  # looks at a completed job that has no file yet
 
 @dataclass(frozen=True, kw_only=True)
 class BatchAPI:
-    """Settings of batch jobs: `IAPO(batch=BatchAPI(...))`; `batch=True` takes these defaults.
+    """Settings of batch jobs: `IAPO(execution=Execution(batch=BatchAPI(...)))`; `batch=True` takes these defaults.
 
     Attributes:
         poll_seconds: The longest time between two looks at a job, > 0; the first looks come sooner.

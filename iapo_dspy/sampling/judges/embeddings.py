@@ -63,7 +63,8 @@ class EmbeddingRequest:
         if budget.usd is not None and self.price(prices) is None:
             raise ConfigurationError(
                 f"A budget of dollars needs a price, and LiteLLM knows none for the embedding model {self.model!r}. "
-                "Give similarity(..., input_cost_per_token=2e-8), IAPO(cost=Cost(usd_per_million={...})), or no usd."
+                "Give similarity(..., input_cost_per_token=2e-8), Search(cost_unit=Cost(usd_per_million={...})), or "
+                "no usd."
             )
 
     @property

@@ -154,7 +154,7 @@ def check_budget(lm: dspy.BaseLM, params: Mapping[str, Any], budget: Budget, pri
     if budget.usd is not None and price_of(lm, prices) is None:
         raise ConfigurationError(
             f"A budget of dollars needs a price, and LiteLLM knows none for {lm.model!r}. Set it: "
-            "IAPO(cost=Cost(usd_per_million=(0.15, 0.60))), or dspy.LM(..., input_cost_per_token=1e-7, "
+            "Search(cost_unit=Cost(usd_per_million=(0.15, 0.60))), or dspy.LM(..., input_cost_per_token=1e-7, "
             "output_cost_per_token=4e-7), or leave out Budget(usd=...)."
         )
 

@@ -16,7 +16,7 @@ from tests.support.worlds import CAREFUL, TwoSteps, adder, after_ideas, outputs,
 
 LITTLE = Budget(usd=3e-4)  # for a first look at one of three prompts
 READ, WRITTEN = 0.15e-6, 0.60e-6
-optimizer = optimizers(max_n=8, cost=Cost(completion_tokens=1, usd_per_million=(0.15, 0.60)))
+optimizer = optimizers(max_n=8, cost_unit=Cost(completion_tokens=1, usd_per_million=(0.15, 0.60)))
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def test_completions_that_cost_nothing_need_a_number() -> None:
     free = Cost(completion_tokens=1, usd_per_million=(0.0, 0.0))
     with server() as loopback, dspy.context(lm=loopback.lm(max_tokens=200)):
         with pytest.raises(ConfigurationError, match="never ends"):
-            optimizer(cost=free, budget=Budget(usd=5)).compile(student(), trainset=questions(30))
+            optimizer(cost_unit=free, budget=Budget(usd=5)).compile(student(), trainset=questions(30))
 
 
 def essay(i: int) -> dspy.Example:

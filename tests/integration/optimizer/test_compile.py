@@ -490,7 +490,7 @@ from iapo_dspy import IAPO, MajorityVote, Preference
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 dspy.configure(lm=dspy.LM("openai/fake", api_base=sys.argv[1], api_key="k", cache=False, seed=1))
 IAPO(metric=exact, strategy=MajorityVote("answer"), preferences=[Preference("q")], max_n=8, budget=800,
-     candidates=INSTRUCTIONS, log_dir=sys.argv[2], progress=False, num_threads=4).compile(
+     candidates=INSTRUCTIONS, log_dir=sys.argv[2], num_threads=4, execution=Execution(progress=False)).compile(
      dspy.Predict("question -> answer"), trainset=questions(30))
 """
     with Loopback(adder, latency=0.05) as server:

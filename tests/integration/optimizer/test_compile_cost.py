@@ -46,7 +46,7 @@ BOTH = Cost(completion_tokens=1, prompt_tokens=1)
 
 def test_prompt_tokens_are_paid_once_per_request_where_n_shares_them() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), observed() as evidence:
-        program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
+        program = optimizer(cost_unit=BOTH).compile(student(), trainset=questions(10))
     once, each = totals(evidence)
     assert (each, once) == pytest.approx(taken(evidence))
     assert once + each + of_the_student(program) == pytest.approx(server.prompt_tokens + server.completion_tokens)
@@ -57,7 +57,7 @@ def test_prompt_tokens_are_paid_per_completion_where_the_provider_does_not_take_
 ) -> None:
     monkeypatch.setattr("iapo_dspy.sampling.requests.litellm.supports_n", lambda *_: False)
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)), observed() as evidence:
-        program = optimizer(cost=BOTH).compile(student(), trainset=questions(10))
+        program = optimizer(cost_unit=BOTH).compile(student(), trainset=questions(10))
         assert server.requests == server.completions
     once, each = totals(evidence)
     assert once == 0 and each == pytest.approx(sum(taken(evidence)))
@@ -76,7 +76,7 @@ def test_steps_that_rollouts_do_not_share_are_paid_per_completion() -> None:
 
     with Loopback(world) as server, dspy.context(lm=server.lm()), observed() as evidence:
         candidates = [{"ask": QUICK}, {"ask": CAREFUL}]
-        optimizer(cost=BOTH, candidates=candidates, budget=9, preferences=[Preference("all")]).compile(
+        optimizer(cost_unit=BOTH, candidates=candidates, budget=9, preferences=[Preference("all")]).compile(
             TwoSteps(), trainset=questions(1)
         )
     once, each = totals(evidence)
@@ -97,7 +97,9 @@ def test_the_prompts_fixed_part_flips_the_best_prompt() -> None:
 
     def best(cost: Cost | None) -> tuple[str, IAPO]:
         with Loopback(world) as server, dspy.context(lm=server.lm()):
-            chooser = optimizer(cost=cost, candidates=[LONG, "Think."], preferences=[Preference("thrifty", cost=1.0)])
+            chooser = optimizer(
+                cost_unit=cost, candidates=[LONG, "Think."], preferences=[Preference("thrifty", cost=1.0)]
+            )
             program = chooser.compile(student(), trainset=questions(5))
         return program.detailed_results.policy[0].label, chooser
 
@@ -109,7 +111,7 @@ def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
     cost = Cost(usd_per_million=(1000.0, 5000.0))
     lm: dict[str, Any] = {"seed": 1, "max_tokens": 100}
     with Loopback(adder) as server, dspy.context(lm=server.lm(**lm)), observed() as evidence:
-        program = optimizer(cost=cost, budget=Budget(200, usd=1000)).compile(student(), trainset=questions(10))
+        program = optimizer(cost_unit=cost, budget=Budget(200, usd=1000)).compile(student(), trainset=questions(10))
         billed = server.prompt_tokens * 1e-3 + server.completion_tokens * 5e-3
         results = program.detailed_results
         assert results.spent.usd == pytest.approx(billed)
@@ -135,7 +137,7 @@ def test_dollars_at_the_users_prices_are_counted_everywhere() -> None:
 def test_a_dollar_budget_holds_at_the_users_prices() -> None:
     cost = Cost(completion_tokens=1, usd_per_million={"fake": (1000.0, 1000.0)})
     with Loopback(adder) as server, dspy.context(lm=server.lm(max_tokens=40)):
-        program = optimizer(cost=cost, budget=Budget(800, usd=20.0)).compile(student(), trainset=questions(20))
+        program = optimizer(cost_unit=cost, budget=Budget(800, usd=20.0)).compile(student(), trainset=questions(20))
         billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
     assert billed <= 20.0 and program.detailed_results.spent.usd == pytest.approx(billed)
 
@@ -143,12 +145,12 @@ def test_a_dollar_budget_holds_at_the_users_prices() -> None:
 def test_an_unknown_price_is_refused_before_the_first_call() -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm("hosted_vllm/nobody-knows", max_tokens=40)):
         with pytest.raises(ConfigurationError, match="usd_per_million"):
-            optimizer(cost=Cost(usd=1)).compile(student(), trainset=questions(5))
+            optimizer(cost_unit=Cost(usd=1)).compile(student(), trainset=questions(5))
         with pytest.raises(ConfigurationError, match="usd_per_million"):
             optimizer(budget=Budget(200, usd=1)).compile(student(), trainset=questions(5))
         assert server.requests == 0
     with pytest.raises(ConfigurationError, match="give a Cost"):
-        optimizer(cost=0.5)
+        optimizer(cost_unit=0.5)
 
 
 @pytest.mark.slow
@@ -163,7 +165,7 @@ def test_latency_is_paid_once_per_query_however_many_completions() -> None:
         # The first requests of a process set LiteLLM and its connections up, which takes its time.
         optimizer(budget=12).compile(student(), trainset=questions(1))
         chooser = optimizer(
-            cost=Cost(seconds=1),
+            cost_unit=Cost(seconds=1),
             candidates=[CAREFUL, QUICK],
             preferences=[Preference("hasty", cost=100.0)],
             budget=60,
@@ -182,7 +184,7 @@ def test_latency_is_paid_once_per_query_however_many_completions() -> None:
 @pytest.fixture(scope="module")
 def compiled() -> CompiledProgram:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
-        return optimizer(cost=Cost(usd_per_million={"openai/fake": (2.0, 8.0)})).compile(
+        return optimizer(cost_unit=Cost(usd_per_million={"openai/fake": (2.0, 8.0)})).compile(
             student(), trainset=questions(10)
         )
 
@@ -220,9 +222,9 @@ def test_a_state_of_version_1_loads_and_counts_output_tokens(compiled: CompiledP
 
 def test_a_ledger_serves_every_cost_and_becomes_a_recording_in_that_of_the_last_run(tmp_path: Path) -> None:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
-        first = optimizer(cost=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
+        first = optimizer(cost_unit=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
         requests = server.requests
-        again = optimizer(cost=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
+        again = optimizer(cost_unit=BOTH, log_dir=tmp_path).compile(student(), trainset=questions(1))
         assert server.requests == requests and again.policy.ready.arms == first.policy.ready.arms
         assert totals(again.policy.ready.evidence) == totals(first.policy.ready.evidence)
     law = recording_of(tmp_path, cost_scale=1.0)

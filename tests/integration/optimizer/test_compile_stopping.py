@@ -10,7 +10,18 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, BestOfN, CompiledProgram, ConfigurationError, Cost, MajorityVote, Objective, Preference
+from iapo_dspy import (
+    IAPO,
+    BestOfN,
+    CompiledProgram,
+    ConfigurationError,
+    Cost,
+    Execution,
+    MajorityVote,
+    Objective,
+    Preference,
+    Search,
+)
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import INSTRUCTIONS, adder, exact, questions
@@ -93,7 +104,7 @@ def test_exact_stopping_keeps_prompt_and_n() -> None:
 @pytest.mark.slow
 def test_where_a_prompt_costs_more_than_waves_save_all_n_are_drawn_at_once() -> None:
     with Loopback(adder) as server:
-        program = compiled(server, cost=Cost(prompt_tokens=1000.0, completion_tokens=0.001))
+        program = compiled(server, cost_unit=Cost(prompt_tokens=1000.0, completion_tokens=0.001))
     priced = [row for row in program.detailed_results.policy if row.preference.cost]
     assert priced and all(row.arm.stop is None for row in priced)
 
@@ -121,8 +132,7 @@ def test_best_of_n_stops_where_the_best_there_can_be_was_drawn() -> None:
     with Loopback(lambda body, i: chat(answer="7" if i % 3 == 0 else "8")) as server, dspy.context(lm=server.lm()):
         optimizer = IAPO(
             strategy=BestOfN([right]), preferences=[Preference("quality")], max_n=8, budget=200,
-            candidates=INSTRUCTIONS, progress=False,
-        )  # fmt: skip
+            candidates=INSTRUCTIONS, execution=Execution(progress=False))  # fmt: skip
         program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(10))
         reports = [program(question=f"{i} + 1").iapo for i in range(6)]
     assert all(r.utilities[r.winner] == 1.0 for r in reports)
@@ -132,4 +142,4 @@ def test_best_of_n_stops_where_the_best_there_can_be_was_drawn() -> None:
 @pytest.mark.parametrize("value", ["early", True, 0.9])
 def test_other_words_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="stopping="):
-        IAPO(metric=exact, strategy=MajorityVote("answer"), budget=10, stopping=value)
+        IAPO(metric=exact, strategy=MajorityVote("answer"), budget=10, search=Search(stopping=value))

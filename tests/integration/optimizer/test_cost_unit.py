@@ -109,7 +109,7 @@ def test_the_student_is_not_scored_and_costs_in_the_runs_own_unit(tmp_path: Path
         seen.append(str(prediction.answer))
         return True
 
-    program = compiled("Briefly.", "In full.", metric=metric, cost=Cost(completion_tokens=1, prompt_tokens=1))
+    program = compiled("Briefly.", "In full.", metric=metric, cost_unit=Cost(completion_tokens=1, prompt_tokens=1))
     labels = 40  # tried before the first call
     assert len(seen) - labels == program.detailed_results.spent.completions - 16
     assert scale(program) < 0.01 / 40  # prompt tokens count

@@ -167,7 +167,7 @@ def test_new_candidates_are_paid_for_and_a_budget_that_cannot_is_refused(first: 
         assert 3 <= more <= 60 and program.detailed_results.spent.completions == known + more
         # another `Cost` measures the student anew, beside the first look at each new candidate
         cost = Cost(prompt_tokens=1.0, completion_tokens=4.0)
-        compiled(server, tmp_path, budget=known + more + 12, cost=cost, candidates=[*MORE, *INSTRUCTIONS, "Add."])
+        compiled(server, tmp_path, budget=known + more + 12, cost_unit=cost, candidates=[*MORE, *INSTRUCTIONS, "Add."])
     asked = [body["messages"][0]["content"] for body in server.bodies]
     assert all(any(text in system for system in asked) for text in MORE)
 

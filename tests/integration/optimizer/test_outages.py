@@ -107,7 +107,7 @@ def test_one_deployment_that_is_down_does_not_stop_the_work_of_the_others(gone: 
             num_threads=2,
             outage_patience=1.0,
             log_dir=tmp_path,
-            cost=Cost(completion_tokens=1),
+            cost_unit=Cost(completion_tokens=1),
         )
         with outage(ill, 503, after=10):
             found = results(run.compile(student(), trainset=questions(20)))

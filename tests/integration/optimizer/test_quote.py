@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Any, Any, Any]] = {
 }
 
 
-optimizer = optimizers(preferences=PREFERENCES, max_n=8, budget=1200, cost=PRICES)
+optimizer = optimizers(preferences=PREFERENCES, max_n=8, budget=1200, cost_unit=PRICES)
 
 
 def compare(quote: Any, spent: Any) -> dict[str, float]:

@@ -16,6 +16,7 @@ from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Majorit
 from iapo_dspy.optimizer.settings import LEVELS
 from iapo_dspy.prompts.proposers.mix import default_proposers
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed
+from tests.support.compiling import iapo
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.worlds import CAREFUL, LAZY, QUICK, adder, exact, outputs, questions, student
 
@@ -49,7 +50,7 @@ def optimizer(**own: Any) -> IAPO:
         "budget": 400,
         "progress": False,
     }
-    return IAPO(**(common | own))
+    return iapo(**(common | own))
 
 
 def asked_for(found: Loopback, *, writers: bool) -> list[dict[str, Any]]:

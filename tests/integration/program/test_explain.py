@@ -15,6 +15,7 @@ from iapo_dspy import (
     BestOfN,
     CompiledProgram,
     ConfigurationError,
+    Execution,
     MajorityVote,
     Objective,
     Preference,
@@ -33,8 +34,7 @@ def compiled() -> Iterator[tuple[Loopback, CompiledProgram]]:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         optimizer = IAPO(
             metric=exact, strategy=MajorityVote("answer"), preferences=PREFERENCES, max_n=6, budget=300,
-            candidates=INSTRUCTIONS, progress=False,
-        )  # fmt: skip
+            candidates=INSTRUCTIONS, execution=Execution(progress=False))  # fmt: skip
         yield server, optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(20))
 
 

@@ -106,7 +106,7 @@ def test_a_cost_in_dollars_keeps_its_exchange_rate() -> None:
 @pytest.mark.slow
 def test_tokens_and_seconds_cost_what_they_did() -> None:
     with Loopback(world) as server:
-        program = compiled(server, cost=Cost(completion_tokens=1, prompt_tokens=0.5, usd=100, usd_per_million=OLD))
+        program = compiled(server, cost_unit=Cost(completion_tokens=1, prompt_tokens=0.5, usd=100, usd_per_million=OLD))
     after = program.reprice(OLD)
     for old, new in zip(program.policy.ready.evidence, after.policy.ready.evidence, strict=True):
         np.testing.assert_allclose(new.overhead, old.overhead, rtol=1e-6)

@@ -298,8 +298,8 @@ def test_every_class_is_tried_with_every_lm() -> None:
     with Loopback(handler) as server, dspy.context(lm=server.lm(seed=1)):
         lms = [server.lm(seed=1), server.lm(model="openai/other", seed=1)]
         cost = Cost(completion_tokens=1)
-        made = optimizer(candidates=[direct(), thinker()], lms=lms, cost=cost, budget=60)
+        made = optimizer(candidates=[direct(), thinker()], lms=lms, cost_unit=cost, budget=60)
         program = made.compile(direct(), trainset=TRAIN)
         assert [p.candidate for p in program.detailed_results.compiled.prompts] == [0, 0, 1, 1]
         with pytest.raises(ConfigurationError, match="Programs of several classes take LMs, not mappings"):
-            optimizer(candidates=[thinker()], lms=[{"self": lms[0]}], cost=cost).compile(direct(), trainset=TRAIN)
+            optimizer(candidates=[thinker()], lms=[{"self": lms[0]}], cost_unit=cost).compile(direct(), trainset=TRAIN)

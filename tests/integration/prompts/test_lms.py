@@ -41,7 +41,7 @@ def two_models(body: dict[str, Any], i: int) -> str:
 
 
 optimizer = optimizers(
-    cost=Cost(usd_per_million=CENTS),
+    cost_unit=Cost(usd_per_million=CENTS),
     candidates=[GUESS, WORK],
     max_n=8,
     budget=600,
@@ -316,8 +316,8 @@ def test_each_lm_must_have_what_the_run_needs() -> None:
 
     assert "openai/large" in refused(lms=lambda s: lms(s), budget=Budget(600, usd=1.0))
     assert "temperature 0" in refused(lms=lambda s: lms(s, temperature=0.0))
-    assert "'openai/large': (0.15, 0.60)" in refused(lms=lms, cost=Cost(usd_per_million={SMALL: (1, 1)}))
-    said = refused(lms=lms, cost=None)
+    assert "'openai/large': (0.15, 0.60)" in refused(lms=lms, cost_unit=Cost(usd_per_million={SMALL: (1, 1)}))
+    said = refused(lms=lms, cost_unit=None)
     assert "openai/large" in said and "Cost(completion_tokens=1)" in said and "usd_per_million" in said
 
 
@@ -341,7 +341,7 @@ def test_the_students_own_lm_gives_way(server: Loopback) -> None:
 
 def test_what_a_model_does_not_take_is_refused() -> None:
     effort = Decoding(reasoning_effort="high")
-    said = refused(lms=lambda s: [s.lm(SMALL), s.lm("openai/gpt-4o-mini")], decoding=[effort], cost=Cost())
+    said = refused(lms=lambda s: [s.lm(SMALL), s.lm("openai/gpt-4o-mini")], decoding=[effort], cost_unit=Cost())
     assert "openai/gpt-4o-mini" in said and "reasoning_effort" in said and "decoding={" in said
     said = refused(lms=lambda s: [s.lm(SMALL), s.lm(LARGE)], decoding={"openai/typo": effort})
     assert "openai/typo" in said and SMALL in said
@@ -365,7 +365,8 @@ def test_a_run_goes_on_with_lms_that_it_knows_and_not_with_others(server: Loopba
     turned = optimizer(lms=[large, small], **settings).compile(student(), trainset=questions(10))
     assert server.requests == before, "their order is no part of what they are"
     with pytest.raises(LedgerMismatch, match="models"):
-        optimizer(lms=[server.lm("openai/other")], cost=Cost(), **settings).compile(student(), trainset=questions(10))
+        other = optimizer(lms=[server.lm("openai/other")], cost_unit=Cost(), **settings)
+        other.compile(student(), trainset=questions(10))
     assert turned.detailed_results.spent.completions > 50
 
 
@@ -389,7 +390,7 @@ def test_a_quote_bounds_models_that_are_dear_in_different_ways() -> None:
     """One has dear prompts, the other dear completions: the worst run asks one and draws from the other."""
     lms = [dspy.LM(SMALL, max_tokens=1000, api_key="k"), dspy.LM(LARGE, max_tokens=1000, api_key="k")]
     prices = Cost(usd_per_million={SMALL: (1000.0, 100.0), LARGE: (0.0, 101.0)})
-    compiler = optimizer(lms=lms, cost=prices, budget=400, candidates=[WORK])
+    compiler = optimizer(lms=lms, cost_unit=prices, budget=400, candidates=[WORK])
     quote = compiler.quote(student(), trainset=questions(20))
     requests, total = quote.requests or 0, 400
     assert requests < total

@@ -10,7 +10,7 @@ import pytest
 
 from iapo_dspy.bandit.aggregators.majority import MajorityVoteAggregator
 from iapo_dspy.bandit.algorithms.auto import Ranking
-from iapo_dspy.bandit.outcome import Outcome, Search, Wish
+from iapo_dspy.bandit.outcome import Outcome, SearchRun, Wish
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.errors import ConfigurationError
@@ -27,7 +27,7 @@ class Asking:
         self.sent: list[Observations | Problem] = []
         self.closed = False
 
-    def run(self) -> Search:
+    def run(self) -> SearchRun:
         """Pulls, a wish, pulls."""
         outcome = Ranking(START).outcome(complete=True)
         try:

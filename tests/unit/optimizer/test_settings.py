@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from iapo_dspy import IAPO, Budget, ConfigurationError, Cost, MajorityVote, Preference
+from tests.support.compiling import iapo
 from tests.support.worlds import exact
 
 
 def optimizer(**given: Any) -> IAPO:
-    return IAPO(**{"strategy": MajorityVote("answer"), "metric": exact, "budget": 100, **given})
+    return iapo(**{"strategy": MajorityVote("answer"), "metric": exact, "budget": 100, **given})
 
 
 def test_settings_are_attributes_of_the_optimizer() -> None:

@@ -320,10 +320,10 @@ def test_the_quote_knows_the_price_of_jobs(tmp_path: Path) -> None:
         ]
         assert expected[1] == pytest.approx(expected[0] / 2)
         own = Cost(usd_per_million=(1.0, 2.0))
-        dear = optimizer(tmp_path, None, cost=own).quote(student, trainset=train).usd
+        dear = optimizer(tmp_path, None, cost_unit=own).quote(student, trainset=train).usd
         assert dear is not None
-        assert optimizer(tmp_path, True, cost=own).quote(student, trainset=train).usd == pytest.approx(dear)
-        half = optimizer(tmp_path, BatchAPI(discount=0.5), cost=own).quote(student, trainset=train).usd
+        assert optimizer(tmp_path, True, cost_unit=own).quote(student, trainset=train).usd == pytest.approx(dear)
+        half = optimizer(tmp_path, BatchAPI(discount=0.5), cost_unit=own).quote(student, trainset=train).usd
         assert half == pytest.approx(dear / 2)
         fifth = optimizer(tmp_path, BatchAPI(discount=0.2)).quote(student, trainset=train).usd
         assert fifth == pytest.approx(0.8 * full)
@@ -366,7 +366,7 @@ def test_other_choices_are_refused_before_anything_is_sent(tmp_path: Path) -> No
     with pytest.raises(ConfigurationError, match="batch='yes'"):
         optimizer(tmp_path, "yes")
     with pytest.raises(ConfigurationError, match="measures no latency"):
-        optimizer(tmp_path, cost=Cost(usd=1, seconds=1))
+        optimizer(tmp_path, cost_unit=Cost(usd=1, seconds=1))
     with dspy.context(lm=dspy.LM("openai/fake", api_base="http://127.0.0.1:9/v1")):
         several = [{"first": "Hint.", "second": "Answer."}, {"first": "Help.", "second": "Say."}]
         with pytest.raises(ConfigurationError, match=r"one dspy\.Predict or dspy\.ChainOfThought; Twice"):
@@ -497,7 +497,7 @@ def test_costs_in_dollars_are_those_of_ordinary_requests(faults: Faults, tmp_pat
                 server,
                 tmp_path / str(batch is None),
                 batch,
-                cost=Cost(usd_per_million=(500.0, 1000.0)),
+                cost_unit=Cost(usd_per_million=(500.0, 1000.0)),
                 max_n=2,
                 budget=60,
             )

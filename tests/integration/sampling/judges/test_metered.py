@@ -180,7 +180,7 @@ def test_a_judge_that_does_not_fit_ends_the_run_with_the_best_policy_so_far(
     cost = Cost(completion_tokens=1, usd_per_million=(1000.0, 1000.0))
     with Split(world) as server, dspy.context(lm=server.lm(max_tokens=60, cache=False)):
         with caplog.at_level(logging.WARNING):
-            chooser = optimizer(metric=metric, cost=cost, budget=Budget(800, usd=25.0), num_threads=4)
+            chooser = optimizer(metric=metric, cost_unit=cost, budget=Budget(800, usd=25.0), num_threads=4)
             results = chooser.compile(student(), trainset=questions(20)).detailed_results
         billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
     assert billed <= 25.0 and results.spent.usd == pytest.approx(billed)
@@ -202,7 +202,8 @@ def test_a_budget_that_pays_for_no_verdict_is_too_small() -> None:
             return bool(judge(question=example.question, guess=pred.answer).verdict == "yes")
 
         with pytest.raises(BudgetTooSmall, match="and its score"):
-            optimizer(metric=metric, cost=cost, budget=Budget(120, usd=1.0)).compile(student(), trainset=questions(3))
+            chooser = optimizer(metric=metric, cost_unit=cost, budget=Budget(120, usd=1.0))
+            chooser.compile(student(), trainset=questions(3))
         assert not any("verdict" in outputs(body) for body in server.bodies)
 
 
@@ -284,7 +285,7 @@ def test_at_64_workers_no_limit_is_ever_exceeded(limit: str) -> None:
             most = 2500 + 600 * run
             budget = Budget(100, usd=most * 1e-3) if limit == "usd" else Budget(100, tokens=most)
             with dspy.context(lm=server.lm(max_tokens=40, cache=run % 2 == 0)):
-                chooser = optimizer(metric=careless, cost=cost, budget=budget, num_threads=64, seed=run, max_n=2)
+                chooser = optimizer(metric=careless, cost_unit=cost, budget=budget, num_threads=64, seed=run, max_n=2)
                 try:
                     spent = chooser.compile(student(), trainset=questions(4)).detailed_results.spent
                 except BudgetTooSmall:

@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, ConfigurationError, MajorityVote, Preference
+from iapo_dspy import IAPO, ConfigurationError, Execution, MajorityVote, Preference
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Loopback, chat
 from tests.support.sampling import draw
@@ -112,9 +112,8 @@ with Loopback(lambda body, i: chat(answer=str(i % 5))) as server:
     dspy.configure(lm=server.lm())
     optimizer = IAPO(
         metric=lambda example, pred, trace=None: pred.answer == "0", strategy=MajorityVote("answer"), max_n=4,
-        preferences=[Preference("best", cost=0.0)], budget=40, candidates=["a", "b"], rollout_timeout=1.0,
-        progress=False,
-    )
+        preferences=[Preference("best", cost=0.0)], budget=40, candidates=["a", "b"],
+        execution=Execution(rollout_timeout=1.0, progress=False))
     examples = [dspy.Example(question=f"q{i}", answer="0").with_inputs("question") for i in range(8)]
     program = optimizer.compile(Hangs(), trainset=examples)
     report = program.detailed_results.failures
@@ -136,5 +135,5 @@ def test_a_bad_timeout_is_refused(value: Any) -> None:
             metric=lambda e, p: True,
             preferences=[Preference("p", cost=0)],
             budget=1,
-            rollout_timeout=value,
+            execution=Execution(rollout_timeout=value),
         )

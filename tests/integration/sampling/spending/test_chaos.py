@@ -8,7 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, Budget, CompiledProgram, MajorityVote, Preference
+from iapo_dspy import IAPO, Budget, CompiledProgram, Execution, MajorityVote, Preference
+from tests.support.compiling import iapo
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions, total
 
@@ -40,7 +41,7 @@ def compile_clear(server: Loopback, **kwargs: Any) -> CompiledProgram:
         seed=1, num_retries=8, timeout=0.5, max_tokens=60, input_cost_per_token=PRICE, output_cost_per_token=PRICE
     )
     with dspy.context(lm=lm):
-        return IAPO(**{**settings, **kwargs}).compile(dspy.Predict("question -> answer"), trainset=questions(40))
+        return iapo(**{**settings, **kwargs}).compile(dspy.Predict("question -> answer"), trainset=questions(40))
 
 
 @pytest.mark.slow
@@ -90,7 +91,7 @@ def test_no_budget_is_exceeded_in_repeated_runs_of_64_workers() -> None:
                     candidates=INSTRUCTIONS,
                     num_threads=64,
                     seed=seed,
-                    progress=False,
+                    execution=Execution(progress=False),
                 )
                 program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
             spent = program.detailed_results.spent

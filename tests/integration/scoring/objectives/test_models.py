@@ -122,7 +122,8 @@ def test_a_dollar_budget_holds_with_a_judge_and_is_checked_before_the_first_call
         assert server.requests == 0
         cost = Cost(completion_tokens=1, usd_per_million=(1000.0, 1000.0))
         judge = objectives.judge(RUBRIC, lm=server.lm("openai/judge", max_tokens=60))
-        results = optimizer(judge, budget=Budget(300, usd=12.0), cost=cost).compile(student(), trainset=questions(9))
+        chooser = optimizer(judge, budget=Budget(300, usd=12.0), cost_unit=cost)
+        results = chooser.compile(student(), trainset=questions(9))
         billed = (server.prompt_tokens + server.completion_tokens) * 1e-3
         assert billed <= 12.0 and results.detailed_results.spent.usd == pytest.approx(billed)
 
@@ -282,18 +283,18 @@ def test_embeddings_count_in_a_runs_budget_as_judges_do() -> None:
     cost = Cost(completion_tokens=1, usd_per_million=prices)
     with Loopback(adder) as task, ModelServer(vector=vector) as server, dspy.context(lm=task.lm(seed=1, max_tokens=60)):
         objective = similar(server, "question")
-        results = optimizer(objective, cost=cost).compile(student(), trainset=questions(6)).detailed_results
+        results = optimizer(objective, cost_unit=cost).compile(student(), trainset=questions(6)).detailed_results
         spent = results.spent
         assert spent.judge_requests == server.requests["/v1/embeddings"] > 0
         assert spent.judge_tokens == server.tokens and spent.judge_usd == pytest.approx(server.tokens * 1e-3)
         assert set(server.embedded.values()) == {1}
         with ModelServer(vector=vector) as other:
-            chooser = optimizer(similar(other, "question"), cost=cost, budget=Budget(90, usd=0.03))
+            chooser = optimizer(similar(other, "question"), cost_unit=cost, budget=Budget(90, usd=0.03))
             results = chooser.compile(student(), trainset=questions(6)).detailed_results
             assert 0 < other.tokens * 1e-3 <= 0.03 and not results.complete
             assert results.failures.total == 0  # what could not be paid for is no failure of a prompt
         with ModelServer(vector=vector) as other:
-            chooser = optimizer(similar(other, "question"), budget=Budget(90, usd=1.0), cost=Cost())
+            chooser = optimizer(similar(other, "question"), budget=Budget(90, usd=1.0), cost_unit=Cost())
             with pytest.raises(ConfigurationError, match=r"price.*openai/(embed|fake)"):
                 chooser.compile(student(), trainset=questions(6))
             assert not other.requests

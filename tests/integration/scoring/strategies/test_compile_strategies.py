@@ -18,6 +18,7 @@ from iapo_dspy import (
     BestOfN,
     CompiledProgram,
     ConfigurationError,
+    Execution,
     LedgerError,
     MajorityVote,
     Mean,
@@ -176,7 +177,12 @@ def test_a_typed_field_that_a_module_returns_as_text_is_read_as_its_type(tmp_pat
         return adder(body, i)
 
     optimizer = IAPO(
-        metric=right, strategy=MajorityVote("answer"), candidates=[CAREFUL], max_n=4, budget=60, progress=False
+        metric=right,
+        strategy=MajorityVote("answer"),
+        candidates=[CAREFUL],
+        max_n=4,
+        budget=60,
+        execution=Execution(progress=False),
     )
     with Loopback(plain) as server, dspy.context(lm=server.lm(seed=1)):
         program = optimizer.compile(Untyped(), trainset=questions(10))

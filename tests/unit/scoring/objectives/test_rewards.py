@@ -187,12 +187,13 @@ def test_a_model_that_is_not_there_and_arguments_that_make_no_sense_say_so(model
 
 
 def test_a_run_is_refused_before_the_first_call_where_the_model_cannot_score(two_labels: str) -> None:
-    from iapo_dspy import IAPO, Preference
+    from iapo_dspy import IAPO, Execution, Preference
     from tests.support.loopback import Loopback, chat
 
     with Loopback(lambda body, i: chat(response=ANSWERS[i % 6])) as server, dspy.context(lm=server.lm()):
         settings: dict[str, Any] = {
-            "preferences": [Preference("quality")], "max_n": 2, "budget": 24, "candidates": ["Say."], "progress": False,
+            "preferences": [Preference("quality")], "max_n": 2, "budget": 24, "candidates": ["Say."],
+            "execution": Execution(progress=False),
         }  # fmt: skip
         student = dspy.Predict("prompt -> response")
         with pytest.raises(ConfigurationError, match="2 labels"):

@@ -1,0 +1,163 @@
+"""What is rarely set: how a run searches, and how it is carried out. `IAPO` takes both as one object each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.named import named
+from iapo_dspy.bandit.stops import StopMode
+from iapo_dspy.environments.live.progress import Progress
+from iapo_dspy.errors import ConfigurationError, nearest
+from iapo_dspy.preferences import is_number
+from iapo_dspy.prompts.proposers.port import Proposer
+from iapo_dspy.sampling.batches.running import BatchAPI
+from iapo_dspy.sampling.rollouts.sampler import check_timeout
+from iapo_dspy.sampling.spending.cost import Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How a run searches for the best arms: `IAPO(search=Search(algorithm="psst"))`.
+
+    Attributes:
+        algorithm: "auto", the default: shared queries, and predictions corrected by unbiased estimates. Or the paper's
+            Algorithm 1, "psst"; "psst+k4" and the like add Top-K screening. Or another name of `bandit.named`, or an
+            `Algorithm` such as `Auto(rounds=4)`.
+        stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
+            that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
+            rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
+        cost_unit: The unit in which calls are priced: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`.
+            `Preference(cost=...)` is the weight of that price. Default: output tokens, or dollars where `lms` have
+            different prices.
+        proposers: How prompts are written: objects of `iapo_dspy.proposers`, or your own. With them, prompts
+            are also written where `candidates` are given. Default: those of the package.
+        joint_limit: The largest number of combinations of instructions, LMs and decodings that is looked at as a
+            whole, >= 1. More are searched one predictor at a time, from the first instruction of each list on.
+
+    Raises:
+        ConfigurationError: A value that cannot be used; the message says which and why.
+    """
+
+    algorithm: str | Algorithm = "auto"
+    stopping: StopMode | None = "confidence"
+    cost_unit: Cost | None = None
+    proposers: Proposer | Sequence[Proposer] | None = None
+    joint_limit: int = 32
+
+    def __post_init__(self) -> None:
+        named(self.algorithm)
+        if self.stopping not in ("confidence", "exact", None):
+            raise ConfigurationError(
+                f'stopping={self.stopping!r}: give "confidence", "exact", or None to draw all N at once.'
+            )
+        if self.cost_unit is not None and not isinstance(self.cost_unit, Cost):
+            raise ConfigurationError(
+                f"cost_unit={self.cost_unit!r}: give a Cost, such as Cost(usd=1); the weight of costs is "
+                "Preference(cost=...)."
+            )
+        read_proposers(self.proposers)
+        check_whole("joint_limit", self.joint_limit, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run, and the calls of the program that it compiles, are carried out: `IAPO(execution=Execution(...))`.
+
+    Attributes:
+        rollout_timeout: Seconds that a program may work without asking an LM, > 0 or None. After them its rollout
+            counts as a failed completion, so that a program that hangs does not hold up the run.
+        outage_patience: Seconds, >= 0, for which a run waits for a provider that is down (refused or broken
+            connections, 5xx, timeouts, 429s alone) before it stops with what it knows. Other providers work on
+            meanwhile. What an outage has cost is no result: the same run, started again, draws it.
+        batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
+            them, within hours (docs/reference/requests.md). For students of one predictor; needs `log_dir`, because a
+            job is paid for even if this process ends before it.
+        default_preference: Name of the preference that a call uses when it names none. Default: the first one.
+        preference_field: Keyword by which calls choose their preference. None if the student has an input field of
+            that name: then `program.with_preference(...)` chooses.
+        progress: A progress bar, or a function that is called with a `Progress` instead.
+
+    Raises:
+        ConfigurationError: A value that cannot be used; the message says which and why.
+    """
+
+    rollout_timeout: float | None = 600.0
+    outage_patience: float = 600.0
+    batch: BatchAPI | bool | None = None
+    default_preference: str | None = None
+    preference_field: str | None = "preference"
+    progress: bool | Callable[[Progress], None] = True
+
+    def __post_init__(self) -> None:
+        check_timeout(self.rollout_timeout)
+        if not (is_number(self.outage_patience) and self.outage_patience >= 0):
+            raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
+        BatchAPI.of(self.batch)
+        default, field = self.default_preference, self.preference_field
+        if default is not None and not isinstance(default, str):
+            raise ConfigurationError(f"default_preference={default!r}: give the name of a preference.")
+        if field is not None and not (isinstance(field, str) and field.isidentifier()):
+            raise ConfigurationError(f"preference_field={field!r}: give a keyword, or None.")
+
+
+OLD_NAMES = {"cost": "cost_unit"}  # settings that have another name today
+
+
+def with_old_keywords(
+    search: Search, execution: Execution, old: Mapping[str, Any], known: Iterable[str]
+) -> tuple[Search, Execution]:
+    """Return both objects with the keywords that stood beside them in version 0.1, such as `IAPO(algorithm=...)`.
+
+    Args:
+        search: As given.
+        execution: As given.
+        old: Further keywords of `IAPO`.
+        known: Its keywords of today.
+
+    Raises:
+        ConfigurationError: A keyword that was never known, or a value that cannot be used.
+    """
+    today = {OLD_NAMES.get(name, name): value for name, value in old.items()}
+    places = {f.name for kind in (Search, Execution) for f in fields(kind)}
+    for name in old:
+        if OLD_NAMES.get(name, name) not in places:
+            raise ConfigurationError(f"IAPO(...) has no parameter {name!r}.{nearest(name, {*known, *places})}")
+    if not old:
+        return search, execution
+    searching = {f.name: today[f.name] for f in fields(Search) if f.name in today}
+    executing = {f.name: today[f.name] for f in fields(Execution) if f.name in today}
+    spelled = [
+        f"{place}({', '.join(f'{name}=...' for name in own)})"
+        for place, own in (("search=Search", searching), ("execution=Execution", executing))
+        if own
+    ]
+    warnings.warn(
+        f"IAPO({', '.join(f'{name}=...' for name in old)}) is spelled IAPO({', '.join(spelled)}) today.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return replace(search, **searching), replace(execution, **executing)
+
+
+def read_proposers(given: Any) -> tuple[Proposer, ...] | None:
+    """Return the proposers; None stands for those of the package."""
+    if given is None:
+        return None
+    found = tuple(given) if isinstance(given, Iterable) else (given,)
+    wrong = [p for p in found if isinstance(p, type) or not isinstance(p, Proposer)]
+    if wrong or not found:
+        raise ConfigurationError(
+            f"proposers={given!r}: give objects with propose(evidence, n), such as those of "
+            "iapo_dspy.proposers, or leave it out."
+        )
+    return found
+
+
+def check_whole(name: str, value: Any, *, least: int) -> None:
+    """Refuse a value that is not a whole number >= least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number >= {least}.")
