@@ -96,7 +96,12 @@ def draw(plan: Plan) -> Findings:
             plan = _beside_evidence(plan, ledger, id_of)
         elif ledger.has_unit:
             plan = plan.without_student()
-        meter = Meter(settings.budget, spent=_spent_before(ledger.spent), others=ledger.others)
+        meter = Meter(
+            settings.budget,
+            spent=_spent_before(ledger.spent),
+            others=ledger.others,
+            stored=sum(map(len, ledger.own.values())),
+        )
         sampler = Sampler(
             max_concurrency=settings.num_threads,
             meter=meter,
@@ -146,7 +151,7 @@ def draw(plan: Plan) -> Findings:
         plan=plan,
         outcome=outcome,
         strategy=environment.strategy,
-        spent=meter.spent,
+        spent=meter.spent + Spent(completions=meter.stored),
         failures=failures,
         unjudged=environment.unjudged,
         outage=environment.outage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
     if kinds := [kind for p in plan.prompts.shown for kind in _kind(p)]:
         facts["programs"] = digest(kinds)
     if plan.writing is not None:
-        by = [type(p).__qualname__ for p in settings.proposers or ()]
+        by = [_told(p) for p in settings.proposers or ()]
         facts["writing"] = [settings.generations, public_params(plan.writing.lm), by]
     return facts | ({"edition": _EDITION} if isinstance(plan.settings.algorithm, Auto) else {})
 
@@ -195,6 +196,32 @@ def _kind(prompt: Prompt) -> list[Any]:
     if prompt.kind is None:
         return []
     return [[prompt.kind.to_json(), without_secrets(plain_attributes(prompt.program))]]
+
+
+def _told(value: Any) -> Any:
+    """Return a proposer's name, with its settings where they are not its defaults; of its parts likewise."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, dspy.BaseLM):
+        return public_params(value)
+    if isinstance(value, Mapping):
+        return {str(name): _told(part) for name, part in value.items()}
+    if isinstance(value, Sequence):
+        return [_told(part) for part in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {
+            f.name: _told(part)
+            for f in dataclasses.fields(value)
+            if f.init and not (part := getattr(value, f.name)) == f.default
+        }
+    else:
+        own = {
+            name: part
+            for name, part in getattr(value, "__dict__", {}).items()
+            if not name.startswith("_") and isinstance(part, (str, int, float, bool))
+        }
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return [name, own] if own else name
 
 
 def _types(program: dspy.Module) -> dict[str, Any]:

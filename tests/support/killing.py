@@ -48,6 +48,25 @@ def compile_once(
     Path(result).write_text(json.dumps(state_of(program)))
 
 
+def write_once(lm: Mapping[str, Any], writer: Mapping[str, Any], log_dir: str, result: str) -> None:
+    """Compile with an LM that writes prompts, and write how many completions were spent to a file."""
+    with dspy.context(lm=dspy.LM("openai/fake", **lm)):
+        optimizer = IAPO(
+            metric=exact,
+            strategy=MajorityVote("answer"),
+            preferences=PREFERENCES[:2],
+            max_n=4,
+            budget=150,
+            candidates=INSTRUCTIONS[:2],
+            prompt_model=dspy.LM("openai/writer", **writer),
+            num_threads=THREADS,
+            log_dir=log_dir,
+            execution=Execution(progress=False),
+        )
+        program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(12))
+    Path(result).write_text(json.dumps(program.detailed_results.spent.completions))
+
+
 def judged(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, lm: Any = None) -> bool:
     """Ask a judge for a draft, and then for a verdict on it."""
     draft = dspy.Predict("question, guess -> draft")

@@ -33,7 +33,7 @@ from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
 from iapo_dspy.sampling.ledger.records import CallRecord, Cell, CompletionRecord, PullKey
 from iapo_dspy.sampling.rollouts.pipeline import Upstream
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.sampling.spending.budget import Meter, Reservation, Spent
+from iapo_dspy.sampling.spending.budget import Meter, Reservation
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.scores import Metric
@@ -328,7 +328,7 @@ class LiveEnvironment:
             numbers = draws[position] if position < len(draws) else self._stored.take(cell, pull.size)
             stored = self._ledger.completions(cell, numbers)
             missing, reservation = pull.size - len(stored), None
-            self._meter.charge(Spent(completions=len(stored)))  # their tokens and dollars are counted already
+            self._meter.replay(len(stored), own=len(stored.keys() & self._ledger.own.get(cell, ())))
             if missing and not refused:
                 try:
                     reservation = self._meter.reserve(completions=missing)

@@ -20,7 +20,7 @@ from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.judges.metered import Case, Metering
 from iapo_dspy.sampling.ledger.digests import digest, query_id
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
-from iapo_dspy.sampling.ledger.records import ProposalRecord
+from iapo_dspy.sampling.ledger.records import GenerationRecord, ProposalRecord
 from iapo_dspy.sampling.lm.refusals import secrets_of
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import WRITERS
@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 class MeteredWriting:
     """Has proposers write within one run.
 
-    Their calls count as `Spent.writer_requests` and its like, are held within the budget, and are kept in the ledger:
-    the same run started again finds their answers there by what was asked. The calls in flight end with the generation.
-    The ledger also keeps what was written, for later runs (`earlier_proposals`).
+    Their calls count as `Spent.writer_requests` and its like, and are held within the budget. The calls in flight end
+    with the generation. The ledger keeps what each generation has brought, also where that is nothing: the same run
+    started again asks nobody, so that its draws are the same ones. Where it was ended in the middle of a generation, it
+    finds the answers by what was asked. Later runs know what was written (`earlier_proposals`).
 
     Args:
         lm: Writes; it is `dspy.settings.lm` for the proposers.
@@ -66,8 +67,20 @@ class MeteredWriting:
             ConfigurationError: It is not a proposer.
             KeyboardInterrupt: Ctrl-C.
         """
-        if self._ended:  # a provider refuses every call
-            return []
+        before = self._ledger.generations.get(evidence.generation)
+        if before is not None:
+            return self._repeated(before, evidence)[:n]
+        found = [] if self._ended else self._written(proposer, evidence, n)  # it ends where every call is refused
+        records = [_record(proposed, evidence) for proposed in found]
+        generation = GenerationRecord(
+            generation=evidence.generation,
+            proposals=[record.key for record in records],
+            parents=[proposed.parents for proposed in found],
+        )
+        self._ledger.extend([*records, generation])
+        return found
+
+    def _written(self, proposer: Proposer, evidence: ProposalEvidence, n: int) -> list[Proposed]:
         mix = self._mixes.get(proposer, lambda: self._mix(proposer))
         name = f"proposals-{evidence.seed}-{evidence.generation}"
         start = time.monotonic()
@@ -80,8 +93,28 @@ class MeteredWriting:
                 self._seconds += time.monotonic() - start
         self._ended = fatal is not None and not found
         self._tell(fatal or refused, case, found)
-        records = [_record(proposed, evidence) for proposed in found]
-        self._ledger.extend([r for r in records if self._ledger.proposal(r.key) is None])
+        return found
+
+    def _repeated(self, before: GenerationRecord, evidence: ProposalEvidence) -> list[Proposed]:
+        """Return what a generation has brought when the run was started before."""
+        if not before.proposals and GenerationRecord not in self._said:
+            self._said.add(GenerationRecord)
+            logger.warning(
+                "Generation %d brought no prompt when this run was started before, and a run that is started again "
+                "does what it did. To have prompts written now, give a larger budget, which uses again what is paid "
+                "for, or another log_dir.",
+                evidence.generation + 1,
+            )
+        programs = [evidence.student, *(p.program for p in sorted(evidence.prompts, key=lambda p: p.index))]
+        found = []
+        for key, parents in zip(before.proposals, before.parents, strict=True):
+            record = self._ledger.proposal(key)
+            candidate = _candidate(record, programs) if record is not None else None
+            if record is not None and candidate is not None:
+                known = Proposed(
+                    candidate=candidate, by=record.by, parents=tuple(parents), preference=record.preference
+                )
+                found.append(known)
         return found
 
     def _mix(self, proposer: Proposer) -> Mix:

@@ -36,6 +36,7 @@ from iapo_dspy.sampling.ledger.records import (
     CallRecord,
     Cell,
     CompletionRecord,
+    GenerationRecord,
     PlannedRecord,
     ProposalRecord,
     Record,
@@ -72,6 +73,7 @@ class LedgerPort:
     Attributes:
         known: The completions that stood in the file before this run began, as the numbers of the draws by cell.
         stored: The completions that later pulls can use, also of earlier processes of this run, likewise.
+        own: Those of them that earlier processes of this run have paid for, likewise.
         spent: The spending of earlier processes of the run, and what other runs had paid before it began.
         taken_over: The part of it that other runs had paid.
         others: What other runs have paid since this one began; it is not in `spent`.
@@ -84,11 +86,13 @@ class LedgerPort:
         planned: The completions that earlier processes of the run planned for; None where the budget said it.
         proposals: The prompts that proposers had written before this run began, in their order.
         written: Those, and the ones that earlier processes of this run had written.
+        generations: What earlier processes of this run got when they wished for prompts, by number.
     """
 
     def __init__(self) -> None:
         self.known: Mapping[Cell, Sequence[int]] = {}
         self.stored: Mapping[Cell, Sequence[int]] = {}
+        self.own: Mapping[Cell, Sequence[int]] = {}
         self.spent = SpentRecord()
         self.taken_over = Spent()
         self.others = Spent()
@@ -101,6 +105,7 @@ class LedgerPort:
         self.planned: PlannedRecord | None = None
         self.proposals: tuple[ProposalRecord, ...] = ()
         self.written: tuple[ProposalRecord, ...] = ()
+        self.generations: Mapping[int, GenerationRecord] = {}
 
     def completions(self, cell: Cell, draws: Collection[int]) -> dict[int, CompletionRecord]:
         """Return those of these draws of a cell that are stored and that pulls can use, by number."""
@@ -192,6 +197,7 @@ class Ledger(LedgerPort):
         first = contents.run_of(fingerprint)
         self.stored = contents.usable()
         self.known = self.stored if began is None else contents.usable(before=began)
+        self.own = {} if began is None else contents.usable(by=fingerprint)
         paid = contents.paid(fingerprint)
         self.taken_over = taken_over(contents) if began is None else paid.before.spent
         if began is not None:
@@ -209,6 +215,8 @@ class Ledger(LedgerPort):
         self.planned = next(reversed(contents.own(PlannedRecord, fingerprint)), None)
         self.proposals = tuple(contents.all(ProposalRecord, before=began))
         self.written = tuple(contents.all(ProposalRecord))
+        self.generations = contents.generations(fingerprint)
+        self._proposals = {r.key: r for r in (*self.written, *contents.own(ProposalRecord, fingerprint))}
         self.about = None if first is None else (first.settings or {}).get("about", {})
         self._contents = contents
         self._kept: dict[Cell, dict[int, CompletionRecord]] = {}
@@ -304,8 +312,8 @@ class Ledger(LedgerPort):
         return self._contents.last(VerdictRecord, key)
 
     def proposal(self, key: str) -> ProposalRecord | None:
-        """Return a prompt that proposers of earlier processes wrote."""
-        return self._contents.last(ProposalRecord, key)
+        """Return a prompt that proposers of earlier processes wrote, as this run had it written if it did."""
+        return self._proposals.get(key)
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""

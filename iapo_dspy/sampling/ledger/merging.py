@@ -206,7 +206,7 @@ def _key(record: object) -> tuple[str, ...] | None:
     if isinstance(record, VerdictRecord):
         return ("verdict", record.key)
     if isinstance(record, ProposalRecord):
-        return ("proposal", record.key)
+        return ("proposal", record.key, *record.read)
     if isinstance(record, CallRecord):
         return ("call", record.query, record.call, str(record.repeat))
     return None

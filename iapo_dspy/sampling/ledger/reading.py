@@ -29,6 +29,7 @@ from iapo_dspy.sampling.ledger.records import (
     VERSION,
     Cell,
     CompletionRecord,
+    GenerationRecord,
     Record,
     RunRecord,
     SpentRecord,
@@ -178,6 +179,17 @@ class LedgerContents:
         """Return every record of a kind that a run has written, in their order."""
         return self._stored(self.rows[self._own(fingerprint) & (self.rows["kind"] == _kind(kind))])
 
+    def generations(self, fingerprint: str) -> dict[int, GenerationRecord]:
+        """Return the generations of prompts that a run got, by number.
+
+        An empty one after which the run has drawn nothing is left out: it may be asked for again.
+        """
+        mine = self._own(fingerprint)
+        places = np.flatnonzero(mine & (self.rows["kind"] == _kind(GenerationRecord)))
+        last = np.flatnonzero(mine & (self.rows["kind"] == _COMPLETION)).max(initial=-1)
+        found: StoredRecords[GenerationRecord] = self._stored(self.rows[places])
+        return {r.generation: r for at, r in zip(places.tolist(), found, strict=True) if r.proposals or at < last}
+
     def paid(self, fingerprint: str, *, before: int | None = None) -> Paid:
         """Return the spending of a run, by the records before a position."""
         mine = self._own(fingerprint)[:before] & (self.rows["kind"][:before] == _kind(SpentRecord))
@@ -199,7 +211,7 @@ class LedgerContents:
         rows = rows[np.isin(rows["draw"], list(draws))]
         return {r.draw: r for r in self._stored(rows)}
 
-    def usable(self, *, before: int | None = None) -> dict[Cell, list[int]]:
+    def usable(self, *, before: int | None = None, by: str | None = None) -> dict[Cell, list[int]]:
         """Return the draws that later pulls can use, ascending, by cell.
 
         A completion that was lost to an error is drawn again, unless its run had come to its end: then it is part of
@@ -207,8 +219,10 @@ class LedgerContents:
 
         Args:
             before: Count records before this position only. Default: all of them.
+            by: Count those of the run with this fingerprint only. Default: those of all runs.
         """
-        rows = self._usable if before is None else self.rows[self._standing(before)]
+        index = self._standing(before)
+        rows = self.rows[index if by is None else index[self._own(by)[index]]]
         cells, starts = np.unique(rows["cell"], return_index=True)
         draws = np.split(rows["draw"], starts[1:]) if len(cells) else []
         names = [(self.ids[cell >> 31], self.ids[cell & (2**31 - 1)]) for cell in cells.tolist()]

@@ -171,6 +171,21 @@ class ProposalRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerationRecord:
+    """The prompts that a run got when it wished for more; the run started again asks nobody, but takes these.
+
+    Attributes:
+        generation: Its number in the run, 0-based.
+        proposals: What was written, by the keys of the records (`ProposalRecord`); none where the writing failed.
+        parents: The prompts that each of these was made from, by their numbers in the run.
+    """
+
+    generation: int
+    proposals: Sequence[str] = ()
+    parents: Sequence[Sequence[int]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRecord:
     """The completions that a run planned for, because its budget says nothing about them.
 
@@ -257,6 +272,7 @@ Record = (
     | UnitRecord
     | PlannedRecord
     | ProposalRecord
+    | GenerationRecord
 )
 KINDS: dict[str, type] = {
     "run": RunRecord,
@@ -269,6 +285,7 @@ KINDS: dict[str, type] = {
     "unit": UnitRecord,
     "planned": PlannedRecord,
     "proposal": ProposalRecord,
+    "generation": GenerationRecord,
 }
 """The kinds of records by their names in lines."""
 _NAMES: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}

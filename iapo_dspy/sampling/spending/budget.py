@@ -222,6 +222,8 @@ class Meter:
         spent: The spending of earlier processes of the same run.
         others: Tokens and dollars that other runs have paid from the same budget since the run began; they are not in
             `spent`.
+        stored: Completions that earlier processes of the same run have paid for; they are in `spent` as soon as the
+            run uses them again (`replay`), and are kept free until then.
         clock: Seconds that only grow; for tests.
     """
 
@@ -231,6 +233,7 @@ class Meter:
         *,
         spent: Spent | None = None,
         others: Spent | None = None,
+        stored: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = None if budget is None else Budget.of(budget)
@@ -239,6 +242,7 @@ class Meter:
         self._lock = threading.RLock()
         self._spent = spent or Spent()
         self.others = others or Spent()
+        self.stored = stored
         self._pico = round(self._spent.usd * _PICO)
         self._judge_pico = round(self._spent.judge_usd * _PICO)
         self._writer_pico = round(self._spent.writer_usd * _PICO)
@@ -378,6 +382,17 @@ class Meter:
             self._writer_pico += _picodollars(spent.writer_usd)
             self._spent += spent
 
+    def replay(self, completions: int, *, own: int) -> None:
+        """Count stored completions that the run uses.
+
+        Args:
+            completions: How many, of this run and of others; their tokens and dollars are counted already.
+            own: How many of them are of `stored`.
+        """
+        with self._lock:
+            self.stored -= own
+            self.charge(Spent(completions=completions))
+
     def _obstacle(
         self, completions: int, tokens: int, pico: int, share: Share | None = None, *, spent_only: bool = False
     ) -> str | None:
@@ -388,7 +403,7 @@ class Meter:
         held = 0 if spent_only else 1
         if share == "writer" and (found := self._of_writers(budget, tokens, pico, held)) is not None:
             return found
-        used = self._spent.completions + held * self._reserved_completions
+        used = self._spent.completions + self.stored + held * self._reserved_completions
         if budget.completions is not None and completions and used + completions > budget.completions:
             return f"{completions} completions do not fit: {used} of {budget.completions} are spent or reserved."
         used = self._spent.tokens + self.others.tokens + held * self._reserved_tokens

@@ -9,6 +9,7 @@ import pytest
 
 from iapo_dspy.optimizer.fingerprint import about, facts_of, prompt_ids
 from iapo_dspy.optimizer.plan import make_plan
+from iapo_dspy.prompts.proposers import Demos, History, Mix, ProposalEvidence, Proposed
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of
 from tests.support.compiling import optimizers
 from tests.support.worlds import Around, questions
@@ -66,6 +67,30 @@ def test_the_default_adapter_and_another_address_are_the_same_prompts() -> None:
     moved = known(base="http://b:2/v1")
     assert moved[:2] == (ids, run) and written["servers"][ids[0]] == ["a:1"] != moved[2]["servers"][ids[0]]
     assert known("question -> answer: int")[2]["signature"] == "self: question -> answer: int"
+
+
+class Mine:
+    """A proposer of a user's."""
+
+    def __init__(self, tone: str) -> None:
+        self.tone = tone
+        self._asked = object()
+
+    def propose(self, evidence: ProposalEvidence, n: int) -> list[Proposed]:
+        return []
+
+
+def test_the_settings_of_proposers_tell_runs_apart() -> None:
+    def writing(*proposers: Any) -> Any:
+        with dspy.context(lm=lm()):
+            settings = optimizer(proposers=proposers).settings
+            return facts_of(make_plan(settings, dspy.Predict("question -> answer"), questions(20), ["A"]))["writing"][2]
+
+    assert writing(Demos(), History()) == ["Demos", "History"]  # as runs of earlier versions have them
+    assert writing(Demos(size=4), Mine("loud")) == [["Demos", {"size": 4}], ["Mine", {"tone": "loud"}]]
+    assert writing(Mix(proposers=[Mine("low"), Demos()], timeout=9.0)) == [
+        ["Mix", {"proposers": [["Mine", {"tone": "low"}], "Demos"], "timeout": 9.0}]
+    ]
 
 
 class Loud(Around):

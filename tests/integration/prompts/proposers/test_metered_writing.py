@@ -77,7 +77,7 @@ def write(
 
 
 def texts(found: Sequence[Proposed]) -> list[Any]:
-    return [p.candidate["self"] if isinstance(p.candidate, dict) else p.candidate.demos for p in found]
+    return [p.candidate["self"] if isinstance(p.candidate, dict) else list(map(dict, p.candidate.demos)) for p in found]
 
 
 def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -131,6 +131,21 @@ def test_what_was_written_is_known_to_later_runs_with_its_parents(tmp_path: Path
         assert len(earlier_proposals(ledger.proposals, [student, known_already])) == 3
         assert earlier_proposals(ledger.proposals, [dspy.Predict("question -> number")]) == []
         assert earlier_proposals(ledger.proposals, [dspy.ChainOfThought("question -> answer")]) == []
+
+
+def test_a_generation_that_failed_is_asked_for_again_until_something_is_drawn(tmp_path: Path) -> None:
+    def written(server: Loopback) -> list[str]:
+        with Ledger.open(tmp_path, fingerprint="run") as ledger:
+            (found,), *_ = write(server, Asks(), ledger=ledger)
+            return texts(found)
+
+    refusing, working = Loopback(writer, faults=Faults(shares={401: 1.0})), Loopback(writer)
+    with refusing, working:
+        assert written(refusing) == []
+        assert written(working) == ["Way 0."] and working.requests == 1
+        assert written(refusing) == ["Way 0."]
+    with Ledger.open(tmp_path, fingerprint="run") as ledger:
+        assert ledger.generations[1].proposals and ledger.generations[1].parents == [[]]
 
 
 def test_a_budget_ends_the_writing_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import (
     BatchRecord,
     CompletionRecord,
+    GenerationRecord,
     ProposalRecord,
     ScoreRecord,
     SpentRecord,
@@ -332,6 +334,24 @@ def test_a_run_knows_the_proposals_of_the_runs_before_it(tmp_path: Path) -> None
         assert ledger.proposals == () and (ledger.proposal("a"), ledger.proposal("b")) == (one, two)
     with Ledger.open(tmp_path, fingerprint="h") as ledger:
         assert ledger.proposals == (one, two)
+
+
+def test_a_run_knows_its_own_generations_and_completions(tmp_path: Path) -> None:
+    prompt = ProposalRecord(key="a", program="Predict", state={}, by="one")
+    empty, full, last = (GenerationRecord(generation=i, proposals=[], parents=[]) for i in range(3))
+    full = replace(full, proposals=["a"], parents=[[0, 1]])
+    mine, theirs = (CompletionRecord(prompt="p", query="q", draw=i, first=i, text="") for i in range(2))
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        assert ledger.generations == {} and ledger.own == {}
+        ledger.extend([empty, mine, prompt, full, last])
+    with Ledger.open(tmp_path, fingerprint="g") as ledger:
+        assert ledger.generations == {} and ledger.own == {} and ledger.known == {("p", "q"): [0]}
+        ledger.extend([replace(prompt, by="other"), theirs])
+    with Ledger.open(tmp_path, fingerprint="f") as ledger:
+        # nothing was drawn after the last one, which brought nothing: it is asked for again
+        assert ledger.generations == {0: empty, 1: full}
+        assert ledger.proposal("a") == prompt
+        assert ledger.own == {("p", "q"): [0]} and ledger.stored == {("p", "q"): [0, 1]}
 
 
 def test_the_unit_of_costs_is_that_of_the_students_lms(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from iapo_dspy.sampling.ledger.records import (
     BatchRecord,
     CallRecord,
     CompletionRecord,
+    GenerationRecord,
     ProposalRecord,
     Record,
     ScoreRecord,
@@ -78,11 +79,15 @@ def test_what_is_there_already_is_not_merged_again(tmp_path: Path) -> None:
 
 def test_proposals_are_merged_once(tmp_path: Path) -> None:
     one, two, three = (ProposalRecord(key=k, program="Predict", state={}, parents=["b"], read=["x"]) for k in "abc")
+    reader = replace(one, read=["y"])  # of other questions, which confirm nothing either
     first = written(tmp_path / "a", drawn(0, "x"), one, two)
-    second = written(tmp_path / "b", drawn(0, "x"), two, three, fingerprint="g")
+    generation = GenerationRecord(generation=0, proposals=["b", "c", "a"], parents=[[], [], [1]])
+    second = written(tmp_path / "b", drawn(0, "x"), two, three, reader, generation, fingerprint="g")
     merge_ledgers(tmp_path / "into", first, second)
     with Ledger.open(tmp_path / "into", fingerprint="new") as ledger:
-        assert ledger.proposals == (one, two, three)
+        assert ledger.proposals == (one, two, three, reader)
+    with Ledger.open(tmp_path / "into", fingerprint="g") as ledger:
+        assert ledger.generations == {0: generation} and ledger.proposal("b") == two
 
 
 def test_equal_texts_without_a_seed_are_two_draws(tmp_path: Path) -> None:

@@ -142,6 +142,18 @@ def test_a_resumed_meter_goes_on_where_it_was() -> None:
     assert meter.exhausted
 
 
+def test_stored_completions_are_kept_free_until_they_are_used_again() -> None:
+    meter = Meter(Budget(10), stored=6)
+    meter.reserve(completions=4).release()
+    with pytest.raises(BudgetExceeded, match="5 completions do not fit: 6 of 10"):
+        meter.reserve(completions=5)
+    meter.replay(5, own=2)  # the other three were paid by another run
+    assert meter.spent.completions == 5 and meter.stored == 4
+    meter.reserve(completions=1)
+    with pytest.raises(BudgetExceeded, match="10 of 10"):
+        meter.reserve(completions=1)
+
+
 def test_without_a_budget_everything_fits() -> None:
     meter = Meter()
     meter.reserve(completions=10**9, tokens=10**12, usd=1e6).settle(completions=3)
