@@ -87,7 +87,14 @@ def draw(plan: Plan) -> Findings:
         id_of = prompt_ids(plan)
         ledger = _ledger(plan, id_of)
         stack.callback(ledger.close)
+        given = len(plan.held_out)
         plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
+        if left := given - len(plan.held_out):
+            logger.warning(
+                "%d of the %d examples of the valset were read by those who wrote prompts in earlier runs of %s. A "
+                "prompt may hold their answers, so they are left out: the chosen arms are measured on %d examples%s.",
+                left, given, settings.log_dir, given - left, "" if given > left else " of the trainset instead",
+            )  # fmt: skip
         id_of = prompt_ids(plan)
         if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
             plan = replace(plan, unit=None, as_it_is=None, older=True)

@@ -55,6 +55,7 @@ def _try(completion: Completion, scored: Scored, label: int, strategy: Strategy)
         output=_texts(said) if said is not None else {},
         failure=scored.failure,
         feedback=scored.feedback,
+        inputs=completion.inner.inputs if completion.inner is not None else None,
     )
 
 

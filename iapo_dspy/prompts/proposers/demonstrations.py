@@ -58,12 +58,20 @@ def _right(evidence: ProposalEvidence, parent: KnownPrompt) -> dict[int, Try]:
     right: dict[int, Try] = {}
     for prompt in (parent, *evidence.prompts):
         for x, tries in sorted(prompt.tries.items()):
-            if not inputs <= set(evidence.examples[x].inputs().keys()):
-                continue  # the inputs of a module inside of a pipeline are not those of the example
-            usable = [t for t in tries if is_right(t) and all(k in t.output for k in outputs) and _readable(parent, t)]
+            usable = [
+                t
+                for t in tries
+                if is_right(t) and inputs <= _inputs(evidence, x, t).keys() and all(k in t.output for k in outputs)
+                if _readable(parent, t)
+            ]
             if usable and x not in right:
                 right[x] = min(usable, key=lambda t: t.tokens)
     return right
+
+
+def _inputs(evidence: ProposalEvidence, x: int, attempt: Try) -> dict[str, Any]:
+    """Return what a completion was an answer to: inside of a pipeline that is not the question itself."""
+    return dict(evidence.examples[x].inputs().items() if attempt.inputs is None else attempt.inputs)
 
 
 def _readable(parent: KnownPrompt, attempt: Try) -> bool:
@@ -80,6 +88,6 @@ def _values(predictor: Any, output: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _demo(evidence: ProposalEvidence, x: int, attempt: Try, predictor: Any) -> dspy.Example:
-    given = evidence.examples[x].inputs().toDict()
+    given = _inputs(evidence, x, attempt)
     inputs = {k: given[k] for k in predictor.signature.input_fields if k in given}
     return dspy.Example(augmented=True, **inputs, **_values(predictor, attempt.output))

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dspy
@@ -119,9 +118,8 @@ class MeteredWriting:
 
     def _mix(self, proposer: Proposer) -> Mix:
         """Return a mix that has warned of nothing yet, whatever it did in other runs."""
-        if isinstance(proposer, Mix):
-            return replace(proposer)
-        return Mix(proposers=(proposer,), timeout=self._timeout)
+        mix = proposer if isinstance(proposer, Mix) else Mix(proposers=(proposer,), timeout=self._timeout)
+        return mix.fresh()
 
     def _seconds_left(self) -> float:
         limit = self._meter.budget.seconds if self._meter.budget is not None else None
@@ -181,6 +179,11 @@ def earlier_proposals(records: Sequence[ProposalRecord], programs: Sequence[dspy
             number[record.key] = len(programs) + len(found)
             found.append(Proposed(candidate=candidate, by=record.by, parents=parents, preference=record.preference))
     return found
+
+
+def key_of(program: dspy.Module) -> str:
+    """Return the key of a program among those that proposers wrote (`ProposalRecord.key`)."""
+    return _named(program)[0]
 
 
 def _record(proposed: Proposed, evidence: ProposalEvidence) -> ProposalRecord:

@@ -91,6 +91,18 @@ class Mix:
             self._round(again, [(slot, able[i % len(able)]) for i, slot in enumerate(left)], kept, rest)
         return kept.found[:n]
 
+    def fresh(self) -> Mix:
+        """Return the mix, and the mixes in it, as they were made: they have warned of nothing, and left nobody out."""
+        return self._fresh({})
+
+    def _fresh(self, made: dict[int, Mix]) -> Mix:
+        def of(proposer: Proposer) -> Proposer:
+            return proposer._fresh(made) if isinstance(proposer, Mix) else proposer
+
+        if id(self) not in made:  # one that stands twice is the same one twice
+            made[id(self)] = replace(self, proposers=[*map(of, self.proposers)], opening=[*map(of, self.opening)])
+        return made[id(self)]
+
     def _round(
         self, evidence: ProposalEvidence, slots: Sequence[_Slot], kept: _Kept, seconds: float
     ) -> tuple[list[int], list[Proposer], bool]:

@@ -37,6 +37,7 @@ class Try:
         output: Its output fields as text.
         failure: Why it failed, in one line; None if it did not.
         feedback: What the metric said of it, where it says something (`dspy.Prediction(score=..., feedback=...)`).
+        inputs: The inputs that the student was called with inside of a pipeline; None where they are the question's.
     """
 
     answer: str | None
@@ -46,6 +47,7 @@ class Try:
     output: Mapping[str, str]
     failure: str | None = None
     feedback: str | None = None
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

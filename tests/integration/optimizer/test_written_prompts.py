@@ -16,6 +16,9 @@ from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Majorit
 from iapo_dspy.optimizer.settings import LEVELS
 from iapo_dspy.prompts.proposers.mix import default_proposers
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed
+from iapo_dspy.sampling.ledger.digests import query_id
+from iapo_dspy.sampling.ledger.reading import contents_of
+from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import iapo
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.worlds import CAREFUL, LAZY, QUICK, adder, exact, outputs, questions, student
@@ -261,6 +264,36 @@ def test_questions_that_earlier_writers_read_confirm_nothing(server: Loopback, t
     assert len(read) > 10  # the second run's writers may read others
     gains = [row.gain for row in found.policy if row.gain is not None]
     assert gains and all(gain.queries <= 40 - len(read) for gain in gains)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["writes", "is given the prompt", "is given others"])
+def test_nothing_is_measured_on_questions_that_the_writers_of_its_prompts_have_read(
+    server: Loopback, tmp_path: Path, caplog: pytest.LogCaptureFixture, again: str
+) -> None:
+    first, known_questions = Listed([CAREFUL]), questions(20)
+    optimizer(proposers=first, log_dir=tmp_path, budget=60).compile(student(), trainset=known_questions)
+    read = {e.question for e in first.seen[0].examples}
+    assert len(read) == 5
+    own: dict[str, dict[str, Any]] = {
+        "writes": {"proposers": Listed()},
+        "is given the prompt": {"candidates": [QUICK, CAREFUL]},
+        "is given others": {"candidates": [QUICK, LAZY]},
+    }
+    found = optimizer(log_dir=tmp_path, budget=100, **own[again]).compile(
+        student(), trainset=questions(10, start=30), valset=known_questions
+    )
+    clean = again == "is given others"
+    assert ("5 of the 20 examples of the valset were read" in caplog.text) is not clean
+    asked = {e.question for e in known_questions} - (set() if clean else read)
+    contents = contents_of(tmp_path)
+    fingerprint = contents.run.fingerprint if contents.run is not None else ""
+    here = {query_id(e) for e in known_questions if e.question in asked}
+    drawn = {r.query for r in contents.own(CompletionRecord, fingerprint)} - {
+        query_id(e) for e in questions(10, start=30)
+    }
+    assert drawn and drawn <= here
+    assert all(row.held_out is not None for row in found.detailed_results.policy)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Writers of prompts see the completions in the order of drawing, with their scores and feedback."""
 
+from dataclasses import replace
+
 import dspy
 
 from iapo_dspy import BestOfN, MajorityVote, Mixed
 from iapo_dspy.environments.live.stored import Completion
 from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.sampling.ledger.records import CompletionRecord
+from iapo_dspy.sampling.rollouts.rollout import InnerCall
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.scores import Heard, Scored
@@ -36,6 +39,16 @@ def test_completions_stand_in_the_order_of_drawing_and_share_their_classes_of_an
     first, second = found[1][3]
     assert (first.answer, first.score, first.tokens, first.output) == ("8", 0.0, 10, {"answer": "8", "steps": "[1, 2]"})
     assert second.feedback == "Well done." and found[0][3][1].failure == "no answer" and found[0][3][1].score is None
+
+
+def test_inside_of_a_pipeline_the_inputs_of_the_inner_module_are_kept() -> None:
+    inner = InnerCall(inputs={"question": "1 + 2", "hint": [4]}, prediction=dspy.Prediction(answer="3"))
+    tries = Tries([0])
+    tries.add(
+        0, 0, [replace(completion(0, "3"), inner=inner), completion(1, "3")], [Scored(answer="3", scores=(1.0,))] * 2
+    )
+    found = tries.of(MajorityVote("answer"))[0][0]
+    assert [t.inputs for t in found] == [{"question": "1 + 2", "hint": [4]}, None]
 
 
 def test_scores_are_shares_of_their_ranges() -> None:

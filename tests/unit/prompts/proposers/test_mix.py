@@ -144,6 +144,16 @@ def test_what_cannot_propose_is_refused(given: dict[str, Any]) -> None:
         Mix(**given)
 
 
+def test_a_fresh_mix_forgets_what_the_mixes_in_it_have_met(caplog: pytest.LogCaptureFixture) -> None:
+    inner = Mix(proposers=[Says(error=RuntimeError("broken")), Says(["Two."])])
+    mix = Mix(proposers=[inner, Says(["One."]), inner])
+    for _ in range(2):
+        mix.fresh().propose(evidence(), 3)
+    assert len(caplog.records) == 2 and inner._said == set()  # one warning a run
+    first, _, third = mix.fresh().proposers
+    assert first is third is not inner
+
+
 def test_the_default_opens_without_completions_and_then_reflects() -> None:
     with dspy.context(lm=Writer(lambda i, output, k: "X wins." if output == "verdict" else f"Write it the way {k}.")):
         mix = default_proposers()

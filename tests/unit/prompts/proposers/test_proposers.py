@@ -221,3 +221,11 @@ def test_demonstrations_have_the_types_of_the_fields() -> None:
     program = dspy.Predict("question -> answer: int")
     prompt = replace(known(0, "", {0: [tried("none", 1.0), tried("7", 1.0)], 1: [tried("x", 1.0)]}), program=program)
     assert [d.answer for d in run(Demos(), evidence_of(prompt), 1, Writer())[0].candidate.demos] == [7]  # type: ignore[union-attr]
+
+
+def test_demonstrations_inside_of_a_pipeline_have_the_inputs_that_the_module_was_called_with() -> None:
+    """An input of the same name may hold something else than the question's does."""
+    tries = {0: [tried("0", 1.0, inputs={"question": "zero and zero"})], 1: [tried("2", 1.0, inputs={"hint": "?"})]}
+    (found,) = Demos().propose(evidence_of(known(0, "Add up.", tries)), 1)
+    assert isinstance(found.candidate, dspy.Predict)
+    assert [(d.question, d.answer) for d in found.candidate.demos] == [("zero and zero", "0")]

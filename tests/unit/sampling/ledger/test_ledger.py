@@ -337,7 +337,7 @@ def test_a_run_knows_the_proposals_of_the_runs_before_it(tmp_path: Path) -> None
 
 
 def test_a_run_knows_its_own_generations_and_completions(tmp_path: Path) -> None:
-    prompt = ProposalRecord(key="a", program="Predict", state={}, by="one")
+    prompt = ProposalRecord(key="a", program="Predict", state={}, by="one", parents=[], read=[])
     empty, full, last = (GenerationRecord(generation=i, proposals=[], parents=[]) for i in range(3))
     full = replace(full, proposals=["a"], parents=[[0, 1]])
     mine, theirs = (CompletionRecord(prompt="p", query="q", draw=i, first=i, text="") for i in range(2))
