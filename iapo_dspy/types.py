@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,23 @@ class Pull:
     size: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interim:
+    """What a run knows at the end of a round (the interim analysis of a sequential experiment).
+
+    Attributes:
+        policy: The arm that each context would choose now [C]; empty where the run looks at some of its contexts only.
+        utility: Estimated utility of these arms, as `policy`; NaN where there is no evidence.
+        standard_error: Their standard errors, as `policy`; NaN from estimators that have none.
+        rounds_left: Rounds that are still planned; a run may end earlier. None where the run does not know.
+    """
+
+    policy: Policy
+    utility: FloatArray
+    standard_error: FloatArray
+    rounds_left: int | None = None
+
+
 @dataclass(frozen=True)
 class Pulls:
     """A batch of pulls that may all be in flight together.
@@ -208,11 +225,14 @@ class Pulls:
         prompt: Prompt indices [B].
         query: Query indices [B].
         size: Completions per pull [B], >= 1.
+        interim: What the algorithm knows before this batch, which begins a new round. None in the first batch, and in
+            one that goes on with the round before. Environments do not look at it.
     """
 
     prompt: IntArray
     query: IntArray
     size: IntArray
+    interim: Interim | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         arrays = [np.asarray(a, dtype=np.int64) for a in (self.prompt, self.query, self.size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import Estimates, Estimator
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.types import Arm, FloatArray, IntArray, Observations, Policy, Pulls
+from iapo_dspy.types import Arm, FloatArray, IntArray, Interim, Observations, Policy, Pulls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,38 @@ class Outcome:
         predicted = self.estimates.standard_error is not None  # one query's draws serve every scale
         at = [(arm.prompt, 0 if predicted else arm.n - 1) for arm in self.policy.arms]
         return np.array([self.count[position] for position in at], dtype=np.int64)
+
+    @property
+    def interim(self) -> Interim:
+        """What the run knew at the end of its last round."""
+        found = interim(self.policy, self.q, self.estimates.standard_error, rounds_left=0)
+        return found if self.prompts is None else renumbered(found, self.prompts)
+
+
+def interim(policy: Policy, q: FloatArray, standard_error: FloatArray | None, *, rounds_left: int | None) -> Interim:
+    """Return what is known of a policy.
+
+    Args:
+        policy: The chosen arms [C].
+        q: Estimated utility [C, P, N].
+        standard_error: Standard error of the rewards, as `q`; None from estimators that have none.
+        rounds_left: Rounds that are still planned.
+    """
+
+    def of_arms(values: FloatArray | None) -> FloatArray:
+        if values is None:
+            return np.full(len(policy), np.nan)
+        most = values.shape[2]
+        at = ((c, arm.prompt, arm.n - 1) for c, arm in enumerate(policy.arms))
+        return np.array([values[c, p, n] if n < most else np.nan for c, p, n in at])
+
+    return Interim(policy=policy, utility=of_arms(q), standard_error=of_arms(standard_error), rounds_left=rounds_left)
+
+
+def renumbered(found: Interim, numbers: IntArray) -> Interim:
+    """Return what is known with other numbers of the prompts: `numbers[p]` for p."""
+    arms = tuple(replace(arm, prompt=int(numbers[arm.prompt])) for arm in found.policy.arms)
+    return replace(found, policy=Policy(arms))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ import numpy as np
 from iapo_dspy.bandit.confirmation import part
 from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.drawing import Findings
-from iapo_dspy.optimizer.mlflow import log_compile
 from iapo_dspy.optimizer.quoting.affordable import least_that_pays, shown_budget
+from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.program.policy import CompiledPolicy
@@ -23,8 +23,12 @@ from iapo_dspy.prompts.prompt import prompt_states
 logger = logging.getLogger(__name__)
 
 
-def conclude(found: Findings) -> CompiledProgram | dspy.Module:
+def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
     """Return the compiled program, or the pipeline with the compiled program in it.
+
+    Args:
+        found: The findings.
+        watch: Is told the policy.
 
     Raises:
         BudgetTooSmall: Not a single completion has a score.
@@ -56,25 +60,23 @@ def conclude(found: Findings) -> CompiledProgram | dspy.Module:
         programs=programs,
         lms=[p.lms for p in plan.prompts if p.lms] or None,
     )
-    if settings.track_stats:
-        program.detailed_results = make_result(
-            policy,
-            found.strategy,
-            outcome,
-            found.output_tokens,
-            tuple(map(models_of, programs)),
-            functools.partial(tuple, programs),
-            failures=found.failures,
-            rounds=outcome.rounds,
-            validated=bool(plan.held_out),
-            complete=outcome.complete and found.outage is None,
-            outage=found.outage,
-            written=plan.writing.prompts if plan.writing is not None else None,
-            gains=found.gains,
-        )
-        for text in program.detailed_results.too_little:
-            logger.warning("%s", text)
-        log_compile(settings.to_dict(), program.detailed_results)
+    result = make_result(
+        policy,
+        found.strategy,
+        outcome,
+        found.output_tokens,
+        tuple(map(models_of, programs)),
+        functools.partial(tuple, programs),
+        failures=found.failures,
+        rounds=outcome.rounds,
+        validated=bool(plan.held_out),
+        complete=outcome.complete and found.outage is None,
+        outage=found.outage,
+        written=plan.writing.prompts if plan.writing is not None else None,
+        gains=found.gains,
+    )
+    program.detailed_results = result if settings.track_stats else None
+    watch.found(result)
     if plan.pipeline is None:
         return program
     pipeline = plan.pipeline.with_inner(program)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, first_of
 from iapo_dspy.bandit.measurement import measured
@@ -17,16 +16,18 @@ from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.live.environment import LiveEnvironment
 from iapo_dspy.environments.live.equal_scores import EqualScores
-from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.environments.port import Environment, drive
 from iapo_dspy.environments.wrappers import Some
 from iapo_dspy.errors import BudgetTooSmall
+from iapo_dspy.events import RunStarted
 from iapo_dspy.optimizer.fingerprint import about, facts_of, older_of, prompt_ids, serving, takes_all
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan, Writing
 from iapo_dspy.optimizer.quoting.affordable import check_pays, planned, shown_budget
 from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.optimizer.watching.rounds import Rounds
+from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.optimizer.writing.earlier import with_earlier
 from iapo_dspy.optimizer.writing.nursery import Nursery
 from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
@@ -70,8 +71,12 @@ class Findings:
     gains: tuple[ConfirmedGain | None, ...]
 
 
-def draw(plan: Plan) -> Findings:
+def draw(plan: Plan, watch: RunWatch) -> Findings:
     """Run the algorithm of a plan on its LMs. Every completion is in the ledger before it is used.
+
+    Args:
+        plan: The run.
+        watch: Is told how it goes.
 
     Raises:
         BudgetTooSmall: The budget does not pay for one round.
@@ -85,7 +90,7 @@ def draw(plan: Plan) -> Findings:
     check_pays(plan)
     with ExitStack() as stack:
         id_of = prompt_ids(plan)
-        ledger = _ledger(plan, id_of)
+        ledger, restored = _ledger(plan, id_of, watch)
         stack.callback(ledger.close)
         given = len(plan.held_out)
         plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
@@ -109,6 +114,8 @@ def draw(plan: Plan) -> Findings:
             others=ledger.others,
             stored=sum(map(len, ledger.own.values())),
         )
+        watch.spent = lambda: meter.spent
+        watch.tell(_started(plan, restored))
         sampler = Sampler(
             max_concurrency=settings.num_threads,
             meter=meter,
@@ -130,7 +137,7 @@ def draw(plan: Plan) -> Findings:
             meter=meter,
             ledger=ledger,
             max_errors=settings.max_errors,
-            progress=stack.enter_context(_progress(settings)),
+            progress=watch.tell,
             cost=settings.cost_unit,
             unit=plan.unit,
             batch=settings.batch,
@@ -139,16 +146,18 @@ def draw(plan: Plan) -> Findings:
             tries=tries,
         )
         stack.callback(environment.close, finished=False)
+        rounds = Rounds(watch, meter, environment, resumed=restored > 0)
         try:
             if starts_from_evidence:
                 plan = plan.knowing(environment.recall(len(plan.prompts), len(plan.examples)))
             plan = planned(plan, environment, meter, ledger)
-            nursery = Nursery(plan, environment, prompts, tries, writing)
-            outcome = drive(plan.start(), environment, more=nursery.answer)
+            nursery = Nursery(plan, environment, prompts, tries, writing, told=rounds.wrote)
+            outcome = drive(rounds.of(plan), environment, more=nursery.answer)
             plan = nursery.plan.drawn(outcome)
             outcome, gains = _settled(plan, outcome, environment)
             environment.close(finished=environment.verdict is None)
         except KeyboardInterrupt:
+            watch.close()
             _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
             raise
     failures, tokens = environment.failures, environment.output_tokens
@@ -168,11 +177,26 @@ def draw(plan: Plan) -> Findings:
     )
 
 
-def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
-    """Open the run's ledger, and say how much of it serves the run."""
+def _started(plan: Plan, restored: int) -> RunStarted:
+    settings = plan.settings
+    return RunStarted(
+        preferences=tuple(p.name or "" for p in settings.preferences),
+        prompts=len(plan.prompts),
+        examples=len(plan.examples),
+        max_n=settings.max_n,
+        completions=settings.budget.completions,
+        usd=settings.budget.usd,
+        restored=restored,
+        log_dir=str(settings.log_dir) if settings.log_dir is not None else None,
+        settings=settings.to_dict(),
+    )
+
+
+def _ledger(plan: Plan, id_of: Callable[[int], str], watch: RunWatch) -> tuple[LedgerPort, int]:
+    """Open the run's ledger, and say how much of it serves the run: so many completions at most."""
     directory, facts, total = plan.settings.log_dir, facts_of(plan), plan.completions
     if directory is None:
-        return NullLedger()
+        return NullLedger(), 0
     settings = {**facts, "about": about(plan, id_of)}
     older = partial(older_of, plan, id_of)
     ledger = Ledger.open(directory, fingerprint=fingerprint_of(facts), settings=settings, older=older)
@@ -183,8 +207,8 @@ def _ledger(plan: Plan, id_of: Callable[[int], str]) -> LedgerPort:
         of = "" if total is None or found.restored > total else f" of {total:,}"
         rest = f" (others do not serve this run: {found.rest})" if found.rest else ""
         most = "" if takes_all(plan) else "at most "
-        logger.info("restored %s%s%s completions%s", most, f"{found.restored:,}", of, rest)
-    return ledger
+        watch.say(f"restored {most}{found.restored:,}{of} completions{rest}")
+    return ledger, found.restored
 
 
 def _beside_evidence(plan: Plan, ledger: LedgerPort, id_of: Callable[[int], str]) -> Plan:
@@ -294,23 +318,3 @@ def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]
             "The batch jobs %s go on at the provider, and are paid for. Compile again to pick them up, or stop them: "
             "iapo_dspy.cancel_batches(%r).", ", ".join(jobs), str(settings.log_dir),
         )  # fmt: skip
-
-
-@contextmanager
-def _progress(settings: Settings) -> Iterator[Callable[[Progress], None]]:
-    """Show how far the run is: by the user's own function, or by a tqdm bar over the budget."""
-    if callable(settings.progress):
-        yield settings.progress
-        return
-    total, wanted = settings.budget.completions, settings.progress
-    with tqdm(total=total, unit="completion", desc="IAPO", disable=not wanted) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.total = progress.budget
-            bar.update(progress.completions - bar.n)
-            if progress.spent.usd or progress.waiting:
-                usd = {"usd": f"{progress.spent.usd:.2f}"} if progress.spent.usd else {}
-                waiting = {"batch": progress.waiting} if progress.waiting else {}
-                bar.set_postfix({**usd, **waiting}, refresh=bool(waiting))
-
-        yield show

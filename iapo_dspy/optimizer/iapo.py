@@ -17,6 +17,7 @@ from iapo_dspy.optimizer.options import OLD_NAMES, Execution, Search, with_old_k
 from iapo_dspy.optimizer.plan import make_plan
 from iapo_dspy.optimizer.quoting.quote import Quote, make_quote
 from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.sampling.spending.budget import Budget
@@ -29,7 +30,7 @@ DEFAULT_PREFERENCES = (
     Preference("balanced", cost=0.2),
     Preference("thrifty", cost=1.0),
 )
-_SETTINGS = frozenset(f.name for f in fields(Settings))
+_SETTINGS = frozenset(f.name for f in fields(Settings)) - {"callbacks"}  # DSPy has others of its own by that name
 _COMPILE = ("trainset", "valset", "candidates", "inner")
 
 
@@ -194,7 +195,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             there = " Settings belong to IAPO(...)." if name in {*_SETTINGS, "auto"} else nearest(name, _COMPILE)
             raise ConfigurationError(f"IAPO.compile has no parameter {name!r}.{there}")
         plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
-        return conclude(draw(plan))
+        with RunWatch(self.settings) as watch:
+            return conclude(draw(plan, watch), watch)
 
     def quote(
         self,

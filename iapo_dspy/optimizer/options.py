@@ -12,6 +12,7 @@ from iapo_dspy.bandit.named import named
 from iapo_dspy.bandit.stops import StopMode
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.errors import ConfigurationError, nearest
+from iapo_dspy.events import Event
 from iapo_dspy.preferences import is_number
 from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.sampling.batches.running import BatchAPI
@@ -79,7 +80,11 @@ class Execution:
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
         preference_field: Keyword by which calls choose their preference. None if the student has an input field of
             that name: then `program.with_preference(...)` chooses.
-        progress: A progress bar, or a function that is called with a `Progress` instead.
+        progress: Whether a bar, and above it a line for each round, are shown. The log has the lines at INFO, shown or
+            not.
+        callbacks: Functions that are called with each event of a run (`iapo_dspy.events`), in the thread that called
+            `compile`, such as `iapo_dspy.callbacks.MLflowCallback()`. One that raises costs a warning, and can neither
+            end the run nor lose a completion.
 
     Raises:
         ConfigurationError: A value that cannot be used; the message says which and why.
@@ -91,12 +96,19 @@ class Execution:
     default_preference: str | None = None
     preference_field: str | None = "preference"
     progress: bool | Callable[[Progress], None] = True
+    callbacks: Sequence[Callable[[Event], object]] = ()
 
     def __post_init__(self) -> None:
         check_timeout(self.rollout_timeout)
         if not (is_number(self.outage_patience) and self.outage_patience >= 0):
             raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
         BatchAPI.of(self.batch)
+        callbacks = self.callbacks
+        wrong = not isinstance(callbacks, Iterable) or [c for c in callbacks if isinstance(c, type) or not callable(c)]
+        if wrong:
+            raise ConfigurationError(
+                f"callbacks={callbacks!r}: give a list of functions of one event, such as [MLflowCallback()]."
+            )
         default, field = self.default_preference, self.preference_field
         if default is not None and not isinstance(default, str):
             raise ConfigurationError(f"default_preference={default!r}: give the name of a preference.")

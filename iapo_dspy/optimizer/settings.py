@@ -15,6 +15,7 @@ from iapo_dspy.bandit.named import named, short_name
 from iapo_dspy.bandit.stops import StopMode
 from iapo_dspy.environments.live.progress import Progress
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.events import Event
 from iapo_dspy.optimizer.options import Execution, Search, check_whole, read_proposers
 from iapo_dspy.preferences import Preference
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
@@ -81,6 +82,7 @@ class Settings:
     batch: BatchAPI | None
     track_stats: bool
     progress: bool | Callable[[Progress], None]
+    callbacks: tuple[Callable[[Event], object], ...]
 
     def __post_init__(self) -> None:
         for name, least in (("max_n", 1), ("seed", 0)):
@@ -136,6 +138,7 @@ class Settings:
             "lms": lms,
             "log_dir": Path(log_dir) if log_dir is not None else None,
             "batch": BatchAPI.of(given["batch"]),
+            "callbacks": tuple(given["callbacks"]),
         }
         return cls(**{**{k: v for k, v in given.items() if k != "auto"}, **read})
 

@@ -37,11 +37,11 @@ from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.estimators.port import ArmEvidence, ComparingEstimator, Estimates
 from iapo_dspy.bandit.models.information import Knowledge, error
 from iapo_dspy.bandit.models.port import Informed
-from iapo_dspy.bandit.outcome import Outcome, Run
+from iapo_dspy.bandit.outcome import Outcome, Run, interim
 from iapo_dspy.bandit.problem import Problem, check_budget
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Observations, Policy
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray, Interim, Observations, Policy
 
 FIRST_PULL = 2
 FIRST_PULL_UNMODELLED = 3  # where no model says what more completions bring: two votes never say more than one
@@ -185,7 +185,7 @@ def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, call
         left = budget - state.spent
         alive = alive[-left:]  # newcomers are behind the others, and come first where there is too little for all
         pulls = schedule.pulls(alive, max(left // (schedule.rounds - done), len(alive)))
-        observations = yield pulls
+        observations = yield replace(pulls, interim=state.interim(problem, rounds_left=schedule.rounds - done))
         before, done = state.present, done + 1
         state.observe(observations, alive)
         newcomers = np.arange(before, state.present)
@@ -437,6 +437,17 @@ class Ranking(Standing):
             estimates = self.evidence.estimates()
         detail = self.evidence if isinstance(self.evidence, Evidence) else None
         return self.report(self.policy(), self.q(), estimates, complete=complete, detail=detail)
+
+    def interim(self, problem: Problem, *, rounds_left: int) -> Interim | None:
+        """Return what is known now of the contexts of a problem; None before the first draw.
+
+        Contexts are left out where the run looks at some of them only.
+        """
+        if self.evidence is None:
+            return None
+        if self.problem.n_contexts < problem.n_contexts:
+            return Interim(policy=Policy(()), utility=np.empty(0), standard_error=np.empty(0), rounds_left=rounds_left)
+        return interim(self.policy(), self.q(), self.evidence.standard_error(), rounds_left=rounds_left)
 
     def q(self) -> FloatArray:
         """Return the estimated utility of every arm [C, P, N]; NaN where there is no evidence."""

@@ -36,7 +36,7 @@ from iapo_dspy.bandit.algorithms.schedule import Schedule
 from iapo_dspy.bandit.algorithms.standing import joined
 from iapo_dspy.bandit.estimators.corrected import CorrectedEstimator
 from iapo_dspy.bandit.estimators.port import ComparingEstimator
-from iapo_dspy.bandit.outcome import Outcome, Run
+from iapo_dspy.bandit.outcome import Outcome, Run, renumbered
 from iapo_dspy.bandit.problem import Problem, check_all_present, check_budget
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
@@ -144,13 +144,14 @@ class _Search:
             share = left * self._shape[d] // (self._shape[d] + sum(later) + last)
             # Small budgets: the coordinates that were never varied need a completion for each of their options.
             most = left - sum(k - 1 for k in later[: max(len(coordinates) - i - 1, 0)])
-            going = yield from self._step(self._family(incumbents, d, share), min(share, most), most, ROUNDS)
+            family, rounds = self._family(incumbents, d, share), (len(steps) - 1 - i) * ROUNDS + LAST_ROUNDS
+            going = yield from self._step(family, min(share, most), most, ROUNDS, later=rounds)
             if not going:
                 return self._outcome(complete=False)
             incumbents = self._incumbents()
         self._schedule.enlarge()
         left = self._budget - self._spent
-        complete = yield from self._step(list(self._slots), left, left, LAST_ROUNDS, last=True)
+        complete = yield from self._step(list(self._slots), left, left, LAST_ROUNDS, later=0)
         return self._outcome(complete=complete)
 
     def _family(self, incumbents: Sequence[Combination], d: int, share: int) -> list[Combination]:
@@ -169,12 +170,14 @@ class _Search:
         return [combinations[slot] for slot, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
 
     def _step(
-        self, family: Sequence[Combination], share: int, most: int, rounds: int, *, last: bool = False
+        self, family: Sequence[Combination], share: int, most: int, rounds: int, *, later: int
     ) -> Generator[Pulls, Observations, bool]:
         """Compare combinations in a few rounds of at most `share` completions; False where the environment ended.
 
-        New combinations get one completion each even beyond the share, up to `most`.
+        New combinations get one completion each even beyond the share, up to `most`. `later` rounds may come after
+        these; the last stage has none.
         """
+        last = not later
         fresh = [c for c in family if c not in self._slots][:most]
         share = max(share, len(fresh))
         self._make_room(fresh)
@@ -193,7 +196,9 @@ class _Search:
             if not len(alive):
                 break
             pulls = self._schedule.pulls(alive, max((end - self._spent) // (rounds - r + 1), len(alive)))
-            asked = replace(pulls, prompt=self._numbers[pulls.prompt])
+            known = self._state.interim(self._problem, rounds_left=later + rounds - r + 1)
+            known = renumbered(known, self._numbers) if known is not None else None
+            asked = replace(pulls, prompt=self._numbers[pulls.prompt], interim=known)
             observations = yield asked
             self._observe(observations, alive)
             over = last and r == rounds

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from iapo_dspy.bandit.algorithms.standing import Standing
 from iapo_dspy.bandit.algorithms.trimming import best_arms, keep_best, trim
 from iapo_dspy.bandit.estimators.port import Estimates
-from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome
+from iapo_dspy.bandit.outcome import EstimatorFactory, Outcome, interim
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.types import FloatArray, Observations
+from iapo_dspy.types import FloatArray, Interim, Observations, Policy
 
 
 class Elimination(Standing):
@@ -75,8 +75,17 @@ class Elimination(Standing):
         self._estimator = self._new_estimator(self.problem)
         self._estimates = self._estimator.estimates()
 
+    def interim(self, *, rounds_left: int) -> Interim | None:
+        """Return what is known now; None before the first draw."""
+        return interim(*self._chosen(), None, rounds_left=rounds_left) if self.spent else None
+
     def outcome(self, *, complete: bool) -> Outcome:
         """Choose the best living arm of each context and report the run."""
+        policy, q = self._chosen()
+        return self.report(policy, q, self._estimates, complete=complete)
+
+    def _chosen(self) -> tuple[Policy, FloatArray]:
+        """Return the best living arm of each context, and the utility of every arm [C, P, N]."""
         q = self._q()
         choice, cost = q, self._estimates.cost
         if self._screened is not None:
@@ -85,8 +94,7 @@ class Elimination(Standing):
             screened[:, ~self.charges.answered] = np.nan
             choice = np.where(seen, q, screened)
             cost = np.where(np.isnan(cost), self._screened.cost, cost)
-        policy = best_arms(choice, self._price(cost), self._eligible(choice))
-        return self.report(policy, q, self._estimates, complete=complete)
+        return best_arms(choice, self._price(cost), self._eligible(choice)), q
 
     def _eligible(self, choice: FloatArray) -> NDArray[np.bool_]:
         """Return the arms that may be chosen [C, P, N].

@@ -193,7 +193,8 @@ class _Search:
             if not len(self._newcomers) and settled(state, schedule, gain, seen, price, self._settings.search.calls):
                 return None
         self._alive = self._alive[-self._left :]  # newcomers are the last ones
-        return schedule.pulls(self._alive, max(self._left // rounds, len(self._alive)))
+        pulls = schedule.pulls(self._alive, max(self._left // rounds, len(self._alive)))
+        return replace(pulls, interim=state.interim(self._problem, rounds_left=rounds))
 
     def _rivals(self) -> IntArray:
         """Return the best given prompt of each context that has chosen another one, unless it is surely behind."""

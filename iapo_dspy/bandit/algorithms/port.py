@@ -9,6 +9,9 @@ What cannot work raises before the first pull: the constructor raises `Configura
 and `start` raises `BudgetTooSmall` for a budget below `least`. The same problem, budget, seed and observations give the
 same pulls and the same outcome. Short names of the algorithms that come with the package are in `bandit.named`.
 
+A run tells its rounds by `Pulls.interim`: the first batch of each later round brings what is known before it, and
+`Outcome.interim` is what was known in the end. An algorithm without them has one round.
+
 Example:
     >>> from iapo_dspy.bandit.algorithms.psst import PSST
     >>> from iapo_dspy.environments.port import drive

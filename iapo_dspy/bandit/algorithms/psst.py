@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def trimming_rounds(problem: Problem, state: Elimination, seed: int, share: Shar
         if not len(pulls):
             state.observe(no_observations(problem.contexts.n_objectives))
         else:
-            observations = yield pulls  # line 16
+            observations = yield replace(pulls, interim=state.interim(rounds_left=rounds - r + 1))  # line 16
             state.observe(observations)  # line 17
             if _cut_short(observations, pulls, last=r == rounds):
                 return state.outcome(complete=False)

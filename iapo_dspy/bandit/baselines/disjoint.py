@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,6 @@ class Disjoint(Baseline):
         scales = np.where(state.active.any(axis=(0, 2)), problem.max_n, 0)
         times = int((budget - state.spent) // scales.sum())
         pulls = draw_pulls(problem, scales, times, seed, 1 + len(first.rounds))
-        observations = yield pulls
+        observations = yield replace(pulls, interim=state.interim(rounds_left=1))
         state.observe(observations)
         return state.outcome(complete=observations.pulls.completions == pulls.completions)

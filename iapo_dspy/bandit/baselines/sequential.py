@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from iapo_dspy.bandit.algorithms.trimming import best_arms
 from iapo_dspy.bandit.baselines.uniform import Baseline
 from iapo_dspy.bandit.costs.scale import CostScale
 from iapo_dspy.bandit.estimators.blocks import BlockEstimator
-from iapo_dspy.bandit.outcome import Outcome, Round, Run
+from iapo_dspy.bandit.estimators.port import Estimates
+from iapo_dspy.bandit.outcome import Outcome, Round, Run, interim
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.types import FloatArray, IntArray, Observations, Pulls
+from iapo_dspy.types import FloatArray, IntArray, Interim, Observations, Policy, Pulls
+
+_ROUNDS = 10  # that the steps of a run are told as, alike in completions
 
 
 class Sequential(Baseline):
@@ -62,7 +65,7 @@ class Sequential(Baseline):
         rng = np.random.default_rng(seed)
         table = _Table(problem)
         scale_of = np.tile(np.arange(1, problem.max_n + 1), problem.n_prompts)
-        spent = steps = 0
+        spent = steps = told = 0
         complete = True
         while complete and spent < budget:
             context = int(rng.integers(problem.n_contexts))
@@ -74,6 +77,8 @@ class Sequential(Baseline):
                 arm = int(fits[self.rule(rng, table.q[context, fits], table.count[fits])])
             query = rng.integers(problem.n_queries, size=1)
             pulls = Pulls(np.array([arm // problem.max_n]), query, scale_of[arm : arm + 1])
+            if (over := spent * _ROUNDS // budget) > told:
+                told, pulls = over, replace(pulls, interim=table.interim(rounds_left=_ROUNDS - over))
             observations = yield pulls
             made = observations.pulls.completions
             spent += made
@@ -179,12 +184,20 @@ class _Table:
         self.q[:] = np.where(np.isnan(q), 0.0, q).reshape(self.q.shape)
         self.count = estimates.count.reshape(-1)
 
-    def outcome(self, spent: int, steps: int, complete: bool) -> Outcome:
+    def interim(self, *, rounds_left: int) -> Interim:
+        policy, q, _ = self._chosen()
+        return interim(policy, q, None, rounds_left=rounds_left)
+
+    def _chosen(self) -> tuple[Policy, FloatArray, Estimates]:
         estimates = self._estimator.estimates()
         q = estimates.utility(self._problem.contexts, self._scale.value)
+        return best_arms(q, estimates.cost, np.ones(self._problem.shape, dtype=bool)), q, estimates
+
+    def outcome(self, spent: int, steps: int, complete: bool) -> Outcome:
+        policy, q, estimates = self._chosen()
         everything = np.ones(self._problem.shape, dtype=bool)
         return Outcome(
-            policy=best_arms(q, estimates.cost, everything),
+            policy=policy,
             q=q,
             estimates=estimates,
             spent=spent,

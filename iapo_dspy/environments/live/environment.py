@@ -184,6 +184,11 @@ class LiveEnvironment:
         return self._tracker.report()
 
     @property
+    def restored(self) -> int:
+        """Completions so far that the ledger had already."""
+        return self._tracker.restored
+
+    @property
     def output_tokens(self) -> FloatArray:
         """Mean output tokens of a prompt's completions [P]; NaN for a prompt without any."""
         return self._observer.output_tokens
@@ -327,6 +332,7 @@ class LiveEnvironment:
             cell = self._id(pull.prompt), self._queries[pull.query]
             numbers = draws[position] if position < len(draws) else self._stored.take(cell, pull.size)
             stored = self._ledger.completions(cell, numbers)
+            self._tracker.restored += len(stored)
             missing, reservation = pull.size - len(stored), None
             self._meter.replay(len(stored), own=len(stored.keys() & self._ledger.own.get(cell, ())))
             if missing and not refused:

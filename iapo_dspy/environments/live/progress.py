@@ -24,6 +24,7 @@ class Progress:
         failed: Failed ones among them.
         spent: Everything spent so far.
         waiting: The state of a batch job that the run waits for, in a few words. Empty for ordinary requests.
+        restored: Completions that were in `log_dir` already.
     """
 
     completions: int
@@ -31,6 +32,7 @@ class Progress:
     failed: int
     spent: Spent
     waiting: str = ""
+    restored: int = 0
 
 
 class Tracker:
@@ -42,6 +44,9 @@ class Tracker:
         max_errors: Completions that may fail with an error; None ends a run only where nothing works.
         kept: Says where the completions are, for the message of a run that is ended.
         progress: Called after every pull.
+
+    Attributes:
+        restored: Completions that the ledger had already; counted where they are looked up.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class Tracker:
         self._completions = 0
         self._total = 0
         self._unusable = 0  # failed ones that could not even be read
+        self.restored = 0
 
     @property
     def drawn(self) -> int:
@@ -144,6 +150,7 @@ class Tracker:
                     failed=self._total,
                     spent=self._meter.spent,
                     waiting=waiting,
+                    restored=min(self.restored, self._completions),
                 )
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ class Nursery:
         prompts: Its prompts.
         tries: What it has drawn for the questions that writers may read.
         writing: Has proposers write; None in a run that writes nothing, like `tries`.
+        told: Called with the run as it has grown, the wish, and the prompts that were written for it.
 
     Attributes:
         plan: The run with the prompts that were written.
@@ -49,8 +50,11 @@ class Nursery:
         prompts: LivePrompts,
         tries: Tries | None,
         writing: MeteredWriting | None,
+        *,
+        told: Callable[[Plan, Wish, Sequence[Prompt], Sequence[WrittenPrompt]], None],
     ) -> None:
         self.plan = plan
+        self._told = told
         self._writing = writing
         self._environment = environment
         self._prompts = prompts
@@ -74,8 +78,8 @@ class Nursery:
         )
         found = self._writing.propose(writing.proposer, evidence, wanted)
         prompts, written = self._made(found[:wanted], wish.generation)
-        logger.info("Generation %d: %d new prompts.", wish.generation + 1, len(prompts))
         self.plan = self.plan.grown(prompts, written)
+        self._told(self.plan, wish, prompts, written)
         self._prompts.grow(self.plan.prompts, prompt_ids(self.plan))
         return self.plan.problem
 
