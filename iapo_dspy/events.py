@@ -7,7 +7,8 @@
     IAPO(..., execution=Execution(callbacks=[follow]))
 
 In order: `RunStarted`; for each round `Progress` after every pull and `RoundEnded`; `PromptsProposed` for each
-generation of written prompts; `PolicyChosen`; and `RunEnded`, which comes whatever ends the run.
+generation of written prompts; `PolicyChosen`; and `RunEnded`, which comes whatever ends the run. A callback may raise
+KeyboardInterrupt: that ends the run as Ctrl-C does.
 """
 
 from __future__ import annotations

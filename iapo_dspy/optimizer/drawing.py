@@ -309,10 +309,12 @@ def _confirmed(
 
 def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]) -> None:
     """Say what is kept of a run that the user stops."""
-    kept = f"they are kept in {settings.log_dir}; compile again to go on"
-    logger.warning(
-        "Stopped by the user after %d completions; %s.", completions, kept if settings.log_dir else "nothing kept them"
+    kept = (
+        f"They are kept in {settings.log_dir}; compile again to go on."
+        if settings.log_dir is not None
+        else "Nothing has kept them: with log_dir='runs/...' a run can go on where it was stopped."
     )
+    logger.warning("Stopped by the user after %d completions. %s", completions, kept)
     if jobs:
         logger.warning(
             "The batch jobs %s go on at the provider, and are paid for. Compile again to pick them up, or stop them: "

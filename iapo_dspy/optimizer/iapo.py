@@ -194,9 +194,13 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         for name in kwargs:
             there = " Settings belong to IAPO(...)." if name in {*_SETTINGS, "auto"} else nearest(name, _COMPILE)
             raise ConfigurationError(f"IAPO.compile has no parameter {name!r}.{there}")
-        plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
-        with RunWatch(self.settings) as watch:
-            return conclude(draw(plan, watch), watch)
+        try:
+            plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
+            with RunWatch(self.settings) as watch:
+                return conclude(draw(plan, watch), watch)
+        except KeyboardInterrupt:
+            pass
+        raise KeyboardInterrupt  # anew, so that its traceback ends at the user's call
 
     def quote(
         self,

@@ -84,7 +84,7 @@ class Execution:
             not.
         callbacks: Functions that are called with each event of a run (`iapo_dspy.events`), in the thread that called
             `compile`, such as `iapo_dspy.callbacks.MLflowCallback()`. One that raises costs a warning, and can neither
-            end the run nor lose a completion.
+            end the run nor lose a completion; only KeyboardInterrupt ends the run, as Ctrl-C does.
 
     Raises:
         ConfigurationError: A value that cannot be used; the message says which and why.

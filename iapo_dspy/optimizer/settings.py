@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,13 @@ class Settings:
         """
         for options in (search, execution):
             given |= {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+        if callable(given["progress"]):
+            warnings.warn(
+                "Execution(progress=function) is spelled Execution(callbacks=[function]) today. A callback is called "
+                "with every event of iapo_dspy.events; `Progress` is the one that comes after every pull.",
+                DeprecationWarning,
+                stacklevel=3,
+            )
         strategy, metric = given["strategy"], given["metric"]
         if isinstance(strategy, type) or not isinstance(strategy, Strategy):
             raise ConfigurationError(

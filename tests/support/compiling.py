@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,10 @@ def iapo(**settings: Any) -> IAPO:
     for place, kind in (("search", Search), ("execution", Execution)):
         names = settings.keys() & {f.name for f in dataclasses.fields(kind)}
         settings[place] = kind(**{name: settings.pop(name) for name in names})
-    return IAPO(**settings)
+    with warnings.catch_warnings():
+        if callable(settings["execution"].progress):  # what it raises ends the run, which callbacks cannot
+            warnings.simplefilter("ignore", DeprecationWarning)
+        return IAPO(**settings)
 
 
 def optimizers(**common: Any) -> Callable[..., IAPO]:

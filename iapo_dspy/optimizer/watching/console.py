@@ -50,7 +50,7 @@ class Console:
         """Show an event."""
         if isinstance(event, Progress):
             self._advance(event)
-        for line in _lines(event):
+        for line in lines_of(event):
             self.say(line)
 
     def say(self, line: str) -> None:
@@ -106,7 +106,8 @@ def _logged_on_screen() -> bool:
     return False
 
 
-def _lines(event: Event) -> list[str]:
+def lines_of(event: Event) -> list[str]:
+    """Return an event in words: without a line where a bar shows it, or where the work was restored."""
     if isinstance(event, RunStarted):
         most = [f"{event.completions:,} completions"] if event.completions is not None else []
         most += [f"${event.usd:,.2f}"] if event.usd is not None else []

@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from iapo_dspy.sampling.concurrency.contained import contained_wait, on_loop
@@ -45,10 +45,48 @@ def background_loop() -> asyncio.AbstractEventLoop:
             if _loop is not None and _owner == os.getpid():
                 logger.warning("The event loop of all LM calls had died; there is a new one.")
             loop = asyncio.new_event_loop()
+            loop.set_default_executor(_Executor(thread_name_prefix="iapo-dspy-executor"))
             _thread = threading.Thread(target=_serve, args=(loop,), name="iapo-dspy-loop", daemon=True)
             _thread.start()
             _loop, _owner = loop, os.getpid()
         return _loop
+
+
+class _Executor(concurrent.futures.ThreadPoolExecutor):
+    """Runs the first part of each call of LiteLLM, which returns a coroutine with the rest."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        """Run a function; a coroutine that it returns may be dropped."""
+        return super().submit(lambda: _droppable(fn(*args, **kwargs)))
+
+
+def _droppable(result: Any) -> Any:
+    return _Droppable(result) if asyncio.iscoroutine(result) else result
+
+
+class _Droppable(Coroutine[Any, Any, Any]):
+    """A coroutine that is closed where nobody awaits it: a call that is cancelled in its first part leaves one behind.
+
+    Python would warn of it, once for every request that was in flight.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __del__(self) -> None:
+        self._coroutine.close()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

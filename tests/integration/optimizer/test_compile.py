@@ -3,11 +3,8 @@
 import asyncio
 import logging
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -478,40 +475,6 @@ def test_a_ledger_of_another_student_or_model_is_refused_and_says_what_differs(t
         with pytest.raises(LedgerMismatch, match="adapter"), dspy.context(adapter=dspy.JSONAdapter()):
             optimizer(budget=100, log_dir=tmp_path).compile(student(), trainset=questions(10))
         assert server.requests == requests
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_stops_cleanly_and_the_run_can_go_on(tmp_path: Path) -> None:
-    script = f"""
-import sys, dspy
-sys.path.insert(0, {str(ROOT)!r})
-from iapo_dspy import IAPO, MajorityVote, Preference
-from tests.support.worlds import INSTRUCTIONS, exact, questions
-dspy.configure(lm=dspy.LM("openai/fake", api_base=sys.argv[1], api_key="k", cache=False, seed=1))
-IAPO(metric=exact, strategy=MajorityVote("answer"), preferences=[Preference("q")], max_n=8, budget=800,
-     candidates=INSTRUCTIONS, log_dir=sys.argv[2], num_threads=4, execution=Execution(progress=False)).compile(
-     dspy.Predict("question -> answer"), trainset=questions(30))
-"""
-    with Loopback(adder, latency=0.05) as server:
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, server.base, str(tmp_path)], stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 60
-        while server.requests < 12 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
-        assert process.returncode != 0 and "KeyboardInterrupt" in stderr
-        assert "compile again to go on" in stderr
-        stored = (tmp_path / "ledger.jsonl").read_text().count('"kind":"completion"')
-        assert stored > 0
-        server.latency = 0.0
-        before = server.completions
-        done = subprocess.run([sys.executable, "-c", script, server.base, str(tmp_path)], timeout=120, check=False)
-        assert done.returncode == 0
-        total = (tmp_path / "ledger.jsonl").read_text().count('"kind":"completion"')
-        assert server.completions - before == total - stored
 
 
 # -- the compiled program

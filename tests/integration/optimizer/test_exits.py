@@ -196,7 +196,7 @@ def test_a_deployed_call_goes_on_without_the_completions_on_which_code_left() ->
             asyncio.run(program.acall(question="2 + 2"))
 
 
-def test_a_progress_callback_that_leaves_ends_its_run_alone() -> None:
+def test_a_function_of_progress_that_leaves_ends_its_run_alone() -> None:
     def leave(kind: type[BaseException]) -> Callable[[Any], None]:
         def progress(state: Any) -> None:
             if state.completions >= 10:

@@ -12,11 +12,13 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference
+from iapo_dspy import AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference, TooManyErrors
+from iapo_dspy.callbacks import MLflowCallback
+from iapo_dspy.events import Event, RoundEnded
 from tests.support.compiling import optimizers
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, QUICK, adder, questions
+from tests.support.worlds import CAREFUL, QUICK, adder, questions, student
 
 mlflow = pytest.importorskip("mlflow")
 pytest.importorskip("mlflow.dspy")
@@ -76,6 +78,33 @@ def test_a_compile_is_logged_with_settings_results_and_the_program(store: None) 
     assert "secret" not in everything and "quality" in mlflow.artifacts.load_text(
         f"runs:/{run.info.run_id}/iapo_result.txt"
     )
+
+
+def test_the_callback_starts_a_run_of_its_own_and_logs_each_round_at_its_step(store: None) -> None:
+    rounds: list[RoundEnded] = []
+
+    def note(event: Event) -> None:
+        rounds.extend([event] if isinstance(event, RoundEnded) else [])
+
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        compiler = optimizer(callbacks=[MLflowCallback(), note])
+        program = compiler.compile(dspy.Predict("question -> answer"), trainset=questions(8))
+    assert mlflow.active_run() is None
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FINISHED" and run.data.params["max_n"] == "4"
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "round/quality/utility")
+    assert [(m.step, m.value) for m in history] == [
+        (r.round, pytest.approx(r.leaders[0].utility)) for r in rounds if r.leaders[0].utility == r.leaders[0].utility
+    ]
+    assert history and run.data.metrics["quality/n"] == program.detailed_results.policy[0].arm.n
+
+
+def test_a_run_that_fails_is_logged_as_failed(store: None) -> None:
+    with Loopback(lambda body, i: "no field") as server, dspy.context(lm=server.lm(seed=1)):
+        with pytest.raises(TooManyErrors):
+            optimizer(callbacks=[MLflowCallback()]).compile(student(), trainset=questions(8))
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "FAILED" and run.data.metrics["spent/requests"] > 0
 
 
 def test_nothing_is_logged_where_it_was_not_asked_for(store: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,31 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram, Proposed, TooManyErrors
-from iapo_dspy.events import Event, PolicyChosen, Progress, PromptsProposed, RoundEnded, RunEnded, RunStarted
-from iapo_dspy.optimizer.watching.console import shortened
+from iapo_dspy import (
+    IAPO,
+    CompiledProgram,
+    ConfigurationError,
+    Execution,
+    MajorityVote,
+    Proposed,
+    TooManyErrors,
+)
+from iapo_dspy.events import (
+    Event,
+    LeadingArm,
+    PolicyChosen,
+    Progress,
+    PromptsProposed,
+    RoundEnded,
+    RunEnded,
+    RunStarted,
+)
+from iapo_dspy.optimizer.watching.console import Console, lines_of, shortened
 from iapo_dspy.optimizer.watching.watch import metrics_of
+from iapo_dspy.sampling.spending.budget import Spent
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, questions, student
+from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions, student
 
 optimizer = optimizers(budget=200)
 
@@ -107,6 +126,37 @@ def test_a_callback_that_raises_is_told_of_once_and_loses_nothing(caplog: pytest
     assert "broken failed at RunStarted, and the run goes on: OSError: the disk is full" in warning
 
 
+def test_a_callback_ends_a_run_by_keyboard_interrupt_alone(caplog: pytest.LogCaptureFixture) -> None:
+    events: list[Event] = []
+
+    def enough(event: Event) -> None:
+        if isinstance(event, RoundEnded) and event.round == 2:
+            raise KeyboardInterrupt
+
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=3)), pytest.raises(KeyboardInterrupt) as stop:
+        optimizer(callbacks=[events.append, enough]).compile(student(), trainset=questions(20))
+    assert len(of(RoundEnded, events)) == 2 and stop.value.__context__ is None
+    assert isinstance(events[-1], RunEnded) and events[-1].status == "stopped"
+    assert "Nothing has kept them: with log_dir=" in caplog.text
+
+
+def test_a_function_of_progress_is_told_where_it_belongs_today() -> None:
+    with pytest.warns(DeprecationWarning, match=r"Execution\(callbacks=\[function\]\) today") as found:
+        IAPO(metric=exact, strategy=MajorityVote("answer"), execution=Execution(progress=print))
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize("wrong", [print, [3], [OSError]], ids=repr)
+def test_callbacks_are_a_list_of_functions(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give a list of functions of one event"):
+        Execution(callbacks=wrong)
+
+
+def test_callbacks_of_a_run_are_not_those_of_dspy() -> None:
+    """DSPy looks for its own on the optimizer, under the same name."""
+    assert not hasattr(optimizer(callbacks=[print]), "callbacks")
+
+
 def test_a_run_that_fails_tells_its_end() -> None:
     with Loopback(lambda body, i: "not a field") as server, dspy.context(lm=server.lm(num_retries=0)):
         events: list[Event] = []
@@ -141,3 +191,68 @@ def test_written_prompts_are_told_with_their_texts_and_parents(caplog: pytest.Lo
 
 def test_a_text_is_cut_to_one_line() -> None:
     assert shortened("a\n  b") == "a b" and shortened("x" * 9, most=8) == "xxxxx..."
+
+
+def shown(handler: logging.Handler | None, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Return what a console with this handler of the log writes to stdout and stderr."""
+    log = logging.getLogger("iapo_dspy")
+    level, propagate = log.level, log.propagate
+    try:
+        log.propagate = False
+        if handler is not None:
+            log.setLevel(logging.INFO)
+            log.addHandler(handler)
+        console = Console(shown=True)
+        console.say("round 1")
+        console.close()
+    finally:
+        log.setLevel(level)
+        log.propagate = propagate
+        if handler is not None:
+            log.removeHandler(handler)
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_a_line_is_shown_once_whether_the_log_shows_it_or_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown(None, capsys) == ("", "round 1\n")  # without a terminal there is not a bar
+    assert shown(logging.StreamHandler(), capsys) == ("", "round 1\n")
+    file = logging.FileHandler(tmp_path / "log.txt")
+    assert shown(file, capsys) == ("", "round 1\n")
+    file.close()
+    assert (tmp_path / "log.txt").read_text() == "round 1\n"
+    quiet = logging.StreamHandler()
+    quiet.setLevel(logging.WARNING)
+    assert shown(quiet, capsys) == ("", "round 1\n")
+
+
+def test_nothing_is_shown_where_nobody_wants_it(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(shown=False).say("round 1")
+    assert capsys.readouterr() == ("", "")
+
+
+LEADER = LeadingArm(preference="quality", prompt=3, label="Think.", n=4, utility=0.5, standard_error=float("nan"))
+
+
+def test_a_round_is_one_line() -> None:
+    spent = Spent(completions=1_200, usd=0.5)
+    event = RoundEnded(
+        round=2, rounds=5, prompts=1, leaders=(LEADER,), completions=100, restored=0, spent=spent,
+        completions_left=300, usd_left=1.5, seconds=60.0, seconds_left=75.4,
+    )  # fmt: skip
+    assert lines_of(event) == [
+        "round 2 of about 5: 1 prompt | quality: 0.500 (prompt 3, N=4) | 1,200 completions, 300 left | $0.50, $1.50 "
+        "left | at most 1:15 left"
+    ]
+    unknown = dataclasses.replace(
+        event, rounds=None, leaders=(), completions_left=None, usd_left=None, seconds_left=None, spent=Spent()
+    )
+    assert lines_of(unknown) == ["round 2: 1 prompt | 0 completions"]
+    many = dataclasses.replace(event, leaders=(LEADER,) * 6)
+    assert "| and 2 preferences more |" in lines_of(many)[0]
+    assert lines_of(dataclasses.replace(event, restored=100)) == []
+    nothing = dataclasses.replace(LEADER, utility=float("nan"), standard_error=0.1, preference="thrifty")
+    (line,) = lines_of(PolicyChosen(arms=(nothing,), measured=(False,)))
+    assert line == 'thrifty: unknown (prompt 3, N=4), not measured: "Think."'

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import queue
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -96,3 +98,37 @@ def test_the_waiting_thread_calls_what_the_work_asks_for_in_order() -> None:
     with pytest.raises(ZeroDivisionError):
         run_on_loop(endless(), calls=calls)
     assert cancelled.wait(5)
+
+
+def test_a_call_that_is_cancelled_in_its_first_part_leaves_no_coroutine_behind(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """LiteLLM makes its coroutine in a thread; nobody awaits it where the call is cancelled meanwhile."""
+    made = threading.Event()
+
+    async def rest() -> str:
+        return "answer"
+
+    def first() -> Any:
+        time.sleep(0.05)
+        made.set()
+        return rest()
+
+    async def call() -> str:
+        found = await asyncio.get_running_loop().run_in_executor(None, first)
+        assert asyncio.iscoroutine(found)
+        return str(await found)
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(call())
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert run_on_loop(call()) == "answer"
+    made.clear()
+    run_on_loop(cancelled())
+    assert made.wait(5.0)
+    time.sleep(0.05)
+    gc.collect()
+    assert not [w for w in recwarn if "never awaited" in str(w.message)]
