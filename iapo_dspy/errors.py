@@ -51,9 +51,9 @@ def one_line(error: BaseException, secrets: Iterable[str] = ()) -> str:
     return _SECRET_TEXT.sub("[secret]", text)[:_LONGEST_LINE]
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'preference'?" where one of the known words is near to this one, else nothing."""
-    found = difflib.get_close_matches(word, sorted({*known}), n=1)
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+    """Return " Did you mean 'preference'?" where a known word is as near to this one as `least` in [0, 1], else ""."""
+    found = difflib.get_close_matches(word, sorted({*known}), n=1, cutoff=least)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 

@@ -19,6 +19,7 @@ from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
 from iapo_dspy.sampling.ledger.typed_values import tagged
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
+from iapo_dspy.scoring.strategies import Strategy
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,11 @@ def other_programs(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def check_other(
-    prompt: Prompt, examples: Sequence[dspy.Example], inputs: Sequence[str] | None, settings: Settings
+    prompt: Prompt,
+    examples: Sequence[dspy.Example],
+    inputs: Sequence[str] | None,
+    strategy: Strategy,
+    preference_field: str | None,
 ) -> None:
     """Refuse a program of another kind than the student's that cannot stand in its place.
 
@@ -175,7 +180,8 @@ def check_other(
         prompt: The prompt.
         examples: The training set.
         inputs: The inputs of the inner module of a pipeline; None where the student takes those of the examples.
-        settings: The optimizer's.
+        strategy: The strategy, fitted to the student.
+        preference_field: See `Execution`.
     """
     given = sorted(examples[0].inputs().keys()) if inputs is None else list(inputs)
     fields = prompt.student.input_fields
@@ -187,8 +193,8 @@ def check_other(
             _check_forward(prompt.program, set(given), "the module")
         elif lacking := sorted(set(fields) - set(given)):
             raise ConfigurationError(f"Its inputs {lacking} are not among those of the inner module, {given}.")
-        check_reserved_fields(prompt.student, given, settings.preference_field)
-        settings.strategy.check_student(given, prompt.student.output_fields)
+        check_reserved_fields(prompt.student, given, preference_field)
+        strategy.check_student(given, prompt.student.output_fields)
     except ConfigurationError as error:
         raise ConfigurationError(
             f"Candidate #{prompt.candidate}, {prompt.kind}, cannot stand beside the student. {error}"

@@ -60,7 +60,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
     return {
         "n_prompts": len(plan.prompts),
         "n_queries": len(plan.examples),
-        "objectives": list(plan.settings.strategy.objectives),
+        "objectives": list(plan.strategy.objectives),
         "labels": [p.label for p in plan.prompts] if listed else [],
         "unit": "student",
         "unit_lms": digest({name: _params_of(p) for name, p in plan.student.predictors.items()}),
@@ -151,7 +151,7 @@ def _older_facts(plan: Plan) -> dict[str, Any]:
         "adapter": digest(dspy.settings.adapter),
         "examples": _examples(plan.examples),
         "lms": digest([[public_params(lm) for lm in p.student.lms.values()] for p in plan.prompts.shown]),
-        "strategy": settings.strategy.to_dict(),
+        "strategy": plan.strategy.to_dict(),
         "preferences": [p.to_dict() for p in settings.preferences],
         "max_n": settings.max_n,
         "completions": settings.budget.completions,

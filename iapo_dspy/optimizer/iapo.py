@@ -42,10 +42,12 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
     Args:
         metric: `metric(example, prediction, trace=None) -> bool | float | dspy.Prediction(score=...)` in [0, 1].
-            Needed by majority vote. It is tried on the labels of the first examples before anything is spent.
-        strategy: How N completions become one answer: `MajorityVote(field)`, `WeightedVote(field, weight=...)`,
-            `BestOfN(objectives=[...])`, `Mixed(vote, objectives=[...])`, `Mean(field, range=...)`, `Median`, or one of
-            your own (docs/reference/strategies.md).
+            Votes and "best_of_n" need it. It is tried on the labels of the first examples before anything is spent.
+        strategy: How N completions become one answer. "majority", the default: the answer of most of them, in the
+            student's only output field beside `reasoning`. "best_of_n": the one that the metric itself scores
+            highest, as in `dspy.BestOfN`; the metric then must need no label. Or an object: `MajorityVote(field)`,
+            `WeightedVote(field, weight=...)`, `BestOfN([...])`, `Mixed(vote, objectives=[...])`,
+            `Mean(field, range=...)`, `Median`, or one of your own (docs/reference/strategies.md).
         preferences: The preferences that users of the compiled program can name. Default: quality, balanced and
             thrifty, at cost weights 0, 0.2 and 1.
         auto: How much to spend: "light" (1,500 completions, 2 generations of new prompts, N up to 8), "medium" (5,000,
@@ -91,7 +93,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         self,
         *,
         metric: Metric | None = None,
-        strategy: Strategy,
+        strategy: Strategy | str = "majority",
         preferences: Sequence[Preference] = DEFAULT_PREFERENCES,
         auto: Literal["light", "medium", "heavy"] | None = None,
         budget: Budget | int | None = None,

@@ -273,7 +273,7 @@ def make_plan(
     prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms)
     others = other_programs(prompts.shown)
     for prompt in others:
-        check_other(prompt, examples, None if pipeline is None else inputs, settings)
+        check_other(prompt, examples, None if pipeline is None else inputs, strategy, settings.preference_field)
     check_sampling(prompts.shown, settings)
     if pipeline is not None:
         check_around(pipeline, settings)

@@ -26,7 +26,7 @@ from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.scores import Metric
-from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.scoring.strategies import Strategy, strategy_of
 from iapo_dspy.scoring.user_functions import name_of
 
 
@@ -91,6 +91,8 @@ class Settings:
         for name, least in (("num_threads", 1), ("max_errors", 0)):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), least=least)
+        if not isinstance(self.strategy, Strategy):
+            raise ConfigurationError(f"strategy={self.strategy!r}: give a Strategy, such as MajorityVote('answer').")
         for kind in (Search, Execution):
             kind(**{f.name: getattr(self, f.name) for f in dataclasses.fields(kind)})
         if self.batch is not None and self.log_dir is None:
@@ -120,18 +122,17 @@ class Settings:
                 DeprecationWarning,
                 stacklevel=3,
             )
-        strategy, metric = given["strategy"], given["metric"]
-        if isinstance(strategy, type) or not isinstance(strategy, Strategy):
-            raise ConfigurationError(
-                f"strategy={strategy!r}: give MajorityVote('answer'), BestOfN(objectives=[...]) or another Strategy."
-            )
+        metric = given["metric"]
         if metric is not None and not callable(metric):
             raise ConfigurationError(f"metric={metric!r}: give a function metric(example, prediction, trace=None).")
-        strategy.check(metric=metric)
+        strategy = strategy_of(given["strategy"], metric)
+        if given["strategy"] != "best_of_n":  # which selects by the metric: the check would say that it is not used
+            strategy.check(metric=metric)
         preferences = _preferences(given["preferences"], strategy.objectives)
         lms, level = read_distinct_lms(given["lms"]), _level(given["auto"], given["budget"])
         default, candidates, log_dir = given["default_preference"], given["candidates"], given["log_dir"]
         read = {
+            "strategy": strategy,
             "preferences": preferences,
             "default_preference": default if default is not None else preferences[0].name,
             "algorithm": named(given["algorithm"]),

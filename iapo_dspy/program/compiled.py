@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError, StateError, one_line, storing, whole_file
+from iapo_dspy.errors import ConfigurationError, StateError, nearest, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call import Call, Drawn
 from iapo_dspy.program.call_report import CallReport
@@ -25,6 +25,7 @@ from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
 from iapo_dspy.prompts.harvest import Alternatives
 from iapo_dspy.prompts.lms import LMs, read_lms
+from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm
@@ -334,6 +335,10 @@ class CompiledProgram(Alternatives):
         preference = self._resolve(asked)
         if args:
             kwargs = {**_names(table.student, args), **kwargs}
+        known = {*_keywords(table.student), *([table.preference_field] if table.preference_field else [])}
+        for name in kwargs.keys() - known:
+            if near := nearest(name, known - kwargs.keys(), least=0.8):
+                raise ConfigurationError(f"The program has no input {name!r}.{near}")
         chosen = table.solver.choose(preference)
         arm = chosen.arm
         return Call(
@@ -347,6 +352,12 @@ class CompiledProgram(Alternatives):
             cost=table.ready.cost,
             tokens_each=table.tokens_of_each(preference, chosen) if preference.caps else None,
         )
+
+
+def _keywords(student: dspy.Module) -> set[str]:
+    """Return the names that a call of the student knows."""
+    forward = inspect.signature(type(student).forward).parameters
+    return {*forward, *(Student(student).input_fields or ())} - {"self"}
 
 
 def _names(student: dspy.Module, args: tuple[Any, ...]) -> dict[str, Any]:

@@ -139,8 +139,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         results: Mapping[str, Any] | None = None,
     ) -> None:
         strategy = strategy or self._given_strategy or _rebuilt(data.strategy, Given())
-        _compare(strategy.to_dict(), data.strategy)
         strategy = fitted(strategy, Student(self.student).output_fields)
+        _compare(strategy.to_dict(), data.strategy)
         if isinstance(strategy, Calibrates) and data.strategy.get("calibration"):
             strategy = strategy.restore(data.strategy["calibration"])  # the scales of the run, whatever was given
         programs = self.programs.as_saved(data.prompts)

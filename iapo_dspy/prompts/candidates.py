@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, nearest
 from iapo_dspy.prompts.harvest import spread
 
 Proposal: TypeAlias = dspy.Module | dict[str, str]
@@ -57,11 +57,26 @@ def _read(candidate: Any, where: str, predictors: Sequence[str]) -> Proposal:
     if not candidate:
         raise ConfigurationError(f"{where} is an empty dictionary; to keep the student as it is, give the student.")
     for name, text in candidate.items():
-        if name not in predictors:
-            raise ConfigurationError(f"{where} names the predictor {name!r}; the student has {list(predictors)}.")
         if not isinstance(text, str) or not text.strip():
             raise ConfigurationError(f"{where}: the instruction of {name!r} is {text!r}; give a non-empty string.")
-    return dict(candidate)
+    return _by_predictor(candidate, predictors, where)
+
+
+def _by_predictor(given: Mapping[Any, Any], predictors: Iterable[str], where: str) -> dict[str, Any]:
+    """Return values by the full names of their predictors: "answer" may stand for "answer.predict"."""
+    every, found = list(predictors), dict[str, Any]()
+    for name, value in given.items():
+        fitting = [p for p in every if p == name] or [p for p in every if p.startswith((f"{name}.", f"{name}["))]
+        if len(fitting) > 1:
+            raise ConfigurationError(f"{where} names {name!r}, which may be any of the predictors {fitting}: name one.")
+        if not fitting:
+            raise ConfigurationError(
+                f"{where} names the predictor {name!r}; the student has {every}.{nearest(str(name), every)}"
+            )
+        if fitting[0] in found:
+            raise ConfigurationError(f"{where} names the predictor {fitting[0]!r} twice: leave one of them out.")
+        found[fitting[0]] = value
+    return found
 
 
 def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -69,7 +84,7 @@ def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[
 
     Args:
         candidates: Predictor name -> list of instructions; None in a list stands for the predictor's own instruction,
-            which has no part otherwise.
+            which has no part otherwise. "answer" may stand for "answer.predict" where no other name begins so.
         own: Each of the student's predictors with its own instruction.
 
     Returns:
@@ -84,9 +99,7 @@ def read_options(candidates: Mapping[Any, Any], own: Mapping[str, str]) -> dict[
         raise ConfigurationError(
             f"candidates is an empty dictionary: give lists of instructions for some of the predictors {list(own)}."
         )
-    unknown = [name for name in candidates if name not in own]
-    if unknown:
-        raise ConfigurationError(f"candidates names the predictors {unknown}; the student has {list(own)}.")
+    candidates = _by_predictor(candidates, own, "candidates")
     kept = {name: (text,) for name, text in own.items()}
     return {**kept, **{name: _options(name, candidates[name], own[name]) for name in own if name in candidates}}
 

@@ -5,6 +5,7 @@ from iapo_dspy.scoring.answers.equality import close, math_equal
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.strategies.averages import Mean, Median
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
+from iapo_dspy.scoring.strategies.by_name import strategy_of
 from iapo_dspy.scoring.strategies.mixed import Mixed
 from iapo_dspy.scoring.strategies.port import (
     Calibrates,
@@ -46,4 +47,5 @@ __all__ = [
     "highest_of",
     "lowest_of",
     "math_equal",
+    "strategy_of",
 ]

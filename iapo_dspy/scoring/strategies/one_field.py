@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -13,12 +14,15 @@ from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.scoring.scores import Metric, Scored, as_score, check_bounds
 from iapo_dspy.scoring.user_functions import misfit, name_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class OneField:
     """A strategy that reads one output field.
 
     Args:
-        field: The field.
+        field: The field. None, for votes, stands for the student's only output field beside `reasoning`.
         bounds: Lowest and highest value of the metric.
         strict: Whether one of the student's predictors must declare the field.
 
@@ -26,13 +30,40 @@ class OneField:
         ConfigurationError: `field` is not a name, or the bounds are not two ascending numbers.
     """
 
-    def __init__(self, field: str, *, bounds: tuple[float, float], strict: bool) -> None:
-        self._what = f"{type(self).__name__}({field!r})"
-        if not isinstance(field, str) or not field.isidentifier():
+    def __init__(self, field: str | None, *, bounds: tuple[float, float], strict: bool) -> None:
+        self._field = field
+        if field is not None and (not isinstance(field, str) or not field.isidentifier()):
             raise ConfigurationError(f"{self._what}: give the name of an output field.")
-        self.field = field
         self.bounds = check_bounds(bounds, self._what)
         self.strict = strict
+
+    @property
+    def _what(self) -> str:
+        return f"{type(self).__name__}({'' if self._field is None else repr(self._field)})"
+
+    @property
+    def field(self) -> str:
+        """The field.
+
+        Raises:
+            ConfigurationError: It is the student's only output field, and there is no student yet.
+        """
+        if self._field is None:
+            raise ConfigurationError(f"{self._what} has not found its field yet: that takes the student.")
+        return self._field
+
+    def _with_field(self, outputs: Mapping[str, Any]) -> Self:
+        """Return this strategy with the field that it reads of a student with these output fields."""
+        twin = copy.copy(self)
+        if self._field is None:
+            found = [name for name in outputs if name != "reasoning"] or list(outputs)
+            if len(found) != 1:
+                raise ConfigurationError(
+                    f"{self._what}: the student has the output fields {found}. Name the one to vote on: "
+                    f"{type(self).__name__}({found[-1] if found else 'answer'!r})."
+                )
+            twin._field = found[0]
+        return twin
 
     @property
     def objectives(self) -> tuple[str, ...]:

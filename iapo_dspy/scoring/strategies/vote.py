@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +35,7 @@ class MajorityVote(OneField):
     as its type where it can be.
 
     Args:
-        field: Output field that is voted on.
+        field: Output field that is voted on. Default: the student's only output field beside `reasoning`.
         normalize: Field value -> form in which answers are compared. Default: `normalize_answer`.
         equal: `close(...)`, `math_equal()` or a function (a, b) -> bool of two normalised answers: answers that it
             holds equal are one. It need not be transitive: in the order of drawing, each answer joins the first one
@@ -52,7 +51,7 @@ class MajorityVote(OneField):
 
     def __init__(
         self,
-        field: str,
+        field: str | None = None,
         *,
         normalize: Normalize | None = None,
         equal: Equality | None = None,
@@ -75,6 +74,9 @@ class MajorityVote(OneField):
 
     def check_student(self, inputs: Sequence[str], outputs: Mapping[str, Any]) -> None:
         """Raise ConfigurationError if the student lacks the field, or its type cannot be counted."""
+        if self._field is None:
+            self.fitted(outputs).check_student(inputs, outputs)
+            return
         super().check_student(inputs, outputs)
         annotation = outputs.get(self.field)
         if self._custom is None and not is_countable_type(annotation):
@@ -84,9 +86,9 @@ class MajorityVote(OneField):
             )
 
     def fitted(self, outputs: Mapping[str, Any]) -> MajorityVote:
-        """Return this vote for a student whose field has this type."""
-        twin = copy.copy(self)
-        twin._annotation = outputs.get(self.field)
+        """Return this vote for a student with these output fields: it knows its field, and that field's type."""
+        twin = self._with_field(outputs)
+        twin._annotation = outputs.get(twin.field)
         return twin
 
     def classes(self) -> Classes:
@@ -154,7 +156,13 @@ class MajorityVote(OneField):
         """Return this strategy's identity as JSON data."""
         custom = None if self._custom is None else name_of(self._custom)
         equal = {"equal": describe_equality(self.equal)} if self.equal is not None else {}
-        return {"kind": "majority_vote", "field": self.field, "normalize": custom, **equal, "bounds": list(self.bounds)}
+        return {
+            "kind": "majority_vote",
+            "field": self._field,
+            "normalize": custom,
+            **equal,
+            "bounds": list(self.bounds),
+        }
 
 
 def pretended_votes(

@@ -29,7 +29,7 @@ class WeightedVote(Scaled, MajorityVote):
     drawn first; the winner's first completion is returned. Where all weights are 0, every answer is tied.
 
     Args:
-        field: Output field that is voted on.
+        field: Output field that is voted on. Default: the student's only output field beside `reasoning`.
         weight: An `Objective`, or a function (example, prediction) -> number in [0, 1]: how much a vote counts. It must
             not need labels, because it is asked when deployed too. Its lowest bound must be >= 0.
         normalize: See `MajorityVote`.
@@ -45,7 +45,7 @@ class WeightedVote(Scaled, MajorityVote):
 
     def __init__(
         self,
-        field: str,
+        field: str | None = None,
         *,
         weight: Objective | Callable[[dspy.Example, dspy.Prediction], Any],
         normalize: Normalize | None = None,

@@ -111,9 +111,9 @@ def test_what_is_paid_once_and_what_each_completion_adds() -> None:
 
     cost = Cost(completion_tokens=1, prompt_tokens=100)
     with Counted(world) as server, dspy.context(lm=server.lm()):
-        pipeline = optimizer(cost=cost, candidates=[PLAIN], max_n=4, budget=40, preferences=[Preference("q")]).compile(
-            Pipeline(), trainset=asked(10), inner="solve"
-        )
+        pipeline = optimizer(
+            cost_unit=cost, candidates=[PLAIN], max_n=4, budget=40, preferences=[Preference("q")]
+        ).compile(Pipeline(), trainset=asked(10), inner="solve")
         results = pipeline.detailed_results
         # Around: 10 + 40 prompt tokens (whatever the number of reports that a pull asked for), and the prompt of the
         # inner module is shared by its n completions.
@@ -133,7 +133,7 @@ def test_a_provider_without_n_pays_the_inner_prompt_per_completion_and_the_rest_
 
     with Loopback(world, faults=Faults(ignore_n=True)) as server, dspy.context(lm=server.lm()):
         pipeline = optimizer(
-            cost=Cost(prompt_tokens=1), candidates=[PLAIN], max_n=4, budget=60, preferences=[Preference("q")]
+            cost_unit=Cost(prompt_tokens=1), candidates=[PLAIN], max_n=4, budget=60, preferences=[Preference("q")]
         ).compile(Pipeline(), trainset=asked(5), inner="solve")
         by_step: dict[str, set[int]] = {"rewrite": set(), "solve": set(), "report": set()}
         for body in server.bodies:

@@ -320,7 +320,7 @@ def test_dollars_of_every_completion_are_limited() -> None:
     with Loopback(world, obeys=True) as server, dspy.context(lm=server.lm()):
         cost = Cost(completion_tokens=1, usd_per_million=PRICES)
         cap = 0.0012
-        program = optimizer(Preference("poor", max_usd=cap), candidates=[BRIEF], cost=cost).compile(
+        program = optimizer(Preference("poor", max_usd=cap), candidates=[BRIEF], cost_unit=cost).compile(
             student(), trainset=questions(20)
         )
         report = program(question="3 + 4").iapo
@@ -334,7 +334,7 @@ def test_a_refused_request_does_not_make_prices_unknown() -> None:
     with Loopback(world, faults=faults) as server, dspy.context(lm=server.lm(num_retries=0)):
         cost = Cost(completion_tokens=1, usd_per_million=PRICES)
         program = optimizer(
-            Preference("poor", max_usd=0.0007), Preference("fast", max_latency_s=30), cost=cost
+            Preference("poor", max_usd=0.0007), Preference("fast", max_latency_s=30), cost_unit=cost
         ).compile(student(), trainset=questions(20))
         assert server.statuses[500] > 3
         assert program.solve("poor").n >= 1 and program.solve("fast").n >= 1  # neither raises

@@ -38,7 +38,7 @@ def compiled(
 ) -> CompiledProgram:
     cost = Cost(completion_tokens=1, usd_per_million=prices)
     with dspy.context(lm=changes.pop("lm", None) or server.lm(seed=5)):
-        chooser = optimizer(*preferences or [Preference("quality")], **{"cost": cost, **changes})
+        chooser = optimizer(*preferences or [Preference("quality")], **{"cost_unit": cost, **changes})
         return chooser.compile(student or dspy.Predict("question -> answer"), trainset=questions(30))
 
 
@@ -95,7 +95,7 @@ def test_a_cost_in_dollars_keeps_its_exchange_rate() -> None:
     """`Preference(cost=...)` of a run that counts dollars: a dollar stays worth what it was when it was compiled."""
     with Loopback(world) as server:
         program = compiled(
-            server, Preference("thrifty", cost=0.3), cost=Cost(usd=1, usd_per_million=OLD), track_stats=True
+            server, Preference("thrifty", cost=0.3), cost_unit=Cost(usd=1, usd_per_million=OLD), track_stats=True
         )
     after = program.reprice(NEW)
     assert after.policy.ready.cost_scale == program.policy.ready.cost_scale

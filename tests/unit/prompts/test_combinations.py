@@ -69,7 +69,7 @@ def test_one_list_alone_is_looked_at_as_a_whole() -> None:
     ("candidates", "said"),
     [
         ({}, "empty dictionary.*'plan', 'ask'"),
-        ({"plan": ["a"], "nobody": ["b"]}, r"\['nobody'\]; the student has \['plan', 'ask'\]"),
+        ({"plan": ["a"], "nobody": ["b"]}, r"predictor 'nobody'; the student has \['plan', 'ask'\]"),
         ({"plan": []}, r"candidates\['plan'\] is empty.*leave the predictor out"),
         ({"plan": "think"}, r"candidates\['plan'\] is one string.*candidates=\[\{'plan': 'think'"),
         ({"plan": {"a", "b"}}, r"candidates\['plan'\] is a set; give a list"),

@@ -152,7 +152,7 @@ def test_requests_in_flight_are_cancelled_when_the_seconds_are_over(program: dsp
 def test_dollars_are_capped_alike() -> None:
     cost = Cost(usd_per_million=(1_000, 4_000))
     with Loopback(adder, faults=Faults(count_first=True, hidden=30)) as server:
-        chooser = optimizer(Preference("quality", cost=0.0), budget=Budget(10_000, usd=10.0), cost=cost)
+        chooser = optimizer(Preference("quality", cost=0.0), budget=Budget(10_000, usd=10.0), cost_unit=cost)
         with dspy.context(lm=server.lm(max_tokens=120)):
             program: Any = chooser.compile(student(), trainset=questions(30))
         billed = server.prompt_tokens * 1e-3 + server.completion_tokens * 4e-3
