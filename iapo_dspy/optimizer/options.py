@@ -75,7 +75,7 @@ class Execution:
             connections, 5xx, timeouts, 429s alone) before it stops with what it knows. Other providers work on
             meanwhile. What an outage has cost is no result: the same run, started again, draws it.
         batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
-            them, within hours (docs/reference/requests.md). For students of one predictor; needs `log_dir`, because a
+            them, within hours (docs/how-to/batch-api.md). For students of one predictor; needs `log_dir`, because a
             job is paid for even if this process ends before it.
         default_preference: Name of the preference that a call uses when it names none. Default: the first one.
         preference_field: Keyword by which calls choose their preference. None if the student has an input field of

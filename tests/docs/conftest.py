@@ -1,0 +1,6 @@
+"""Tests of the docs import helpers from `examples`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
