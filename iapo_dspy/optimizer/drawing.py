@@ -302,7 +302,7 @@ def _confirmed(
         if len(pulls):
             more, kept = [environment.pull(pulls)], kept - pulls.completions
     read = np.array(sorted({*writing.read, *writing.known}), dtype=np.int64)
-    found = confirm(problem, plan.search, outcome, given=given, read=read, more=more)
+    found = confirm(problem, plan.search, outcome, given=given, read=read, more=more, stopping=mode)
     spent = sum(o.pulls.completions for o in more)
     return kept, replace(found.outcome, spent=outcome.spent + spent), found.gains
 

@@ -25,11 +25,11 @@ MV = MajorityVoteAggregator()
 
 
 def by_hand(right: dict[int, list[int]], *, cost: Sequence[float] = (0.0, 0.0)) -> tuple[Problem, Outcome]:
-    """Prompt 0 was given, prompt 1 written; each answered these queries once, rightly (1) or wrongly (0)."""
+    """Prompt 0 was given, the others written; each answered these queries once, rightly (1) or wrongly (0)."""
     pulls = [(p, x, 1) for p, answers in right.items() for x in range(len(answers))]
     score = [float(s) for answers in right.values() for s in answers]
     price = [cost[p] for p, _, _ in pulls]
-    problem = problem_of(MV, n_prompts=2, n_queries=6, max_n=1, price=[1.0])
+    problem = problem_of(MV, n_prompts=max(2, len(right)), n_queries=6, max_n=1, price=[1.0])
     seen = observe(pulls, score, label=[int(1 - s) for s in score], cost=price)
     return problem, Uniform().solve(problem, [seen])  # its estimates are plain means
 
@@ -56,6 +56,24 @@ def test_a_gain_that_is_left_is_confirmed() -> None:
     outcome, gain = confirmed(world, [0, 1, 2])
     assert gain is not None and gain.left == pytest.approx(1 / 3) and gain.confirmed is True
     assert outcome == world[1]
+
+
+@pytest.mark.parametrize(
+    ("second", "prompt", "told"),
+    [([0, 1, 0, 1, 1, 0], 2, 2), ([1, 0, 1, 0, 1, 0], 0, 1), ([0, 0, 0, 1, 0, 0], 0, 1)],
+    ids=["passes", "falls as well", "is not better than the given one"],
+)
+def test_where_the_best_written_prompt_falls_the_next_one_is_looked_at(
+    second: list[int], prompt: int, told: int
+) -> None:
+    """On the last three queries, which were not read, the given one is right once and the best written one never."""
+    outcome, gain = confirmed(
+        by_hand({0: [0, 0, 0, 0, 1, 0], 1: [1, 1, 1, 0, 0, 0], 2: second}, cost=(0, 0, 0)), [0, 1, 2]
+    )
+    assert outcome.policy[0] == Arm(prompt, 1)
+    assert gain is not None and gain.prompt == told and gain.confirmed is (prompt == 2)
+    if prompt == 2:
+        assert gain.left == pytest.approx(1 / 3) and gain.gain == pytest.approx(3 / 6 - 1 / 6)
 
 
 def test_a_tie_on_unread_queries_goes_to_the_given_prompt() -> None:
