@@ -1,11 +1,12 @@
-"""Whether the utility that users are shown is true: its bias, the coverage of its interval, and "best with p".
+"""Whether what users are shown is true: a utility and its interval, "best with p", and gains over the baselines.
 
     python examples/benchmark_coverage.py synthetic-bernoulli recording.npz --queries 2,20,200,0 --per-prompt 20,400
 
 Every run draws a training set and spends T = per-prompt x prompts completions. `bias` is the reported utility of the
 chosen arms minus the exact one on the training queries, with its standard error over runs. `coverage` is how often the
 interval holds the exact utility over all queries, and `+-` is half the mean width of the intervals. A number of queries
-of 0 stands for 80 % of the environment's own.
+of 0 stands for 80 % of the environment's own. The last table has the gains of the chosen arms over the baselines, where
+these are other arms; prompt 0 stands for the student.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     print("| environment | queries | completions per prompt | bias (s.e.) | coverage | +- | ACR |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     claims: list[tuple[float, bool]] = []
+    gains: list[tuple[str, float, float, bool]] = []
     rows = []
     for environment in asked.environments:
         for queries in map(int, asked.queries.split(",")):
@@ -52,6 +54,7 @@ def main() -> None:
             for budget in budgets:
                 trials = [t for r in runs if (t := r.trials[asked.algorithm, budget]) is not None]
                 claims += [claim for t in trials for claim in t.claims]
+                gains += [gain for t in trials for gain in t.gains]
                 rows.append(row(where.name, first.train.n_queries, budget // first.train.n_prompts, trials))
                 print("| {environment} | {queries} | {per_prompt} | {bias:+.3f} ({se:.3f}) | {coverage:.3f} "
                       "| {half_width:.3f} | {acr:.4f} |".format(**rows[-1]), flush=True)  # fmt: skip
@@ -61,8 +64,12 @@ def main() -> None:
         mine = (said >= low) & ((said < high) | (high == 1.0))
         if mine.any():
             print(f"| {low:.1f} to {high:.1f} | {said[mine].mean():.2f} | {best[mine].mean():.2f} | {mine.sum()} |")
+    print("\n| gain over | bias | coverage | +- | arms |\n| --- | --- | --- | --- | --- |")
+    for baseline in dict.fromkeys(name for name, *_ in gains):
+        error, half_width, held = np.array([numbers for name, *numbers in gains if name == baseline]).T
+        print(f"| {baseline} | {error.mean():+.3f} | {held.mean():.3f} | {half_width.mean():.3f} | {len(held)} |")
     if asked.json:
-        asked.json.write_text(json.dumps({"rows": rows, "claims": claims}))
+        asked.json.write_text(json.dumps({"rows": rows, "claims": claims, "gains": gains}))
 
 
 def row(name: str, queries: int, per_prompt: int, trials: list[Trial]) -> dict[str, object]:

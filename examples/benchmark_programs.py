@@ -32,7 +32,7 @@ from iapo_dspy.environments.port import Environment
 from iapo_dspy.environments.recorded.synthetic import synthetic_bernoulli
 from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.program.policy import CompiledPolicy
-from iapo_dspy.program.results import make_result
+from iapo_dspy.program.results.compile_result import make_result
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.prompt import PromptState
 from iapo_dspy.scoring.failures import FailureReport

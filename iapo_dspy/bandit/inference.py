@@ -11,7 +11,7 @@ from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.models.surfaces import groups
-from iapo_dspy.bandit.outcome import HeldOut, Outcome
+from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.types import Arm, Contexts, FloatArray
 
 Z95 = 1.959964  # half width of a 95 % interval, in standard errors
@@ -106,7 +106,9 @@ def choices(
         best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
         equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)
         measured = outcome.measured[context] if outcome.measured is not None else None
-        alone = measured or _estimated(outcome, context, value, reward - value, bounds)
+        alone = measured or bounds.estimated(
+            value, reward - value, float(se[context, arm.prompt, arm.n - 1]), int(outcome.count[arm.prompt, 0])
+        )
         found.append(
             Certainty(
                 utility=alone.utility,
@@ -127,21 +129,6 @@ def _times(interval: tuple[float, float], half_width: float) -> float:
     """Return how many times as many queries would make an interval so narrow."""
     now = (interval[1] - interval[0]) / 2.0
     return float("inf") if math.isnan(now) else (now / half_width) ** 2 if half_width > 0 else 1.0
-
-
-def _estimated(outcome: Outcome, context: int, value: float, price: float, bounds: Bounds) -> HeldOut:
-    """Return the utility of a context's arm by the estimates that it was chosen by, within the rewards' bounds."""
-    arm, se = outcome.policy.arms[context], outcome.estimates.standard_error
-    assert se is not None
-    error, queries = float(se[context, arm.prompt, arm.n - 1]), int(outcome.count[arm.prompt, 0])
-    value = min(max(value, bounds.low - price), bounds.high - price)
-    low, high = bounds.interval(value + price, error**2, queries - 1.0, queries)
-    return HeldOut(
-        utility=value,
-        standard_error=error if queries > 1 else float("nan"),
-        interval=(low - price, high - price),
-        queries=queries,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

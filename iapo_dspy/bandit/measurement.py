@@ -261,6 +261,24 @@ class Bounds:
         low, high = self.low + width * max(centre - half, 0.0), self.low + width * min(centre + half, 1.0)
         return min(low, mean), max(high, mean)  # rounding
 
+    def estimated(self, utility: float, price: float, error: float, queries: int) -> HeldOut:
+        """Return the utility of an arm by the estimates that arms are chosen by, kept within the bounds.
+
+        Args:
+            utility: The estimate.
+            price: What is subtracted from the reward.
+            error: Standard error of the estimate.
+            queries: How many queries the arm's prompt was drawn on.
+        """
+        value = min(max(utility, self.low - price), self.high - price)
+        low, high = self.interval(value + price, error**2, queries - 1.0, queries)
+        return HeldOut(
+            utility=value,
+            standard_error=error if queries > 1 else math.nan,
+            interval=(low - price, high - price),
+            queries=queries,
+        )
+
 
 def quantile(freedom: float) -> float:
     """Return the .975 quantile of Student's t, to 1 %; `freedom` >= 1."""

@@ -120,6 +120,20 @@ def with_stops(
     return replace(outcome, policy=Policy(tuple(s.arm for s in found)), stops=found)
 
 
+def as_drawn(outcome: Outcome, context: int, arm: Arm) -> StoppedArm:
+    """Return an arm with its expected calls where these draw all N completions at once."""
+    at = arm.prompt, arm.n - 1
+    return StoppedArm(
+        arm=arm,
+        reward=float(outcome.reward[context][at]),
+        gain=0.0,
+        completions=float(arm.n),
+        waves=1.0,
+        cost=float(outcome.estimates.cost[at]),
+        utility=float(outcome.q[context][at]),
+    )
+
+
 class _Chooser:
     """Chooses the stops of one run."""
 

@@ -16,7 +16,8 @@ from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.program.policy import CompiledPolicy
-from iapo_dspy.program.results import make_result
+from iapo_dspy.program.results.compile_result import make_result
+from iapo_dspy.prompts.combinations import student_prompt
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.prompt import prompt_states
 
@@ -74,6 +75,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         outage=found.outage,
         written=plan.writing.prompts if plan.writing is not None else None,
         gains=found.gains,
+        student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)[0],
     )
     program.detailed_results = result if settings.track_stats else None
     watch.found(result)

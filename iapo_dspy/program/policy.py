@@ -15,9 +15,9 @@ from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
-from iapo_dspy.bandit.outcome import HeldOut, Outcome, StoppedArm
+from iapo_dspy.bandit.outcome import HeldOut, Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stops import StopMode, with_stops
+from iapo_dspy.bandit.stops import StopMode, as_drawn, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference, one_line
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import check_known
@@ -138,7 +138,13 @@ class CompiledPolicy:
         """
         for preference in preferences:
             check_known(preference, self.evidence)
-        problem = Problem(
+        problem = self.problem(preferences, strategy)
+        outcome = self.algorithm.solve(problem, self.evidence)
+        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping, apart=apart)
+
+    def problem(self, preferences: Sequence[Preference], strategy: Strategy) -> Problem:
+        """Return the problem of any preferences over the stored prompts."""
+        return Problem(
             n_prompts=len(self.prompts),
             n_queries=self.n_queries,
             max_n=self.max_n,
@@ -147,8 +153,6 @@ class CompiledPolicy:
             cost_scale=self.cost_scale,
             parts=shared_parts(self.prompts),
         )
-        outcome = self.algorithm.solve(problem, self.evidence)
-        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping, apart=apart)
 
     def outcome(self, strategy: Strategy) -> Outcome:
         """Return the compiled arms with their estimates by the stored evidence.
@@ -159,7 +163,7 @@ class CompiledPolicy:
         stops = None
         if found.stops is not None:
             chosen = zip(self.arms, found.stops, strict=True)
-            stops = tuple(s if s.arm == arm else _as_drawn(found, c, arm) for c, (arm, s) in enumerate(chosen))
+            stops = tuple(s if s.arm == arm else as_drawn(found, c, arm) for c, (arm, s) in enumerate(chosen))
         return replace(found, policy=Policy(self.arms), stops=stops, measured=self.measured)
 
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
@@ -306,19 +310,6 @@ def _whole(data: Mapping[str, Any], name: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{name}={value!r}: it must be a whole number from {least} to {most}")
     return value
-
-
-def _as_drawn(outcome: Outcome, context: int, arm: Arm) -> StoppedArm:
-    at = arm.prompt, arm.n - 1
-    return StoppedArm(
-        arm=arm,
-        reward=float(outcome.reward[context][at]),
-        gain=0.0,
-        completions=float(arm.n),
-        waves=1.0,
-        cost=float(outcome.estimates.cost[at]),
-        utility=float(outcome.q[context][at]),
-    )
 
 
 def _measured(data: Mapping[str, Any], n_preferences: int) -> tuple[HeldOut | None, ...] | None:

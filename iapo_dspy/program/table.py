@@ -15,8 +15,9 @@ from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import tokens_of_each
 from iapo_dspy.program.policy import FORMAT, VERSION, CompiledPolicy, part
-from iapo_dspy.program.results import CompileResult, solved_result
-from iapo_dspy.program.saved_results import read_result, result_to_dict
+from iapo_dspy.program.results import CompileResult
+from iapo_dspy.program.results.compile_result import solved_result
+from iapo_dspy.program.results.saved_results import read_result, result_to_dict
 from iapo_dspy.program.solver import Chosen, Solver
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import LMs

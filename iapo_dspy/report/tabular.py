@@ -59,9 +59,10 @@ def as_text(table: Table, *, longest: int = 60) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """Return a text in one line of so many characters at most; dots stand for what is left out."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[: longest - 3].rstrip() + "..."
+    """Return a text in one line of so many characters at most, indented as it is; dots stand for what is left out."""
+    indent, line = " " * (len(text) - len(text.lstrip(" "))), " ".join(text.split())
+    room = longest - len(indent)
+    return indent + (line if len(line) <= room else line[: room - 3].rstrip() + "...")
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> list[str]:

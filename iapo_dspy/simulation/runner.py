@@ -11,15 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iapo_dspy.bandit.comparison import compared
 from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.measurement import measured, measuring_pulls, reserved
-from iapo_dspy.bandit.named import has_intervals
+from iapo_dspy.bandit.named import Stopping, has_intervals
 from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment, drive
+from iapo_dspy.environments.recorded.stopped_values import Calls
 from iapo_dspy.environments.wrappers import Arrivals
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.simulation.entrants import Entrant
 from iapo_dspy.simulation.sources import Instance, Source
+from iapo_dspy.types import FloatArray, IntArray, Policy
 
 Backend = Literal["processes", "ray"]
 _ENVIRONMENT = 1  # the purpose of a seed; the sources use others
@@ -44,6 +48,9 @@ class Trial:
         half_width: Half the width of these intervals, mean over contexts; likewise.
         claims: For each context the stated probability that its prompt is the best one, and whether no prompt's best
             arm is better over all queries.
+        gains: For each context and baseline (`bandit.comparison`; prompt 0 stands for the student) that is another arm
+            than the chosen one: the baseline's name, the reported gain of the chosen arm minus the exact one over all
+            queries, half the width of its 95 % interval, and whether the interval holds the exact one; likewise.
         newcomers: Where prompts join while a run goes on, for each prompt its generation, the completions that the
             algorithm drew of it, and whether it serves a context in the end.
     """
@@ -58,6 +65,7 @@ class Trial:
     coverage: float | None = None
     half_width: float | None = None
     claims: tuple[tuple[float, bool], ...] = ()
+    gains: tuple[tuple[str, float, float, bool], ...] = ()
     newcomers: tuple[tuple[int, int, bool], ...] = ()
 
 
@@ -204,10 +212,8 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         held_out, calls = entrant.value(outcome.policy, instance.q_test), (problem.max_n + 1) / 2
         completions, waves = calls, 1.0
     else:
-        early = instance.stopped.calls(outcome.policy, instance.train_queries)
-        value = value + early.gain + early.saved
-        late = instance.stopped.calls(outcome.policy, instance.test_queries)
-        held_out = entrant.value(outcome.policy, instance.q_test) + late.gain + late.saved
+        value, _ = _stopped_value(instance, outcome.policy, instance.q_train, instance.train_queries)
+        held_out, late = _stopped_value(instance, outcome.policy, instance.q_test, instance.test_queries)
         completions, waves = float(late.completions.mean()), float(late.waves.mean())
     trial = Trial(
         acr=float(held_out.mean()),
@@ -235,10 +241,36 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         bias=float(np.mean([c.utility for c in said] - value)),
         coverage=float(np.mean([c.interval[0] <= t <= c.interval[1] for c, t in zip(said, truth, strict=True)])),
         half_width=float(np.mean([c.half_width for c in said])),
+        gains=_gains(problem, instance, entrant, outcome, truth, share),
         claims=tuple(
             zip([c.probability_best for c in said], (chosen >= reach.max(axis=1) - _BEST).tolist(), strict=True)
         ),
     )
+
+
+def _stopped_value(instance: Instance, policy: Policy, q: FloatArray, queries: IntArray) -> tuple[FloatArray, Calls]:
+    """Return the exact worth of a policy in each context [C], and its expected calls."""
+    calls = instance.stopped.calls(policy, queries)
+    arms = np.array([(arm.prompt, arm.n - 1) for arm in policy.arms])
+    return q[np.arange(len(arms)), arms[:, 0], arms[:, 1]] + calls.gain + calls.saved, calls
+
+
+def _gains(
+    problem: Problem, instance: Instance, entrant: Entrant, outcome: Outcome, truth: FloatArray, share: float
+) -> tuple[tuple[str, float, float, bool], ...]:
+    """Compare the reported gains over the baselines with the exact ones."""
+    mode = entrant.algorithm.mode if isinstance(entrant.algorithm, Stopping) else None
+    found = []
+    for baselines in zip(*compared(problem, outcome, student=0, mode=mode), strict=True):  # one of each context
+        policy = Policy(tuple(b.call.arm for b in baselines))
+        early, _ = _stopped_value(instance, policy, instance.q_train, instance.train_queries)
+        late, _ = _stopped_value(instance, policy, instance.q_test, instance.test_queries)
+        exact = truth - share * early - (1.0 - share) * late
+        for baseline, arm, gain in zip(baselines, outcome.policy.arms, exact.tolist(), strict=True):
+            low, high = baseline.difference_interval
+            if baseline.call.arm != arm:
+                found.append((baseline.name, baseline.difference - gain, (high - low) / 2.0, low <= gain <= high))
+    return tuple(found)
 
 
 def _newcomers(outcome: Outcome, generations: Sequence[int]) -> tuple[tuple[int, int, bool], ...]:

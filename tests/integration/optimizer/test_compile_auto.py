@@ -38,7 +38,7 @@ def test_every_choice_says_how_sure_it_is(compiled: CompiledProgram) -> None:
         assert row.evidence >= 8
     best = result.policy[0]
     assert result.labels[best.arm.prompt] == CAREFUL and best.choice.probability_best > 0.9
-    assert "best with p=" in str(result) and "on the valset" in str(result)
+    assert "best with p" in str(result) and "on the valset" in str(result)
 
 
 def test_the_curve_of_a_prompt_has_a_band(compiled: CompiledProgram) -> None:

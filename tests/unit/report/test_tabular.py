@@ -24,7 +24,15 @@ def test_columns_are_aligned_and_long_texts_are_cut_in_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("12345", "12345"), ("123456", "12..."), ("1 \n 3", "1 3"), ("12 4567", "12...")]
+    ("text", "shown"),
+    [
+        ("12345", "12345"),
+        ("123456", "12..."),
+        ("1 \n 3", "1 3"),
+        ("12 4567", "12..."),
+        ("  1", "  1"),
+        ("  12345", "  ..."),
+    ],
 )
 def test_a_text_is_cut_to_its_length(text: str, shown: str) -> None:
     assert cut(text, 5) == shown

@@ -11,67 +11,29 @@ from typing import Any
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.comparison import compared
 from iapo_dspy.bandit.confirmation import ConfirmedGain
-from iapo_dspy.bandit.inference import WANTED, Z95, Certainty, Deceptive, choices, deceptive_prompts
+from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown
-from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
+from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
+from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.evidence.columns import numbers
-from iapo_dspy.program.evidence.columns import written as as_text
+from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
+from iapo_dspy.program.results.wording import result_table, too_little
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.report.html import table_html
+from iapo_dspy.report.tabular import Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreferenceResult:
-    """The arm of one preference with its training estimates.
-
-    Attributes:
-        preference: The preference.
-        arm: Its prompt and N.
-        label: The prompt in words.
-        model: Model string of its LM; one for each predictor where they differ.
-        utility: Utility (eq. 3) as measured after the choice, by completions that had no part in it. Where the budget
-            does not pay for that (`choice.measured` says so), and for `psst`, it is the estimate that the arm was
-            chosen by; the best of many estimates is optimistic.
-        reward: Task reward without the cost, likewise.
-        completions: Expected completions of a call: N, or fewer where it stops early.
-        waves: Expected waves of a call, >= 1.
-        tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
-        cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
-        evidence: Number of observations behind the estimates: queries on which the prompt was drawn; for `psst`,
-            groups of N completions.
-        choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
-            for `psst`, whose estimates have no standard errors.
-        held_out: The utility on the validation set; None without one.
-        keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
-        gain: Where a prompt that the run wrote was the best one: its gain over the best prompt that was given, and how
-            much of it is left on training questions that no writer has read. Where nothing is, `arm` has the given one.
-    """
-
-    preference: Preference
-    arm: Arm
-    label: str
-    utility: float
-    reward: float
-    completions: float
-    waves: float
-    tokens: float
-    cost: float
-    evidence: int
-    model: str | tuple[str, ...]
-    choice: Certainty | None = None
-    held_out: HeldOut | None = None
-    keeps_caps: bool = True
-    gain: ConfirmedGain | None = None
+from iapo_dspy.types import Contexts, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +61,8 @@ class CompileResult:
         complete: False where a budget or an outage ended the run early; None likewise.
         outage: The provider that was down for too long, and since when; None where none was.
         written: Prompt -> where it comes from, for the prompts that the run wrote.
+        student: Position of the student as it was in `labels`; None where it was not a candidate, and in programs that
+            were saved before 1.0.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
         programs: Makes `candidate_programs`.
@@ -125,6 +89,7 @@ class CompileResult:
     compiled: CompiledPolicy = field(repr=False)
     strategy: Strategy = field(repr=False)
     programs: Callable[[], tuple[dspy.Module, ...]] = field(repr=False)
+    student: int | None = None
 
     @functools.cached_property
     def candidate_programs(self) -> tuple[dspy.Module, ...]:
@@ -170,12 +135,13 @@ class CompileResult:
             complete=self.complete,
             outage=self.outage,
             written=self.written,
+            student=self.student,
         )
 
     @property
     def too_little(self) -> tuple[str, ...]:
         """Preferences whose utility rests on too little to act on, with about how much would do, in words."""
-        found = (_too_little(row, self.spent.completions, self.compiled.n_queries) for row in self.policy)
+        found = (too_little(row, self.spent.completions, self.compiled.n_queries) for row in self.policy)
         return tuple(text for text in found if text is not None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CompileResult:
@@ -205,72 +171,26 @@ class CompileResult:
         error = np.full(len(middle), np.nan) if self.standard_error is None else self.standard_error[context, prompt]
         return middle, middle - Z95 * error, middle + Z95 * error
 
-    def __str__(self) -> str:
-        """Return a small table."""
-        plain = self.cost.unit == Cost().unit
-        rows = [
-            f"{r.preference.name or '':<12} N={r.arm.n:<3} {_drawn(r)}utility={r.utility:.3f} reward={r.reward:.3f} "
-            f"tokens={r.tokens:.0f}  {'' if plain else f'cost={r.cost:.3g}  '}{_sure(r)}{r.label}"
-            for r in self.policy
-        ]
-        for d in self.deceptive or ():
-            name = self.policy[d.context].preference.name or ""
-            rows.append(
-                f"{name}: best single completions, but {d.difference:.3f} ({d.interval[0]:.3f} to {d.interval[1]:.3f}) "
-                f"behind at N={d.n}: {self.labels[d.prompt]}"
-            )
-        rows += [_left(row, self.written[row.gain.prompt].by) for row in self.policy if row.gain is not None]
-        rows += self.too_little
-        if not plain:
-            rows.append(f"(cost: {self.cost.unit})")
-        return "\n".join(rows)
-
-
-def _drawn(row: PreferenceResult) -> str:
-    return f"(draws {row.completions:.1f}) " if row.arm.stop is not None else ""
-
-
-def _sure(row: PreferenceResult) -> str:
-    found = [] if row.keeps_caps else ["NO ARM KEEPS THE CAPS"]
-    if row.choice is not None:
-        low, high = row.choice.interval
-        where = " on the valset" if row.held_out is not None else ""
-        found.append("no interval from one query" if row.choice.queries < 2 else f"{low:.3f} to {high:.3f}{where}")
-        found += [] if row.choice.measured else ["not measured, tends to be too high"]
-        found.append(f"best with p={row.choice.probability_best:.2f}")
-    elif row.held_out is not None:
-        found.append(
-            f"held out {row.held_out.utility:.3f}, {row.held_out.interval[0]:.3f} to {row.held_out.interval[1]:.3f}"
+    @property
+    def table(self) -> Table:
+        """The chosen arm of each preference with its baselines, and remarks, as a table."""
+        return result_table(
+            self.policy,
+            labels=self.labels,
+            deceptive=self.deceptive or (),
+            authors={prompt: written.by for prompt, written in self.written.items()},
+            unit=None if self.cost.unit == Cost().unit else self.cost.unit,
+            student=self.student is not None,
+            too_little=self.too_little,
         )
-    return f"({', '.join(found)})  " if found else ""
 
+    def __str__(self) -> str:
+        """Return the table for a terminal."""
+        return as_text(self.table)
 
-def _left(row: PreferenceResult, by: str) -> str:
-    """Say how much of a written prompt's gain is left on questions that no writer has read."""
-    found = row.gain
-    assert found is not None
-    start = f"{row.preference.name or ''}: the prompt that {by} wrote gains {found.gain:.3f} over the best given one"
-    if not found.queries:
-        return f"{start}, and no other question tells how much of it is luck: the given one is taken"
-    error = "" if math.isnan(found.standard_error) else f" (standard error {found.standard_error:.3f})"
-    where = f"{found.queries} question{'s' * (found.queries > 1)} that no writer has read"
-    left = f"{start}, {found.left:.3f}{error} on {where}"
-    return left if found.confirmed else f"{left}: the given one is taken"
-
-
-def _too_little(row: PreferenceResult, spent: int, n_queries: int) -> str | None:
-    """Say where a utility rests on so little that its interval is twice as wide as wanted, and how much would do."""
-    sure, name = row.choice, row.preference.name or "ad hoc"
-    if sure is None or sure.needed <= 4.0 * sure.queries:
-        return None
-    if math.isinf(sure.needed):
-        return f"{name}: one query says nothing about others. Give more training examples."
-    completions = math.ceil(spent * sure.needed / sure.queries)
-    more = f", and {math.ceil(sure.needed)} examples instead of {n_queries}" if sure.needed > n_queries else ""
-    return (
-        f"{name}: its utility rests on too little, {sure.queries} queries. About {completions:,} completions{more} "
-        f"would bring the interval to +-{WANTED:.0%} of the range of the rewards."
-    )
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook."""
+        return table_html(self.table)
 
 
 def solved_result(
@@ -308,6 +228,7 @@ def make_result(
     written: Mapping[int, WrittenPrompt] | None = None,
     gains: Sequence[ConfirmedGain | None] = (),
     validated: bool = False,
+    student: int | None = None,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words, with arrays as they would be read back.
 
@@ -325,6 +246,7 @@ def make_result(
         written: Where prompts come from that the run wrote.
         gains: Gains of written prompts [C]; none where none was written.
         validated: Whether the chosen arms were measured on a validation set.
+        student: The student's number among the prompts.
     """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
@@ -332,31 +254,62 @@ def make_result(
     contexts = Contexts.from_preferences(compiled.preferences, strategy.objectives, columns_of(strategy))
     sure = choices(outcome, contexts, strategy.aggregator())
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
-    stops = outcome.stops
+    problem = compiled.problem(compiled.preferences, strategy)
+    beside = compared(problem, outcome, student=student, mode=compiled.stopping, apart=validated)
+    use = _use(compiled)
+
+    def estimate(preference: Preference, call: StoppedArm, interval: Interval | None) -> ArmEstimate:
+        tokens = float(output_tokens[call.arm.prompt]) * call.completions
+        usd, seconds = (use_of_call(use, name, call.arm.prompt, call.completions, call.waves) for name in _SHOWN)
+        return ArmEstimate(
+            preference=preference,
+            arm=call.arm,
+            label=labels[call.arm.prompt],
+            model=models[call.arm.prompt],
+            utility=call.utility,
+            reward=call.reward,
+            interval=interval,
+            completions=call.completions,
+            tokens=tokens,
+            usd=usd,
+            seconds=seconds,
+            cost=call.cost,
+        )
+
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
-        at = arm.prompt, arm.n - 1
+        call = outcome.stops[c] if outcome.stops is not None else as_drawn(outcome, c, arm)
         alone = outcome.measured[c] if outcome.measured is not None else None
-        utility = float(outcome.q[c][at]) if stops is None else stops[c].utility
-        reward = float(outcome.reward[c][at]) if stops is None else stops[c].reward
-        shown = sure[c].utility if sure is not None else alone.utility if alone is not None else utility
+        shown = sure[c].utility if sure is not None else alone.utility if alone is not None else call.utility
+        chosen = estimate(preference, call, None)
         rows.append(
             PreferenceResult(
                 preference=preference,
                 arm=arm,
-                label=labels[arm.prompt],
-                keeps_caps=keeps is None or bool(keeps[c][at]),
-                model=models[arm.prompt],
+                label=chosen.label,
+                keeps_caps=keeps is None or bool(keeps[c][arm.prompt, arm.n - 1]),
+                model=chosen.model,
                 utility=shown,
-                reward=reward + shown - utility,
-                completions=float(arm.n) if stops is None else stops[c].completions,
-                waves=1.0 if stops is None else stops[c].waves,
-                tokens=float(output_tokens[arm.prompt]) * (arm.n if stops is None else stops[c].completions),
-                cost=float(estimates.cost[at]) if stops is None else stops[c].cost,
+                reward=call.reward + shown - call.utility,
+                completions=call.completions,
+                waves=call.waves,
+                tokens=chosen.tokens,
+                cost=call.cost,
                 evidence=int(outcome.evidence[c]),
                 choice=sure[c] if sure is not None else None,
                 held_out=alone if validated else None,
                 gain=gains[c] if gains else None,
+                usd=chosen.usd,
+                seconds=chosen.seconds,
+                baselines=tuple(
+                    ComparedArm(
+                        name=found.name,
+                        estimate=estimate(preference, found.call, known(found.interval)),
+                        difference=found.difference,
+                        interval=known(found.difference_interval),
+                    )
+                    for found in beside[c]
+                ),
             )
         )
     error = estimates.standard_error
@@ -382,12 +335,30 @@ def make_result(
         compiled=compiled,
         strategy=strategy,
         programs=programs,
+        student=student,
     )
+
+
+_SHOWN = ("usd", "seconds")
+
+
+def _use(compiled: CompiledPolicy) -> tuple[FloatArray, FloatArray]:
+    """Return what a request and what a completion of each prompt take [R, P] each, by the stored evidence."""
+    return compiled.charges(Preference()).parts()
+
+
+def use_of_call(
+    use: tuple[FloatArray, FloatArray], resource: str, prompt: int, completions: float, waves: float
+) -> float | None:
+    """Return how much of a resource a call takes; seconds are those of a call in one wave; None: not known."""
+    fixed, each = (part[RESOURCES.index(resource), prompt] for part in use)
+    found = float(fixed * (waves if resource != "seconds" else 1.0) + each * completions)
+    return found if math.isfinite(found) else None
 
 
 def _as_saved(values: FloatArray) -> FloatArray:
     """Return an array as it would be read back."""
-    return numbers(as_text(values), np.float64, values.shape)
+    return numbers(in_text(values), np.float64, values.shape)
 
 
 def of_calls(output_tokens: FloatArray, max_n: int) -> FloatArray:

@@ -20,7 +20,8 @@ from iapo_dspy.bandit.inference import Deceptive
 from iapo_dspy.bandit.outcome import Round
 from iapo_dspy.program.evidence.columns import numbers, packed, plain, unpacked, written
 from iapo_dspy.program.policy import CompiledPolicy, checked, part
-from iapo_dspy.program.results import CompileResult, PreferenceResult, of_calls
+from iapo_dspy.program.results.compile_result import CompileResult, of_calls
+from iapo_dspy.program.results.rows import PreferenceResult
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
@@ -45,6 +46,7 @@ class _Saved:
     outage: str | None
     estimates: str
     written: Mapping[int, WrittenPrompt] = field(default_factory=dict)
+    student: int | None = None
 
 
 _SAVED, _ROW = TypeAdapter(_Saved), TypeAdapter(PreferenceResult)
@@ -70,6 +72,7 @@ def result_to_dict(result: CompileResult) -> dict[str, Any]:
             outage=result.outage,
             estimates=packed(arrays),
             written=result.written,
+            student=result.student,
         )
     )
     return saved
@@ -116,6 +119,7 @@ def read_result(
             complete=saved.complete,
             outage=saved.outage,
             written=saved.written,
+            student=saved.student,
             compiled=policy,
             strategy=strategy,
             programs=programs,
@@ -124,6 +128,10 @@ def read_result(
         asked = [(d.context, d.prompt, d.beaten_by) for d in found.deceptive or ()]
         if any(not (0 <= c < shape[0] and 0 <= p < n_prompts and 0 <= q < n_prompts) for c, p, q in asked):
             raise ValueError("deceptive prompts are of preferences or prompts that the policy does not have")
+        others = [b.estimate.arm for row in found.policy for b in row.baselines]
+        numbers_of = [*(a.prompt for a in others), *([] if found.student is None else [found.student])]
+        if any(not 0 <= p < n_prompts for p in numbers_of) or any(a.n > max_n for a in others):
+            raise ValueError("baselines are not among the arms of the policy")
         gains = [row.gain for row in found.policy if row.gain is not None]
         named = {*found.written, *(p for w in found.written.values() for p in w.parents), *(g.given for g in gains)}
         if not named <= set(range(n_prompts)) or not {g.prompt for g in gains} <= found.written.keys():

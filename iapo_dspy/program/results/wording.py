@@ -1,0 +1,152 @@
+"""The table of a run's results, and the remarks below it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from iapo_dspy.bandit.inference import WANTED, Deceptive
+from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult
+from iapo_dspy.report.tabular import Line, Table
+
+_BASELINES = {
+    "student": "student as it was",
+    "best prompt": "best single prompt",
+    "best prompt, N tuned": "  the same, N tuned",
+}
+
+
+def result_table(
+    policy: Sequence[PreferenceResult],
+    *,
+    labels: Sequence[str],
+    deceptive: Sequence[Deceptive],
+    authors: Mapping[int, str],
+    unit: str | None,
+    student: bool,
+    too_little: Sequence[str],
+) -> Table:
+    """Return the chosen arm of each preference with its baselines below it.
+
+    Args:
+        policy: One row per preference.
+        labels: The prompts in words.
+        deceptive: Prompts that win on single completions only.
+        authors: Prompt -> the proposer that wrote it.
+        unit: The unit of costs; None leaves the column of costs out, as tokens have their own.
+        student: Whether the student as it was is among the prompts.
+        too_little: Remarks about preferences whose utility rests on too little.
+    """
+    shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
+    lines: list[tuple[str, ArmEstimate, str, str, bool]] = []
+    for row, name, chosen in shown:
+        best = f"{row.choice.probability_best:.2f}" if row.choice is not None else ""
+        lines.append((name, chosen, "", best, True))
+        lines += [(f"  {_BASELINES[b.name]}", b.estimate, _gain(b, row), "", False) for b in row.baselines]
+    found = [line[1] for line in lines]
+    columns: dict[str, list[str]] = {"preference": [line[0] for line in lines]}
+    columns["N"] = [str(e.arm.n) for e in found]
+    if any(e.arm.stop is not None for e in found):
+        columns["draws"] = [f"{e.completions:.1f}" for e in found]
+    where = "utility on the valset" if any(row.held_out is not None for row in policy) else "utility"
+    columns[where] = [f"{e.utility:.3f}{shown_interval(e.interval)}" for e in found]
+    if any(row.baselines for row in policy):
+        columns["chosen gains"] = [line[2] for line in lines]
+    if any(row.choice is not None for row in policy):
+        columns["best with p"] = [line[3] for line in lines]
+    columns["tokens"] = [f"{e.tokens:.0f}" for e in found]
+    if any(e.usd for e in found):
+        columns["dollars"] = [shown_usd(e.usd) for e in found]
+    if unit is not None and not (unit == "dollars" and "dollars" in columns):
+        columns["cost"] = [f"{e.cost:.3g}" for e in found]
+    columns["prompt"] = [e.label for e in found]
+    return Table(
+        columns=tuple(columns),
+        rows=tuple(
+            Line(cells=cells, strong=line[4])
+            for line, cells in zip(lines, zip(*columns.values(), strict=True), strict=True)
+        ),
+        numbers=frozenset({"N", "draws", "tokens", "dollars", "cost", "best with p"} & columns.keys()),
+        notes=(
+            *_doubts(policy),
+            *([] if student or not any(row.baselines for row in policy) else [_NO_STUDENT]),
+            *(_deceptive(d, policy, labels) for d in deceptive),
+            *(_left(row, authors[row.gain.prompt]) for row in policy if row.gain is not None),
+            *too_little,
+            *([f"cost: {unit}"] if unit is not None else []),
+        ),
+    )
+
+
+_NO_STUDENT = "The student as it was is not a candidate, so it was not drawn. Give it as one to compare with it."
+
+
+def _gain(baseline: ComparedArm, row: PreferenceResult) -> str:
+    if baseline.estimate.arm == row.arm:
+        return "same arm"
+    return f"{baseline.difference:+.3f}{shown_interval(baseline.interval)}"
+
+
+def shown_interval(interval: Interval | None) -> str:
+    """Return an interval in brackets, as it stands behind its estimate; "" for one that is not known."""
+    return "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
+
+
+def shown_usd(usd: float | None) -> str:
+    """Return dollars in words."""
+    return "not known" if usd is None else f"{usd:.3g}"
+
+
+def _doubts(policy: Sequence[PreferenceResult]) -> list[str]:
+    """Say which preferences cannot be served, and which estimates are not to be trusted."""
+
+    def named(rows: Sequence[PreferenceResult]) -> str:
+        return ", ".join(row.preference.name or "ad hoc" for row in rows)
+
+    broken = [row for row in policy if not row.keeps_caps]
+    lucky = [row for row in policy if row.choice is not None and not row.choice.measured]
+    alone = [row for row in policy if row.choice is not None and row.choice.queries < 2]
+    return [
+        *([f"NO ARM KEEPS THE CAPS of {named(broken)}: its calls will raise CapsTooTight."] if broken else []),
+        *(
+            [f"Not measured after the choice, so that the utility tends to be too high: {named(lucky)}."]
+            if lucky
+            else []
+        ),
+        *([f"One question gives no interval: {named(alone)}."] if alone else []),
+    ]
+
+
+def _deceptive(found: Deceptive, policy: Sequence[PreferenceResult], labels: Sequence[str]) -> str:
+    return (
+        f"{policy[found.context].preference.name or 'ad hoc'}: one prompt has the best single completions, but is "
+        f"{found.difference:.3f}{shown_interval(found.interval)} behind at N={found.n}: {labels[found.prompt]}"
+    )
+
+
+def _left(row: PreferenceResult, by: str) -> str:
+    """Say how much of a written prompt's gain is left on questions that no writer has read."""
+    found = row.gain
+    assert found is not None
+    start = f"{row.preference.name or ''}: the prompt that {by} wrote gains {found.gain:.3f} over the best given one"
+    if not found.queries:
+        return f"{start}, and no other question tells how much of it is luck: the given one is taken"
+    error = "" if math.isnan(found.standard_error) else f" (standard error {found.standard_error:.3f})"
+    where = f"{found.queries} question{'s' * (found.queries > 1)} that no writer has read"
+    left = f"{start}, {found.left:.3f}{error} on {where}"
+    return left if found.confirmed else f"{left}: the given one is taken"
+
+
+def too_little(row: PreferenceResult, spent: int, n_queries: int) -> str | None:
+    """Say where a utility rests on so little that its interval is twice as wide as wanted, and how much would do."""
+    sure, name = row.choice, row.preference.name or "ad hoc"
+    if sure is None or sure.needed <= 4.0 * sure.queries:
+        return None
+    if math.isinf(sure.needed):
+        return f"{name}: one query says nothing about others. Give more training examples."
+    completions = math.ceil(spent * sure.needed / sure.queries)
+    more = f", and {math.ceil(sure.needed)} examples instead of {n_queries}" if sure.needed > n_queries else ""
+    return (
+        f"{name}: its utility rests on too little, {sure.queries} queries. About {completions:,} completions{more} "
+        f"would bring the interval to +-{WANTED:.0%} of the range of the rewards."
+    )
