@@ -31,6 +31,7 @@ DEFAULT_PREFERENCES = (
     Preference("thrifty", cost=1.0),
 )
 _SETTINGS = frozenset(f.name for f in fields(Settings)) - {"callbacks"}  # DSPy has others of its own by that name
+_OPTIONS: dict[str, type[Search | Execution]] = {"search": Search, "execution": Execution}
 _COMPILE = ("trainset", "valset", "candidates", "inner")
 
 
@@ -114,20 +115,32 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         given = {name: value for name, value in locals().items() if name in {*_SETTINGS, "auto"}}
         super().__init__()
         search, execution = with_old_keywords(search, execution, old, known=given)
-        self.settings = Settings.of(search, execution, **given)
+        self._given = {**given, "search": search, "execution": execution}
+        self.settings = Settings.of(**self._given)
 
     def __getattr__(self, name: str) -> Any:
         """Return a setting, such as `optimizer.max_n`."""
         name = OLD_NAMES.get(name, name)
+        if name in ("auto", *_OPTIONS):
+            return self._given[name]
         if name in _SETTINGS:
             return getattr(self.settings, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a setting is checked as it is when the optimizer is built."""
-        name = OLD_NAMES.get(name, name)
-        if name in _SETTINGS:
-            name, value = "settings", replace(self.settings, **{name: value})
+        """Set an attribute; a setting is read and checked as it is when the optimizer is built.
+
+        A budget takes the place of `auto`, and `auto` that of a budget.
+        """
+        name, given = OLD_NAMES.get(name, name), self.__dict__.get("_given", {})
+        for place, options in _OPTIONS.items():
+            if name in _SETTINGS and name in {f.name for f in fields(options)}:
+                name, value = place, replace(given[place], **{name: value})
+        if name in given:
+            other = {"auto": "budget", "budget": "auto"}.get(name)
+            given = {**given, name: value} | ({other: None} if other is not None else {})
+            super().__setattr__("settings", Settings.of(**given))
+            name, value = "_given", given
         super().__setattr__(name, value)
 
     @overload

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iapo_dspy import IAPO, BatchAPI, ConfigurationError, Cost, Execution, MajorityVote, Preference, Search, proposers
+from iapo_dspy import (
+    IAPO,
+    BatchAPI,
+    Budget,
+    ConfigurationError,
+    Cost,
+    Execution,
+    MajorityVote,
+    Preference,
+    Search,
+    proposers,
+)
+from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from tests.support.worlds import exact
 
@@ -121,5 +134,21 @@ def test_a_setting_is_read_and_set_by_its_own_name_and_its_old_one() -> None:
     assert made.cost == Cost(usd=1) == made.settings.cost_unit
     with pytest.raises(ConfigurationError, match="joint_limit=0"):
         made.joint_limit = 0
-    with pytest.raises(ConfigurationError, match="strategy='majority'"):
-        made.strategy = "majority"
+    with pytest.raises(ConfigurationError, match="strategy='majorty'"):
+        made.strategy = "majorty"
+    assert made.joint_limit == 32 and isinstance(made.strategy, MajorityVote)
+
+
+def test_what_is_set_later_is_read_as_it_is_when_the_optimizer_is_built() -> None:
+    made = IAPO(metric=exact, auto="medium")
+    made.algorithm, made.log_dir, made.preferences = "psst", "runs", [Preference("mine")]
+    assert isinstance(made.algorithm, PSST) and made.log_dir == Path("runs") and made.default_preference == "mine"
+    assert made.search == Search(algorithm="psst")
+    made.search = Search(stopping="exact")
+    assert made.stopping == "exact" and isinstance(made.algorithm, Auto)
+    made.execution = Execution(progress=False)
+    assert made.settings.progress is False
+    made.budget = 500
+    assert (made.budget, made.auto, made.max_n) == (Budget(500), None, 16)
+    made.auto = "light"
+    assert (made.budget, made.max_n) == (Budget(1_500), 8)
