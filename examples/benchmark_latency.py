@@ -30,9 +30,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 
-from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, Execution, MajorityVote, Objective, Preference
+from iapo_dspy import IAPO, BestOfN, CompiledProgram, Execution, MajorityVote, Objective, Preference
 from iapo_dspy.bandit.stopping.rules import exact_waves
-from iapo_dspy.types import Stop
+from iapo_dspy.types import Arm, Stop
 
 LATENCY = 0.05  # seconds
 MANUAL = "Read the whole manual before you answer. " * 60

@@ -25,7 +25,7 @@ from typing import TypeVar
 import dspy
 import numpy as np
 
-from iapo_dspy import CompiledProgram, Cost, Decoding, MajorityVote, Preference, Spent
+from iapo_dspy import CompiledProgram, Cost, Decoding, MajorityVote, Preference
 from iapo_dspy.bandit.named import named
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.port import Environment
@@ -35,6 +35,7 @@ from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.results.compile_result import make_result
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.prompt import PromptState
+from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.types import Observations, Pulls
 

@@ -26,17 +26,8 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy import (
-    IAPO,
-    AllCompletionsFailed,
-    CallReport,
-    CompiledProgram,
-    Cost,
-    Execution,
-    MajorityVote,
-    Preference,
-    Search,
-)
+from iapo_dspy import IAPO, CallReport, CompiledProgram, Cost, Execution, MajorityVote, Preference, Search
+from iapo_dspy.errors import AllCompletionsFailed
 
 AT_A_TIME = 16
 # Instruction -> percentage of the questions that it always gets wrong, share of right answers to the others,

@@ -29,9 +29,11 @@ from typing import Any
 import dspy
 from local_servers import KINDS, MODEL, Server, ServerFailed, export_folder, export_gguf
 
-from iapo_dspy import IAPO, AllCompletionsFailed, Arm, Budget, CompiledProgram, Execution, MajorityVote, Preference
+from iapo_dspy import IAPO, Budget, CompiledProgram, Execution, MajorityVote, Preference
 from iapo_dspy.demo.tasks import addition_task
+from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.types import Arm
 
 TASK = addition_task()
 PREFERENCES = (Preference("quality", cost=0.0), Preference("balanced", cost=0.2), Preference("thrifty", cost=1.0))

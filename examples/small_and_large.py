@@ -13,19 +13,11 @@ import statistics
 import dspy
 import numpy as np
 
-from iapo_dspy import (
-    IAPO,
-    AllCompletionsFailed,
-    Arm,
-    CompiledProgram,
-    Cost,
-    Execution,
-    MajorityVote,
-    Preference,
-    Search,
-)
+from iapo_dspy import IAPO, CompiledProgram, Cost, Execution, MajorityVote, Preference, Search
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, SMALL_MODEL, USD_PER_MILLION, addition_task
+from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.types import Arm
 
 WORTH = [0.000003, 0.00003, 0.0002, 0.002]  # the worth of one hundredth of accuracy in dollars, per question
 PREFERENCES = [Preference.worth(f"${usd:g}", usd=usd) for usd in WORTH]  # the same exchange rates for every program

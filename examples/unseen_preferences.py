@@ -29,13 +29,13 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy import IAPO, Arm, BestOfN, CompiledProgram, Execution, Objective, Preference
+from iapo_dspy import IAPO, BestOfN, CompiledProgram, Execution, Objective, Preference
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.demo import register, splitting_task
 from iapo_dspy.demo.tasks import MODEL
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.types import Contexts, Observations, Pulls
+from iapo_dspy.types import Arm, Contexts, Observations, Pulls
 
 MAX_N = 16
 DRAWS = 24

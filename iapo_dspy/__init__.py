@@ -2,11 +2,10 @@
 
 ```python
 import dspy
-from iapo_dspy import IAPO, Budget, MajorityVote, Preference
+from iapo_dspy import IAPO, Budget, Preference
 
 optimizer = IAPO(
     metric=exact_match,
-    strategy=MajorityVote("answer"),
     preferences=[Preference("quality", cost=0.0), Preference("thrifty", cost=1.0)],
     max_n=16,
     budget=Budget(completions=5_000),
@@ -16,52 +15,25 @@ program(question="...", preference="thrifty")
 ```
 """
 
-from iapo_dspy.bandit.algorithms.generations import Generations
-from iapo_dspy.environments.live.progress import Progress
-from iapo_dspy.environments.recorded.from_ledger import recording_of
-from iapo_dspy.errors import (
-    AllCompletionsFailed,
-    BatchJobFailed,
-    BudgetTooSmall,
-    CapsTooTight,
-    ConfigurationError,
-    IAPOError,
-    IncompleteCompletion,
-    LabelRequired,
-    LedgerError,
-    LedgerLocked,
-    LedgerMismatch,
-    LMRefused,
-    ProviderDown,
-    ReservedFieldName,
-    ScoreError,
-    StateError,
-    StorageError,
-    TooManyErrors,
-    UnknownPreference,
-)
+import importlib
+import warnings
+
+from iapo_dspy import callbacks, errors, events, ledger, metrics, objectives, proposers  # noqa: F401  # as attributes
+from iapo_dspy.errors import IAPOError
 from iapo_dspy.optimizer.iapo import IAPO
 from iapo_dspy.optimizer.options import Execution, Search
 from iapo_dspy.optimizer.pipelines import attach
-from iapo_dspy.optimizer.quoting.quote import Quote
-from iapo_dspy.preferences import Preference, preference_grid
+from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.program.explain import Explanation
-from iapo_dspy.program.results import CompileResult, PreferenceResult
+from iapo_dspy.program.results import CompileResult
 from iapo_dspy.program.using_preference import using_preference
-from iapo_dspy.prompts import proposers
-from iapo_dspy.prompts.harvest import CandidateList, candidates_of
-from iapo_dspy.prompts.proposers import ProposalEvidence, Proposed, Proposer
-from iapo_dspy.sampling.batches.cancel import cancel_batches
+from iapo_dspy.prompts.harvest import candidates_of
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.judges.metered import metered
-from iapo_dspy.sampling.ledger.export import export
-from iapo_dspy.sampling.ledger.merging import merge_ledgers
 from iapo_dspy.sampling.lm.replicas import ReplicatedLM
-from iapo_dspy.sampling.spending.budget import Budget, Spent
+from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.sampling.spending.cost import Cost
-from iapo_dspy.scoring import metrics, objectives
 from iapo_dspy.scoring.strategies import (
     BestOfN,
     MajorityVote,
@@ -74,75 +46,71 @@ from iapo_dspy.scoring.strategies import (
     close,
     math_equal,
 )
-from iapo_dspy.types import Arm, Decoding, Stop
+from iapo_dspy.types import Decoding
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IAPO",
-    "AllCompletionsFailed",
-    "Arm",
     "BatchAPI",
-    "BatchJobFailed",
     "BestOfN",
     "Budget",
-    "BudgetTooSmall",
     "CallReport",
-    "CandidateList",
-    "CapsTooTight",
     "CompileResult",
     "CompiledProgram",
-    "ConfigurationError",
     "Cost",
     "Decoding",
     "Execution",
-    "Explanation",
-    "Generations",
     "IAPOError",
-    "IncompleteCompletion",
-    "LMRefused",
-    "LabelRequired",
-    "LedgerError",
-    "LedgerLocked",
-    "LedgerMismatch",
     "MajorityVote",
     "Mean",
     "Median",
     "Mixed",
     "Objective",
     "Preference",
-    "PreferenceResult",
-    "Progress",
-    "ProposalEvidence",
-    "Proposed",
-    "Proposer",
-    "ProviderDown",
-    "Quote",
     "ReplicatedLM",
-    "ReservedFieldName",
-    "ScoreError",
     "Search",
-    "Spent",
-    "StateError",
-    "Stop",
-    "StorageError",
     "Strategy",
-    "TooManyErrors",
-    "UnknownPreference",
     "WeightedVote",
     "__version__",
     "attach",
-    "cancel_batches",
     "candidates_of",
     "close",
-    "export",
     "math_equal",
-    "merge_ledgers",
     "metered",
-    "metrics",
-    "objectives",
-    "preference_grid",
-    "proposers",
-    "recording_of",
     "using_preference",
 ]
+
+_MOVED = {  # names that stood here in version 0.1 -> their module
+    name: module
+    for module, names in {
+        "errors": (
+            "AllCompletionsFailed BatchJobFailed BudgetTooSmall CapsTooTight ConfigurationError "
+            "IncompleteCompletion LMRefused LabelRequired LedgerError LedgerLocked LedgerMismatch "
+            "ProviderDown ReservedFieldName ScoreError StateError StorageError TooManyErrors "
+            "UnknownPreference"
+        ),
+        "types": "Arm Stop",
+        "preferences": "preference_grid",
+        "events": "Progress",
+        "ledger": "cancel_batches export merge_ledgers recording_of",
+        "proposers": "ProposalEvidence Proposed Proposer",
+        "bandit.algorithms.generations": "Generations",
+        "prompts.harvest": "CandidateList",
+        "program.explain": "Explanation",
+        "program.results": "PreferenceResult",
+        "optimizer.quoting.quote": "Quote",
+        "sampling.spending.budget": "Spent",
+    }.items()
+    for name in names.split()
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return a name from the module where it is today, with a `DeprecationWarning`."""
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = f"iapo_dspy.{_MOVED[name]}"
+    warnings.warn(f"iapo_dspy.{name} is {place}.{name} today.", DeprecationWarning, stacklevel=2)
+    found: object = getattr(importlib.import_module(place), name)
+    return found

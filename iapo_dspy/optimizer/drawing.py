@@ -318,5 +318,5 @@ def _warn_of_the_end(settings: Settings, completions: int, jobs: tuple[str, ...]
     if jobs:
         logger.warning(
             "The batch jobs %s go on at the provider, and are paid for. Compile again to pick them up, or stop them: "
-            "iapo_dspy.cancel_batches(%r).", ", ".join(jobs), str(settings.log_dir),
+            "iapo_dspy.ledger.cancel_batches(%r).", ", ".join(jobs), str(settings.log_dir),
         )  # fmt: skip

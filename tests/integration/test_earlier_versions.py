@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import LedgerMismatch
+from iapo_dspy.errors import LedgerMismatch
 from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.program.policy import VERSION
 from iapo_dspy.sampling.ledger.reading import contents_of

@@ -22,8 +22,8 @@ import dspy
 import litellm
 import pytest
 
-from iapo_dspy import IAPO, BatchAPI, Execution, LMRefused, MajorityVote, Preference
-from iapo_dspy.errors import BatchJobFailed
+from iapo_dspy import IAPO, BatchAPI, Execution, MajorityVote, Preference
+from iapo_dspy.errors import BatchJobFailed, LMRefused
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, is_throttled, retry_after

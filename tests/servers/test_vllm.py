@@ -8,8 +8,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, Budget, ConfigurationError, LMRefused, MajorityVote
+from iapo_dspy import IAPO, Budget, MajorityVote
 from iapo_dspy.demo.tasks import addition_task
+from iapo_dspy.errors import ConfigurationError, LMRefused
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import MAX_N, Run, WholePath
 from tests.support.compiling import iapo

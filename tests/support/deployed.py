@@ -8,7 +8,8 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy import Arm, CompiledProgram, Preference, Strategy
+from iapo_dspy import CompiledProgram, Preference, Strategy
+from iapo_dspy.types import Arm
 from tests.support.compiling import iapo
 from tests.support.worlds import exact, questions
 

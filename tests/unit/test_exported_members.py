@@ -1,5 +1,6 @@
 """The public names: complete, importable, in order, and each with words a user can read."""
 
+import importlib
 import inspect
 from types import ModuleType
 
@@ -7,10 +8,13 @@ import pytest
 
 import iapo_dspy
 import iapo_dspy.testing
-from iapo_dspy.prompts import proposers
-from iapo_dspy.scoring import metrics, objectives, strategies
+from iapo_dspy import ledger, metrics, objectives, proposers
+from iapo_dspy.prompts import proposers as prompts_proposers
+from iapo_dspy.scoring import objectives as scoring_objectives
+from iapo_dspy.scoring import strategies
 
-FACADES = [iapo_dspy, iapo_dspy.testing, objectives, proposers, strategies]
+BEHIND = [(objectives, scoring_objectives), (proposers, prompts_proposers)]
+FACADES = [iapo_dspy, iapo_dspy.testing, ledger, metrics, objectives, proposers, strategies, *(b for _, b in BEHIND)]
 
 
 def in_isort_order(name: str) -> tuple[int, str]:
@@ -32,7 +36,7 @@ def test_everything_a_module_imports_for_users_is_exported(module: ModuleType) -
     assert module.__all__ == sorted(names, key=in_isort_order)
 
 
-@pytest.mark.parametrize("module", [*FACADES, metrics], ids=lambda module: str(module.__name__))
+@pytest.mark.parametrize("module", FACADES, ids=lambda module: str(module.__name__))
 def test_every_public_name_says_what_it_is(module: ModuleType) -> None:
     assert module.__doc__
     for name in module.__all__:
@@ -40,3 +44,28 @@ def test_every_public_name_says_what_it_is(module: ModuleType) -> None:
         if callable(value) or inspect.ismodule(value):
             said = inspect.getdoc(value) or ""
             assert len(said) > 20 and not said.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+@pytest.mark.parametrize(("facade", "behind"), BEHIND, ids=lambda module: str(module.__name__))
+def test_a_module_for_users_has_all_names_of_the_folder_behind_it(facade: ModuleType, behind: ModuleType) -> None:
+    assert facade.__all__ == behind.__all__
+    assert all(getattr(facade, name) is getattr(behind, name) for name in facade.__all__)
+
+
+def test_the_root_has_about_twenty_five_names_and_the_others_are_in_modules_of_their_own() -> None:
+    assert len(iapo_dspy.__all__) <= 30
+    for name in ("errors", "objectives", "metrics", "ledger", "proposers", "events", "callbacks"):
+        assert importlib.import_module(f"iapo_dspy.{name}") is getattr(iapo_dspy, name)
+
+
+@pytest.mark.parametrize("name", iapo_dspy._MOVED)
+def test_a_name_that_has_left_the_root_is_still_found_there(name: str) -> None:
+    place = f"iapo_dspy.{iapo_dspy._MOVED[name]}"
+    with pytest.warns(DeprecationWarning, match=rf"iapo_dspy\.{name} is {place}\.{name} today") as told:
+        found = getattr(iapo_dspy, name)
+    assert found is getattr(importlib.import_module(place), name) and told[0].filename == __file__
+
+
+def test_a_name_that_never_was_there_is_not_found() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        _ = iapo_dspy.Nothing

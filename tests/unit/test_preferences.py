@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iapo_dspy import ConfigurationError, Preference, preference_grid
+from iapo_dspy import Preference
 from iapo_dspy.bandit.costs.charges import Charges
-from iapo_dspy.preferences import RESOURCES
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.preferences import RESOURCES, preference_grid
 from iapo_dspy.types import Contexts, Observations, Pulls
 
 

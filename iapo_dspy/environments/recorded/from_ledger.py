@@ -64,7 +64,7 @@ def recording_of(
     if kind is None and strategy is not None:
         raise LedgerError(
             f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
-            "only. Its completions can be exported: iapo_dspy.export."
+            "only. Its completions can be exported: iapo_dspy.ledger.export."
         )
     if kind is None or not {"n_prompts", "n_queries", "objectives"} <= facts.keys():
         raise LedgerError(

@@ -324,7 +324,7 @@ class BatchSampler:
         if len(found) < len(lines):
             logger.warning(
                 "The batch job %s asks for prompts or examples that this run does not have. It is left to a run that "
-                "has them; iapo_dspy.cancel_batches(log_dir) stops it.", record.job or record.tag,
+                "has them; iapo_dspy.ledger.cancel_batches(log_dir) stops it.", record.job or record.tag,
             )  # fmt: skip
             return
         entries = [_Entry(want=self._want(ask), line=line) for line, ask in found]

@@ -192,7 +192,7 @@ class JobRunner:
                 raise BatchJobFailed(
                     f"The batch job {status} after {self._settings.timeout_hours:g} hours of waiting. It goes on at "
                     "the provider: run the same again to go on waiting, or stop it with "
-                    "iapo_dspy.cancel_batches(log_dir)."
+                    "iapo_dspy.ledger.cancel_batches(log_dir)."
                 )
             await asyncio.sleep(delay)
             delay = min(1.5 * delay, self._settings.poll_seconds)
@@ -234,7 +234,7 @@ class JobRunner:
             raise BatchJobFailed(
                 f"The provider does not know the job ({what}: {problem}). If it runs elsewhere, restore api_base and "
                 "key; to give it up and have its completions drawn and paid for anew, call "
-                "iapo_dspy.cancel_batches(log_dir)."
+                "iapo_dspy.ledger.cancel_batches(log_dir)."
             )
         hint = "A vLLM server has no batch endpoints of its own. " if unknown else ""
         if fatal:

@@ -96,7 +96,7 @@ def _contents(path: Path) -> LedgerContents:
     if open_batches(contents.all(BatchRecord)):
         raise LedgerError(
             f"{path} waits for a batch job. Start its run again to finish it, or stop it: "
-            f"iapo_dspy.cancel_batches({str(path.parent)!r})."
+            f"iapo_dspy.ledger.cancel_batches({str(path.parent)!r})."
         )
     return contents
 

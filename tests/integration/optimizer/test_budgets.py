@@ -8,7 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Budget, BudgetTooSmall, ConfigurationError, Cost, MajorityVote
+from iapo_dspy import Budget, Cost, MajorityVote
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.sampling.lm.params import import_litellm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat

@@ -13,20 +13,14 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
+from iapo_dspy import BestOfN, Budget, CompiledProgram, Decoding, MajorityVote, Objective, Preference
+from iapo_dspy.errors import (
     AllCompletionsFailed,
-    BestOfN,
-    Budget,
     BudgetTooSmall,
-    CompiledProgram,
     ConfigurationError,
-    Decoding,
     LabelRequired,
     LedgerMismatch,
     LMRefused,
-    MajorityVote,
-    Objective,
-    Preference,
     ReservedFieldName,
     ScoreError,
     StateError,

@@ -7,8 +7,9 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, MajorityVote, Preference
+from iapo_dspy import CompiledProgram, MajorityVote, Preference
 from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, QUICK, adder, questions, student

@@ -10,7 +10,9 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, Cost, Preference, recording_of
+from iapo_dspy import IAPO, Budget, CompiledProgram, Cost, Preference
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.ledger import recording_of
 from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.program.policy import VERSION
 from iapo_dspy.types import Observations

@@ -11,17 +11,12 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    BestOfN,
-    Budget,
+from iapo_dspy import BestOfN, Budget, CompiledProgram, MajorityVote, Objective, Preference
+from iapo_dspy.errors import (
     BudgetTooSmall,
-    CompiledProgram,
     ConfigurationError,
     LabelRequired,
     LedgerMismatch,
-    MajorityVote,
-    Objective,
-    Preference,
     ProviderDown,
     ScoreError,
     StorageError,

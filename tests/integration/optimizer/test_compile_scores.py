@@ -13,7 +13,8 @@ import pydantic
 import pytest
 from dspy.utils.exceptions import AdapterParseError
 
-from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, ScoreError, WeightedVote
+from iapo_dspy import BestOfN, MajorityVote, Mixed, Objective, WeightedVote
+from iapo_dspy.errors import ScoreError
 from iapo_dspy.sampling.ledger.export import scored
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.types import FloatArray

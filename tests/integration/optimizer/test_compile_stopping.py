@@ -10,18 +10,8 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    BestOfN,
-    CompiledProgram,
-    ConfigurationError,
-    Cost,
-    Execution,
-    MajorityVote,
-    Objective,
-    Preference,
-    Search,
-)
+from iapo_dspy import IAPO, BestOfN, CompiledProgram, Cost, Execution, MajorityVote, Objective, Preference, Search
+from iapo_dspy.errors import ConfigurationError
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import INSTRUCTIONS, adder, exact, questions

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = f"""
 import sys, dspy
 sys.path.insert(0, {str(ROOT)!r})
-from iapo_dspy import IAPO, Execution, MajorityVote, Preference, Proposed, Search
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference, Search
+from iapo_dspy.proposers import Proposed
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
 class Writer:

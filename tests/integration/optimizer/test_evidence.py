@@ -11,7 +11,10 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Budget, BudgetTooSmall, Cost, Preference, Progress, TooManyErrors, merge_ledgers
+from iapo_dspy import Budget, Cost, Preference
+from iapo_dspy.errors import BudgetTooSmall, TooManyErrors
+from iapo_dspy.events import Progress
+from iapo_dspy.ledger import merge_ledgers
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from tests.support.compiling import optimizers

@@ -11,7 +11,8 @@ import dspy
 import pydantic
 import pytest
 
-from iapo_dspy import AllCompletionsFailed, BestOfN, MajorityVote, Mean, Objective, close
+from iapo_dspy import BestOfN, MajorityVote, Mean, Objective, close
+from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.sampling.concurrency.contained import CodeExited
 from iapo_dspy.sampling.judges.metered import metered
 from tests.support.compiling import optimizers

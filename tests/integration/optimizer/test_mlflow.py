@@ -12,9 +12,11 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import AllCompletionsFailed, Arm, CompiledProgram, MajorityVote, Preference, TooManyErrors
+from iapo_dspy import CompiledProgram, MajorityVote, Preference
 from iapo_dspy.callbacks import MLflowCallback
+from iapo_dspy.errors import AllCompletionsFailed, TooManyErrors
 from iapo_dspy.events import Event, RoundEnded
+from iapo_dspy.types import Arm
 from tests.support.compiling import optimizers
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback

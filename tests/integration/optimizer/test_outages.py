@@ -13,7 +13,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Cost, ProviderDown
+from iapo_dspy import Cost
+from iapo_dspy.errors import ProviderDown
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.judges.metered import metered
 from iapo_dspy.sampling.rollouts.sampler import Sampler

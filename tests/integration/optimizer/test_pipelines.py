@@ -12,21 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    BestOfN,
-    Budget,
-    CompiledProgram,
-    ConfigurationError,
-    Cost,
-    Decoding,
-    LedgerMismatch,
-    MajorityVote,
-    Objective,
-    Preference,
-    ScoreError,
-    TooManyErrors,
-    attach,
-)
+from iapo_dspy import BestOfN, Budget, CompiledProgram, Cost, Decoding, MajorityVote, Objective, Preference, attach
+from iapo_dspy.errors import ConfigurationError, LedgerMismatch, ScoreError, TooManyErrors
 from iapo_dspy.optimizer.pipelines import inner_inputs
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord

@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import BestOfN, Budget, ConfigurationError, Cost, Objective, Preference
+from iapo_dspy import BestOfN, Budget, Cost, Objective, Preference
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.lm.params import import_litellm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat

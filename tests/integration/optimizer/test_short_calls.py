@@ -8,16 +8,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    CompiledProgram,
-    ConfigurationError,
-    Execution,
-    LabelRequired,
-    MajorityVote,
-    Objective,
-    WeightedVote,
-)
+from iapo_dspy import IAPO, CompiledProgram, Execution, MajorityVote, Objective, WeightedVote
+from iapo_dspy.errors import ConfigurationError, LabelRequired
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, LAZY, QUICK, TwoSteps, adder, after_reasoning, exact, questions, student
 

@@ -9,9 +9,10 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import ConfigurationError, Proposed
 from iapo_dspy.callbacks import WandbCallback
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.events import Event, PolicyChosen
+from iapo_dspy.proposers import Proposed
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, QUICK, adder, questions, student

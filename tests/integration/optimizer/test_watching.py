@@ -10,15 +10,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    CompiledProgram,
-    ConfigurationError,
-    Execution,
-    MajorityVote,
-    Proposed,
-    TooManyErrors,
-)
+from iapo_dspy import IAPO, CompiledProgram, Execution, MajorityVote
+from iapo_dspy.errors import ConfigurationError, TooManyErrors
 from iapo_dspy.events import (
     Event,
     LeadingArm,
@@ -31,6 +24,7 @@ from iapo_dspy.events import (
 )
 from iapo_dspy.optimizer.watching.console import Console, lines_of, shortened
 from iapo_dspy.optimizer.watching.watch import metrics_of
+from iapo_dspy.proposers import Proposed
 from iapo_dspy.sampling.spending.budget import Spent
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback

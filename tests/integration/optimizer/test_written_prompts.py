@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, Budget, CompiledProgram, ConfigurationError, MajorityVote, Preference
+from iapo_dspy import IAPO, Budget, CompiledProgram, MajorityVote, Preference
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.settings import LEVELS
 from iapo_dspy.prompts.proposers.mix import default_proposers
 from iapo_dspy.prompts.proposers.port import ProposalEvidence, Proposed

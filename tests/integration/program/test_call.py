@@ -13,9 +13,10 @@ import dspy
 import pytest
 
 import iapo_dspy
-from iapo_dspy import Arm, BestOfN, CompiledProgram, ConfigurationError, MajorityVote, Objective, Preference
+from iapo_dspy import BestOfN, CompiledProgram, MajorityVote, Objective, Preference
 from iapo_dspy.bandit.stopping.rules import exact_waves
-from iapo_dspy.types import Stop
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import Arm, Stop
 from tests.support.deployed import deploy
 from tests.support.listening import Listening
 from tests.support.loopback import Loopback
@@ -195,10 +196,10 @@ def test_callbacks_of_a_module_and_of_an_lm_are_heard_once(deployed: Any) -> Non
 def test_a_call_that_raises_ends_its_callbacks_with_the_error(deployed: Any) -> None:
     server, program = deployed
     heard = Listening()
-    with dspy.context(lm=server.lm(seed=1), callbacks=[heard]), pytest.raises(iapo_dspy.UnknownPreference):
+    with dspy.context(lm=server.lm(seed=1), callbacks=[heard]), pytest.raises(iapo_dspy.errors.UnknownPreference):
         program(question="3 + 4", preference="no such")
     (call,) = heard.calls.values()
-    assert isinstance(call.exception, iapo_dspy.UnknownPreference)
+    assert isinstance(call.exception, iapo_dspy.errors.UnknownPreference)
 
 
 # -- trace
@@ -363,7 +364,7 @@ def test_a_block_of_no_preference_is_refused_at_once(deployed: Any) -> None:
     with pytest.raises(ConfigurationError, match="using_preference"), iapo_dspy.using_preference(3):  # type: ignore[arg-type]
         pass
     before = server.requests
-    with iapo_dspy.using_preference("best"), pytest.raises(iapo_dspy.UnknownPreference, match="quality"):
+    with iapo_dspy.using_preference("best"), pytest.raises(iapo_dspy.errors.UnknownPreference, match="quality"):
         program(question="3 + 4")
     assert server.requests == before
 

@@ -10,19 +10,12 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import (
-    AllCompletionsFailed,
-    Arm,
-    BatchAPI,
-    CapsTooTight,
-    CompiledProgram,
-    ConfigurationError,
-    Cost,
-    Preference,
-)
+from iapo_dspy import BatchAPI, CompiledProgram, Cost, Preference
+from iapo_dspy.errors import AllCompletionsFailed, CapsTooTight, ConfigurationError
 from iapo_dspy.program.evidence.columns import unpacked
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.types import Arm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.observing import observed

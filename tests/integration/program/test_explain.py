@@ -9,19 +9,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    Arm,
-    BestOfN,
-    CompiledProgram,
-    ConfigurationError,
-    Execution,
-    MajorityVote,
-    Objective,
-    Preference,
-    UnknownPreference,
-)
-from iapo_dspy.types import Stop
+from iapo_dspy import IAPO, BestOfN, CompiledProgram, Execution, MajorityVote, Objective, Preference
+from iapo_dspy.errors import ConfigurationError, UnknownPreference
+from iapo_dspy.types import Arm, Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, brevity, checked, exact, questions

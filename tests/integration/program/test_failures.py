@@ -16,8 +16,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import AllCompletionsFailed, Arm, BestOfN, CompiledProgram, MajorityVote, Objective
-from iapo_dspy.types import Stop
+from iapo_dspy import BestOfN, CompiledProgram, MajorityVote, Objective
+from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.types import Arm, Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.worlds import CAREFUL, TwoSteps, adder, after_ideas, exact, questions
@@ -212,7 +213,8 @@ def test_ctrl_c_ends_a_call_and_the_process_goes_on(tmp_path: Path) -> None:
     script = f"""
 import sys, time, dspy
 sys.path.insert(0, {str(ROOT)!r})
-from iapo_dspy import Arm, MajorityVote
+from iapo_dspy import MajorityVote
+from iapo_dspy.types import Arm
 from iapo_dspy.types import Stop
 from tests.support.deployed import deploy
 from tests.support.worlds import CAREFUL

@@ -11,7 +11,9 @@ import dspy
 import pytest
 
 import iapo_dspy
-from iapo_dspy import AllCompletionsFailed, Arm, CompiledProgram, ConfigurationError, MajorityVote, Preference
+from iapo_dspy import CompiledProgram, MajorityVote, Preference
+from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError
+from iapo_dspy.types import Arm
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import CAREFUL, QUICK, TwoSteps, adder, questions
@@ -119,9 +121,9 @@ def test_bad_input_says_what_is_needed_and_costs_nothing(deployed: Any) -> None:
     server, program = deployed
     before = server.requests
     runnable = program.as_runnable()
-    with pytest.raises(iapo_dspy.UnknownPreference, match="quality"):
+    with pytest.raises(iapo_dspy.errors.UnknownPreference, match="quality"):
         runnable.invoke("3 + 4", config={"configurable": {"preference": "best"}})
-    with pytest.raises(iapo_dspy.UnknownPreference):
+    with pytest.raises(iapo_dspy.errors.UnknownPreference):
         program.as_runnable("best")
     with pytest.raises(ConfigurationError, match="takes preference"):
         runnable.bind(temperature=1.0).invoke("3 + 4")

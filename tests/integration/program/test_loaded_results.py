@@ -12,8 +12,9 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import CompiledProgram, CompileResult, Preference, StateError
+from iapo_dspy import CompiledProgram, CompileResult, Preference
 from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.errors import StateError
 from iapo_dspy.program.evidence.columns import packed, unpacked
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.sampling.spending.budget import Spent

@@ -13,8 +13,8 @@ from unittest import mock
 import dspy
 import pytest
 
-from iapo_dspy import BestOfN, CompiledProgram, MajorityVote, Mixed, StateError, WeightedVote, objectives
-from iapo_dspy.errors import StorageError
+from iapo_dspy import BestOfN, CompiledProgram, MajorityVote, Mixed, WeightedVote, objectives
+from iapo_dspy.errors import StateError, StorageError
 from iapo_dspy.program import compiled
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.scoring.strategies import Strategy

@@ -7,9 +7,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Arm, BestOfN, MajorityVote, Objective, Strategy
+from iapo_dspy import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.bandit.stopping.rules import exact_waves
-from iapo_dspy.types import Stop
+from iapo_dspy.types import Arm, Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
 

@@ -8,7 +8,9 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import Arm, CompiledProgram, ConfigurationError, Cost, Preference
+from iapo_dspy import CompiledProgram, Cost, Preference
+from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.types import Arm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import TwoSteps, outputs, questions, total

@@ -11,8 +11,9 @@ import dspy
 import pytest
 from dspy.streaming import StatusMessage, StatusMessageProvider, StreamListener, StreamResponse
 
-from iapo_dspy import AllCompletionsFailed, Arm, BestOfN, CompiledProgram, MajorityVote, Objective
-from iapo_dspy.types import Stop
+from iapo_dspy import BestOfN, CompiledProgram, MajorityVote, Objective
+from iapo_dspy.errors import AllCompletionsFailed
+from iapo_dspy.types import Arm, Stop
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import TwoSteps, outputs

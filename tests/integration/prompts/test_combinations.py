@@ -11,7 +11,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import BudgetTooSmall, CompiledProgram, ConfigurationError, Decoding, Preference
+from iapo_dspy import CompiledProgram, Decoding, Preference
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.prompts.combinations import Combinations
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord

@@ -13,7 +13,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram, ConfigurationError, Cost, StateError, candidates_of
+from iapo_dspy import CompiledProgram, Cost, candidates_of
+from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.prompts.prompt import build_prompts
 from iapo_dspy.prompts.student import Student, class_of
 from iapo_dspy.types import Decoding

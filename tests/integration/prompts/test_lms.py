@@ -12,15 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    Budget,
-    CompiledProgram,
-    ConfigurationError,
-    Cost,
-    Decoding,
-    LedgerMismatch,
-    Preference,
-)
+from iapo_dspy import Budget, CompiledProgram, Cost, Decoding, Preference
+from iapo_dspy.errors import ConfigurationError, LedgerMismatch
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat
 from tests.support.worlds import TwoSteps, outputs, questions, student, total

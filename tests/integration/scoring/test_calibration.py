@@ -8,7 +8,9 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import BestOfN, CompiledProgram, Objective, Preference, StateError, recording_of
+from iapo_dspy import BestOfN, CompiledProgram, Objective, Preference
+from iapo_dspy.errors import StateError
+from iapo_dspy.ledger import recording_of
 from iapo_dspy.scoring.calibration import fit
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback

@@ -9,20 +9,10 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    BatchAPI,
-    Budget,
-    ConfigurationError,
-    Cost,
-    Execution,
-    MajorityVote,
-    Preference,
-    Search,
-    proposers,
-)
+from iapo_dspy import IAPO, BatchAPI, Budget, Cost, Execution, MajorityVote, Preference, Search, proposers
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
+from iapo_dspy.errors import ConfigurationError
 from tests.support.worlds import exact
 
 WRITER = proposers.Shorten()

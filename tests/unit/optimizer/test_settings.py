@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import IAPO, Budget, ConfigurationError, Cost, MajorityVote, Preference
+from iapo_dspy import IAPO, Budget, Cost, MajorityVote, Preference
+from iapo_dspy.errors import ConfigurationError
 from tests.support.compiling import iapo
 from tests.support.worlds import exact
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import ConfigurationError
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.candidates import read_candidates, read_options
 
 OWN = {"plan": "Plan.", "answer.predict": "Answer.", "steps[0].predict": "One.", "steps[1].predict": "Two."}

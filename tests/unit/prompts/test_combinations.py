@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import ConfigurationError, Decoding
+from iapo_dspy import Decoding
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.prompts.combinations import Combinations, prompt_set
 from iapo_dspy.prompts.student import Student

@@ -10,7 +10,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram, ConfigurationError, candidates_of
+from iapo_dspy import CompiledProgram, candidates_of
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.bookkeeping import bookkeeping
 from iapo_dspy.prompts.harvest import CandidateList
 from iapo_dspy.prompts.prompt import Prompt, build_prompts

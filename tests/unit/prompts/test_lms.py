@@ -8,7 +8,8 @@ from dspy.utils import DummyLM
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iapo_dspy import ConfigurationError, Cost, Decoding
+from iapo_dspy import Cost, Decoding
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.lms import ModelName, combine, default_cost, find_lm, model_names, models_of, read_distinct_lms
 from iapo_dspy.sampling.lm.params import check_decoding, request_params
 

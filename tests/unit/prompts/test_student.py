@@ -5,7 +5,7 @@ from __future__ import annotations
 import dspy
 import pytest
 
-from iapo_dspy import ConfigurationError
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.student import Student
 from tests.support.worlds import TwoSteps
 

@@ -3,7 +3,8 @@
 import dspy
 import pytest
 
-from iapo_dspy import BestOfN, LabelRequired, MajorityVote, Objective, ScoreError, metrics
+from iapo_dspy import BestOfN, MajorityVote, Objective, metrics
+from iapo_dspy.errors import LabelRequired, ScoreError
 
 EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_inputs("question")
 

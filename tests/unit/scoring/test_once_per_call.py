@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import ScoreError
+from iapo_dspy.errors import ScoreError
 from iapo_dspy.scoring.once_per_call import once, sharing
 
 

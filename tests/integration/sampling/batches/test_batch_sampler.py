@@ -14,19 +14,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    BatchAPI,
-    BatchJobFailed,
-    Budget,
-    ConfigurationError,
-    Cost,
-    Decoding,
-    LMRefused,
-    ReplicatedLM,
-    TooManyErrors,
-    cancel_batches,
-)
+from iapo_dspy import IAPO, BatchAPI, Budget, Cost, Decoding, ReplicatedLM
+from iapo_dspy.errors import BatchJobFailed, ConfigurationError, LMRefused, TooManyErrors
+from iapo_dspy.ledger import cancel_batches
 from iapo_dspy.sampling.batches import batch_sampler as batches
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import BatchRecord, CompletionRecord

@@ -7,17 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    BestOfN,
-    Budget,
-    BudgetTooSmall,
-    ConfigurationError,
-    Cost,
-    LMRefused,
-    MajorityVote,
-    Objective,
-    metered,
-)
+from iapo_dspy import BestOfN, Budget, Cost, MajorityVote, Objective, metered
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError, LMRefused
 from iapo_dspy.sampling.judges.metered import MeteredLM
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback

@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from iapo_dspy import (
-    BestOfN,
-    Budget,
-    ConfigurationError,
-    LedgerError,
-    Objective,
-    Preference,
-    export,
-    recording_of,
-)
+from iapo_dspy import BestOfN, Budget, Objective, Preference
 from iapo_dspy.command_line.main import iapo
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, VotingRecording
+from iapo_dspy.errors import ConfigurationError, LedgerError
+from iapo_dspy.ledger import export, recording_of
 from iapo_dspy.sampling.ledger.export import Places
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.reading import contents_of, read_ledger

@@ -9,7 +9,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import Budget, LedgerError, StorageError, export
+from iapo_dspy import Budget
+from iapo_dspy.errors import LedgerError, StorageError
+from iapo_dspy.ledger import export
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord

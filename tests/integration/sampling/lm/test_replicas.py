@@ -11,7 +11,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, Budget, ConfigurationError, MajorityVote, Preference, ReplicatedLM
+from iapo_dspy import IAPO, Budget, MajorityVote, Preference, ReplicatedLM
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Faults, Loopback, chat

@@ -11,7 +11,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import AllCompletionsFailed, LMRefused, ReplicatedLM
+from iapo_dspy import ReplicatedLM
+from iapo_dspy.errors import AllCompletionsFailed, LMRefused
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import adder, questions, student

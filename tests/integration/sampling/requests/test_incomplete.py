@@ -11,7 +11,8 @@ import litellm
 import pytest
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
-from iapo_dspy import AllCompletionsFailed, CompiledProgram, ReplicatedLM
+from iapo_dspy import CompiledProgram, ReplicatedLM
+from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat

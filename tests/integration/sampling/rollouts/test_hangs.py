@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import IAPO, ConfigurationError, Execution, MajorityVote, Preference
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Loopback, chat
 from tests.support.sampling import draw

@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import TooManyErrors
+from iapo_dspy.errors import TooManyErrors
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import Around, adder, questions, student

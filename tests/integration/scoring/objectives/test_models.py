@@ -7,20 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import (
-    IAPO,
-    AllCompletionsFailed,
-    BestOfN,
-    Budget,
-    ConfigurationError,
-    Cost,
-    LabelRequired,
-    LMRefused,
-    Objective,
-    Preference,
-    ScoreError,
-    objectives,
-)
+from iapo_dspy import IAPO, BestOfN, Budget, Cost, Objective, Preference, objectives
+from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError, LabelRequired, LMRefused, ScoreError
 from iapo_dspy.testing import check_objective
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback, chat

@@ -17,21 +17,18 @@ from iapo_dspy import (
     IAPO,
     BestOfN,
     CompiledProgram,
-    ConfigurationError,
     Execution,
-    LedgerError,
     MajorityVote,
     Mean,
     Median,
     Mixed,
     Objective,
     Preference,
-    ScoreError,
-    StateError,
     WeightedVote,
     close,
-    recording_of,
 )
+from iapo_dspy.errors import ConfigurationError, LedgerError, ScoreError, StateError
+from iapo_dspy.ledger import recording_of
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies.port import Selection
 from tests.support.compiling import optimizers

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import LedgerError, LedgerLocked, LedgerMismatch, merge_ledgers
+from iapo_dspy.errors import LedgerError, LedgerLocked, LedgerMismatch
+from iapo_dspy.ledger import merge_ledgers
 from iapo_dspy.sampling.ledger.ledger import Ledger
 from iapo_dspy.sampling.ledger.records import (
     BatchRecord,

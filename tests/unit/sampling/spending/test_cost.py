@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iapo_dspy import ConfigurationError, Cost
+from iapo_dspy import Cost
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.spending.pricing import Prices, price_of
 from iapo_dspy.sampling.spending.usage import Usage
 

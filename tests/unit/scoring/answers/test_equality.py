@@ -12,7 +12,8 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import ConfigurationError, MajorityVote, close, math_equal
+from iapo_dspy import MajorityVote, close, math_equal
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.equality import KeyedAnswer, Pairs, number_of
 from tests.support.selecting import select
 

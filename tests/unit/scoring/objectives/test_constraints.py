@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iapo_dspy import BestOfN, ConfigurationError, Objective, ScoreError, objectives
+from iapo_dspy import BestOfN, Objective, objectives
+from iapo_dspy.errors import ConfigurationError, ScoreError
 
 EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_inputs("question")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from iapo_dspy import ConfigurationError, ScoreError, objectives
+from iapo_dspy import objectives
+from iapo_dspy.errors import ConfigurationError, ScoreError
 from iapo_dspy.scoring.objectives.judging import read_verdict
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import BestOfN, ConfigurationError, objectives
+from iapo_dspy import BestOfN, objectives
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.objectives import pairs, rewards
 from iapo_dspy.testing import check_objective
 

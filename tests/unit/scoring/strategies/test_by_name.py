@@ -9,7 +9,8 @@ import dspy
 import numpy as np
 import pytest
 
-from iapo_dspy import BestOfN, ConfigurationError, LabelRequired, MajorityVote, Objective, WeightedVote
+from iapo_dspy import BestOfN, MajorityVote, Objective, WeightedVote
+from iapo_dspy.errors import ConfigurationError, LabelRequired
 from iapo_dspy.scoring.strategies import fitted, strategy_of
 from tests.support.selecting import select
 
