@@ -43,8 +43,8 @@ class Console:
         self._shown = shown
         notebook = tqdm is not tqdm_asyncio
         self._file: TextIO = sys.stdout if notebook else sys.stderr
-        bar = shown and (notebook or self._file.isatty())
-        self._bar = tqdm(desc="IAPO", unit="completion", dynamic_ncols=True, disable=not bar)
+        self._barred = shown and (notebook or self._file.isatty())
+        self._bar: Any = None  # from the first completion on: what is said before would stand beside it
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
@@ -65,24 +65,28 @@ class Console:
             tqdm.write(line, file=self._file)
 
     def close(self) -> None:
-        """Close the bar; where there was one, it stays as it is."""
-        self._bar.close()
+        """Close the bar; it stays as it is."""
+        if self._bar is not None:
+            self._bar.close()
+        self._barred, self._bar = False, None
 
     @contextmanager
     def _above_bar(self) -> Iterator[None]:
-        if self._bar.disable:
+        if self._bar is None:
             yield
             return
         with tqdm.external_write_mode(file=self._file):
             yield
 
     def _advance(self, progress: Progress) -> None:
-        bar = self._bar
-        if bar.disable:
+        if not self._barred:
             return
+        if self._bar is None:
+            self._bar = tqdm(desc="IAPO", unit="completion", dynamic_ncols=True)
+        bar = self._bar
         bar.total = progress.budget
         bar.initial = progress.restored  # so that the pace is that of new completions
-        bar.update(progress.completions - bar.n)
+        bar.update(progress.spent.completions - bar.n)
         shown: dict[str, Any] = {}
         if progress.spent.usd:
             shown["usd"] = f"{progress.spent.usd:.2f}"
@@ -120,7 +124,7 @@ def lines_of(event: Event) -> list[str]:
         return _proposed(event)
     if isinstance(event, PolicyChosen):
         return [
-            f'{_arm(arm)}{"" if measured else ", not measured"}: "{shortened(arm.label)}"'
+            f'chosen for {_arm(arm)}{"" if measured else ", not measured"}: "{shortened(arm.label)}"'
             for arm, measured in zip(event.arms, event.measured, strict=True)
         ]
     if isinstance(event, RunEnded) and event.status == "finished":
@@ -132,9 +136,9 @@ def lines_of(event: Event) -> list[str]:
 def _round(event: RoundEnded) -> str:
     about = f" of about {event.rounds}" if event.rounds is not None else ""
     parts = [f"round {event.round}{about}: {_count(event.prompts, 'prompt')}"]
-    parts += [_arm(arm) for arm in event.leaders[:_MOST]]
-    if len(event.leaders) > _MOST:
-        parts.append(f"and {len(event.leaders) - _MOST} preferences more")
+    if event.leaders:
+        more = f", and {len(event.leaders) - _MOST} preferences more" if len(event.leaders) > _MOST else ""
+        parts.append(f"best utility: {', '.join(map(_arm, event.leaders[:_MOST]))}{more}")
     left = f", {event.completions_left:,} left" if event.completions_left is not None else ""
     parts.append(f"{event.spent.completions:,} completions{left}")
     if event.spent.usd or event.usd_left is not None:
@@ -159,7 +163,7 @@ def _proposed(event: PromptsProposed) -> list[str]:
 def _arm(arm: LeadingArm) -> str:
     error = f" +- {arm.standard_error:.3f}" if not math.isnan(arm.standard_error) else ""
     value = f"{arm.utility:.3f}{error}" if not math.isnan(arm.utility) else "unknown"
-    return f"{arm.preference}: {value} (prompt {arm.prompt}, N={arm.n})"
+    return f"{arm.preference} {value} (prompt {arm.prompt}, N={arm.n})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, INSTRUCTIONS, QUICK, adder, exact, questions, student
 
+ROOT = Path(__file__).resolve().parents[3]
 optimizer = optimizers(budget=200)
 
 
@@ -237,16 +242,47 @@ def test_a_round_is_one_line() -> None:
         completions_left=300, usd_left=1.5, seconds=60.0, seconds_left=75.4,
     )  # fmt: skip
     assert lines_of(event) == [
-        "round 2 of about 5: 1 prompt | quality: 0.500 (prompt 3, N=4) | 1,200 completions, 300 left | $0.50, $1.50 "
-        "left | at most 1:15 left"
+        "round 2 of about 5: 1 prompt | best utility: quality 0.500 (prompt 3, N=4) | 1,200 completions, 300 left "
+        "| $0.50, $1.50 left | at most 1:15 left"
     ]
     unknown = dataclasses.replace(
         event, rounds=None, leaders=(), completions_left=None, usd_left=None, seconds_left=None, spent=Spent()
     )
     assert lines_of(unknown) == ["round 2: 1 prompt | 0 completions"]
     many = dataclasses.replace(event, leaders=(LEADER,) * 6)
-    assert "| and 2 preferences more |" in lines_of(many)[0]
+    assert ", and 2 preferences more |" in lines_of(many)[0]
     assert lines_of(dataclasses.replace(event, restored=100)) == []
     nothing = dataclasses.replace(LEADER, utility=float("nan"), standard_error=0.1, preference="thrifty")
     (line,) = lines_of(PolicyChosen(arms=(nothing,), measured=(False,)))
-    assert line == 'thrifty: unknown (prompt 3, N=4), not measured: "Think."'
+    assert line == 'chosen for thrifty unknown (prompt 3, N=4), not measured: "Think."'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals")
+def test_a_terminal_has_the_lines_above_a_bar_that_is_closed() -> None:
+    """In a terminal of its own: what is left on the screen is each line once, and the bar as it was last."""
+    script = """
+from iapo_dspy.events import Progress
+from iapo_dspy.optimizer.watching.console import Console
+from iapo_dspy.sampling.spending.budget import Spent
+console = Console(shown=True)
+console.say("before")
+for n in (40, 100):
+    console(Progress(completions=n, budget=200, failed=0, spent=Spent(completions=n), restored=20))
+    console.say(f"round {n}")
+console.close()
+console.say("after")
+"""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    screen, other = os.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    try:
+        subprocess.run([sys.executable, "-c", script], check=True, stderr=other, cwd=ROOT)
+        os.close(other)
+        raw = os.read(screen, 65_536).decode()
+    finally:
+        os.close(screen)
+    rows = [row.split("\r")[-1].rstrip() for row in raw.replace("\r\n", "\n").split("\n")[:-1]]
+    assert [row for row in rows if row and not row.startswith("IAPO")] == ["before", "round 40", "round 100", "after"]
+    bars = [row for row in rows if row.startswith("IAPO")]
+    assert len(bars) == 1 and "100/200" in bars[0] and rows.index(bars[0]) == len(rows) - 2
