@@ -200,7 +200,7 @@ def test_the_papers_claims_hold_on_synthetic_environments(make):
     """
     where = SyntheticSource(name=make.__name__, make=make, ties="paper", max_n=32)
     names = ["psst", "psst+k1", "uniform", "triple", "triple-random"]
-    summary = summarize(where.name, simulate(where, entrants(names), [20_000], runs=12, seed=0), {})
+    summary = summarize(where.name, simulate(where, entrants(names), [20_000], runs=6, seed=0), {})
     acr = {r["algorithm"]: r["acr"] for r in summary["results"]}
     for name in names[1:]:
         assert acr["psst"] > acr[name], (name, acr)

@@ -53,7 +53,7 @@ def seeds(server: Loopback) -> list[int]:
 
 @pytest.mark.parametrize(
     ("kills", "takes_n"),
-    [(2, True), pytest.param(12, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)],
+    [(2, True), pytest.param(6, True, marks=pytest.mark.slow), pytest.param(4, False, marks=pytest.mark.slow)],
 )
 def test_a_killed_compile_goes_on_where_it_was(kills: int, takes_n: bool, tmp_path: Path) -> None:
     rng = random.Random(kills)

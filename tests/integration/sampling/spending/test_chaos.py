@@ -75,7 +75,7 @@ def test_chaos_changes_what_a_run_takes_but_not_what_it_finds() -> None:
 def test_no_budget_is_exceeded_in_repeated_runs_of_64_workers() -> None:
     caps = {"completions": 0.0, "dollars": 0.0}
     faults = Faults(shares={"fewer": 0.1, "garbage": 0.05})
-    for seed in range(8):
+    for seed in range(4):
         usd = (1e9, 30.0)[seed % 2]  # completions end one half of the runs, dollars the other
         with Loopback(adder, faults=faults, seed=seed) as server:
             server.keep_bodies = False
@@ -103,4 +103,4 @@ def test_no_budget_is_exceeded_in_repeated_runs_of_64_workers() -> None:
             if usd == 30.0:
                 caps["dollars"] = max(caps["dollars"], billed)
                 assert spent.usd > 15.0  # the cap was near
-    print(f"8 runs: at most {caps['completions']:.0f} of 1000 completions, {caps['dollars']:.3f} of 30 dollars")
+    print(f"4 runs: at most {caps['completions']:.0f} of 1000 completions, {caps['dollars']:.3f} of 30 dollars")

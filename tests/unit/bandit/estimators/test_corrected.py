@@ -208,7 +208,7 @@ def test_intervals_cover_at_scales_with_evidence(name: str, schedule: list[tuple
     recording: Recording
     if name == "votes":
         recording = synthetic_bernoulli(3, n_prompts=12, n_queries=4_000)
-        hits, z = coverage(recording, MV, runs=25, v=80, schedule=schedule, scales=[1, 2, 3, 4])
+        hits, z = coverage(recording, MV, runs=12, v=80, schedule=schedule, scales=[1, 2, 3, 4])
     else:
         recording = synthetic_categorical(3, n_prompts=12, n_queries=2_000)
         hits, z = coverage(recording, BEST, runs=20, v=80, schedule=schedule, scales=[1, 2, 3, 4])
