@@ -13,6 +13,7 @@ Arms that were not measured are compared by their estimates on the same question
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,7 +56,13 @@ class Compared:
 
 
 def compared(
-    problem: Problem, outcome: Outcome, *, student: int | None, mode: StopMode | None, apart: bool = False
+    problem: Problem,
+    outcome: Outcome,
+    *,
+    student: int | None,
+    mode: StopMode | None,
+    apart: bool = False,
+    doubted: Collection[int] = (),
 ) -> tuple[tuple[Compared, ...], ...]:
     """Compare the arm of each context with its baselines.
 
@@ -65,12 +72,13 @@ def compared(
         student: The student's number among the prompts; None where it is not one of them.
         mode: How calls may stop early; None where all completions are drawn at once.
         apart: Whether the chosen arms were measured on other queries than those of the run.
+        doubted: Prompts that are not taken as the best ones, because they may know the queries of the run.
 
     Returns:
         The baselines of every context [C], in the order of `BaselineName`; without those of which nothing is known, and
         those that break the context's caps.
     """
-    best = _best_prompts(outcome)
+    best = _best_prompts(outcome, doubted)
     tuned = _tuned(problem, outcome, best, mode)
     found = []
     for context, chosen in enumerate(_chosen(outcome)):
@@ -91,9 +99,10 @@ def _chosen(outcome: Outcome) -> tuple[StoppedArm, ...]:
     return tuple(as_drawn(outcome, context, arm) for context, arm in enumerate(outcome.policy.arms))
 
 
-def _best_prompts(outcome: Outcome) -> list[int | None]:
+def _best_prompts(outcome: Outcome, doubted: Collection[int]) -> list[int | None]:
     """Return the prompt with the best single completions in each context; None where there is no such arm."""
     single = np.where(np.isnan(outcome.q[:, :, 0]), -np.inf, outcome.q[:, :, 0])
+    single[:, list(doubted)] = -np.inf
     return [int(row.argmax()) if np.isfinite(row).any() else None for row in single]
 
 

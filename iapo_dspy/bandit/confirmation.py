@@ -16,7 +16,7 @@ to .005), and changed nothing where none does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -192,6 +192,11 @@ def _error(outcome: Outcome, context: int, arm: Arm, other: Arm) -> float:
         return math.nan
     prompt, scale = np.array([arm.prompt]), np.array([arm.n])
     return float(outcome.detail.against(context, prompt, scale, other.prompt, other.n)[0])
+
+
+def doubted(written: Collection[int], gains: Sequence[ConfirmedGain | None]) -> list[int]:
+    """Return the written prompts that were confirmed in no context: they may be good on read queries alone."""
+    return sorted(set(written) - {gain.prompt for gain in gains if gain is not None and gain.confirmed})
 
 
 def part(observations: Observations, kept: NDArray[np.bool_]) -> Observations:

@@ -8,7 +8,7 @@ import logging
 import dspy
 import numpy as np
 
-from iapo_dspy.bandit.confirmation import part
+from iapo_dspy.bandit.confirmation import doubted, part
 from iapo_dspy.errors import BudgetTooSmall
 from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.quoting.affordable import least_that_pays, shown_budget
@@ -36,6 +36,8 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
     """
     _warn(found)
     plan, outcome, settings = found.plan, found.outcome, found.plan.settings
+    written = plan.writing.prompts if plan.writing is not None else None
+    unsure = doubted(written or (), found.gains)  # later choices from the saved evidence leave them out
     policy = CompiledPolicy(
         preferences=settings.preferences,
         arms=outcome.policy.arms,
@@ -47,7 +49,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         algorithm=settings.algorithm,
         stopping=settings.stopping,
         strategy=found.strategy.to_dict(),
-        evidence=rounded([part(o, ~np.isin(o.pulls.prompt, _doubted(found))) for o in outcome.observations]),
+        evidence=rounded([part(o, ~np.isin(o.pulls.prompt, unsure)) for o in outcome.observations]),
         spent=found.spent.to_dict(),
         cost=settings.cost_unit,
         measured=outcome.measured,
@@ -73,7 +75,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         validated=bool(plan.held_out),
         complete=outcome.complete and found.outage is None,
         outage=found.outage,
-        written=plan.writing.prompts if plan.writing is not None else None,
+        written=written,
         gains=found.gains,
         student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)[0],
     )
@@ -84,12 +86,6 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
     pipeline = plan.pipeline.with_inner(program)
     pipeline.detailed_results = program.detailed_results
     return pipeline
-
-
-def _doubted(found: Findings) -> list[int]:
-    """Return the written prompts that were confirmed nowhere: later choices from the saved evidence leave them out."""
-    written = found.plan.writing.prompts if found.plan.writing is not None else {}
-    return sorted(written.keys() - {gain.prompt for gain in found.gains if gain is not None and gain.confirmed})
 
 
 def _warn(found: Findings) -> None:

@@ -12,7 +12,7 @@ import dspy
 import numpy as np
 
 from iapo_dspy.bandit.comparison import compared
-from iapo_dspy.bandit.confirmation import ConfirmedGain
+from iapo_dspy.bandit.confirmation import ConfirmedGain, doubted
 from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
@@ -255,7 +255,14 @@ def make_result(
     sure = choices(outcome, contexts, strategy.aggregator())
     keeps = outcome.charges.keeps() if outcome.charges is not None else None
     problem = compiled.problem(compiled.preferences, strategy)
-    beside = compared(problem, outcome, student=student, mode=compiled.stopping, apart=validated)
+    beside = compared(
+        problem,
+        outcome,
+        student=student,
+        mode=compiled.stopping,
+        apart=validated,
+        doubted=doubted(written or (), gains),
+    )
     use = _use(compiled)
 
     def estimate(preference: Preference, call: StoppedArm, interval: Interval | None) -> ArmEstimate:

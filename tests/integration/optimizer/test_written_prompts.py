@@ -221,6 +221,7 @@ def test_a_prompt_that_knows_its_writers_questions_is_not_taken(server: Loopback
     assert texts(program) == {"Guess."} and len(gains) == 2
     assert all(g.gain > 0.02 and g.left < 0 and not g.confirmed for g in gains)
     assert "the given one is taken" in str(found)
+    assert {b.estimate.arm.prompt for row in found.policy for b in row.baselines} == {0}
 
     later = program.solve(Preference(cost=5.0))
     assert later.prompt == 0  # what was not confirmed is not chosen by the stored evidence either

@@ -27,8 +27,8 @@ def after(recording: VotingRecording, budget: int, kept: int, max_n: int = 5, se
     return problem, measured(problem, outcome, world_after.pull(measuring_pulls(problem, outcome, queries, kept, seed)))
 
 
-def by_name(problem: Problem, outcome: Outcome, student: int | None = 0, **how: bool) -> dict[str, Compared]:
-    (found,) = compared(problem, outcome, student=student, mode=None, **how)
+def by_name(problem: Problem, outcome: Outcome, student: int | None = 0, apart: bool = False) -> dict[str, Compared]:
+    (found,) = compared(problem, outcome, student=student, mode=None, apart=apart)
     return {c.name: c for c in found}
 
 
@@ -80,6 +80,12 @@ def votes(right: float, n: int) -> float:
     """Return how often a vote of n between two answers is right, worked out by counting; ties are half right."""
     chances = [math.comb(n, k) * right**k * (1 - right) ** (n - k) for k in range(n + 1)]
     return sum(chance * (1.0 if 2 * k > n else 0.5 if 2 * k == n else 0.0) for k, chance in enumerate(chances))
+
+
+def test_a_prompt_that_may_know_the_questions_is_not_a_baseline():
+    problem, outcome = solved(deceptive(), 4000, 15, 0)
+    (found,) = compared(problem, outcome, student=0, mode=None, doubted=[1])
+    assert [c.call.arm.prompt for c in found] == [0, 2, 2]
 
 
 def test_the_chosen_arm_is_a_baseline_without_a_difference_and_as_it_was_measured():
