@@ -7,6 +7,9 @@ from typing import Any
 import dspy
 from pydantic import BaseModel, ConfigDict
 
+from iapo_dspy.report.html import table_html
+from iapo_dspy.report.tabular import Line, Table
+
 
 class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
     """The winner's fields, all successful completions in `completions`, and the call's report in `iapo`.
@@ -89,3 +92,9 @@ class CallReport(BaseModel):
     cost_unit: str
     judge_tokens: int = 0
     judge_usd: float | None = 0.0
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook, a line for each fact that there is."""
+        facts = {name: value for name, value in self.model_dump().items() if value not in (None, {}, ())}
+        lines = tuple(Line(cells=(name.replace("_", " "), str(value))) for name, value in facts.items())
+        return table_html(Table(columns=("call", ""), rows=lines))

@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +21,15 @@ from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.explain import Explanation, explain, report_of
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.results import ArmEstimate, CompileResult
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
 from iapo_dspy.prompts.harvest import Alternatives
 from iapo_dspy.prompts.lms import LMs, read_lms
 from iapo_dspy.prompts.student import Student
+from iapo_dspy.report.html import table_html
+from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm
@@ -220,6 +224,31 @@ class CompiledProgram(Alternatives):
         """Return the arm that a call with this preference draws; unseen ones are solved without LM calls."""
         return self.policy.solver.choose(self._resolve(preference)).arm
 
+    def with_arm(self, found: ArmEstimate) -> CompiledProgram:
+        """Return a program that draws this arm in every call, whatever was compiled.
+
+            result = program.detailed_results
+            cheap = program.with_arm(result.at(usd=0.001))
+
+        Args:
+            found: An arm of this program's results, with the preference that its calls report.
+
+        Raises:
+            ConfigurationError: The arm is not one of this program's.
+        """
+        data, arm = self.policy.ready, found.arm
+        if arm.prompt >= len(data.prompts) or arm.n > data.max_n:
+            raise ConfigurationError(
+                f"with_arm: prompt {arm.prompt} with N={arm.n} is not an arm of this program, which has "
+                f"{len(data.prompts)} prompts and N up to {data.max_n}: take one of its own results."
+            )
+        preference = replace(found.preference, name=found.preference.name or "chosen")
+        fixed = replace(data, preferences=(preference,), arms=(arm,), default=str(preference.name), measured=None)
+        twin = copy.deepcopy(self)
+        twin.policy.replace_data(fixed, fixed.outcome(self.policy.strategy))
+        twin.policy.default = None
+        return twin
+
     def reprice(self, usd_per_million: tuple[float, float] | Mapping[str, tuple[float, float]]) -> CompiledProgram:
         """Return this program at other prices of tokens: every preference solved anew, without LM calls.
 
@@ -297,6 +326,17 @@ class CompiledProgram(Alternatives):
             f"preference={preference!r}: give the name of a compiled preference "
             f"({[p.name for p in data.preferences]}) or a Preference(cost=...)."
         )
+
+    def _repr_html_(self) -> str:
+        """Return the arms for a notebook: the results of the run, or what the policy says where these are not kept."""
+        if isinstance(self.detailed_results, CompileResult):
+            return self.detailed_results._repr_html_()
+        data = self.policy.ready
+        lines = (
+            Line(cells=(str(p), str(arm.n), data.prompts[arm.prompt].label))
+            for p, arm in zip(data.preferences, data.arms, strict=True)
+        )
+        return table_html(Table(columns=("preference", "N", "prompt"), rows=tuple(lines), numbers=frozenset({"N"})))
 
     # -- calls
 

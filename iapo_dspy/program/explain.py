@@ -15,6 +15,8 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.table import PolicyTable
+from iapo_dspy.report.html import table_html
+from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.strategies import columns_of
 from iapo_dspy.types import Arm, Contexts, Stop
 
@@ -108,6 +110,26 @@ class Explanation:
         if self.call is not None:
             lines.append(f"This call: {_did(self.call)}.")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the arm and its alternatives for a notebook."""
+        options = (self.chosen, *self.alternatives)
+        lines = tuple(
+            Line(
+                cells=(
+                    o.what, str(o.n), f"{o.completions:.1f}",
+                    *("not known" if v is None else f"{v:.3g}" for v in (o.utility, o.reward, o.cost)), o.label,
+                ),
+                strong=o is self.chosen,
+            )
+            for o in options
+        )  # fmt: skip
+        columns = ("arm", "N", "draws", "utility", "reward", f"cost, {self.cost_unit}", "prompt")
+        call = () if self.call is None else (f"This call: {_did(self.call)}.",)
+        notes = (f"Expected: {self._estimates(self.chosen)}{self._sureness()}.", *call)
+        return table_html(
+            Table(columns=columns, rows=lines, numbers=frozenset(columns[1:6]), title=self.preference, notes=notes)
+        )
 
     def _estimates(self, option: Option) -> str:
         if option.utility is None or option.reward is None or option.cost is None:

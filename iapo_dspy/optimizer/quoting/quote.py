@@ -18,6 +18,8 @@ from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
 from iapo_dspy.optimizer.quoting.writers import Writers, writers_of
 from iapo_dspy.optimizer.writing.earlier import with_earlier
+from iapo_dspy.report.html import table_html
+from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of, taken_over, unit_of
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import ProposalRecord, RunRecord
@@ -125,6 +127,22 @@ class Quote:
         lines += [] if guess is None else [f"lengths: {guess.basis}"]
         lines += [str(part) for part in (self.writers, self.left) if part is not None]
         return "\n".join([*lines, *(f"note: {n}" for n in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """Return the bounds and the expectation for a notebook."""
+        head, _, *rest = str(self).split("\n")
+        names = ("requests", "prompt_tokens", "completion_tokens", "usd")
+        lines = []
+        for name in names:
+            spread = self.expected.spread.get(name) if self.expected is not None else None
+            shown = [getattr(self, name), getattr(self.expected, name, None), *(spread or (None, None))]
+            words = "dollars" if name == "usd" else name.replace("_", " ")
+            form = ",.4g" if name == "usd" else ",.0f"
+            lines.append(Line(cells=(words, *("" if v is None else f"{v:{form}}" for v in shown))))
+        columns = ("", "at most", "expected", "from", "to")
+        return table_html(
+            Table(columns=columns, rows=tuple(lines), numbers=frozenset(columns[1:]), title=head, notes=tuple(rest[4:]))
+        )
 
 
 def make_quote(plan: Plan, output_tokens: float | Sequence[float] | None = None) -> Quote:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 import numpy as np
+from pydantic_core import to_json
 
 from iapo_dspy.bandit.comparison import compared
 from iapo_dspy.bandit.confirmation import ConfirmedGain, doubted
@@ -18,22 +21,24 @@ from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
 from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.preferences import RESOURCES, Preference
+from iapo_dspy.preferences import RESOURCES, Preference, is_number
 from iapo_dspy.program.evidence.columns import numbers
 from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.results.flat_records import records_of
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.report.figures import draw_curves, draw_frontier, draw_rounds, new_axes
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.tabular import Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Contexts, FloatArray, IntArray
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +188,273 @@ class CompileResult:
             student=self.student is not None,
             too_little=self.too_little,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the results as plain JSON data: NaN and infinities as null.
+
+        "rows" has a record for each chosen arm and each baseline, "prompts" the instructions, and "estimates" the
+        arrays by the names that they have here.
+        """
+        arrays = {
+            "utility": self.q, "reward": self.reward, "standard_error": self.standard_error, "tokens": self.tokens,
+            "usd": self.usd, "seconds": self.seconds, "cost": self.costs,
+        }  # fmt: skip
+        found = {
+            "rows": records_of(self.policy),
+            "prompts": [
+                {
+                    "label": label,
+                    "model": model,
+                    "instructions": instructions,
+                    "decoding": prompt.decoding.as_kwargs(),
+                }
+                for label, model, instructions, prompt in zip(
+                    self.labels, self.models, self.instructions, self.compiled.prompts, strict=True
+                )
+            ],
+            "estimates": {name: None if array is None else array.tolist() for name, array in arrays.items()},
+            "student": self.student,
+            "deceptive": self.deceptive,
+            "spent": self.spent.to_dict(),
+            "failures": self.failures,
+            "rounds": self.rounds and [{"pulls": r.pulls, "completions": r.completions} for r in self.rounds],
+            "complete": self.complete,
+            "outage": self.outage,
+            "written": {str(prompt): written for prompt, written in self.written.items()},
+            "cost_unit": self.cost.unit,
+            "cost_scale": self.cost_scale,
+            "notes": list(self.table.notes),
+        }
+        plain: dict[str, Any] = json.loads(to_json(found, inf_nan_mode="null"))
+        return plain
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with a row for each chosen arm and each baseline, as in `to_dict()["rows"]`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas.") from error
+        return pandas.DataFrame(records_of(self.policy))
+
+    @property
+    def instructions(self) -> tuple[dict[str, str], ...]:
+        """The whole instructions of each prompt [P]: predictor -> text."""
+        return tuple(
+            {name: str(state.get("signature", {}).get("instructions", "")) for name, state in prompt.state.items()}
+            for prompt in self.compiled.prompts
+        )
+
+    @property
+    def usd(self) -> FloatArray:
+        """Expected dollars of a call that draws all N at once [P, N]; NaN where they are not known."""
+        return self._of_calls("usd")
+
+    @property
+    def seconds(self) -> FloatArray:
+        """Expected seconds of a call that draws all N at once [P, N]; NaN where they are not known."""
+        return self._of_calls("seconds")
+
+    def _of_calls(self, resource: str) -> FloatArray:
+        fixed, each = (part[RESOURCES.index(resource), :, None] for part in self._use)
+        return np.asarray(fixed + each * np.arange(1, self.compiled.max_n + 1))
+
+    @functools.cached_property
+    def _use(self) -> tuple[FloatArray, FloatArray]:
+        return _use(self.compiled)
+
+    @functools.cached_property
+    def _outcome(self) -> Outcome:
+        return self.compiled.outcome(self.strategy)
+
+    def best(self, preference: str | Preference | None = None) -> ArmEstimate:
+        """Return the arm of a preference with its estimates.
+
+        Args:
+            preference: A compiled one or its name, or another one, which is solved from the stored evidence; None is
+                the program's default.
+
+        Raises:
+            UnknownPreference: No preference of that name was compiled.
+            ConfigurationError: It prices or caps something that was not measured.
+        """
+        asked = self._asked(preference)
+        row = next((row for row in self.policy if row.preference.wishes == asked.wishes), None)
+        if row is not None:
+            return row.estimate
+        outcome = self.compiled.solve([asked], self.strategy, apart=True)
+        call = outcome.stops[0] if outcome.stops is not None else as_drawn(outcome, 0, outcome.policy[0])
+        return self._estimate(asked, outcome, 0, call)
+
+    def cheapest(self, within: float = 0.03, preference: str | Preference | None = None) -> ArmEstimate:
+        """Return the cheapest arm whose task reward is nearly the best one.
+
+        Every prompt at every N counts, and the compiled arms of preferences with the same weights, which may stop
+        early. All are compared by the estimates that arms are chosen by. `CompiledProgram.with_arm` returns a program
+        that draws the arm.
+
+        Args:
+            within: How much less reward it may have than the best arm, >= 0.
+            preference: Its weights of the objectives count; None is the program's default.
+
+        Raises:
+            ConfigurationError: `within` is not a number >= 0.
+            UnknownPreference: No preference of that name was compiled.
+        """
+        if not is_number(within) or within < 0:
+            raise ConfigurationError(f"cheapest(within={within!r}): give a finite number >= 0.")
+        arms = self._arms(self._asked(preference))
+        least = max(found.reward for found in arms) - within
+        return min((a for a in arms if a.reward >= least), key=lambda a: (a.cost, -a.reward))
+
+    def at(
+        self,
+        *,
+        usd: float | None = None,
+        tokens: float | None = None,
+        seconds: float | None = None,
+        preference: str | Preference | None = None,
+    ) -> ArmEstimate:
+        """Return the arm with the largest task reward among those whose expected call takes at most so much.
+
+        The same arms count as for `cheapest`. A call may take more than is expected: `Preference(max_usd=...)` sets a
+        limit for each call.
+
+        Args:
+            usd: Dollars.
+            tokens: Output tokens.
+            seconds: Seconds from sending a call to its last completion.
+            preference: Its weights of the objectives count; None is the program's default.
+
+        Raises:
+            ConfigurationError: Nothing is given, a number is not > 0, or no arm takes so little.
+            UnknownPreference: No preference of that name was compiled.
+        """
+        limits = {k: v for k, v in {"usd": usd, "tokens": tokens, "seconds": seconds}.items() if v is not None}
+        said = ", ".join(f"{k}={v!r}" for k, v in limits.items())
+        if not limits or not all(is_number(v) and v > 0 for v in limits.values()):
+            raise ConfigurationError(f"at({said}): give finite numbers > 0, such as at(usd=0.001) or at(tokens=500).")
+        arms = self._arms(self._asked(preference))
+        kept = [a for a in arms if all((v := getattr(a, k)) is not None and v <= most for k, most in limits.items())]
+        if not kept:
+            known = {k: [v for a in arms if (v := getattr(a, k)) is not None] for k in limits}
+            least = ", ".join(f"{k}={min(v):.3g}" if v else f"{k} is not known" for k, v in known.items())
+            raise ConfigurationError(f"at({said}): no arm takes so little. The least that a call takes: {least}.")
+        return max(kept, key=lambda a: (a.reward, -a.cost))
+
+    def _asked(self, preference: str | Preference | None) -> Preference:
+        if isinstance(preference, Preference):
+            return preference
+        return self.compiled.named(self.compiled.default if preference is None else preference)
+
+    def _arms(self, preference: Preference) -> list[ArmEstimate]:
+        """Return every arm that draws all N, and compiled ones that stop early, under a preference's weights."""
+        names = [p.wishes for p in self.compiled.preferences]
+        known = preference.wishes in names
+        outcome = self._outcome if known else self.compiled.solve([preference], self.strategy, apart=True)
+        context = names.index(preference.wishes) if known else 0
+        at = np.argwhere(np.isfinite(outcome.q[context]) & np.isfinite(outcome.estimates.cost))
+        calls = [as_drawn(outcome, context, Arm(prompt, n + 1)) for prompt, n in at.tolist()]
+        weights = preference.vector(self.strategy.objectives)
+        for other, call in zip(self.compiled.preferences, outcome.stops or (), strict=False) if known else ():
+            if call.arm.stop is not None and np.array_equal(other.vector(self.strategy.objectives), weights):
+                calls.append(call)
+        return [self._estimate(preference, outcome, context, call) for call in calls]
+
+    def _estimate(self, preference: Preference, outcome: Outcome, context: int, call: StoppedArm) -> ArmEstimate:
+        prompt, error = call.arm.prompt, outcome.estimates.standard_error
+        half = math.nan if error is None else Z95 * float(error[context, prompt, call.arm.n - 1])
+        usd, seconds = (use_of_call(self._use, name, prompt, call.completions, call.waves) for name in _SHOWN)
+        return ArmEstimate(
+            preference=preference,
+            arm=call.arm,
+            label=self.labels[prompt],
+            model=self.models[prompt],
+            utility=call.utility,
+            reward=call.reward,
+            interval=known((call.utility - half, call.utility + half)),
+            completions=call.completions,
+            tokens=float(self.tokens[prompt, 0]) * call.completions,
+            usd=usd,
+            seconds=seconds,
+            cost=call.cost,
+        )
+
+    def plot_frontier(
+        self,
+        x: Literal["tokens", "usd", "seconds", "cost"] = "tokens",
+        *,
+        preference: str | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw every arm by its cost and task reward, the frontier of the best ones, and the chosen arms.
+
+        Args:
+            x: The cost on the x axis.
+            preference: Its weights of the objectives count; None is the program's default.
+            ax: Matplotlib axes to draw on; None makes new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            UnknownPreference: No preference of that name was compiled.
+        """
+        asked = self._asked(preference)
+        context = self.compiled.preferences.index(asked)
+        cost = {"tokens": self.tokens, "usd": self.usd, "seconds": self.seconds, "cost": self.costs}[x]
+        weights = asked.vector(self.strategy.objectives)
+        alike = [r for r in self.policy if np.array_equal(r.preference.vector(self.strategy.objectives), weights)]
+        marked = {str(r.preference.name): (v, r.reward) for r in alike if (v := getattr(r, x)) is not None}
+        unit = {"tokens": "output tokens", "usd": "dollars", "seconds": "seconds", "cost": self.cost.unit}[x]
+        axes = new_axes() if ax is None else ax
+        return draw_frontier(axes, cost.ravel(), self.reward[context].ravel(), marked, unit=unit)
+
+    def plot_curves(
+        self, prompts: Sequence[int] | None = None, *, preference: str | None = None, ax: Any = None
+    ) -> Any:
+        """Draw the task reward of prompts over N, with 95 % bands.
+
+        Args:
+            prompts: Positions in `labels`; None takes the six with the largest reward at any N.
+            preference: Its weights of the objectives count; None takes the first preference.
+            ax: Matplotlib axes to draw on; None makes new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ConfigurationError: A prompt or the preference does not exist.
+        """
+        if prompts is None:
+            context = 0 if preference is None else [r.preference.name for r in self.policy].index(preference)
+            largest = np.where(np.isnan(self.reward[context]), -np.inf, self.reward[context]).max(axis=1)
+            prompts = [p for p in np.argsort(-largest, kind="stable")[:6].tolist() if np.isfinite(largest[p])]
+        curves = {f"{p}: {self.labels[p]}": self.curve(p, preference) for p in prompts}
+        return draw_curves(new_axes() if ax is None else ax, curves)
+
+    def plot_rounds(self, ax: Any = None) -> Any:
+        """Draw the completions of each round, and how many prompts were alive in it.
+
+        Args:
+            ax: Matplotlib axes to draw on; None makes new ones.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ConfigurationError: The rounds are not known: the program was saved by an older version.
+        """
+        if self.rounds is None:
+            raise ConfigurationError("This program does not know its rounds: an older version saved it. Compile again.")
+        alive = [int(r.active.any(axis=(0, 2)).sum()) for r in self.rounds]
+        return draw_rounds(new_axes() if ax is None else ax, [r.completions for r in self.rounds], alive)
 
     def __str__(self) -> str:
         """Return the table for a terminal."""
