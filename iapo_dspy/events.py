@@ -175,9 +175,9 @@ class RunEnded:
         error: The error in one line; None where there was none.
         spent: Everything that the run has taken, in earlier processes too.
         seconds: Seconds since the run began, in this process.
-        metrics: The results as numbers by name, such as "quality/utility" and "spent/usd". Without results (see
-            `status` and `track_stats`) only the spending.
-        summary: The results as a table in text; empty without results.
+        metrics: The results as numbers by name, such as "quality/utility" and "spent/usd". Where the run did
+            not finish, only the spending.
+        summary: The results as a table in text; empty where the run did not finish.
     """
 
     status: Literal["finished", "stopped", "failed"]
