@@ -26,6 +26,7 @@ from iapo_dspy.optimizer.pipelines import attach
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.program.loading import load
 from iapo_dspy.program.results import CompileResult
 from iapo_dspy.program.using_preference import using_preference
 from iapo_dspy.prompts.harvest import candidates_of
@@ -76,6 +77,7 @@ __all__ = [
     "attach",
     "candidates_of",
     "close",
+    "load",
     "math_equal",
     "metered",
     "using_preference",

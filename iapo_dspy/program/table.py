@@ -21,6 +21,7 @@ from iapo_dspy.program.results.saved_results import read_result, result_to_dict
 from iapo_dspy.program.solver import Chosen, Solver
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import LMs
+from iapo_dspy.prompts.plain_student import described
 from iapo_dspy.prompts.programs import Programs, ways
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.spending.pricing import price_of
@@ -160,6 +161,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             state["prompts"][prompt] |= {"state": program_state(arm), "label": self.programs.label(prompt)}
         default = self.default
         state["student"] = _fields(self.student)
+        if plain := described(self.student):
+            state["plain_student"] = plain
         if not self._without_results:
             state["results"] = result_to_dict(self._results) if isinstance(self._results, CompileResult) else None
         if recipes := recipes_of(self.strategy):
