@@ -64,6 +64,16 @@ class Stop:
         if self.threshold is not None and not is_number(self.threshold):
             raise ConfigurationError(f"Stop(threshold={self.threshold!r}): give a finite number, or None.")
 
+    @property
+    def in_words(self) -> str:
+        """The waves and the rule in words."""
+        rules = ["once the rest cannot change the result"]
+        if self.confidence is not None:
+            rules.append(f"once the leading answer is ahead with confidence {self.confidence:g}")
+        if self.threshold is not None:
+            rules.append(f"once a completion reaches {self.threshold:g}")
+        return f"drawn in waves up to {', '.join(map(str, self.waves))}, and stopped {', or '.join(rules)}"
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 
 import dspy
 import numpy as np
 
 from iapo_dspy.bandit.confirmation import doubted, part
-from iapo_dspy.errors import BudgetTooSmall
+from iapo_dspy.errors import BudgetTooSmall, one_line
 from iapo_dspy.optimizer.drawing import Findings
 from iapo_dspy.optimizer.quoting.affordable import least_that_pays, shown_budget
 from iapo_dspy.optimizer.watching.watch import RunWatch
@@ -17,6 +18,7 @@ from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.results.compile_result import make_result
+from iapo_dspy.program.results.saved_results import PROGRAM
 from iapo_dspy.prompts.combinations import student_prompt
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.prompt import prompt_states
@@ -80,12 +82,22 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)[0],
     )
     program.detailed_results = result if settings.track_stats else None
+    if settings.log_dir is not None:
+        _keep(program, settings.log_dir)
     watch.found(result)
     if plan.pipeline is None:
         return program
     pipeline = plan.pipeline.with_inner(program)
     pipeline.detailed_results = program.detailed_results
     return pipeline
+
+
+def _keep(program: CompiledProgram, folder: Path) -> None:
+    """Save the program beside the ledger. Where that cannot be, the caller has it all the same."""
+    try:
+        program.save(folder / PROGRAM)
+    except (OSError, TypeError, ValueError) as error:
+        logger.warning("The program could not be saved in log_dir, and is returned all the same: %s", one_line(error))
 
 
 def _warn(found: Findings) -> None:

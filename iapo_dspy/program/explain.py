@@ -18,7 +18,7 @@ from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.strategies import columns_of
-from iapo_dspy.types import Arm, Contexts, Stop
+from iapo_dspy.types import Arm, Contexts
 
 _LONGEST_LABEL = 60
 _STOPPED = {
@@ -202,7 +202,7 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
     return Explanation(
         preference=f"{preference}{meaning}",
         chosen=chosen,
-        stop=_stop_in_words(arm.stop) if arm.stop is not None else None,
+        stop=arm.stop.in_words if arm.stop is not None else None,
         interval=interval,
         measured=measured is not None,
         estimated=estimated,
@@ -261,15 +261,6 @@ def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option
 
 def _known(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _stop_in_words(stop: Stop) -> str:
-    rules = ["once the rest cannot change the result"]
-    if stop.confidence is not None:
-        rules.append(f"once the leading answer is ahead with confidence {stop.confidence:g}")
-    if stop.threshold is not None:
-        rules.append(f"once a completion reaches {stop.threshold:g}")
-    return f"drawn in waves up to {', '.join(map(str, stop.waves))}, and stopped {', or '.join(rules)}"
 
 
 def _did(report: CallReport) -> str:

@@ -1,23 +1,14 @@
-"""The data of a report: plain, frozen, and saved as JSON beside the ledger of a run."""
+"""The data of a report: plain and frozen."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from iapo_dspy.errors import StateError, storing, whole_file
 from iapo_dspy.report.tabular import Table
-
-FILE = "report.json"
-"""Its name in the `log_dir` of a run."""
-
-_FORMAT, _VERSION = "iapo_dspy.report", 1
 
 AxisName = Literal["cost", "tokens", "usd", "seconds"]
 Row = tuple[float | None, ...]
@@ -179,58 +170,3 @@ class PageData:
         """Return plain JSON data."""
         plain: dict[str, Any] = to_jsonable_python(self, inf_nan_mode="null")
         return plain
-
-
-_DATA = TypeAdapter(PageData)
-
-
-def save_page_data(data: PageData, folder: Path) -> None:
-    """Write the data of a report into the folder of its run.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    path = folder / FILE
-    text = json.dumps({"format": _FORMAT, "version": _VERSION, **data.to_dict()}, ensure_ascii=False, allow_nan=False)
-    with storing(path), whole_file(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-
-
-def load_page_data(folder: Path) -> PageData:
-    """Read what `save_page_data` wrote.
-
-    Raises:
-        StateError: There is no report yet, or the file is not one that this version can read.
-        StorageError: The file cannot be read.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        raise StateError(
-            f"{folder} has no {FILE}: {_why(folder)} A compile with log_dir={str(folder)!r} writes it when it ends. "
-            "Run it again with the same arguments: it takes its completions from the ledger and pays for none twice."
-        )
-    with storing(path, "read"):
-        text = path.read_text(encoding="utf-8")
-    try:
-        found = json.loads(text)
-        if not isinstance(found, dict) or found.pop("format", None) != _FORMAT:
-            raise ValueError("it is not the data of a report")
-        if (version := found.pop("version", None)) != _VERSION:
-            raise ValueError(f"it has version {version!r}, and this iapo_dspy reads version {_VERSION}")
-        return _DATA.validate_python(found)
-    except ValueError as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False)[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise StateError(
-            f"{path} cannot be used: {reason}. Compile again with this log_dir to write it anew."
-        ) from error
-
-
-def _why(folder: Path) -> str:
-    if not folder.is_dir():
-        return "there is no such folder."
-    if not any(folder.glob("*.jsonl")):
-        return "it is not the log_dir of a run."
-    return "its run has not ended, kept no results (track_stats=False), or is of a version that wrote none."

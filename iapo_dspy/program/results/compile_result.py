@@ -6,8 +6,10 @@ import functools
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -20,12 +22,13 @@ from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompt
 from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
 from iapo_dspy.bandit.stops import as_drawn
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, storing, whole_file
 from iapo_dspy.preferences import RESOURCES, Preference, is_number
 from iapo_dspy.program.evidence.columns import numbers
 from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
+from iapo_dspy.program.reporting.page_content import page_data
 from iapo_dspy.program.results.flat_records import records_of
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
@@ -33,6 +36,7 @@ from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.report.figures import draw_curves, draw_frontier, draw_rounds, new_axes
 from iapo_dspy.report.html import table_html
+from iapo_dspy.report.page import page_html
 from iapo_dspy.report.tabular import Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
@@ -175,6 +179,41 @@ class CompileResult:
         middle = self.reward[context, prompt]
         error = np.full(len(middle), np.nan) if self.standard_error is None else self.standard_error[context, prompt]
         return middle, middle - Z95 * error, middle + Z95 * error
+
+    def report(self, path: str | os.PathLike[str], *, title: str = "Report of a compile") -> None:
+        """Write a report as one HTML file, which needs no network.
+
+        It has the policy, the frontier of quality against cost with a slider for the preference, quality against N for
+        each prompt, rounds and spending, failures, the instructions, and what a larger budget would bring. Everything
+        is solved from the stored evidence, without LM calls.
+
+        Args:
+            path: The file, `.html`; one that is there is replaced.
+            title: Its heading.
+
+        Raises:
+            ImportError: Plotly is not installed (extra `report`).
+            StorageError: The file cannot be written.
+        """
+        path = Path(path)
+        data = page_data(
+            title,
+            self.table,
+            self.compiled,
+            self.strategy,
+            models=self.models,
+            sure=[row.choice for row in self.policy],
+            deceptive=self.deceptive or (),
+            rounds=self.rounds,
+            failures=self.failures,
+            written=self.written,
+            student=self.student,
+            complete=self.complete,
+            outage=self.outage,
+        )
+        page = page_html(data)
+        with storing(path), whole_file(path) as part:
+            part.write_text(page, encoding="utf-8")
 
     @property
     def table(self) -> Table:

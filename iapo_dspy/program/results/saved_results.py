@@ -7,9 +7,12 @@ drawn.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -18,6 +21,7 @@ from pydantic import TypeAdapter
 
 from iapo_dspy.bandit.inference import Deceptive
 from iapo_dspy.bandit.outcome import Round
+from iapo_dspy.errors import ConfigurationError, StateError, storing
 from iapo_dspy.program.evidence.columns import numbers, packed, plain, unpacked, written
 from iapo_dspy.program.policy import CompiledPolicy, checked, part
 from iapo_dspy.program.results.compile_result import CompileResult, of_calls
@@ -26,7 +30,11 @@ from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy
+from iapo_dspy.scoring.strategies.saved import for_solving
 from iapo_dspy.types import FloatArray
+
+PROGRAM = "program.json"
+"""The compiled program's name in the `log_dir` of its run."""
 
 _ARRAYS = ("q", "reward")
 _OWN = tuple(
@@ -137,6 +145,55 @@ def read_result(
         if not named <= set(range(n_prompts)) or not {g.prompt for g in gains} <= found.written.keys():
             raise ValueError("written prompts are not among those of the policy")
         return found
+
+
+def result_of_run(log_dir: str | os.PathLike[str]) -> CompileResult:
+    """Return the results of a run that has ended, from the program that it left in its `log_dir`.
+
+    They report and solve preferences. They have not the user's functions and LMs, so `candidate_programs` raises.
+
+    Raises:
+        StateError: The folder has no results yet, or they cannot be read without code of the user's.
+        StorageError: The file cannot be read.
+    """
+    folder = Path(log_dir)
+    path = folder / PROGRAM
+    if not path.is_file():
+        raise StateError(
+            f"{folder} has no {PROGRAM}: {_why_not(folder)} A compile with log_dir={str(folder)!r} writes it when it "
+            "ends. Run it again with the same arguments: it takes its completions from the ledger and pays for none "
+            "twice."
+        )
+    with storing(path, "read"):
+        text = path.read_text(encoding="utf-8")
+    with part(f"{path}"):
+        state = json.loads(text)["policy"]
+        policy = CompiledPolicy.from_dict(state)
+        strategy = for_solving(policy.strategy)
+        results = state.get("results")
+    if strategy is None:
+        raise StateError(
+            f"{path} was compiled with a strategy of your own, {policy.strategy.get('kind')!r}, which plain JSON "
+            "cannot hold. Load the program with it, CompiledProgram(student, strategy=...), and use detailed_results."
+        )
+    if results is None:
+        raise StateError(f"{path} was compiled with track_stats=False, so it has no results. Compile again with them.")
+    return read_result(results, policy, strategy, _without_programs)
+
+
+def _without_programs() -> tuple[dspy.Module, ...]:
+    raise ConfigurationError(
+        "These results were read from a log_dir, without the student. Load the program to have its candidates: "
+        "program.load(...), then program.detailed_results."
+    )
+
+
+def _why_not(folder: Path) -> str:
+    if not folder.is_dir():
+        return "there is no such folder."
+    if not any(folder.glob("*.jsonl")):
+        return "it is not the log_dir of a run."
+    return "its run has not ended, or was made by an earlier version."
 
 
 def _layers(values: FloatArray) -> dict[str, Any]:

@@ -43,13 +43,32 @@
   function layout(x, y, legend) {
     const grid = style("--line");
     const both = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
-    const below = { orientation: "h", y: -0.22, yanchor: "top", x: 0 };
+    const below = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 };
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: 13 },
-      margin: { l: 56, r: 12, t: 12, b: 48 }, hovermode: "closest", showlegend: legend && !narrow(), legend: below,
+      margin: { l: 56, r: 12, t: 12, b: legend && !narrow() ? 170 : 48 }, hovermode: "closest", showlegend: legend && !narrow(), legend: below,
       hoverlabel: { align: "left" }, xaxis: { ...both, title: { text: x } }, yaxis: { ...both, title: { text: y } },
       transition: { duration: still.matches ? 0 : 150 },
     };
+  }
+
+  /** Ticks of a logarithmic axis at 1, 2 and 5 of each power of ten; where it is narrow, at 1. */
+  function ticks(values) {
+    const first = Math.floor(Math.log10(Math.min(...values)));
+    const last = Math.ceil(Math.log10(Math.max(...values)));
+    const found = [];
+    for (let power = first; power <= last; power += 1) {
+      (narrow() ? [1] : [1, 2, 5]).forEach((digit) => found.push(Number(`${digit}e${power}`)));
+    }
+    return { tickvals: found, ticktext: found.map((value) => value.toLocaleString("en", { maximumSignificantDigits: 1 })) };
+  }
+
+  /** The range of an axis that shows these values with some room, and no more of a wide band. */
+  function around(values) {
+    const low = Math.min(...values);
+    const high = Math.max(...values);
+    const room = 0.08 * (high - low || 1);
+    return [low - room, high + room];
   }
 
   /** All arms under the current view, each with its use of the current resource and its reward. */
@@ -113,7 +132,8 @@
     const drawn = layout(axis().title + " per call", "quality (task reward)", true);
     const used = all.map((p) => p.use).filter((use) => use > 0);
     const wide = used.length && Math.max(...used) / Math.min(...used) > 20;
-    if (wide && used.length === all.length) drawn.xaxis = { ...drawn.xaxis, type: "log", dtick: narrow() ? 1 : "D2" };
+    if (wide && used.length === all.length) drawn.xaxis = { ...drawn.xaxis, type: "log", ...ticks(used) };
+    drawn.yaxis.range = around(all.map((p) => p.reward));
     Plotly.react("frontier-chart", traces, drawn, PANEL);
   }
 
@@ -143,28 +163,31 @@
   function drawCurves() {
     const v = view();
     const scales = v.reward[0].map((_, i) => i + 1);
+    const crossed = data.crossings[Number(at("view").value)];
+    const leaders = new Set([...crossed.flatMap((c) => [c[1], c[2]]), ...v.arms.map((arm) => arm.prompt)]);
     const traces = [];
     v.reward.forEach((row, prompt) => {
       if (row.every((value) => value === null)) return;
-      if (v.standard_error !== null) {
+      const leads = leaders.has(prompt);
+      if (leads && v.standard_error !== null) {
         const known = scales.filter((n) => row[n - 1] !== null && v.standard_error[prompt][n - 1] !== null);
         const end = (sign) => known.map((n) => row[n - 1] + sign * Z95 * v.standard_error[prompt][n - 1]);
         traces.push({ x: [...known, ...[...known].reverse()], y: [...end(1), ...end(-1).reverse()], fill: "toself",
-          fillcolor: faint(colour(prompt), 0.07), line: { width: 0 }, mode: "lines", hoverinfo: "skip",
+          fillcolor: faint(colour(prompt), 0.12), line: { width: 0 }, mode: "lines", hoverinfo: "skip",
           showlegend: false, legendgroup: prompt });
       }
       traces.push({ x: scales, y: row, mode: "lines+markers", name: short(label(prompt)), legendgroup: prompt,
-        line: { color: colour(prompt), width: 2, dash: prompt < COLOURS.light.length ? "solid" : "dot" },
+        opacity: leads ? 1 : 0.5, line: { color: colour(prompt), width: leads ? 3 : 1.5, dash: prompt < COLOURS.light.length ? "solid" : "dot" },
         marker: { symbol: symbol(prompt), size: 5 },
         hovertemplate: `${short(label(prompt), 60)}<br>N=%{x}: %{y:.3f}<extra></extra>` });
     });
-    const crossed = data.crossings[Number(at("view").value)];
     traces.push({ x: crossed.map((c) => c[0]), y: crossed.map((c) => v.reward[c[2]][c[0] - 1]), mode: "markers",
       name: "another prompt leads", marker: { symbol: "diamond-open", size: 15, color: style("--text"),
         line: { width: 3 } },
       hovertemplate: "from N=%{x} on another prompt leads<extra></extra>" });
     const drawn = layout("samples N", "quality (task reward)", true);
     drawn.xaxis.type = "log";
+    drawn.yaxis.range = around(v.reward.flat().filter((value) => value !== null));
     drawn.xaxis.tickvals = scales.filter((n) => (n & (n - 1)) === 0 || n === scales.length);
     drawn.xaxis.ticktext = drawn.xaxis.tickvals.map(String);
     Plotly.react("curves-chart", traces, drawn, PANEL);
@@ -179,8 +202,8 @@
     const drawn = layout("round", "completions", true);
     drawn.margin.r = 56;
     drawn.xaxis.dtick = Math.ceil(x.length / 12);
-    drawn.legend.y = -0.35;
-    drawn.yaxis2 = { ...drawn.yaxis, title: { text: "prompts alive" }, overlaying: "y", side: "right", rangemode: "tozero",
+    drawn.margin.b = 80;
+    drawn.yaxis2 = { ...drawn.yaxis, title: { text: "prompts alive" }, overlaying: "y", side: "right", rangemode: "tozero", tickmode: "auto",
       showgrid: false };
     Plotly.react("rounds-chart", [
       { x, y: data.rounds.map((r) => r.completions), type: "bar", name: "completions", marker: { color: colour(0) } },
@@ -206,12 +229,16 @@
     return made;
   }
 
-  function fill(id, made) {
-    const place = at(id);
-    place.replaceChildren(made);
-    place.tabIndex = 0; // a region that scrolls is reached by the keyboard
+  /** A region that scrolls is reached by the keyboard. */
+  function reachable(place) {
+    place.tabIndex = 0;
     place.setAttribute("role", "region");
     place.setAttribute("aria-label", "Table");
+  }
+
+  function fill(id, made) {
+    at(id).replaceChildren(made);
+    reachable(at(id));
   }
 
   function showTables() {
@@ -245,6 +272,7 @@
       drawAll();
     }
   });
+  document.querySelectorAll("section div[style*='overflow-x']").forEach(reachable);
   drawAll();
   document.documentElement.dataset.ready = "yes";
 })();

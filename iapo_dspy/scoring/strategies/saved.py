@@ -8,13 +8,14 @@ from typing import Any
 
 import dspy
 
+from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.scoring.answers.equality import saved_equality
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.recipes import made_of, recipe_of
 from iapo_dspy.scoring.strategies.averages import Mean, Median
 from iapo_dspy.scoring.strategies.best_of_n import BestOfN
 from iapo_dspy.scoring.strategies.mixed import Mixed
-from iapo_dspy.scoring.strategies.port import Strategy
+from iapo_dspy.scoring.strategies.port import Calibrates, Strategy
 from iapo_dspy.scoring.strategies.vote import MajorityVote
 from iapo_dspy.scoring.strategies.weighted_vote import WeightedVote
 
@@ -37,12 +38,12 @@ class Given:
     trusted: bool = False
     strict: bool = False
 
-    def objectives(self, part: str, names: Sequence[str]) -> list[Objective] | None:
+    def objectives(self, part: str, saved: Sequence[Mapping[str, Any]]) -> list[Objective] | None:
         """Return the objectives of a part of the strategy; None where one of them is code of the user's."""
         found = self.recipes.get(part) or ()
-        if len(found) != len(names) or not all(found):
+        if len(found) != len(saved) or not all(found):
             return None
-        return [made_of({**r, "name": n}, self.lms, self.trusted) for r, n in zip(found, names, strict=True)]
+        return [made_of({**r, "name": o["name"]}, self.lms, self.trusted) for r, o in zip(found, saved, strict=True)]
 
 
 def rebuilt(data: Mapping[str, Any], given: Given) -> Strategy | None:
@@ -53,7 +54,7 @@ def rebuilt(data: Mapping[str, Any], given: Given) -> Strategy | None:
     """
     kind = data.get("kind")
     if kind in ("best_of_n", "mixed"):
-        best = given.objectives("objectives", [o["name"] for o in data["objectives"]])
+        best = given.objectives("objectives", data["objectives"])
         vote = rebuilt(data["vote"], given) if kind == "mixed" else None
         if best is None or kind == "best_of_n":
             return BestOfN(best) if best is not None else None
@@ -65,7 +66,7 @@ def rebuilt(data: Mapping[str, Any], given: Given) -> Strategy | None:
         settings["equal"] = saved_equality(data.get("equal"))
         if kind == "majority_vote":
             return MajorityVote(data["field"], **settings)
-        weights = given.objectives("weight", [o["name"] for o in data["weight"]])
+        weights = given.objectives("weight", data["weight"])
         return WeightedVote(data["field"], weight=weights[0], **settings) if weights else None
     if kind in ("mean", "median"):
         if data.get("affine"):
@@ -74,6 +75,38 @@ def rebuilt(data: Mapping[str, Any], given: Given) -> Strategy | None:
         make = Mean if kind == "mean" else Median
         return make(data["field"], range=tuple(data["range"]), **loss, strict=given.strict)
     return None
+
+
+def for_solving(data: Mapping[str, Any]) -> Strategy | None:
+    """Rebuild a strategy that solves preferences from stored evidence, and has no code of the user's to score with.
+
+    None for a class of strategy that is the user's own.
+    """
+    found = rebuilt({**_codeless(data), "vote": _codeless(data.get("vote") or {})}, _Unscored())
+    if isinstance(found, Calibrates) and data.get("calibration"):
+        return found.restore(data["calibration"])
+    return found
+
+
+def _codeless(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {**data, "normalize": None, "equal": None}
+
+
+class _Unscored(Given):
+    """Gives objectives of the right names and bounds that score nothing."""
+
+    def objectives(self, part: str, saved: Sequence[Mapping[str, Any]]) -> list[Objective] | None:
+        """Return stand-ins of a part of the strategy."""
+        return [
+            Objective(o["name"], _unscored, calibrate=o["calibrate"])
+            if "calibrate" in o
+            else Objective(o["name"], _unscored, o["bounds"])
+            for o in saved
+        ]
+
+
+def _unscored(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    raise ConfigurationError("This strategy was read without its functions: it solves preferences and scores nothing.")
 
 
 def recipes_of(strategy: Strategy) -> dict[str, Any]:

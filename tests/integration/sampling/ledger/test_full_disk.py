@@ -53,7 +53,7 @@ def test_what_is_in_flight_when_the_disk_is_full_is_kept_and_paid_once(room: int
         assert server.completions == alone  # nothing twice
     assert again.spent.completions == whole.spent.completions
     assert [r.arm for r in again.policy] == [r.arm for r in whole.policy]
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["ledger.jsonl", "ledger.lock"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["ledger.jsonl", "ledger.lock", "program.json"]
 
 
 def test_a_write_that_fails_leaves_whole_records_only(tmp_path: Path) -> None:
