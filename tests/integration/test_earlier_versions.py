@@ -58,13 +58,13 @@ def assert_same(found: Any, wanted: Any, where: str = "") -> None:
         assert found == (pytest.approx(wanted, rel=1e-6, abs=1e-9) if isinstance(wanted, float) else wanted), where
 
 
-REPORTED_ANEW = ("choice", "held_out", "utility", "reward")
+REPORTED_ANEW = ("choice", "held_out", "utility", "reward", "usd", "seconds", "baselines")
 
 
 def as_found(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the utilities that are shown for the policy: that version took them from what it had chosen by.
 
-    Also left out are writers that took nothing and prompts that gained nothing by them, for that version had none.
+    Also left out is what that version did not have: writers that took nothing, gains, dollars, seconds and baselines.
     """
     anew = (*REPORTED_ANEW, *("gain" for row in facts["policy"] if row.get("gain") is None))
     rows = [{k: v for k, v in row.items() if k not in anew} for row in facts["policy"]]
