@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def test_a_run_is_logged_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert seen["config"]["max_n"] == 4 and seen["config"]["seed"] == 0
     assert seen["summary"]["round"] >= 1 and "round/quality/n" in seen["summary"]
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    data = file.read_bytes()
+    deadline = time.monotonic() + 30.0  # a process of the package's own writes it
+    while b"spent/completions" not in (data := file.read_bytes()) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"round/quality/n" in data and b"spent/completions" in data and b"sk-loopback-secret" not in data
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/*.json"))
 
