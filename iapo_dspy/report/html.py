@@ -25,7 +25,7 @@ def table_html(table: Table) -> str:
     )
     title = f"<caption style='text-align:left;font-weight:600'>{escape(table.title)}</caption>" if table.title else ""
     return (
-        f"<div style='overflow-x:auto'><table style='border-collapse:collapse'>{title}"
+        f"<div style='overflow-x:auto'><table style='border-collapse:collapse;color:inherit'>{title}"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes_html(table.notes)}</div>"
     )
 
@@ -48,4 +48,6 @@ def _cell(tag: str, text: str, style: str) -> str:
         whole = f"<div style='white-space:pre-wrap;max-width:48em'>{shown}</div>"
         shown = f"<details><summary>{escape(cut(text, _LONGEST))}</summary>{whole}</details>"
     scope = " scope='col'" if tag == "th" else ""
+    indent = len(text) - len(text.lstrip(" "))
+    style += f"padding-left:{0.7 + 0.6 * indent:.2g}em;" if indent else ""
     return f"<{tag}{scope} style='{_CELL}{style}'>{shown}</{tag}>"

@@ -63,4 +63,9 @@ def test_numbers_are_aligned_to_the_right_and_rows_stand_out() -> None:
     shown = table_html(table)
     assert shown.count("font-weight:600") == 2  # the two cells of the first row
     assert shown.count("text-align:right") == 3
-    assert "color" not in shown.replace("rgba(", "")  # light and dark notebooks have their own
+    assert shown.count("color:") == shown.count("color:inherit") == 1  # light and dark notebooks have their own
+
+
+def test_an_indented_cell_is_indented() -> None:
+    lines = (Line(cells=("chosen",)), Line(cells=("  student",)))
+    assert table_html(Table(columns=("arm",), rows=lines)).count("padding-left:1.9em") == 1
