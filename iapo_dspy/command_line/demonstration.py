@@ -11,7 +11,7 @@ from pathlib import Path
 import dspy
 
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS, Experiment, Row, TaskReport
-from iapo_dspy.demo.tasks import MODEL, addition_task, splitting_task
+from iapo_dspy.demo.tasks import addition_task, splitting_task
 from iapo_dspy.errors import storing
 
 
@@ -59,10 +59,9 @@ def show_demo(
 def _configure(model: str | None, api_base: str | None, seed: int) -> str:
     """Configure DSPy's LM, and say which it is."""
     if model is None:
-        from iapo_dspy.demo.provider import register  # LiteLLM takes seconds to import
+        from iapo_dspy.demo.provider import lm  # LiteLLM takes seconds to import
 
-        register()
-        dspy.configure(lm=dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=200, cache=False, seed=seed))
+        dspy.configure(lm=lm(seed=seed))
         return (
             "The LM is a real sampler of about one million parameters, made for this demo. It exercises the whole\n"
             "path from prompt to vote and is no evidence about large language models."

@@ -13,11 +13,12 @@ _HOME = {
     "DemoServer": "server",
     "DemoTask": "tasks",
     "addition_task": "tasks",
+    "lm": "provider",
     "register": "provider",
     "splitting_task": "tasks",
 }
 
-__all__ = ["DemoServer", "DemoTask", "addition_task", "register", "splitting_task"]
+__all__ = ["DemoServer", "DemoTask", "addition_task", "lm", "register", "splitting_task"]
 
 
 def __getattr__(name: str) -> Any:

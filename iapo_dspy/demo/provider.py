@@ -1,7 +1,7 @@
 """The demo models as a LiteLLM provider inside this process.
 
-After `register`, ``dspy.LM("iapo_demo/tiny-adder", engine="litellm")`` and
-``litellm.acompletion(model="iapo_demo/tiny-adder", ...)`` work like any other model, and so does
+`lm` is the `dspy.LM` of a snippet or a test. After `register`, ``dspy.LM("iapo_demo/tiny-adder", engine="litellm")``
+and ``litellm.acompletion(model="iapo_demo/tiny-adder", ...)`` work like any other model, and so does
 ``iapo_demo/tiny-adder-q3``, the same model rounded to three bits (`iapo_dspy.demo.shipped`). Requests to a model that
 arrive at about the same time, from any thread or event loop, run in one numpy batch.
 
@@ -22,9 +22,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
+import dspy
+
 from iapo_dspy.demo.batching import SeedSource, parse_request, shared_batcher
 from iapo_dspy.demo.generation import ContextLengthError, Generation, InvalidRequestError
-from iapo_dspy.demo.shipped import BITS, MODEL_NAME
+from iapo_dspy.demo.shipped import BITS, MODEL_NAME, SMALL_MODEL_NAME
 from iapo_dspy.sampling.lm.params import import_litellm
 
 litellm = import_litellm()  # without the download that LiteLLM makes at import
@@ -60,6 +62,20 @@ class DemoProvider(litellm.CustomLLM):  # type: ignore[misc, name-defined]  # li
             future = asyncio.wrap_future(_submit(model, messages, options))
             result = await asyncio.wait_for(future, timeout=_seconds(options.get("timeout")))
             return _fill(options["model_response"], model, result)
+
+
+def lm(*, small: bool = False, **options: Any) -> dspy.LM:
+    """Returns a shipped model, registered and ready for ``dspy.configure(lm=...)``.
+
+    Args:
+        small: Whether it is the one that is rounded to three bits, which is right less often.
+        **options: For `dspy.LM`, instead of a seed of 0, a temperature of 1, at most 200 tokens and no cache.
+    """
+    register()
+    return dspy.LM(
+        f"{PROVIDER}/{SMALL_MODEL_NAME if small else MODEL_NAME}",
+        **{"engine": "litellm", "seed": 0, "temperature": 1.0, "max_tokens": 200, "cache": False, **options},
+    )
 
 
 def register(*, seed: int | None = None) -> None:

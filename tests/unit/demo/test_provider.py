@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import dspy
 import litellm
 import openai
 import pytest
@@ -44,6 +45,16 @@ def test_registering_twice_from_many_threads_leaves_one_provider() -> None:
         list(pool.map(lambda _: provider.register(), range(32)))
     assert [e["provider"] for e in litellm.custom_provider_map].count(provider.PROVIDER) == 1
     assert "n" in litellm.get_supported_openai_params(model=tasks.MODEL)
+
+
+@pytest.mark.parametrize(("small", "model"), [(False, tasks.MODEL), (True, tasks.SMALL_MODEL)])
+def test_the_lm_of_a_snippet_is_ready_and_repeats_itself(small: bool, model: str) -> None:
+    litellm.custom_provider_map.clear()
+    lm = provider.lm(small=small, max_tokens=20)
+    assert (lm.model, lm.kwargs["max_tokens"], lm.kwargs["temperature"]) == (model, 20, 1.0)
+    student = dspy.Predict("question -> answer", n=4)
+    first, again = (student(question="What is 123 + 456?", lm=provider.lm(small=small)) for _ in range(2))
+    assert first.completions.answer == again.completions.answer and len(set(first.completions.answer)) > 1
 
 
 def test_n_choices_come_from_one_request_that_counts_the_prompt_once() -> None:
