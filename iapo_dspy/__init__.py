@@ -16,38 +16,40 @@ program(question="...", preference="thrifty")
 """
 
 import importlib
+import typing
 import warnings
 
-from iapo_dspy import callbacks, errors, events, ledger, metrics, objectives, proposers  # noqa: F401  # as attributes
-from iapo_dspy.errors import IAPOError
-from iapo_dspy.optimizer.iapo import IAPO
-from iapo_dspy.optimizer.options import Execution, Search
-from iapo_dspy.optimizer.pipelines import attach
-from iapo_dspy.preferences import Preference
-from iapo_dspy.program.call_report import CallReport
-from iapo_dspy.program.compiled import CompiledProgram
-from iapo_dspy.program.loading import load
-from iapo_dspy.program.results import CompileResult
-from iapo_dspy.program.using_preference import using_preference
-from iapo_dspy.prompts.harvest import candidates_of
-from iapo_dspy.sampling.batches.running import BatchAPI
-from iapo_dspy.sampling.judges.metered import metered
-from iapo_dspy.sampling.lm.replicas import ReplicatedLM
-from iapo_dspy.sampling.spending.budget import Budget
-from iapo_dspy.sampling.spending.cost import Cost
-from iapo_dspy.scoring.strategies import (
-    BestOfN,
-    MajorityVote,
-    Mean,
-    Median,
-    Mixed,
-    Objective,
-    Strategy,
-    WeightedVote,
-    close,
-    math_equal,
-)
-from iapo_dspy.types import Decoding
+if typing.TYPE_CHECKING:  # names are imported when they are first used, so that `import iapo_dspy` is fast
+    from iapo_dspy import callbacks, errors, events, ledger, metrics, objectives, proposers  # noqa: F401
+    from iapo_dspy.errors import IAPOError
+    from iapo_dspy.optimizer.iapo import IAPO
+    from iapo_dspy.optimizer.options import Execution, Search
+    from iapo_dspy.optimizer.pipelines import attach
+    from iapo_dspy.preferences import Preference
+    from iapo_dspy.program.call_report import CallReport
+    from iapo_dspy.program.compiled import CompiledProgram
+    from iapo_dspy.program.loading import load
+    from iapo_dspy.program.results import CompileResult
+    from iapo_dspy.program.using_preference import using_preference
+    from iapo_dspy.prompts.harvest import candidates_of
+    from iapo_dspy.sampling.batches.running import BatchAPI
+    from iapo_dspy.sampling.judges.metered import metered
+    from iapo_dspy.sampling.lm.replicas import ReplicatedLM
+    from iapo_dspy.sampling.spending.budget import Budget
+    from iapo_dspy.sampling.spending.cost import Cost
+    from iapo_dspy.scoring.strategies import (
+        BestOfN,
+        MajorityVote,
+        Mean,
+        Median,
+        Mixed,
+        Objective,
+        Strategy,
+        WeightedVote,
+        close,
+        math_equal,
+    )
+    from iapo_dspy.types import Decoding
 
 __version__ = "0.1.0"
 
@@ -83,6 +85,31 @@ __all__ = [
     "using_preference",
 ]
 
+_MODULES = ("callbacks", "errors", "events", "ledger", "metrics", "objectives", "proposers")
+_HOME = {  # public name -> its module
+    name: module
+    for module, names in {
+        "errors": "IAPOError",
+        "optimizer.iapo": "IAPO",
+        "optimizer.options": "Execution Search",
+        "optimizer.pipelines": "attach",
+        "preferences": "Preference",
+        "program.call_report": "CallReport",
+        "program.compiled": "CompiledProgram",
+        "program.loading": "load",
+        "program.results": "CompileResult",
+        "program.using_preference": "using_preference",
+        "prompts.harvest": "candidates_of",
+        "sampling.batches.running": "BatchAPI",
+        "sampling.judges.metered": "metered",
+        "sampling.lm.replicas": "ReplicatedLM",
+        "sampling.spending.budget": "Budget",
+        "sampling.spending.cost": "Cost",
+        "scoring.strategies": "BestOfN MajorityVote Mean Median Mixed Objective Strategy WeightedVote close math_equal",
+        "types": "Decoding",
+    }.items()
+    for name in names.split()
+}
 _MOVED = {  # names that stood here in version 0.1 -> their module
     name: module
     for module, names in {
@@ -109,10 +136,21 @@ _MOVED = {  # names that stood here in version 0.1 -> their module
 
 
 def __getattr__(name: str) -> object:
-    """Return a name from the module where it is today, with a `DeprecationWarning`."""
+    """Import a public name when it is first used; one that has moved gives a `DeprecationWarning`."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        found: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = found
+        return found
     if name not in _MOVED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     place = f"iapo_dspy.{_MOVED[name]}"
     warnings.warn(f"iapo_dspy.{name} is {place}.{name} today.", DeprecationWarning, stacklevel=2)
-    found: object = getattr(importlib.import_module(place), name)
-    return found
+    moved: object = getattr(importlib.import_module(place), name)
+    return moved
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*__all__, *_MODULES])

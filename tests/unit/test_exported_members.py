@@ -25,6 +25,7 @@ def in_isort_order(name: str) -> tuple[int, str]:
 @pytest.mark.parametrize("module", FACADES, ids=lambda module: str(module.__name__))
 def test_everything_a_module_imports_for_users_is_exported(module: ModuleType) -> None:
     names = set(module.__all__)
+    assert all(hasattr(module, name) for name in names)  # the root imports a name when it is first used
     private = {name for name in vars(module) if name.startswith("_")} - names
     own = {name for name, value in vars(module).items() if inspect.ismodule(value)} - names
     others = {

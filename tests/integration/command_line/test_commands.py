@@ -141,3 +141,13 @@ def test_folders_that_run_are_commands(module: str, told: str) -> None:
     command = [sys.executable, "-m", f"iapo_dspy.{module}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith(f"Usage: python -m iapo_dspy.{module} ") and told in done.stdout
+
+
+def test_help_imports_neither_dspy_nor_numpy() -> None:
+    code = (
+        "import sys; from iapo_dspy.command_line.main import iapo; iapo(['quote', '--help'], standalone_mode=False); "
+        "sys.exit(' '.join({'dspy', 'numpy', 'litellm'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--output-tokens" in done.stdout
