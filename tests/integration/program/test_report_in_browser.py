@@ -16,6 +16,7 @@ from tests.support.loopback import Loopback
 from tests.support.worlds import adder, questions, student
 
 webdriver = pytest.importorskip("selenium.webdriver")
+pytest.importorskip("selenium.webdriver.support.ui")
 pytest.importorskip("plotly")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -56,7 +57,8 @@ def chromium(tmp_path_factory: pytest.TempPathFactory, program: CompiledProgram)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
         driver.get(f"file://{folder / 'report.html'}")
-        assert driver.execute_script("return document.documentElement.dataset.ready") == "yes"
+        wait = webdriver.support.ui.WebDriverWait(driver, 60)
+        wait.until(lambda d: d.execute_script("return document.documentElement.dataset.ready") == "yes")
         yield driver
     finally:
         driver.quit()
