@@ -97,6 +97,18 @@ def show(program: Path, as_json: bool) -> None:
         click.echo("\n\n".join(map(str, programs)))
 
 
+@iapo.command(short_help="Write the report of a run as one HTML file.")
+@click.argument("run_dir", type=_LOG_DIR)
+@click.option("--output", type=_FILE, metavar="PATH", help="The file to write (default: report.html in RUN_DIR).")
+def report(run_dir: Path, output: Path | None) -> None:
+    """Write the findings of the run whose log_dir is RUN_DIR as one HTML file, which needs no network."""
+    from iapo_dspy.program.results.saved_results import result_of_run
+
+    path = output or run_dir / "report.html"
+    result_of_run(run_dir).report(path, title=f"Report of {run_dir.resolve().name}")
+    click.echo(str(path))
+
+
 @iapo.command(short_help="Compare algorithms where the truth is known.")
 @click.option(
     "--environment", required=True, help="synthetic-bernoulli or the like, or a recording (.npz, .parquet, .pkl)."

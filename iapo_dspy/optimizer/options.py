@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.baselines.triple import Triple
 from iapo_dspy.bandit.named import named
 from iapo_dspy.bandit.stops import StopMode
 from iapo_dspy.environments.live.progress import Progress
@@ -50,7 +51,11 @@ class Search:
     joint_limit: int = 32
 
     def __post_init__(self) -> None:
-        named(self.algorithm)
+        if isinstance(named(self.algorithm), Triple):
+            raise ConfigurationError(
+                f"algorithm={self.algorithm!r} looks at single completions only, and estimates nothing that a run "
+                "could report of other N. It takes part in `iapo simulate`; give another, such as 'auto' or 'psst'."
+            )
         if self.stopping not in ("confidence", "exact", None):
             raise ConfigurationError(
                 f'stopping={self.stopping!r}: give "confidence", "exact", or None to draw all N at once.'

@@ -16,4 +16,7 @@ def state_of(program: CompiledProgram) -> dict[str, Any]:
     for observations in state["evidence"]:
         for part in ("used", "once"):
             observations.get(part, {}).pop("seconds", None)
+    for row in (state.get("results") or {}).get("policy", ()):
+        for arm in (row, *(baseline["estimate"] for baseline in row.get("baselines") or ())):
+            arm.pop("seconds", None)
     return state

@@ -114,6 +114,20 @@ def test_a_saved_program_is_shown_without_its_code(tmp_path: Path) -> None:
     assert found["spent"]["completions"] == program.detailed_results.spent.completions
 
 
+def test_a_report_of_a_run_is_written_beside_its_ledger(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    run = tmp_path / "sums"
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=3)):
+        optimizers()(Preference("quality"), budget=60, log_dir=run).compile(student(), trainset=questions(10))
+    done = asked("report", str(run))
+    assert done.exit_code == 0 and done.stdout == f"{run / 'report.html'}\n"
+    assert "<title>Report of sums</title>" in (run / "report.html").read_text(encoding="utf-8")
+    assert asked("report", str(run), "--output", str(tmp_path / "r.html")).exit_code == 0
+    assert (tmp_path / "r.html").is_file()
+    refused = asked("report", str(tmp_path))
+    assert refused.exit_code == 2 and "has no program.json" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("path", sorted(FIXTURES.glob("*/program.json")), ids=lambda path: path.parent.name)
 def test_programs_of_earlier_versions_are_shown(path: Path) -> None:
     done = asked("show", str(path))

@@ -152,7 +152,7 @@ def test_what_cannot_be_searched_is_refused_before_any_call() -> None:
             optimizer(algorithm="psst").compile(TwoSteps(), trainset=questions(3))
         with pytest.raises(BudgetTooSmall, match="at least 9"):
             optimizer(budget=8).compile(TwoSteps(), trainset=questions(3))
-        with pytest.raises(ConfigurationError, match=r"\['answer'\]; the student has \['plan', 'ask'\]"):
+        with pytest.raises(ConfigurationError, match=r"predictor 'answer'; the student has \['plan', 'ask'\]"):
             optimizer().compile(TwoSteps(), trainset=questions(3), candidates={"answer": ["a"]})
         with pytest.raises(ConfigurationError, match="temperature 0"):
             optimizer(decoding=[*DECODINGS, Decoding(temperature=0.0)]).compile(TwoSteps(), trainset=questions(3))

@@ -24,7 +24,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def test_the_page_shows_each_picture_once():
-    assert sorted(SHOWN) == sorted(path.stem for path in (DOCS / "pictures").iterdir()) == sorted(SMALL)
+    drawn = {path.stem for path in (DOCS / "pictures").iterdir()} - {"frontier"}  # the README's
+    assert sorted(SHOWN) == sorted(drawn) == sorted(SMALL)
     assert all(path.suffix == ".svg" and path.stat().st_size < 60_000 for path in (DOCS / "pictures").iterdir())
 
 

@@ -77,6 +77,7 @@ def test_a_keyword_that_was_never_known_is_refused_with_the_nearest_one(given: s
     ("kind", "given", "message"),
     [
         (Search, {"algorithm": "unheard of"}, "algorithm='unheard of'"),
+        (Search, {"algorithm": "triple"}, "algorithm='triple' looks at single completions only"),
         (Search, {"stopping": "now"}, "stopping='now'"),
         (Search, {"cost_unit": 0.5}, r"give a Cost, .* Preference\(cost=\.\.\.\)"),
         (Search, {"proposers": "shorten"}, "proposers='shorten'"),
