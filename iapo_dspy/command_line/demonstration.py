@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Final
 
 import dspy
 
+from iapo_dspy.command_line.another_process import AnotherProcess
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS, Experiment, Row, TaskReport
 from iapo_dspy.demo.tasks import addition_task, splitting_task
 from iapo_dspy.errors import storing
+
+_KEPT: Final = 16_384  # completions; the held-out questions are asked with the same seeds again and again
 
 
 def show_demo(
@@ -31,7 +37,7 @@ def show_demo(
 
     Args:
         show: Called with each result.
-        say: Told of each step.
+        say: Told of each step. Another process may call it, so it must be a function of a module.
         path: Where the results are written as JSON; None writes none.
         model: The LM, as LiteLLM names it; None is the one that ships.
         api_base: Where it is served.
@@ -42,12 +48,16 @@ def show_demo(
     """
     logging.basicConfig(level=logging.ERROR)
     start = time.perf_counter()
-    show(_configure(model, api_base, seed))
+    experiments = {
+        name: _experiment(name, seed, scale, progress) for name in (("mv", "bon") if task == "both" else (task,))
+    }
+    apart = model is None and not progress and len(experiments) > 1 and (os.cpu_count() or 1) > 1
     reports = {}
-    for name in ("mv", "bon") if task == "both" else (task,):
-        experiment = _experiment(name, seed, scale, progress)
-        reports[name] = experiment.run(lambda line: say(f"... {line}"))
-        show(_shown(experiment, reports[name]))
+    with AnotherProcess(_found, "bon", seed, scale, say) if apart else nullcontext() as other:
+        show(_configure(model, api_base, seed))
+        for name, experiment in experiments.items():
+            reports[name] = _run(experiment, say) if other is None or name != "bon" else other.result()
+            show(_shown(experiment, reports[name]))
     if path is not None:
         data = {name: report.to_dict() for name, report in reports.items()}
         with storing(path):
@@ -56,11 +66,24 @@ def show_demo(
     show(f"{time.perf_counter() - start:.0f} s in all")
 
 
+def _found(name: str, seed: int, scale: float, say: Callable[[str], None]) -> TaskReport:
+    """Run one task in a process that does nothing else, on the LM that ships."""
+    logging.basicConfig(level=logging.ERROR)
+    _configure(None, None, seed)
+    return _run(_experiment(name, seed, scale, progress=False), say)
+
+
+def _run(experiment: Experiment, say: Callable[[str], None]) -> TaskReport:
+    return experiment.run(lambda line: say(f"... {line}"))
+
+
 def _configure(model: str | None, api_base: str | None, seed: int) -> str:
     """Configure DSPy's LM, and say which it is."""
     if model is None:
+        from iapo_dspy.demo.batching import shared_batcher
         from iapo_dspy.demo.provider import lm  # LiteLLM takes seconds to import
 
+        shared_batcher().keep(_KEPT)
         dspy.configure(lm=lm(seed=seed))
         return (
             "The LM is a real sampler of about one million parameters, made for this demo. It exercises the whole\n"

@@ -52,7 +52,7 @@ def iapo() -> None:
     help="Multiplies budgets and held-out questions.",
 )
 @click.option("--task", type=click.Choice(("mv", "bon", "both")), default="both", show_default=True)
-@click.option("--progress", is_flag=True, help="Show progress bars.")
+@click.option("--progress", is_flag=True, help="Show progress bars, one task after the other.")
 def demo(path: Path | None, api_base: str | None, model: str | None, **settings: Any) -> None:
     """Compile and compare with simple baselines, offline, on the language model that ships."""
     if api_base and not model:
@@ -61,9 +61,11 @@ def demo(path: Path | None, api_base: str | None, model: str | None, **settings:
         raise click.UsageError(f"--json: the folder of {path} does not exist")
     from iapo_dspy.command_line.demonstration import show_demo
 
-    show_demo(
-        click.echo, lambda line: click.echo(line, err=True), path=path, model=model, api_base=api_base, **settings
-    )
+    show_demo(click.echo, _say, path=path, model=model, api_base=api_base, **settings)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
 
 
 @iapo.command(short_help="Say what a script's compilation would take.")

@@ -9,9 +9,10 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Final
 
-from cachetools import cached
+from cachetools import LRUCache, cached
 
 from iapo_dspy.demo.blas import one_blas_thread
 from iapo_dspy.demo.engine import Engine
@@ -110,6 +111,17 @@ class Batcher:
         self._changed = threading.Condition()
         self._inbox: deque[tuple[GenerationRequest, Future[Generation]]] = deque()
         self._threads: list[threading.Thread] = []
+        self._kept: LRUCache[GenerationRequest, Generation] | None = None
+
+    def keep(self, completions: int) -> None:
+        """Keeps that many completions, the last ones used, and answers from them what is asked again.
+
+        A completion depends on its request, its seed and its index alone, so the answers are those that the model would
+        give. Without it, every request is work for the model.
+        """
+        with self._changed:
+            if self._kept is None:
+                self._kept = LRUCache(completions, getsizeof=lambda kept: len(kept.choices))
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         """Queues a request; the future's exception is `ContextLengthError` if the prompt is too long.
@@ -117,6 +129,13 @@ class Batcher:
         Cancelling the future takes the request out of the queue or the batch, until its last token is drawn.
         """
         future: Future[Generation] = Future()
+        if self._kept is not None:
+            with self._changed:
+                kept = self._kept.get(replace(request, n=1))
+            if kept is not None and len(kept.choices) >= request.n:
+                future.set_result(replace(kept, choices=kept.choices[: request.n]))
+                return future
+            future.add_done_callback(lambda done: self._keep(request, done))
         with self._changed:
             # After a fork the threads are gone in the child: is_alive is then false.
             self._threads = [t for t in self._threads if t.is_alive()]
@@ -126,6 +145,16 @@ class Batcher:
             self._inbox.append((request, future))
             self._changed.notify()
         return future
+
+    def _keep(self, request: GenerationRequest, done: Future[Generation]) -> None:
+        if self._kept is None or done.cancelled() or done.exception() is not None:
+            return
+        with self._changed:
+            key, made = replace(request, n=1), done.result()
+            before = self._kept.get(key)
+            fits = len(made.choices) <= self._kept.maxsize
+            if fits and (before is None or len(before.choices) < len(made.choices)):
+                self._kept[key] = made
 
     def _run(self) -> None:
         engine = Engine(self.model, slots=self._slots)

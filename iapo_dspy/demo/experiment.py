@@ -173,16 +173,16 @@ class Experiment:
         seconds: float,
     ) -> TaskReport:
         result: CompileResult = program.detailed_results
-        measured: dict[Any, tuple[float, float]] = {}
+        measured: dict[Any, Sequence[dspy.Prediction | AllCompletionsFailed]] = {}
 
         async def row(name: str, source: CompiledProgram, arm: Arm, preference: Preference) -> Row:
             """Measure one arm on every held-out question, and price it by this preference."""
-            # A vote does not depend on the preference, so one measurement of an arm serves all of them.
-            weights = preference.weights if self.task.objectives else None
+            # One completion, and a vote, are the same for every preference, so one measurement serves all of them.
+            weights = preference.weights if self.task.objectives and arm.n > 1 else None
             key = (id(source), arm, tuple((weights or {}).items()))
             if key not in measured:
-                measured[key] = await self._measure(with_arm(source, preference, arm), preference, heldout)
-            reward, used = measured[key]
+                measured[key] = await answers_of(with_arm(source, preference, arm), heldout)
+            reward, used = self._means(measured[key], preference, heldout)
             return Row(
                 name=name,
                 preference=str(preference.name),
@@ -217,21 +217,21 @@ class Experiment:
             seconds=seconds,
         )
 
-    async def _measure(
-        self, program: CompiledProgram, preference: Preference, heldout: Sequence[dspy.Example]
+    def _means(
+        self,
+        answers: Sequence[dspy.Prediction | AllCompletionsFailed],
+        preference: Preference,
+        heldout: Sequence[dspy.Example],
     ) -> tuple[float, float]:
-        """Call the program on every held-out question, as an application would; mean reward and output tokens."""
-        results = await asyncio.gather(*(program.acall(**e.inputs()) for e in heldout), return_exceptions=True)
+        """Return mean reward and mean output tokens of the answers to the held-out questions."""
         rewards, tokens = [], []
-        for example, prediction in zip(heldout, results, strict=True):
-            if isinstance(prediction, AllCompletionsFailed):  # no answer is a wrong answer
+        for example, answer in zip(heldout, answers, strict=True):
+            if isinstance(answer, AllCompletionsFailed):  # no answer is a wrong answer
                 rewards.append(0.0)
-                tokens.append(prediction.completion_tokens)
-            elif isinstance(prediction, BaseException):
-                raise prediction
+                tokens.append(answer.completion_tokens)
             else:
-                rewards.append(self._reward(example, prediction, preference))
-                tokens.append(prediction.iapo.completion_tokens)
+                rewards.append(self._reward(example, answer, preference))
+                tokens.append(answer.iapo.completion_tokens)
         return float(np.mean(rewards)), float(np.mean(tokens))
 
     def _reward(self, example: dspy.Example, prediction: dspy.Prediction, preference: Preference) -> float:
@@ -256,6 +256,17 @@ class Experiment:
             execution=Execution(progress=self.progress),
         )
         return optimizer.compile(self.task.student(), trainset=train)
+
+
+async def answers_of(
+    program: CompiledProgram, questions: Sequence[dspy.Example]
+) -> list[dspy.Prediction | AllCompletionsFailed]:
+    """Call a program on every question, as an application would; a call may fail because all completions did."""
+    results = await asyncio.gather(*(program.acall(**e.inputs()) for e in questions), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, AllCompletionsFailed):
+            raise result
+    return results
 
 
 def with_arm(program: CompiledProgram, preference: Preference, arm: Arm) -> CompiledProgram:
