@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,8 @@ class AnotherProcess(Generic[R]):
     def __enter__(self) -> AnotherProcess[R]:
         """Start the process."""
         blocks = hasattr(signal, "pthread_sigmask")  # not on Windows
+        if blocks:
+            resource_tracker.ensure_running()  # a start would start it, and unblocks SIGINT then
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
         try:
             self._process.start()  # the process keeps what is blocked
