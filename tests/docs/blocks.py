@@ -1,7 +1,8 @@
 """The code blocks of a page: Python and shell ones run in their order, and blocks of text are compared with the output.
 
 A page is run by Sybil. Blocks of one page share their names. A ``text`` block stands for what the block before it
-printed; ``...`` in it stands for any text. A comment ``<!-- skip: next, "reason" -->`` leaves the next block out.
+printed, and a ``log`` block for what it wrote on the standard error; ``...`` in them stands for any text. A comment
+``<!-- skip: next, "reason" -->`` leaves the next block out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from inspect import CO_COROUTINE
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from iapo_dspy.command_line.main import iapo
 
 ROOT = Path(__file__).parents[2]
 OWN = re.compile(r"iapo |python -m iapo_dspy")  # commands of this package
-PRINTED = " printed"  # a name that no page can take
+PRINTED, LOGGED = " printed", " logged"  # names that no page can take
 
 
 def run_python(example: Example) -> None:
@@ -39,12 +41,15 @@ def run_python(example: Example) -> None:
     tree = ast.parse(source, example.path)
     ast.increment_lineno(tree, example.line + example.parsed.line_offset)
     code = compile(tree, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(io.StringIO()) as logged,
+    ):
         if code.co_flags & CO_COROUTINE:
             asyncio.run(eval(code, example.namespace))
         else:
             exec(code, example.namespace)
-    example.namespace[PRINTED] = printed.getvalue()
+    example.namespace.update({PRINTED: printed.getvalue(), LOGGED: logged.getvalue()})
 
 
 def run_shell(example: Example) -> None:
@@ -64,12 +69,13 @@ def run_shell(example: Example) -> None:
         assert status == 0, f"{command}\n{output}"
         printed.append(output)
     example.namespace[PRINTED] = "".join(printed)
+    example.namespace.pop(LOGGED, None)
 
 
-def compare(example: Example) -> str | None:
-    """Compare a block of text with what the block before it printed."""
+def compare(example: Example, stream: str = PRINTED) -> str | None:
+    """Compare a block of text with what the block before it printed, or a log with its standard error."""
     expected = example.parsed.rstrip() + "\n"
-    printed = example.namespace.get(PRINTED)
+    printed = example.namespace.get(stream)
     if printed is None:
         return f"{example.path}:{example.line}: no block that prints stands before this text"
     shown = "\n".join(line.rstrip() for line in printed.splitlines()).rstrip() + "\n"
@@ -83,6 +89,7 @@ PAGES = Sybil(
         CodeBlockParser(language="python", evaluator=run_python),
         CodeBlockParser(language="bash", evaluator=run_shell),
         CodeBlockParser(language="text", evaluator=compare),
+        CodeBlockParser(language="log", evaluator=partial(compare, stream=LOGGED)),
         SkipParser(),
     ],
     path=str(ROOT),

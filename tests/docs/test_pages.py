@@ -29,6 +29,7 @@ NEEDED = {
     "docs/how-to/mlflow.md": ("mlflow", "wandb"),
     "docs/how-to/simulate.md": ("matplotlib",),
     "docs/reference/candidates.md": ("optuna",),
+    "docs/tutorial.md": ("fastapi", "plotly"),
 }
 ALONE = {"docs/tutorial.md", "docs/index.md"}  # pages that begin by themselves
 
