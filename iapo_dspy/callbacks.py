@@ -35,19 +35,23 @@ class MLflowCallback:
 
     def __init__(self) -> None:
         with _needed("mlflow", "MLflowCallback"):
-            import mlflow
-        self._mlflow = mlflow
-        self._own = False
+            import mlflow  # noqa: F401
+        self._own = self._started = False
 
     def __call__(self, event: Event) -> None:
         """Log an event."""
-        mlflow = self._mlflow
+        import mlflow
+
         if isinstance(event, RunStarted):
+            self._started = False
             self._own = mlflow.active_run() is None
             if self._own:
                 mlflow.start_run()
             given = {name: value for name, value in event.settings.items() if value is not None}
+            self._started = True
             mlflow.log_params({name: str(value)[:_LONGEST_PARAM] for name, value in given.items()})
+        elif not self._started:  # what MLflow logs without a run opens one, which nothing would end
+            return
         elif isinstance(event, RoundEnded):
             mlflow.log_metrics(round_metrics(event), step=event.round)
         elif isinstance(event, PromptsProposed):
@@ -61,6 +65,7 @@ class MLflowCallback:
                 if event.summary:
                     mlflow.log_text(event.summary, "iapo_result.txt")
             finally:
+                self._started = False
                 if self._own:
                     ended = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
                     mlflow.end_run(status=ended[event.status])
@@ -80,8 +85,7 @@ class WandbCallback:
 
     def __init__(self, **init: Any) -> None:
         with _needed("wandb", "WandbCallback"):
-            import wandb
-        self._wandb = wandb
+            import wandb  # noqa: F401
         self._init = init
         self._run: Any = None
         self._own = False
@@ -89,7 +93,8 @@ class WandbCallback:
 
     def __call__(self, event: Event) -> None:
         """Log an event."""
-        wandb = self._wandb
+        import wandb
+
         if isinstance(event, RunStarted):
             self._own, self._written = wandb.run is None, []
             self._run = wandb.init(**self._init) if self._own else wandb.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -65,7 +66,7 @@ class Search:
                 f"cost_unit={self.cost_unit!r}: give a Cost, such as Cost(usd=1); the weight of costs is "
                 "Preference(cost=...)."
             )
-        read_proposers(self.proposers)
+        object.__setattr__(self, "proposers", read_proposers(self.proposers))  # an iterator is read once
         check_whole("joint_limit", self.joint_limit, least=1)
 
 
@@ -108,17 +109,24 @@ class Execution:
         if not (is_number(self.outage_patience) and self.outage_patience >= 0):
             raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
         BatchAPI.of(self.batch)
-        callbacks = self.callbacks
-        wrong = not isinstance(callbacks, Iterable) or [c for c in callbacks if isinstance(c, type) or not callable(c)]
-        if wrong:
+        if not isinstance(self.progress, bool) and not callable(self.progress):
+            raise ConfigurationError(f"progress={self.progress!r}: give True or False.")
+        found = tuple(self.callbacks) if isinstance(self.callbacks, Iterable) else None
+        if found is None or any(map(_is_no_callback, found)):
             raise ConfigurationError(
-                f"callbacks={callbacks!r}: give a list of functions of one event, such as [MLflowCallback()]."
+                f"callbacks={self.callbacks!r}: give a list of functions of one event, such as [MLflowCallback()]; "
+                "classes and async functions are not called."
             )
+        object.__setattr__(self, "callbacks", found)  # an iterator is read once
         default, field = self.default_preference, self.preference_field
         if default is not None and not isinstance(default, str):
             raise ConfigurationError(f"default_preference={default!r}: give the name of a preference.")
         if field is not None and not (isinstance(field, str) and field.isidentifier()):
             raise ConfigurationError(f"preference_field={field!r}: give a keyword, or None.")
+
+
+def _is_no_callback(given: Any) -> bool:
+    return isinstance(given, type) or not callable(given) or inspect.iscoroutinefunction(given)
 
 
 OLD_NAMES = {"cost": "cost_unit"}  # settings that have another name today

@@ -113,7 +113,9 @@ class Settings:
         Raises:
             ConfigurationError: An argument that cannot be used; the message says which and why.
         """
-        for options in (search, execution):
+        for name, options, kind in (("search", search, Search), ("execution", execution, Execution)):
+            if not isinstance(options, kind):
+                raise ConfigurationError(f"{name}={options!r}: give {kind.__name__}(...), or leave it out.")
             given |= {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
         if callable(given["progress"]):
             warnings.warn(

@@ -327,10 +327,15 @@ class CompiledProgram(Alternatives):
             f"({[p.name for p in data.preferences]}) or a Preference(cost=...)."
         )
 
-    def _repr_html_(self) -> str:
-        """Return the arms for a notebook: the results of the run, or what the policy says where these are not kept."""
+    def _repr_html_(self) -> str | None:
+        """Return the arms for a notebook: the results of the run, or what the policy says where these are not kept.
+
+        None before it is compiled: then the notebook shows its text.
+        """
         if isinstance(self.detailed_results, CompileResult):
             return self.detailed_results._repr_html_()
+        if self.policy.empty:
+            return None
         data = self.policy.ready
         lines = (
             Line(cells=(str(p), str(arm.n), data.prompts[arm.prompt].label))
@@ -375,8 +380,9 @@ class CompiledProgram(Alternatives):
         preference = self._resolve(asked)
         if args:
             kwargs = {**_names(table.student, args), **kwargs}
-        known = {*_keywords(table.student), *([table.preference_field] if table.preference_field else [])}
-        for name in kwargs.keys() - known:
+        inputs = _keywords(table.student)
+        known = {*(inputs or ()), *([table.preference_field] if table.preference_field else [])}
+        for name in kwargs.keys() - known if inputs is not None else ():
             if near := nearest(name, known - kwargs.keys(), least=0.8):
                 raise ConfigurationError(f"The program has no input {name!r}.{near}")
         chosen = table.solver.choose(preference)
@@ -394,10 +400,13 @@ class CompiledProgram(Alternatives):
         )
 
 
-def _keywords(student: dspy.Module) -> set[str]:
-    """Return the names that a call of the student knows."""
+def _keywords(student: dspy.Module) -> set[str] | None:
+    """Return the names that a call of the student knows; None where its `forward` takes any name."""
     forward = inspect.signature(type(student).forward).parameters
-    return {*forward, *(Student(student).input_fields or ())} - {"self"}
+    fields = Student(student).input_fields
+    if fields is None and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in forward.values()):
+        return None
+    return {*forward, *(fields or ())} - {"self"}
 
 
 def _names(student: dspy.Module, args: tuple[Any, ...]) -> dict[str, Any]:

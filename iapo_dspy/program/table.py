@@ -76,6 +76,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         return self._solver
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing has been compiled or loaded yet."""
+        return self._solver is None
+
+    @property
     def ready(self) -> CompiledPolicy:
         """The policy; raises as `solver` does."""
         return self.solver.policy

@@ -30,6 +30,8 @@ def described(student: dspy.Module) -> dict[str, str] | None:
     inputs, answers = (list(side) for side in sides)
     if not all(_is_plain(annotation) for _, annotation in (*inputs, *answers)):
         return None
+    if predictors[0].config or any(f.metadata or not f.is_required() for f in signature.fields.values()):
+        return None  # a temperature, a bound or a default would be lost
     text = " -> ".join(", ".join(f"{n}: {_spelled(a)}" for n, a in side) for side in (inputs, answers))
     found = {"class": name, "signature": text}
     again = student_from(found)

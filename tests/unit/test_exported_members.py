@@ -55,7 +55,7 @@ def test_a_module_for_users_has_all_names_of_the_folder_behind_it(facade: Module
 
 def test_the_root_has_about_twenty_five_names_and_the_others_are_in_modules_of_their_own() -> None:
     assert len(iapo_dspy.__all__) <= 30
-    for name in ("errors", "objectives", "metrics", "ledger", "proposers", "events", "callbacks"):
+    for name in ("errors", "objectives", "metrics", "ledger", "proposers", "events", "callbacks", "demo"):
         assert importlib.import_module(f"iapo_dspy.{name}") is getattr(iapo_dspy, name)
 
 

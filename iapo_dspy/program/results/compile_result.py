@@ -441,11 +441,15 @@ class CompileResult:
 
         Raises:
             ImportError: matplotlib is not installed.
+            ConfigurationError: `x` is not a cost.
             UnknownPreference: No preference of that name was compiled.
         """
         asked = self._asked(preference)
         context = self.compiled.preferences.index(asked)
-        cost = {"tokens": self.tokens, "usd": self.usd, "seconds": self.seconds, "cost": self.costs}[x]
+        costs = {"tokens": self.tokens, "usd": self.usd, "seconds": self.seconds, "cost": self.costs}
+        if x not in costs:
+            raise ConfigurationError(f"plot_frontier({x!r}): give one of {', '.join(map(repr, costs))}.")
+        cost = costs[x]
         weights = asked.vector(self.strategy.objectives)
         alike = [r for r in self.policy if np.array_equal(r.preference.vector(self.strategy.objectives), weights)]
         marked = {str(r.preference.name): (v, r.reward) for r in alike if (v := getattr(r, x)) is not None}
@@ -468,13 +472,16 @@ class CompileResult:
 
         Raises:
             ImportError: matplotlib is not installed.
-            ConfigurationError: A prompt or the preference does not exist.
+            ConfigurationError: A prompt does not exist.
+            UnknownPreference: No preference of that name was compiled.
         """
         if prompts is None:
-            context = 0 if preference is None else [r.preference.name for r in self.policy].index(preference)
+            names = [r.preference.name for r in self.policy]
+            context = names.index(self._asked(preference).name) if preference is not None else 0
             largest = np.where(np.isnan(self.reward[context]), -np.inf, self.reward[context]).max(axis=1)
             prompts = [p for p in np.argsort(-largest, kind="stable")[:6].tolist() if np.isfinite(largest[p])]
-        curves = {f"{p}: {self.labels[p]}": self.curve(p, preference) for p in prompts}
+        found = [(p, self.curve(p, preference)) for p in prompts]  # which refuses prompts that are not there
+        curves = {f"{p}: {self.labels[p]}": curve for p, curve in found}
         return draw_curves(new_axes() if ax is None else ax, curves)
 
     def plot_rounds(self, ax: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy import CompiledProgram, MajorityVote, Preference
+from iapo_dspy import Budget, CompiledProgram, Cost, Decoding, MajorityVote, Preference
 from iapo_dspy.callbacks import MLflowCallback
-from iapo_dspy.errors import AllCompletionsFailed, TooManyErrors
+from iapo_dspy.errors import AllCompletionsFailed, BudgetTooSmall, TooManyErrors
 from iapo_dspy.events import Event, RoundEnded
 from iapo_dspy.types import Arm
 from tests.support.compiling import optimizers
@@ -107,6 +108,21 @@ def test_a_run_that_fails_is_logged_as_failed(store: None) -> None:
             optimizer(callbacks=[MLflowCallback()]).compile(student(), trainset=questions(8))
     (run,) = mlflow.search_runs(output_format="list")
     assert run.info.status == "FAILED" and run.data.metrics["spent/requests"] > 0
+
+
+def test_a_run_that_never_began_leaves_none_open(store: None) -> None:
+    callback = MLflowCallback()
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        compiler = optimizer(
+            candidates=[QUICK, CAREFUL],
+            budget=Budget(usd=1e-9),
+            callbacks=[copy.deepcopy(callback)],
+            cost_unit=Cost(usd_per_million=(1.0, 4.0)),
+            decoding=Decoding(max_tokens=50),
+        )
+        with pytest.raises(BudgetTooSmall):
+            compiler.compile(dspy.Predict("question -> answer"), trainset=questions(8))
+    assert mlflow.active_run() is None and not mlflow.search_runs(output_format="list")
 
 
 def test_nothing_is_logged_where_it_was_not_asked_for(store: None) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from iapo_dspy import IAPO, CompiledProgram, Execution, MajorityVote, Objective, WeightedVote
 from iapo_dspy.errors import ConfigurationError, LabelRequired
+from iapo_dspy.types import Arm
+from tests.support.deployed import deploy
 from tests.support.loopback import Loopback
 from tests.support.worlds import CAREFUL, LAZY, QUICK, TwoSteps, adder, after_reasoning, exact, questions, student
 
@@ -81,3 +83,22 @@ def test_a_typo_in_a_call_is_refused_before_the_first_call() -> None:
             program(qestion="1 + 2")
         assert server.requests == before
         assert program(question="1 + 2", preference="thrifty").answer
+
+
+class AnyField(dspy.Module):
+    """Takes whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = dspy.Predict("question, reference -> answer")
+
+    def forward(self, **fields: Any) -> dspy.Prediction:
+        return self.ask(**fields)
+
+
+def test_a_student_that_takes_any_field_is_not_told_which_ones_it_has() -> None:
+    train = [dspy.Example(question="1 + 1", reference="2", answer="2").with_inputs("question", "reference")]
+    arms = {"quality": Arm(prompt=0, n=1)}
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=3)):
+        program = deploy(AnyField(), MajorityVote("answer"), [{"ask": QUICK}], arms, train=train)
+        assert program(question="1 + 3", reference="4", preference="quality").answer == "4"

@@ -145,7 +145,11 @@ def test_a_function_of_progress_is_told_where_it_belongs_today() -> None:
     assert found[0].filename == __file__
 
 
-@pytest.mark.parametrize("wrong", [print, [3], [OSError]], ids=repr)
+async def later(event: Event) -> None:
+    """Would never be awaited."""
+
+
+@pytest.mark.parametrize("wrong", [print, [3], [OSError], [later]], ids=repr)
 def test_callbacks_are_a_list_of_functions(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="give a list of functions of one event"):
         Execution(callbacks=wrong)

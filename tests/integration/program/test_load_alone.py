@@ -51,7 +51,32 @@ def test_a_plain_predictor_is_made_again_from_json(kind: Any, signature: Any) ->
     assert fields[0] == fields[1]
 
 
-@pytest.mark.parametrize("module", [dspy.Predict(Pictured), Own("question -> answer"), TwoSteps()])
+class Bounded(dspy.Signature):
+    """Rate."""
+
+    question: str = dspy.InputField()
+    share: float = dspy.OutputField(le=1.0)
+
+
+class Filled(dspy.Signature):
+    """Look."""
+
+    question: str = dspy.InputField(default="why?")
+    answer: str = dspy.OutputField()
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        dspy.Predict(Pictured),
+        Own("question -> answer"),
+        TwoSteps(),
+        dspy.Predict("question -> answer", temperature=0.2),
+        dspy.ChainOfThought("question -> answer", max_tokens=50),
+        dspy.Predict(Bounded),
+        dspy.Predict(Filled),
+    ],
+)
 def test_what_plain_text_cannot_describe_is_not_described(module: dspy.Module) -> None:
     assert described(module) is None
 

@@ -168,3 +168,17 @@ def test_plots_are_of_the_results(result: CompileResult) -> None:
     assert result.rounds is not None
     assert [bar.get_height() for bar in rounds.patches] == [r.completions for r in result.rounds]
     matplotlib.pyplot.close("all")
+
+
+def test_plots_say_what_is_not_there(result: CompileResult) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(UnknownPreference, match="qualty"):
+        result.plot_curves(preference="qualty")
+    with pytest.raises(ConfigurationError, match="there are 4 prompts"):
+        result.plot_curves([99])
+    with pytest.raises(ConfigurationError, match="give one of 'tokens', 'usd'"):
+        result.plot_frontier("dollars")  # type: ignore[arg-type]
+
+
+def test_a_program_that_was_not_compiled_is_shown_as_text() -> None:
+    assert CompiledProgram(student())._repr_html_() is None

@@ -13,6 +13,7 @@ from iapo_dspy import IAPO, BatchAPI, Budget, Cost, Execution, MajorityVote, Pre
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.events import Event
 from tests.support.worlds import exact
 
 WRITER = proposers.Shorten()
@@ -143,3 +144,24 @@ def test_what_is_set_later_is_read_as_it_is_when_the_optimizer_is_built() -> Non
     assert (made.budget, made.auto, made.max_n) == (Budget(500), None, 16)
     made.auto = "light"
     assert (made.budget, made.max_n) == (Budget(1_500), 8)
+
+
+def test_iterators_are_read_once() -> None:
+    heard: list[Event] = []
+    execution = Execution(callbacks=(f for f in [heard.append]))  # type: ignore[arg-type]
+    assert IAPO(metric=exact, execution=execution).settings.callbacks == (heard.append,)
+    search = Search(proposers=iter([WRITER]))  # type: ignore[arg-type]
+    assert IAPO(metric=exact, search=search).settings.proposers == (WRITER,)
+
+
+@pytest.mark.parametrize("place", ["search", "execution"])
+@pytest.mark.parametrize("wrong", [None, {"algorithm": "psst"}, Search, Execution, "psst"], ids=repr)
+def test_options_that_are_something_else_are_refused(place: str, wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{place}=.*: give {place.title()}\(\.\.\.\), or leave it out"):
+        IAPO(metric=exact, **{place: wrong})
+
+
+@pytest.mark.parametrize("wrong", [None, "no", 3])
+def test_progress_is_true_or_false(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="give True or False"):
+        Execution(progress=wrong)
