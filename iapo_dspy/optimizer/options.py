@@ -130,6 +130,14 @@ def _is_no_callback(given: Any) -> bool:
 
 
 OLD_NAMES = {"cost": "cost_unit"}  # settings that have another name today
+OTHER_NAMES = {
+    "reflection_lm": "prompt_model",
+    "task_model": "lms",
+    "max_metric_calls": "budget",
+    "max_full_evals": "budget",
+    "reward_fn": "metric",
+    "N": "max_n",
+}  # what other optimizers of DSPy call it -> its name here
 
 
 def with_old_keywords(
@@ -150,7 +158,8 @@ def with_old_keywords(
     places = {f.name for kind in (Search, Execution) for f in fields(kind)}
     for name in old:
         if OLD_NAMES.get(name, name) not in places:
-            raise ConfigurationError(f"IAPO(...) has no parameter {name!r}.{nearest(name, {*known, *places})}")
+            here = f" Use {OTHER_NAMES[name]!r}." if name in OTHER_NAMES else nearest(name, {*known, *places})
+            raise ConfigurationError(f"IAPO(...) has no parameter {name!r}.{here}")
     if not old:
         return search, execution
     searching = {f.name: today[f.name] for f in fields(Search) if f.name in today}

@@ -27,6 +27,7 @@ NEEDED = {
     "docs/how-to/deploy-with-fastapi.md": ("fastapi",),
     "docs/how-to/langchain.md": ("langchain_core",),
     "docs/how-to/mlflow.md": ("mlflow", "wandb"),
+    "docs/how-to/read-the-results.md": ("matplotlib", "plotly"),
     "docs/how-to/simulate.md": ("matplotlib",),
     "docs/reference/candidates.md": ("optuna",),
     "docs/tutorial.md": ("fastapi", "plotly"),

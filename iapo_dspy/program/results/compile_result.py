@@ -369,7 +369,8 @@ class CompileResult:
             preference: Its weights of the objectives count; None is the program's default.
 
         Raises:
-            ConfigurationError: Nothing is given, a number is not > 0, or no arm takes so little.
+            ConfigurationError: Nothing is given, a number is not > 0, the dollars or seconds of calls are not known, or
+                no arm takes so little.
             UnknownPreference: No preference of that name was compiled.
         """
         limits = {k: v for k, v in {"usd": usd, "tokens": tokens, "seconds": seconds}.items() if v is not None}
@@ -380,7 +381,13 @@ class CompileResult:
         kept = [a for a in arms if all((v := getattr(a, k)) is not None and v <= most for k, most in limits.items())]
         if not kept:
             known = {k: [v for a in arms if (v := getattr(a, k)) is not None] for k in limits}
-            least = ", ".join(f"{k}={min(v):.3g}" if v else f"{k} is not known" for k, v in known.items())
+            unknown = [k for k, v in known.items() if not v]
+            if unknown:
+                price = " Give the price of the LM: program.reprice((0.15, 0.60)).detailed_results."
+                raise ConfigurationError(
+                    f"at({said}): {' and '.join(unknown)} of a call is not known.{price if 'usd' in unknown else ''}"
+                )
+            least = ", ".join(f"{k}={min(v):.3g}" for k, v in known.items())
             raise ConfigurationError(f"at({said}): no arm takes so little. The least that a call takes: {least}.")
         return max(kept, key=lambda a: (a.reward, -a.cost))
 

@@ -130,7 +130,7 @@ def _left(row: PreferenceResult, by: str) -> str:
     assert found is not None
     start = f"{row.preference.name or ''}: the prompt that {by} wrote gains {found.gain:.3f} over the best given one"
     if not found.queries:
-        return f"{start}, and no other question tells how much of it is luck: the given one is taken"
+        return f"{start}, but no question was left to confirm it: the given one is taken. Give a larger budget"
     error = "" if math.isnan(found.standard_error) else f" (standard error {found.standard_error:.3f})"
     where = f"{found.queries} question{'s' * (found.queries > 1)} that no writer has read"
     left = f"{start}, {found.left:.3f}{error} on {where}"

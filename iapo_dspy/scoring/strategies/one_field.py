@@ -58,9 +58,11 @@ class OneField:
         if self._field is None:
             found = [name for name in outputs if name != "reasoning"] or list(outputs)
             if len(found) != 1:
+                kind = type(self).__name__
+                ways = " or ".join(f"{kind}({name!r})" for name in found) or f"{kind}('answer')"
                 raise ConfigurationError(
-                    f"{self._what}: the student has the output fields {found}. Name the one to vote on: "
-                    f"{type(self).__name__}({found[-1] if found else 'answer'!r})."
+                    f"{self._what}: the student has the output fields {found}. Name the one that your metric compares: "
+                    f"{ways}."
                 )
             twin._field = found[0]
         return twin

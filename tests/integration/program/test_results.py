@@ -106,6 +106,14 @@ def test_the_best_arm_at_a_price_keeps_it(result: CompileResult, unit: str) -> N
         result.at()
 
 
+def test_dollars_that_are_not_known_are_not_too_many() -> None:
+    with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
+        unpriced = optimizers(budget=40)(candidates=[student()]).compile(student(), trainset=questions(10))
+    with pytest.raises(ConfigurationError, match=r"at\(usd=1\): usd of a call is not known\. .* program\.reprice"):
+        unpriced.detailed_results.at(usd=1)
+    assert unpriced.reprice((1.0, 4.0)).detailed_results.at(usd=1).usd < 1
+
+
 def test_an_arm_of_the_results_can_be_deployed(program: CompiledProgram, result: CompileResult, tmp_path: Path) -> None:
     found = result.at(tokens=float(result.tokens[1, 1]) + 0.5)
     fixed = program.with_arm(found)

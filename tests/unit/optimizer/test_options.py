@@ -14,6 +14,7 @@ from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.events import Event
+from iapo_dspy.optimizer.options import OTHER_NAMES
 from tests.support.worlds import exact
 
 WRITER = proposers.Shorten()
@@ -72,6 +73,13 @@ def test_a_keyword_that_was_never_known_is_refused_with_the_nearest_one(given: s
         IAPO(**settings)
     with pytest.raises(ConfigurationError, match=r"no parameter 'zzz'\.$"):
         IAPO(metric=exact, zzz=1)
+
+
+def test_a_keyword_of_another_optimizer_is_refused_with_its_name_here() -> None:
+    with pytest.raises(ConfigurationError, match=r"no parameter 'reflection_lm'\. Use 'prompt_model'\."):
+        IAPO(metric=exact, reflection_lm=None)
+    parameters = {*inspect.signature(IAPO).parameters, *(f.name for f in dataclasses.fields(Search))}
+    assert set(OTHER_NAMES.values()) <= parameters and not set(OTHER_NAMES) & parameters
 
 
 @pytest.mark.parametrize(

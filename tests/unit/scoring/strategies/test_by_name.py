@@ -54,6 +54,12 @@ def test_the_type_of_the_field_that_is_found_is_checked() -> None:
         MajorityVote().check_student(["question"], {"thing": Callable})
 
 
+def test_a_vote_that_could_read_several_fields_names_each_of_them() -> None:
+    ways = r"\['category', 'urgency'\]. .* MajorityVote\('category'\) or MajorityVote\('urgency'\)"
+    with pytest.raises(ConfigurationError, match=ways):
+        fitted(MajorityVote(), {"category": str, "reasoning": str, "urgency": str})
+
+
 def test_names() -> None:
     assert strategy_of("majority", right).to_dict() == MajorityVote().to_dict()
     best = strategy_of("best_of_n", brief)
