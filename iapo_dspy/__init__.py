@@ -135,20 +135,22 @@ _MOVED = {  # names that stood here in version 0.1 -> their module
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is first used; one that has moved gives a `DeprecationWarning`."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        found: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = found
-        return found
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = f"iapo_dspy.{_MOVED[name]}"
-    warnings.warn(f"iapo_dspy.{name} is {place}.{name} today.", DeprecationWarning, stacklevel=2)
-    moved: object = getattr(importlib.import_module(place), name)
-    return moved
+if not typing.TYPE_CHECKING:  # with this function, type checkers would take any name for a public one
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used; one that has moved gives a `DeprecationWarning`."""
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name in _HOME:
+            found: object = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+            globals()[name] = found
+            return found
+        if name not in _MOVED:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        place = f"iapo_dspy.{_MOVED[name]}"
+        warnings.warn(f"iapo_dspy.{name} is {place}.{name} today.", DeprecationWarning, stacklevel=2)
+        moved: object = getattr(importlib.import_module(place), name)
+        return moved
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
 """The public names: complete, importable, in order, and each with words a user can read."""
 
+import ast
 import importlib
 import inspect
 from types import ModuleType
@@ -69,4 +70,9 @@ def test_a_name_that_has_left_the_root_is_still_found_there(name: str) -> None:
 
 def test_a_name_that_never_was_there_is_not_found() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
-        _ = iapo_dspy.Nothing
+        _ = iapo_dspy.Nothing  # type: ignore[attr-defined]
+
+
+def test_type_checkers_do_not_take_any_name_for_a_public_one() -> None:
+    module = ast.parse(inspect.getsource(iapo_dspy))
+    assert not any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in module.body)

@@ -213,7 +213,7 @@ class CompileResult:
         )
         page = page_html(data)
         with storing(path), whole_file(path) as part:
-            part.write_text(page, encoding="utf-8")
+            part.write_text(page, encoding="utf-8", errors="replace")  # an LM may write half a character
 
     @property
     def table(self) -> Table:

@@ -190,3 +190,9 @@ def test_plots_say_what_is_not_there(result: CompileResult) -> None:
 
 def test_a_program_that_was_not_compiled_is_shown_as_text() -> None:
     assert CompiledProgram(student())._repr_html_() is None
+
+
+def test_half_a_character_does_not_keep_a_report_from_being_written(result: CompileResult, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    result.report(tmp_path / "report.html", title="Sums \ud83d")
+    assert "<title>Sums ?</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
