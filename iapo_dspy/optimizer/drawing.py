@@ -92,62 +92,63 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
         id_of = prompt_ids(plan)
         ledger, restored = _ledger(plan, id_of, watch)
         stack.callback(ledger.close)
-        given = len(plan.held_out)
-        plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
-        if left := given - len(plan.held_out):
-            logger.warning(
-                "%d of the %d examples of the valset were read by those who wrote prompts in earlier runs of %s. A "
-                "prompt may hold their answers, so they are left out: the chosen arms are measured on %d examples%s.",
-                left, given, settings.log_dir, given - left, "" if given > left else " of the trainset instead",
-            )  # fmt: skip
-        id_of = prompt_ids(plan)
-        if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
-            plan = replace(plan, unit=None, as_it_is=None, older=True)
-        starts_from_evidence = takes_all(plan)
-        if starts_from_evidence:
-            plan = _beside_evidence(plan, ledger, id_of)
-        elif ledger.has_unit:
-            plan = plan.without_student()
-        meter = Meter(
-            settings.budget,
-            spent=_spent_before(ledger.spent),
-            others=ledger.others,
-            stored=sum(map(len, ledger.own.values())),
-        )
-        watch.spent = lambda: meter.spent
-        watch.tell(_started(plan, restored))
-        sampler = Sampler(
-            max_concurrency=settings.num_threads,
-            meter=meter,
-            seed=settings.seed,
-            rollout_timeout=settings.rollout_timeout,
-            outage_patience=settings.outage_patience,
-            prices=settings.cost_unit.prices,
-        )
-        tries = writing = None
-        if plan.writing is not None:
-            tries, writing = Tries(plan.writing.read), MeteredWriting(plan.writing.lm, sampler, ledger)
-        prompts = LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of, room=plan.room)
-        environment = LiveEnvironment(
-            prompts=prompts,
-            examples=plan.examples + plan.held_out,
-            strategy=plan.strategy,
-            metric=settings.metric,
-            sampler=sampler,
-            meter=meter,
-            ledger=ledger,
-            max_errors=settings.max_errors,
-            progress=watch.tell,
-            cost=settings.cost_unit,
-            unit=plan.unit,
-            batch=settings.batch,
-            equal=EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),
-            stored_only=starts_from_evidence and ledger.answered,
-            tries=tries,
-        )
-        stack.callback(environment.close, finished=False)
-        rounds = Rounds(watch, meter, environment, resumed=restored > 0)
+        environment: LiveEnvironment | None = None
         try:
+            given = len(plan.held_out)
+            plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
+            if left := given - len(plan.held_out):
+                logger.warning(
+                    "%d of the %d examples of the valset were read by those who wrote prompts in earlier runs of %s. "
+                    "A prompt may hold their answers, so they are left out: the arms are measured on %d examples%s.",
+                    left, given, settings.log_dir, given - left, "" if given > left else " of the trainset instead",
+                )  # fmt: skip
+            id_of = prompt_ids(plan)
+            if ledger.about is not None and "unit" not in ledger.about:  # of an older version: costs and pulls stay
+                plan = replace(plan, unit=None, as_it_is=None, older=True)
+            starts_from_evidence = takes_all(plan)
+            if starts_from_evidence:
+                plan = _beside_evidence(plan, ledger, id_of)
+            elif ledger.has_unit:
+                plan = plan.without_student()
+            meter = Meter(
+                settings.budget,
+                spent=_spent_before(ledger.spent),
+                others=ledger.others,
+                stored=sum(map(len, ledger.own.values())),
+            )
+            watch.spent = lambda: meter.spent
+            watch.tell(_started(plan, restored))
+            sampler = Sampler(
+                max_concurrency=settings.num_threads,
+                meter=meter,
+                seed=settings.seed,
+                rollout_timeout=settings.rollout_timeout,
+                outage_patience=settings.outage_patience,
+                prices=settings.cost_unit.prices,
+            )
+            tries = writing = None
+            if plan.writing is not None:
+                tries, writing = Tries(plan.writing.read), MeteredWriting(plan.writing.lm, sampler, ledger)
+            prompts = LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of, room=plan.room)
+            environment = LiveEnvironment(
+                prompts=prompts,
+                examples=plan.examples + plan.held_out,
+                strategy=plan.strategy,
+                metric=settings.metric,
+                sampler=sampler,
+                meter=meter,
+                ledger=ledger,
+                max_errors=settings.max_errors,
+                progress=watch.tell,
+                cost=settings.cost_unit,
+                unit=plan.unit,
+                batch=settings.batch,
+                equal=EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),
+                stored_only=starts_from_evidence and ledger.answered,
+                tries=tries,
+            )
+            stack.callback(environment.close, finished=False)
+            rounds = Rounds(watch, meter, environment, resumed=restored > 0)
             if starts_from_evidence:
                 plan = plan.knowing(environment.recall(len(plan.prompts), len(plan.examples)))
             plan = planned(plan, environment, meter, ledger)
@@ -158,7 +159,8 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
             environment.close(finished=environment.verdict is None)
         except KeyboardInterrupt:
             watch.close()
-            _warn_of_the_end(settings, meter.spent.completions, environment.running_jobs)
+            jobs = environment.running_jobs if environment is not None else ()
+            _warn_of_the_end(settings, watch.spent().completions, jobs)
             raise
     failures, tokens = environment.failures, environment.output_tokens
     drawn = np.arange(len(plan.prompts)) if outcome.prompts is None else outcome.prompts

@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
 
+from iapo_dspy import Preference
+from iapo_dspy.optimizer import drawing
+from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import adder
+from tests.support.worlds import adder, questions, student
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = f"""
@@ -85,3 +89,19 @@ def test_ctrl_c_stops_soon_with_one_line_and_the_run_can_go_on(phase: str, tmp_p
         assert done.returncode == 0 and "restored" in done.stderr, done.stderr
         total = (tmp_path / "ledger.jsonl").read_text().count('"kind":"completion"')
         assert server.completions - before == total - stored
+
+
+def test_the_line_also_comes_before_the_first_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The signal may come while the run looks at what its ledger has."""
+
+    def interrupted(plan: Any) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, "takes_all", interrupted)
+    with Loopback(adder) as server, dspy.context(lm=server.lm()), pytest.raises(KeyboardInterrupt):
+        optimizers(log_dir=tmp_path / "run")(Preference("quality")).compile(student(), trainset=questions(5))
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"Stopped by the user after 0 completions. They are kept in {tmp_path / 'run'}; compile again to go on."
+    ]
