@@ -42,7 +42,8 @@ def test_a_run_is_logged_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             seen.update(summary=dict(wandb.run.summary), config=dict(wandb.run.config))
 
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=3)):
-        compiler = optimizer(callbacks=[WandbCallback(project="sums", mode="offline"), look], proposers=Writer())
+        logged = WandbCallback(project="sums", mode="offline", dir=tmp_path)  # the package reads WANDB_DIR only once
+        compiler = optimizer(callbacks=[logged, look], proposers=Writer())
         compiler.compile(student(), trainset=questions(12))
     assert wandb.run is None  # it was finished
     assert seen["config"]["max_n"] == 4 and seen["config"]["seed"] == 0

@@ -96,7 +96,7 @@ def test_a_compile_goes_on_and_a_hanging_thread_does_not_keep_the_process() -> N
     script = """
 import time
 import dspy
-from iapo_dspy import IAPO, MajorityVote, Preference
+from iapo_dspy import IAPO, Execution, MajorityVote, Preference
 from tests.support.loopback import Loopback, chat
 
 class Hangs(dspy.Module):
