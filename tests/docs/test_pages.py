@@ -27,9 +27,10 @@ NEEDED = {
     "docs/how-to/deploy-with-fastapi.md": ("fastapi",),
     "docs/how-to/langchain.md": ("langchain_core",),
     "docs/how-to/mlflow.md": ("mlflow", "wandb"),
-    "docs/how-to/read-the-results.md": ("matplotlib", "plotly"),
+    "docs/how-to/read-the-results.md": ("matplotlib", "pandas", "plotly"),
     "docs/how-to/simulate.md": ("matplotlib",),
     "docs/reference/candidates.md": ("optuna",),
+    "docs/reference/command-line.md": ("plotly",),
     "docs/tutorial.md": ("fastapi", "plotly"),
 }
 ALONE = {"docs/tutorial.md", "docs/index.md"}  # pages that begin by themselves
