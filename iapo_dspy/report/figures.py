@@ -28,7 +28,12 @@ def new_axes() -> Any:
 
 
 def draw_frontier(
-    axes: Any, cost: FloatArray, reward: FloatArray, marked: Mapping[str, tuple[float, float]], *, unit: str
+    axes: Any,
+    cost: FloatArray,
+    reward: FloatArray,
+    marked: Mapping[str, tuple[float, float, tuple[float, float] | None]],
+    *,
+    unit: str,
 ) -> Any:
     """Draw every arm as a point of cost and reward, the frontier of the best ones as a line, and some arms by name.
 
@@ -36,7 +41,7 @@ def draw_frontier(
         axes: Where to draw.
         cost: Cost of a call of each arm [M]; arms without a known cost or reward are left out.
         reward: Reward of each arm [M].
-        marked: Name -> cost and reward of an arm that stands out.
+        marked: Name -> cost, reward, and the interval of the reward of an arm that stands out.
         unit: The unit of costs in words.
     """
     known = np.isfinite(cost) & np.isfinite(reward)
@@ -46,7 +51,9 @@ def draw_frontier(
     best = np.maximum.accumulate(y[order])
     front = order[np.append(True, best[1:] > best[:-1])] if len(order) else order
     axes.step(x[front], y[front], where="post", color="C0", label="frontier")
-    for i, (name, (at, worth)) in enumerate(marked.items()):
+    for i, (name, (at, worth, interval)) in enumerate(marked.items()):
+        if interval is not None:
+            axes.plot([at, at], interval, color=f"C{i + 1}", linewidth=1.5, label=f"_{name}")
         axes.scatter([at], [worth], s=60, color=f"C{i + 1}", marker="oDs^vP*X"[i % 8], label=name, zorder=3)
     axes.set(xlabel=f"{unit} per call", ylabel="task reward")
     if len(x) and x.min() > 0:

@@ -438,6 +438,9 @@ class CompileResult:
     ) -> Any:
         """Draw every arm by its cost and task reward, the frontier of the best ones, and the chosen arms.
 
+        Chosen arms stand where they were measured after the choice, with their 95 % interval; the others, and the
+        frontier, are the estimates by which arms are chosen.
+
         Args:
             x: The cost on the x axis.
             preference: Its weights of the objectives count; None is the program's default.
@@ -459,7 +462,11 @@ class CompileResult:
         cost = costs[x]
         weights = asked.vector(self.strategy.objectives)
         alike = [r for r in self.policy if np.array_equal(r.preference.vector(self.strategy.objectives), weights)]
-        marked = {str(r.preference.name): (v, r.reward) for r in alike if (v := getattr(r, x)) is not None}
+        marked = {
+            str(r.preference.name): (value, r.reward, _of_reward(r))
+            for r in alike
+            if (value := getattr(r, x)) is not None
+        }
         unit = {"tokens": "output tokens", "usd": "dollars", "seconds": "seconds", "cost": self.cost.unit}[x]
         axes = new_axes() if ax is None else ax
         return draw_frontier(axes, cost.ravel(), self.reward[context].ravel(), marked, unit=unit)
@@ -669,6 +676,14 @@ def make_result(
         programs=programs,
         student=student,
     )
+
+
+def _of_reward(row: PreferenceResult) -> tuple[float, float] | None:
+    """Return the interval of a row's reward: that of its utility, without the cost."""
+    if row.interval is None:
+        return None
+    low, high = row.interval
+    return low + row.reward - row.utility, high + row.reward - row.utility
 
 
 _SHOWN = ("usd", "seconds")

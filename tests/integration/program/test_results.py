@@ -169,6 +169,10 @@ def test_plots_are_of_the_results(result: CompileResult) -> None:
     frontier = result.plot_frontier("usd")
     assert {m.get_label() for m in frontier.collections[1:]} == {"quality", "thrifty"}
     assert frontier.collections[2].get_offsets().tolist() == [[result.policy[1].usd, result.policy[1].reward]]
+    cost = result.policy[1].reward - result.policy[1].utility
+    assert result.policy[1].interval is not None
+    interval = next(line for line in frontier.get_lines() if line.get_label() == "_thrifty").get_ydata()
+    assert list(interval) == pytest.approx([end + cost for end in result.policy[1].interval])
     curves = result.plot_curves([1, 2])
     assert curves.get_lines()[0].get_ydata().tolist() == result.curve(1)[0].tolist()
     assert len(result.plot_curves().get_lines()) == len(result.labels)
