@@ -19,8 +19,9 @@ def _without_windows():
 def test_the_frontier_is_of_arms_that_no_cheaper_one_beats():
     cost = np.array([3.0, 1.0, 2.0, 4.0, np.nan, 5.0])
     reward = np.array([0.7, 0.5, 0.4, 0.9, 1.0, np.nan])
-    axes = draw_frontier(new_axes(), cost, reward, {"thrifty": (1.0, 0.5)}, unit="dollars")
-    (line,) = axes.get_lines()
+    axes = draw_frontier(new_axes(), cost, reward, {"thrifty": (1.0, 0.5, (0.4, 0.7))}, unit="dollars")
+    line, interval = axes.get_lines()
+    assert list(interval.get_xdata()) == [1.0, 1.0] and list(interval.get_ydata()) == [0.4, 0.7]
     assert line.get_xdata().tolist() == [1.0, 3.0, 4.0] and line.get_ydata().tolist() == [0.5, 0.7, 0.9]
     points, marked = axes.collections
     assert len(points.get_offsets()) == 4
