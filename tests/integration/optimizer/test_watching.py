@@ -149,7 +149,7 @@ async def later(event: Event) -> None:
     """Would never be awaited."""
 
 
-@pytest.mark.parametrize("wrong", [print, [3], [OSError], [later]], ids=repr)
+@pytest.mark.parametrize("wrong", [print, [3], [OSError], [later]], ids=["function", "number", "class", "async"])
 def test_callbacks_are_a_list_of_functions(wrong: Any) -> None:
     with pytest.raises(ConfigurationError, match="give a list of functions of one event"):
         Execution(callbacks=wrong)
