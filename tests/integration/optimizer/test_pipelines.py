@@ -142,7 +142,7 @@ def test_it_is_saved_and_loaded_with_the_lms_of_a_fresh_pipeline(tmp_path: Path)
         assert "sk-loopback-secret" not in path.read_text() and server.base not in path.read_text()
 
         fresh = Pipeline()
-        fresh.rewrite.lm = own = server.lm("openai/own")
+        fresh.rewrite.lm = own = server.lm("openai/own", seed=1)
         loaded = attach(fresh, "solve")
         with pytest.raises(ConfigurationError, match="no policy yet"):
             loaded(question="What are 1 and 2?")
