@@ -1,4 +1,4 @@
-"""What the site needs beyond the pages of this folder: the files outside of it that they link to."""
+"""Brings files into the site that its pages link to and that lie outside of this folder."""
 
 from __future__ import annotations
 

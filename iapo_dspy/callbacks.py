@@ -122,7 +122,7 @@ def autologged() -> bool:
 
     MLflow's patch of `compile` opens a run, and saves the program's JSON state and the training set. It logs the
     arguments of `compile`, but neither the optimizer's settings nor any result. MLflow is never imported here: a user
-    who logs with it has imported it.
+    that logs with it has imported it.
     """
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or "mlflow.dspy" not in sys.modules:

@@ -189,4 +189,4 @@ class RunEnded:
 
 
 Event = RunStarted | Progress | RoundEnded | PromptsProposed | PolicyChosen | RunEnded
-"""What a callback is called with. `Progress` comes after every pull, the others when their names say."""
+"""The argument of a callback. `Progress` comes after every pull, the others when their names say."""

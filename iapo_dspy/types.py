@@ -212,7 +212,7 @@ class Pull:
 
 @dataclass(frozen=True, kw_only=True)
 class Interim:
-    """What a run knows at the end of a round (the interim analysis of a sequential experiment).
+    """The estimates of a run at the end of a round (the interim analysis of a sequential experiment).
 
     Attributes:
         policy: The arm that each context would choose now [C]; empty where the run looks at some of its contexts only.

@@ -28,7 +28,7 @@ from iapo_dspy.bandit.ties import choose
 from iapo_dspy.types import Arm, Policy
 
 BaselineName = Literal["student", "best prompt", "best prompt, N tuned"]
-"""What the search is compared with: the student as it was, at N = 1; the prompt with the best single completions, at
+"""The baselines of a search: the student as it was, at N = 1; the prompt with the best single completions, at
 N = 1; and the same prompt with the N, and the stop, that serve the context best."""
 
 Interval = tuple[float, float]

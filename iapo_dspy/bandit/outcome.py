@@ -131,7 +131,7 @@ class Outcome:
 
     @property
     def interim(self) -> Interim:
-        """What the run knew at the end of its last round."""
+        """The estimates of the run at the end of its last round."""
         found = interim(self.policy, self.q, self.estimates.standard_error, rounds_left=0)
         return found if self.prompts is None else renumbered(found, self.prompts)
 

@@ -1,4 +1,4 @@
-"""What a file of a saved program says, read without the student and without its code."""
+"""Reads the file of a saved program without the student and without its code."""
 
 from __future__ import annotations
 

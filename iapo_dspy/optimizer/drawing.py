@@ -98,7 +98,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
             plan = with_earlier(plan, ledger.proposals, {prompt for prompt, _ in ledger.stored})
             if left := given - len(plan.held_out):
                 logger.warning(
-                    "%d of the %d examples of the valset were read by those who wrote prompts in earlier runs of %s. "
+                    "%d of the %d examples of the valset were read by the writers of prompts in earlier runs of %s. "
                     "A prompt may hold their answers, so they are left out: the arms are measured on %d examples%s.",
                     left, given, settings.log_dir, given - left, "" if given > left else " of the trainset instead",
                 )  # fmt: skip

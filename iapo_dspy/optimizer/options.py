@@ -1,4 +1,4 @@
-"""What is rarely set: how a run searches, and how it is carried out. `IAPO` takes both as one object each."""
+"""Options that are rarely set: how a run searches, and how it is carried out. `IAPO` takes one object for each."""
 
 from __future__ import annotations
 

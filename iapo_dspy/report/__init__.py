@@ -1,1 +1,1 @@
-"""What people look at: tables, HTML and plots, as functions of plain data; nothing here knows DSPy or runs anything."""
+"""Tables, HTML and plots for people, as functions of plain data; nothing here knows DSPy or runs anything."""

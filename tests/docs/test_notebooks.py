@@ -19,7 +19,7 @@ def read(path: Path) -> Any:
 
 
 def shown(outputs: Any, kind: str) -> str:
-    """What a cell shows of a kind, as text."""
+    """Return the outputs of a cell that are of a kind, as text."""
     return "".join(o.data[kind] for o in outputs if kind in o.get("data", {}))
 
 

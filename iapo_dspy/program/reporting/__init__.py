@@ -1,1 +1,1 @@
-"""What the results of a run show in a report."""
+"""Brings the results of a run into the form of a report."""

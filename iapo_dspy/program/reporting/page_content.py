@@ -161,7 +161,7 @@ def _view(
 
 
 class _Use:
-    """What calls take of each resource that is known and is not free."""
+    """How much calls take of each resource that is known and is not free."""
 
     def __init__(self, policy: CompiledPolicy, outcome: Outcome) -> None:
         unit = policy.cost.unit

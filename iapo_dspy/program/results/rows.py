@@ -1,4 +1,4 @@
-"""What results say of an arm: the chosen one of a preference, and those that it is compared with."""
+"""The rows of results: the chosen arm of each preference, and the arms that it is compared with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people and loggers see of a run while it goes on."""
+"""People and loggers see how a run goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is rarely set: two objects, checked when they are made, and the keywords of version 0.1 in their place."""
+"""Options that are rarely set: two objects, checked when they are made, and old keywords in their place."""
 
 from __future__ import annotations
 

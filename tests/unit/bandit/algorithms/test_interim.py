@@ -1,4 +1,4 @@
-"""What algorithms tell of their rounds while they run."""
+"""Algorithms tell their rounds while they run."""
 
 from __future__ import annotations
 
