@@ -29,8 +29,9 @@ from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import page_data
+from iapo_dspy.program.results.calls import CallsOfPrompts
 from iapo_dspy.program.results.flat_records import records_of
-from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
+from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
@@ -290,20 +291,16 @@ class CompileResult:
     @property
     def usd(self) -> FloatArray:
         """Expected dollars of a call that draws all N at once [P, N]; NaN where they are not known."""
-        return self._of_calls("usd")
+        return self._calls.of_resource("usd", self.compiled.max_n)
 
     @property
     def seconds(self) -> FloatArray:
         """Expected seconds of a call that draws all N at once [P, N]; NaN where they are not known."""
-        return self._of_calls("seconds")
-
-    def _of_calls(self, resource: str) -> FloatArray:
-        fixed, each = (part[RESOURCES.index(resource), :, None] for part in self._use)
-        return np.asarray(fixed + each * np.arange(1, self.compiled.max_n + 1))
+        return self._calls.of_resource("seconds", self.compiled.max_n)
 
     @functools.cached_property
-    def _use(self) -> tuple[FloatArray, FloatArray]:
-        return _use(self.compiled)
+    def _calls(self) -> CallsOfPrompts:
+        return CallsOfPrompts.of(self.compiled, self.labels, self.models, self.tokens[:, 0])
 
     @functools.cached_property
     def _outcome(self) -> Outcome:
@@ -411,23 +408,9 @@ class CompileResult:
         return [self._estimate(preference, outcome, context, call) for call in calls]
 
     def _estimate(self, preference: Preference, outcome: Outcome, context: int, call: StoppedArm) -> ArmEstimate:
-        prompt, error = call.arm.prompt, outcome.estimates.standard_error
-        half = math.nan if error is None else Z95 * float(error[context, prompt, call.arm.n - 1])
-        usd, seconds = (use_of_call(self._use, name, prompt, call.completions, call.waves) for name in _SHOWN)
-        return ArmEstimate(
-            preference=preference,
-            arm=call.arm,
-            label=self.labels[prompt],
-            model=self.models[prompt],
-            utility=call.utility,
-            reward=call.reward,
-            interval=known((call.utility - half, call.utility + half)),
-            completions=call.completions,
-            tokens=float(self.tokens[prompt, 0]) * call.completions,
-            usd=usd,
-            seconds=seconds,
-            cost=call.cost,
-        )
+        error = outcome.estimates.standard_error
+        half = math.nan if error is None else Z95 * float(error[context, call.arm.prompt, call.arm.n - 1])
+        return self._calls.estimate(preference, call, known((call.utility - half, call.utility + half)))
 
     def plot_frontier(
         self,
@@ -595,32 +578,13 @@ def make_result(
         apart=validated,
         doubted=doubted(written or (), gains),
     )
-    use = _use(compiled)
-
-    def estimate(preference: Preference, call: StoppedArm, interval: Interval | None) -> ArmEstimate:
-        tokens = float(output_tokens[call.arm.prompt]) * call.completions
-        usd, seconds = (use_of_call(use, name, call.arm.prompt, call.completions, call.waves) for name in _SHOWN)
-        return ArmEstimate(
-            preference=preference,
-            arm=call.arm,
-            label=labels[call.arm.prompt],
-            model=models[call.arm.prompt],
-            utility=call.utility,
-            reward=call.reward,
-            interval=interval,
-            completions=call.completions,
-            tokens=tokens,
-            usd=usd,
-            seconds=seconds,
-            cost=call.cost,
-        )
-
+    calls = CallsOfPrompts.of(compiled, labels, models, output_tokens)
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         call = outcome.stops[c] if outcome.stops is not None else as_drawn(outcome, c, arm)
         alone = outcome.measured[c] if outcome.measured is not None else None
         shown = sure[c].utility if sure is not None else alone.utility if alone is not None else call.utility
-        chosen = estimate(preference, call, None)
+        chosen = calls.estimate(preference, call, None)
         rows.append(
             PreferenceResult(
                 preference=preference,
@@ -643,7 +607,7 @@ def make_result(
                 baselines=tuple(
                     ComparedArm(
                         name=found.name,
-                        estimate=estimate(preference, found.call, known(found.interval)),
+                        estimate=calls.estimate(preference, found.call, known(found.interval)),
                         difference=found.difference,
                         interval=known(found.difference_interval),
                     )
@@ -684,23 +648,6 @@ def _of_reward(row: PreferenceResult) -> tuple[float, float] | None:
         return None
     low, high = row.interval
     return low + row.reward - row.utility, high + row.reward - row.utility
-
-
-_SHOWN = ("usd", "seconds")
-
-
-def _use(compiled: CompiledPolicy) -> tuple[FloatArray, FloatArray]:
-    """Return what a request and what a completion of each prompt take [R, P] each, by the stored evidence."""
-    return compiled.charges(Preference()).parts()
-
-
-def use_of_call(
-    use: tuple[FloatArray, FloatArray], resource: str, prompt: int, completions: float, waves: float
-) -> float | None:
-    """Return how much of a resource a call takes; seconds are those of a call in one wave; None: not known."""
-    fixed, each = (part[RESOURCES.index(resource), prompt] for part in use)
-    found = float(fixed * (waves if resource != "seconds" else 1.0) + each * completions)
-    return found if math.isfinite(found) else None
 
 
 def _as_saved(values: FloatArray) -> FloatArray:
