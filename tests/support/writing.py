@@ -10,7 +10,7 @@ from typing import Any
 
 import dspy
 
-from iapo_dspy.prompts.proposers import Aim, KnownPrompt, ProposalEvidence, Try
+from iapo_dspy.proposers import Aim, KnownPrompt, ProposalEvidence, Try
 from tests.support.loopback import chat
 
 Script = Callable[[dict[str, str], str, int], str]

@@ -10,12 +10,9 @@ import pytest
 import iapo_dspy
 import iapo_dspy.testing
 from iapo_dspy import ledger, metrics, objectives, proposers
-from iapo_dspy.prompts import proposers as prompts_proposers
-from iapo_dspy.scoring import objectives as scoring_objectives
 from iapo_dspy.scoring import strategies
 
-BEHIND = [(objectives, scoring_objectives), (proposers, prompts_proposers)]
-FACADES = [iapo_dspy, iapo_dspy.testing, ledger, metrics, objectives, proposers, strategies, *(b for _, b in BEHIND)]
+FACADES = [iapo_dspy, iapo_dspy.testing, ledger, metrics, objectives, proposers, strategies]
 
 
 def in_isort_order(name: str) -> tuple[int, str]:
@@ -46,12 +43,6 @@ def test_every_public_name_says_what_it_is(module: ModuleType) -> None:
         if callable(value) or inspect.ismodule(value):
             said = inspect.getdoc(value) or ""
             assert len(said) > 20 and not said.startswith(f"{name}("), f"{name} has no docstring of its own"
-
-
-@pytest.mark.parametrize(("facade", "behind"), BEHIND, ids=lambda module: str(module.__name__))
-def test_a_module_for_users_has_all_names_of_the_folder_behind_it(facade: ModuleType, behind: ModuleType) -> None:
-    assert facade.__all__ == behind.__all__
-    assert all(getattr(facade, name) is getattr(behind, name) for name in facade.__all__)
 
 
 def test_the_root_has_about_twenty_five_names_and_the_others_are_in_modules_of_their_own() -> None:

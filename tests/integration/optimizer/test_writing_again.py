@@ -14,7 +14,7 @@ import dspy
 import pytest
 
 from iapo_dspy import MajorityVote, Preference
-from iapo_dspy.prompts.proposers import Demos, Mix, Paraphrase, ProposalEvidence, Proposed
+from iapo_dspy.proposers import Demos, Mix, Paraphrase, ProposalEvidence, Proposed
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import CompletionRecord, GenerationRecord
 from tests.support.compiling import iapo

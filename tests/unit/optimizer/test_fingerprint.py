@@ -9,7 +9,7 @@ import pytest
 
 from iapo_dspy.optimizer.fingerprint import about, facts_of, prompt_ids
 from iapo_dspy.optimizer.plan import make_plan
-from iapo_dspy.prompts.proposers import Demos, History, Mix, ProposalEvidence, Proposed
+from iapo_dspy.proposers import Demos, History, Mix, ProposalEvidence, Proposed
 from iapo_dspy.sampling.ledger.ledger import fingerprint_of
 from tests.support.compiling import optimizers
 from tests.support.worlds import Around, questions

@@ -8,8 +8,7 @@ import dspy
 import pytest
 
 from iapo_dspy import metered
-from iapo_dspy.prompts.proposers import Proposer, default_proposers
-from iapo_dspy.proposers import ProposalEvidence, Proposed
+from iapo_dspy.proposers import ProposalEvidence, Proposed, Proposer, default_proposers
 from iapo_dspy.testing import check_proposer
 from tests.support.writing import evidence_of, known, votes
 

@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 import pytest
 
-from iapo_dspy.prompts.proposers import (
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
+from iapo_dspy.proposers import (
     Aim,
     Demos,
     Grounded,
@@ -16,7 +17,6 @@ from iapo_dspy.prompts.proposers import (
     Reflective,
     default_proposers,
 )
-from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.sampling.ledger.ledger import NullLedger
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.support.loopback import Loopback, chat

@@ -13,7 +13,8 @@ import dspy
 import pytest
 
 from iapo_dspy import Budget, metered
-from iapo_dspy.prompts.proposers import (
+from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting, earlier_proposals
+from iapo_dspy.proposers import (
     Demos,
     Mix,
     ProposalEvidence,
@@ -22,7 +23,6 @@ from iapo_dspy.prompts.proposers import (
     Reflective,
     default_proposers,
 )
-from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting, earlier_proposals
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent

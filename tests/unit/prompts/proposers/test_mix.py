@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from iapo_dspy.errors import BudgetExceeded, ConfigurationError
-from iapo_dspy.prompts.proposers import Aim, Mix, ProposalEvidence, Proposed, default_proposers
+from iapo_dspy.proposers import Aim, Mix, ProposalEvidence, Proposed, default_proposers
 from tests.support.writing import Writer, evidence_of, known, votes
 
 

@@ -7,7 +7,8 @@ import dspy
 import pytest
 
 from iapo_dspy.errors import BudgetExceeded
-from iapo_dspy.prompts.proposers import (
+from iapo_dspy.prompts.proposers.merge import unions
+from iapo_dspy.proposers import (
     Aim,
     Demos,
     Gradients,
@@ -22,7 +23,6 @@ from iapo_dspy.prompts.proposers import (
     Reflective,
     Shorten,
 )
-from iapo_dspy.prompts.proposers.merge import unions
 from tests.support.writing import Writer, aimed, evidence_of, known, tried, votes
 
 ALL: list[Proposer] = [
