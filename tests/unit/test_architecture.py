@@ -17,6 +17,7 @@ PACKAGE = Path(iapo_dspy.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_MODULES = 12  # in a folder, beside its sub-folders and `__init__`
 FACADES = {
+    "adapters.py",
     "ledger.py",
     "metrics.py",
     "objectives.py",
@@ -63,3 +64,11 @@ def test_no_module_imports_itself_through_others() -> None:
         TopologicalSorter(imported).prepare()
     except CycleError as circle:
         pytest.fail(" -> ".join(circle.args[1]))
+
+
+def test_no_text_has_marks_of_a_merge() -> None:
+    root = PACKAGE.parent
+    folders = [root / name for name in ("docs", "examples", "iapo_dspy", "tests")]
+    texts = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".md", ".py", ".txt")]
+    marked = [str(p.relative_to(root)) for p in texts if "\n" + "<" * 7 + " " in p.read_text(encoding="utf-8")]
+    assert len(texts) > 500 and not marked, marked
