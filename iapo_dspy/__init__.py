@@ -20,7 +20,7 @@ import typing
 import warnings
 
 if typing.TYPE_CHECKING:  # names are imported when they are first used, so that `import iapo_dspy` is fast
-    from iapo_dspy import callbacks, demo, errors, events, ledger, metrics, objectives, proposers  # noqa: F401
+    from iapo_dspy import callbacks, demo, errors, events, ledger, metrics, objectives, proposers, tasks  # noqa: F401
     from iapo_dspy.errors import IAPOError
     from iapo_dspy.optimizer.iapo import IAPO
     from iapo_dspy.optimizer.options import Execution, Search
@@ -85,7 +85,7 @@ __all__ = [
     "using_preference",
 ]
 
-_MODULES = ("callbacks", "demo", "errors", "events", "ledger", "metrics", "objectives", "proposers")
+_MODULES = ("callbacks", "demo", "errors", "events", "ledger", "metrics", "objectives", "proposers", "tasks")
 _HOME = {  # public name -> its module
     name: module
     for module, names in {

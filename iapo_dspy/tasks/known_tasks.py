@@ -1,0 +1,24 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from iapo_dspy.errors import ConfigurationError, nearest
+from iapo_dspy.tasks.generated_sums import ARITHMETIC
+from iapo_dspy.tasks.labelled_sentences import SST2, SUBJ
+from iapo_dspy.tasks.task import Task
+
+_BY_NAME = {t.name: t for t in (ARITHMETIC, SST2, SUBJ)}
+
+TASKS = tuple(_BY_NAME)
+"""The names that `task` knows."""
+
+
+def task(name: str) -> Task:
+    """Return a task by its name, one of `TASKS`.
+
+    Raises:
+        ConfigurationError: There is not such a task.
+    """
+    if name not in _BY_NAME:
+        raise ConfigurationError(f"task({name!r}): give one of {', '.join(TASKS)}.{nearest(str(name), TASKS, 0.4)}")
+    return _BY_NAME[name]
