@@ -20,7 +20,18 @@ import typing
 import warnings
 
 if typing.TYPE_CHECKING:  # names are imported when they are first used, so that `import iapo_dspy` is fast
-    from iapo_dspy import callbacks, demo, errors, events, ledger, metrics, objectives, proposers, tasks  # noqa: F401
+    from iapo_dspy import (  # noqa: F401
+        adapters,
+        callbacks,
+        demo,
+        errors,
+        events,
+        ledger,
+        metrics,
+        objectives,
+        proposers,
+        tasks,
+    )
     from iapo_dspy.errors import IAPOError
     from iapo_dspy.optimizer.iapo import IAPO
     from iapo_dspy.optimizer.options import Execution, Search
@@ -32,6 +43,7 @@ if typing.TYPE_CHECKING:  # names are imported when they are first used, so that
     from iapo_dspy.program.results import CompileResult
     from iapo_dspy.program.using_preference import using_preference
     from iapo_dspy.prompts.harvest import candidates_of
+    from iapo_dspy.sampling.adapters.plain_text import PlainTextAdapter
     from iapo_dspy.sampling.batches.running import BatchAPI
     from iapo_dspy.sampling.judges.metered import metered
     from iapo_dspy.sampling.lm.replicas import ReplicatedLM
@@ -70,6 +82,7 @@ __all__ = [
     "Median",
     "Mixed",
     "Objective",
+    "PlainTextAdapter",
     "Preference",
     "ReplicatedLM",
     "Search",
@@ -85,7 +98,18 @@ __all__ = [
     "using_preference",
 ]
 
-_MODULES = ("callbacks", "demo", "errors", "events", "ledger", "metrics", "objectives", "proposers", "tasks")
+_MODULES = (
+    "adapters",
+    "callbacks",
+    "demo",
+    "errors",
+    "events",
+    "ledger",
+    "metrics",
+    "objectives",
+    "proposers",
+    "tasks",
+)
 _HOME = {  # public name -> its module
     name: module
     for module, names in {
@@ -100,6 +124,7 @@ _HOME = {  # public name -> its module
         "program.results": "CompileResult",
         "program.using_preference": "using_preference",
         "prompts.harvest": "candidates_of",
+        "sampling.adapters.plain_text": "PlainTextAdapter",
         "sampling.batches.running": "BatchAPI",
         "sampling.judges.metered": "metered",
         "sampling.lm.replicas": "ReplicatedLM",

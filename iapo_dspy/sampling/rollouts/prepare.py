@@ -126,13 +126,22 @@ def _json_object(text: str) -> str | None:
     return text[start:end] or None
 
 
+def formats_and_parses_only(adapter: Any) -> bool:
+    """Tell whether an adapter writes equal messages for equal calls, and asks no LM while it parses.
+
+    DSPy's own adapters do, and classes that say so in their own body; a subclass may do anything else.
+    """
+    kind = type(adapter)
+    return kind.__module__.startswith("dspy.") or vars(kind).get("formats_and_parses_only") is True
+
+
 def format_once(adapter: Any) -> Any:
     """Return an adapter that writes the messages of equal calls once: the rollouts of a pull begin with the same one.
 
-    Only DSPy's own adapters, which write the same messages for the same call, and only calls whose inputs are plain
-    values. Callbacks of an adapter are told of every call, so an adapter that has any stays as it is.
+    Only adapters that write the same messages for the same call (`formats_and_parses_only`), and only calls whose
+    inputs are plain values. Callbacks of an adapter are told of every call, so an adapter that has any stays as it is.
     """
-    if not type(adapter).__module__.startswith("dspy.") or adapter.callbacks:
+    if not formats_and_parses_only(adapter) or adapter.callbacks:
         return adapter
     known: dict[Any, tuple[Any, Any, list[dict[str, Any]]]] = {}
     write = adapter.format

@@ -13,6 +13,7 @@ from iapo_dspy.errors import one_line
 from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.lm.params import request_params
 from iapo_dspy.sampling.requests.port import Choice
+from iapo_dspy.sampling.rollouts.prepare import formats_and_parses_only
 from iapo_dspy.types import Decoding
 
 
@@ -68,9 +69,7 @@ def predictor_call(
         None where an adapter does more than format, ask and parse: such a program takes the general path.
     """
     # An adapter of the user's own, or one with an LM of its own, may call an LM while it parses; that needs a thread.
-    if not type(adapter).__module__.startswith("dspy.") or any(
-        isinstance(v, dspy.BaseLM) for v in vars(adapter).values()
-    ):
+    if not formats_and_parses_only(adapter) or any(isinstance(v, dspy.BaseLM) for v in vars(adapter).values()):
         return None
     call = type(adapter).__call__
     json_mode = call is dspy.JSONAdapter.__call__
