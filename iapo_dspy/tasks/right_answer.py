@@ -77,5 +77,5 @@ def boxed(solution: str) -> str | None:
 def after_hashes(answer: str) -> int | float | None:
     """Return the number after #### in a worked answer, or None."""
     _, marked, said = answer.rpartition("####")
-    number = number_of(said.strip()) if marked else None
+    number = number_of(said.strip().replace(",", "")) if marked else None
     return int(number) if number is not None and number == int(number) else number
