@@ -20,6 +20,7 @@ IAPOError
 ├── TooManyErrors                       more completions failed than `max_errors` allows
 ├── AllCompletionsFailed                every completion of one deployed call failed
 ├── StateError                          a saved program cannot be loaded
+├── LocalModelError                     the demo's local model cannot be fetched or served
 └── StorageError (OSError)              the operating system refuses a file: a full disk, no permission
 ```
 
@@ -174,6 +175,10 @@ class AllCompletionsFailed(IAPOError):
 
 class StateError(IAPOError):
     """A saved program cannot be loaded into this object."""
+
+
+class LocalModelError(IAPOError):
+    """The local model cannot be fetched or served; the message says what to install or to do."""
 
 
 class StorageError(IAPOError, OSError):
