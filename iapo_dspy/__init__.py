@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:  # names are imported when they are first used, so that
         metrics,
         objectives,
         proposers,
+        recordings,
         tasks,
     )
     from iapo_dspy.errors import IAPOError
@@ -108,6 +109,7 @@ _MODULES = (
     "metrics",
     "objectives",
     "proposers",
+    "recordings",
     "tasks",
 )
 _HOME = {  # public name -> its module

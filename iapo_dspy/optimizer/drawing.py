@@ -143,7 +143,10 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
                 cost=settings.cost_unit,
                 unit=plan.unit,
                 batch=settings.batch,
-                equal=EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),
+                equal=None
+                if plan.recorded
+                else EqualScores(plan.strategy, plan.room, len(plan.examples), doubtful=plan.doubtful),
+                patient=plan.recorded,
                 stored_only=starts_from_evidence and ledger.answered,
                 tries=tries,
             )

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, overload
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import ConfigurationError, nearest
 from iapo_dspy.optimizer.conclude import conclude
 from iapo_dspy.optimizer.drawing import draw
+from iapo_dspy.optimizer.live_recordings.recording_run import record_live
 from iapo_dspy.optimizer.options import OLD_NAMES, Execution, Search, with_old_keywords
 from iapo_dspy.optimizer.plan import make_plan
 from iapo_dspy.optimizer.quoting.quote import Quote, make_quote
@@ -246,6 +249,41 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         """
         plan = make_plan(self.settings, student, trainset, candidates, valset=valset, inner=inner)
         return make_quote(plan, output_tokens)
+
+    def record(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        candidates: Any = None,
+        samples: int = 16,
+        about: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Recording:
+        """Draw S completions of every prompt on every example, and return the recorded environment.
+
+        `iapo_dspy.recordings.save` writes it; `iapo simulate` and `recording.exact` work on it without an LM. A
+        recording that is started again with the same `log_dir` repeats no paid call, and goes on where a budget ended.
+
+        Args:
+            student: As for `compile`.
+            trainset: As for `compile`.
+            candidates: As for `compile`; where there are none, the student alone is recorded.
+            samples: S >= 1. Values of N above S are not observed: they follow from the law of S completions.
+            about: Facts for the card of the recording, as JSON data: the data set, the licence, the model's revision.
+
+        Returns:
+            The recording, with its completions one by one and its card. Its contexts are the optimizer's preferences;
+            the average call for one completion, over all prompts, costs 0.01.
+
+        The budget is that of the optimizer, if it was given one; else all completions are drawn.
+
+        Raises:
+            ConfigurationError: Something cannot work; raised before the first LM call.
+            BudgetTooSmall: The budget has ended, and completions are missing.
+            Exception: As `compile` does.
+        """
+        budget = self._given["budget"]
+        return record_live(self.settings, student, trainset, candidates, samples=samples, budget=budget, about=about)
 
     def get_params(self) -> dict[str, Any]:
         """Return the settings as plain JSON data, functions and programs by name. They hold no keys of providers."""

@@ -105,6 +105,7 @@ class Plan:
         known_held_out: Completions on the validation set that others have paid for.
         older: Whether a version began the run that measured the chosen arms on a validation set only.
         writing: How the run gets further prompts; None where it has all of them from the beginning.
+        recorded: Whether the completions are drawn for a recording, so that nothing but the budget and errors ends it.
     """
 
     settings: Settings
@@ -124,6 +125,7 @@ class Plan:
     known_held_out: int = 0
     older: bool = False
     writing: Writing | None = None
+    recorded: bool = False
 
     @property
     def room(self) -> int:

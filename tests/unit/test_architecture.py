@@ -22,6 +22,7 @@ FACADES = {
     "metrics.py",
     "objectives.py",
     "proposers.py",
+    "recordings.py",
 }  # what users import
 REPEATED = {"__init__", "__main__", "port"}  # names of modules that may stand more than once
 

@@ -105,6 +105,7 @@ class LiveEnvironment:
         equal: Ends the run after a round in which all scores were equal; None lets it go on.
         stored_only: Make only pulls whose completions are stored, so that nothing is drawn.
         tries: Where completions are kept for writers of prompts; None where nobody writes.
+        patient: Go on where no completion can be read. Errors still end a run in which nothing works.
 
     Attributes:
         n_prompts: P, with those that may still come.
@@ -130,6 +131,7 @@ class LiveEnvironment:
         equal: EqualScores | None = None,
         stored_only: bool = False,
         tries: Tries | None = None,
+        patient: bool = False,
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -162,6 +164,7 @@ class LiveEnvironment:
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._equal = equal
         self._tries = tries
+        self._patient = patient
         self._journal = Journal(meter, ledger, held=lambda: self._batches.held)
         self._by_batch = batch is not None
         self._batches = BatchSampler(
@@ -281,7 +284,8 @@ class LiveEnvironment:
         self._round += 1
         if self.outage is not None and not self._tracker.drawn:
             raise ProviderDown(f"{self.outage}, and nothing is known yet. See that it works, and compile again.")
-        self._tracker.check()
+        if not self._patient:
+            self._tracker.check()
         return results
 
     async def _pull_all(self, pulls: Pulls, draws: Sequence[tuple[int, ...]]) -> list[Pulled | None]:

@@ -49,6 +49,7 @@ class Completion:
             error=rollout.error,
             usage=rollout.usage,
             seed=rollout.seed,
+            finish=rollout.finish,
             inner=None if call is None else {"inputs": encode_fields(call.inputs), "fields": _encoded(call.prediction)},
             typed=True,
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
+from iapo_dspy.environments.recorded.drawn import Drawn
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.types import Contexts, FloatArray, IntArray
 
 Kind = Literal["vote", "best-of"]
+Tokens = Callable[[IntArray], Drawn]
 Cell = tuple[IntArray, FloatArray]
 """The completions of one prompt on one query: labels [S], -1 without a vote, and scores [S, K], NaN for a failure."""
 
@@ -23,6 +25,7 @@ def empirical_recording(
     overhead: FloatArray,
     contexts: Contexts,
     cost_scale: float | None,
+    tokens: Tokens | None = None,
 ) -> Recording:
     """Return a recording of these completions; failures become missing probability.
 
@@ -35,6 +38,8 @@ def empirical_recording(
         contexts: The contexts; "vote" stores their cost weights.
         cost_scale: Utility of one raw cost unit. `None`: the average call for a single completion, overhead included
             (mean over prompts), costs 0.01.
+        tokens: Returns the recording's completions from their outcomes [P, X, S], -1 for a failure; `None` where only
+            the law is kept. It needs cells of one size.
     """
     if cost_scale is None:
         call = float((overhead + cost).mean())
@@ -43,8 +48,12 @@ def empirical_recording(
     if kind == "best-of":
         outcomes, probs = _outcomes(cells, contexts.n_objectives)
         weights = np.column_stack([contexts.weights, contexts.cost])
-        return BestOfRecording(outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights)
-    probs, credit = _votes(cells)
+        index = np.where(probs > 0, np.arange(probs.shape[2]), -1)
+        drawn = None if tokens is None else tokens(index)
+        return BestOfRecording(
+            outcomes=outcomes, probs=probs, cost=cost, overhead=overhead, weights=weights, drawn=drawn
+        )
+    probs, credit, place = _votes(cells)
     right = credit == 1.0
     exact = bool(((credit == 0.0) | right).all() and (right.sum(axis=1) <= 1).all())
     return VotingRecording(
@@ -54,11 +63,12 @@ def empirical_recording(
         overhead=overhead,
         cost_weights=contexts.cost,
         credit=None if exact else credit,
+        drawn=None if tokens is None else tokens(np.array(place)),
     )
 
 
-def _votes(cells: Sequence[Sequence[Cell]]) -> tuple[FloatArray, FloatArray]:
-    """Return the share of each answer [P, X, A] and its mean score [X, A]."""
+def _votes(cells: Sequence[Sequence[Cell]]) -> tuple[FloatArray, FloatArray, list[list[IntArray]]]:
+    """Return the share of each answer [P, X, A], its mean score [X, A], and every completion's answer [P][X] [S]."""
     n_queries = len(cells[0])
     names = [np.unique(np.concatenate([row[x][0] for row in cells])) for x in range(n_queries)]
     names = [found[found >= 0] for found in names]
@@ -70,7 +80,11 @@ def _votes(cells: Sequence[Sequence[Cell]]) -> tuple[FloatArray, FloatArray]:
         for a, answer in enumerate(answers):
             probs[:, x, a] = [(row[x][0] == answer).mean() for row in cells]
             credit[x, a] = score[label == answer].mean()
-    return probs, credit
+    place = [
+        [np.where(row[x][0] < 0, -1, np.searchsorted(answers, row[x][0])) for x, answers in enumerate(names)]
+        for row in cells
+    ]
+    return probs, credit, place
 
 
 def _outcomes(cells: Sequence[Sequence[Cell]], n_objectives: int) -> tuple[FloatArray, FloatArray]:

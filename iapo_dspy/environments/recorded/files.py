@@ -7,6 +7,12 @@ and `parts` where the recording has them.
 Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, with the columns `prompt`, `query`,
 `probs` (list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The
 other arrays are JSON in the schema's metadata under the key `iapo_dspy.recording`, with `kind`, `version`, and shapes.
+
+Format 2 of both is format 1 with the completions (`Drawn`) or a card, or both. With the completions, `probs` are left
+out, because they follow: `outcome`, `tokens`, `finish` [P, X, S], `prompt_tokens` [P, X], `failures` [P, F] and the
+lists of texts `endings` and `causes`; in Parquet, arrays of prompts and queries are columns. `card` is JSON text. Whole
+numbers take as few bytes as the largest one needs. Recordings without both are written as format 1, and equal
+recordings as equal bytes.
 """
 
 from __future__ import annotations
@@ -17,16 +23,18 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iapo_dspy.environments.recorded.drawn import Drawn
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.errors import ConfigurationError, one_line, storing, whole_file
 
-VERSION = 1
+VERSION = 2
 LARGEST = 1 << 30
 """Bytes that the arrays of a file may take unless the caller allows more."""
 _NUMBERS = ("DOUBLE", "FLOAT", "INT32", "INT64")  # of Parquet; booleans, texts and decimals have no place here
@@ -37,7 +45,9 @@ _FIELDS = {
     "best-of": ("outcomes", "probs", "cost", "weights", "overhead", "parts"),
 }
 _OPTIONAL = ("credit", "overhead", "parts")
-_TABLES = ("probs", "outcomes")
+_DRAWN = tuple(f.name for f in fields(Drawn))
+_TEXTS = ("endings", "causes")
+_TABLES = ("probs", "outcomes", "outcome", "tokens", "prompt_tokens", "finish")
 _NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
     f"{kind}: {', '.join(f'{n} (optional)' if n in _OPTIONAL else n for n in names)}" for kind, names in _FIELDS.items()
 )
@@ -66,11 +76,18 @@ def save(recording: Recording, path: str | Path) -> None:
     arrays = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
     if not arrays["overhead"].any():
         del arrays["overhead"]
+    drawn, card = recording.drawn, recording.card
+    if drawn is not None:
+        del arrays["probs"]
+        arrays |= {name: _small(getattr(drawn, name)) for name in _DRAWN}
+    if card:
+        arrays["card"] = np.array(json.dumps(card, sort_keys=True))
+    version = np.array(VERSION if drawn is not None or card else 1)
     with storing(path), whole_file(path) as part:
         if path.suffix == ".npz":
-            np.savez_compressed(part, kind=np.array(kind), version=np.array(VERSION), **arrays)
+            np.savez_compressed(part, kind=np.array(kind), version=version, **arrays)
         else:
-            _save_parquet(kind, arrays, part)
+            _save_parquet({"kind": np.array(kind), "version": version, **arrays}, part)
 
 
 def load(path: str | Path, *, largest: int = LARGEST) -> Recording:
@@ -105,6 +122,15 @@ def load(path: str | Path, *, largest: int = LARGEST) -> Recording:
         raise ConfigurationError(f"{path.name} is not a recording: {one_line(error)}. {_NEEDED}") from error
 
 
+def _small(values: Any) -> NDArray[Any]:
+    """Return whole numbers in as few bytes as the largest one needs, and texts as an array of texts."""
+    if isinstance(values, tuple):
+        return np.array(values, dtype=np.str_)
+    array = np.asarray(values)
+    low, high = np.min_scalar_type(array.min(initial=0)), np.min_scalar_type(array.max(initial=0))
+    return array.astype(np.promote_types(low, high))
+
+
 def _check_size(unpacked: int, largest: int, path: Path) -> None:
     if unpacked > largest:
         raise ConfigurationError(
@@ -135,30 +161,55 @@ def _unpacked(file: IO[bytes]) -> int:
 
 def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
     kind = str(data.get("kind", "best-of" if "outcomes" in data else "vote"))
-    number = data.get("version", np.array(VERSION))
+    number = data.get("version", np.array(1))
     if number.shape != () or number.dtype.kind not in "iu":
         raise ConfigurationError(f"{path.name}: `version` must be one whole number.")
-    if number != VERSION or kind not in _FIELDS:
-        raise ConfigurationError(f"{path.name} is a recording of kind {kind!r}, version {number}; known is {VERSION}.")
-    fields = {name: data[name] for name in _FIELDS[kind] if name in data}
-    unknown = sorted(set(data) - {*_FIELDS[kind], "kind", "version"})
+    if not 1 <= number <= VERSION or kind not in _FIELDS:
+        raise ConfigurationError(
+            f"{path.name} is a recording of kind {kind!r}, version {number}; known are versions 1 to {VERSION}."
+        )
+    more = {*_DRAWN, "card"} if number > 1 else set()
+    unknown = sorted(set(data) - {*_FIELDS[kind], "kind", "version", *more})
     if unknown:
         raise ConfigurationError(f"{path.name} has arrays that no {kind!r} recording has: {unknown}.")
-    missing = [name for name in _FIELDS[kind] if name not in fields and name not in _OPTIONAL]
+    known: dict[str, Any] = {name: data[name] for name in _FIELDS[kind] if name in data}
+    drawn, needed = any(name in data for name in _DRAWN), [n for n in _FIELDS[kind] if n not in _OPTIONAL]
+    missing = [n for n in [*needed, *(_DRAWN if drawn else ())] if n not in data and not (drawn and n == "probs")]
     if missing:
         raise ConfigurationError(f"{path.name} lacks the arrays {missing} of a {kind!r} recording.")
-    return _KINDS[kind](**fields)
+    if drawn:
+        parts: dict[str, Any] = {name: data[name] for name in _DRAWN}
+        for name in _TEXTS:
+            if parts[name].ndim != 1 or (parts[name].size and parts[name].dtype.kind != "U"):
+                raise ConfigurationError(f"{path.name}: `{name}` must be a list of texts.")
+            parts[name] = tuple(parts[name].tolist())
+        known["drawn"] = Drawn(**parts)
+        known.setdefault("probs", known["drawn"].law(_outcomes(known)))
+    if "card" in data:
+        known["card"] = json.loads(str(data["card"]))
+        if not isinstance(known["card"], dict):
+            raise ConfigurationError(f"{path.name}: `card` must be a JSON object.")
+    return _KINDS[kind](**known)
 
 
-def _save_parquet(kind: str, arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
+def _outcomes(known: Mapping[str, Any]) -> int:
+    """Return M of a recording that has its completions instead of `probs`."""
+    most = int(known["drawn"].outcome.max()) + 1
+    if "outcomes" in known:
+        return max(most, int(known["outcomes"].shape[2]))
+    return max(most, int(known["answers"].max(initial=0)) + 1)
+
+
+def _save_parquet(arrays: Mapping[str, NDArray[Any]], path: Path) -> None:
     pa, parquet = _pyarrow()
-    prompt, query = (axis.reshape(-1) for axis in np.indices(arrays["probs"].shape[:2]))
+    cells = arrays["outcome" if "outcome" in arrays else "probs"].shape[:2]
+    prompt, query = (axis.reshape(-1) for axis in np.indices(cells))
     lists = {name: list(arrays[name].reshape(len(query), -1)) for name in _TABLES if name in arrays}
     about = {
-        "kind": kind,
-        "version": VERSION,
+        "kind": str(arrays["kind"]),
+        "version": int(arrays["version"]),
         "shapes": {name: arrays[name].shape for name in lists},
-        "arrays": {name: array.tolist() for name, array in arrays.items() if name not in lists},
+        "arrays": {n: array.tolist() for n, array in arrays.items() if n not in (*lists, "kind", "version")},
     }
     table = pa.table({"prompt": prompt, "query": query, **lists})
     parquet.write_table(table.replace_schema_metadata({_KEY: json.dumps(about)}), path)
@@ -183,7 +234,7 @@ def _load_parquet(path: Path, largest: int) -> dict[str, NDArray[Any]]:
     about = json.loads(metadata)
     data: dict[str, NDArray[Any]] = {name: np.array(values) for name, values in about["arrays"].items()}
     data["kind"], data["version"] = np.array(about["kind"]), np.array(about["version"])
-    n_prompts, n_queries = about["shapes"]["probs"][:2]
+    n_prompts, n_queries = about["shapes"]["outcome" if "outcome" in about["shapes"] else "probs"][:2]
     order = _order(table, n_prompts, n_queries, path)
     for name, shape in about["shapes"].items():
         column = table.column(name).combine_chunks()

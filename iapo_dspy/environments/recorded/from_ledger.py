@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -14,18 +15,20 @@ import numpy as np
 
 from iapo_dspy.environments.recorded.empirical import Cell, Kind, empirical_recording
 from iapo_dspy.environments.recorded.recording import Recording
-from iapo_dspy.errors import ConfigurationError, LedgerError, one_line
+from iapo_dspy.environments.recorded.token_shares import drawn_of
+from iapo_dspy.errors import BudgetTooSmall, ConfigurationError, LedgerError, one_line
 from iapo_dspy.preferences import Preference
 from iapo_dspy.sampling.ledger.export import Places, ScoredCompletion, scored
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, PullKey
 from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.sampling.spending.usage_check import pieces
 from iapo_dspy.scoring.calibration import Scales
 from iapo_dspy.types import Contexts, FloatArray
 
 logger = logging.getLogger(__name__)
 
-_KINDS: dict[str, Kind] = {"majority_vote": "vote", "best_of_n": "best-of"}
+KINDS: dict[str, Kind] = {"majority_vote": "vote", "best_of_n": "best-of"}
 _SHOWN = 5  # missing cells that a message names
 
 
@@ -34,6 +37,7 @@ def recording_of(
     *,
     prompts: Sequence[int] | None = None,
     common_queries: bool = False,
+    samples: int | None = None,
     cost_scale: float | None = None,
 ) -> Recording:
     """Turn a run's ledger into a recorded environment, to be replayed, simulated and valued without an LM.
@@ -46,21 +50,24 @@ def recording_of(
         log_dir: The run's directory.
         prompts: Indices of the prompts to keep, in this order. Default: all.
         common_queries: Keep only the queries on which every kept prompt has completions.
+        samples: Keep the first S completions of each cell. Default: all of them.
         cost_scale: Utility of one unit of the run's `Cost`, an output token by default. `None`: the average call for a
             single completion (mean over the kept prompts) costs 0.01.
 
     Returns:
-        A recording with the run's preferences as contexts; `environments.files.save` writes it.
+        A recording with the run's preferences as contexts; `environments.files.save` writes it. Where all cells have
+        the same number of completions, it has these too (`Recording.drawn`).
 
     Raises:
         LedgerError: There is no ledger, it cannot be read, or it lacks parts that a recording needs.
         ConfigurationError: Cells without completions, or a prompt that the run does not have.
+        BudgetTooSmall: Cells with fewer than `samples` completions; the message says how many are missing.
     """
     contents = contents_of(log_dir)
     settings, facts = contents.settings, contents.about
     strategy = settings.get("strategy")
     strategy = strategy.get("kind") if isinstance(strategy, Mapping) else None
-    kind = _KINDS.get(str(strategy))
+    kind = KINDS.get(str(strategy))
     if kind is None and strategy is not None:
         raise LedgerError(
             f"The run in {log_dir} used the strategy {strategy!r}; recordings hold majority votes and Best-of-N "
@@ -88,6 +95,7 @@ def recording_of(
     unscored = 0
     places = Places.of(contents)
     cells: dict[tuple[int, int], list[ScoredCompletion]] = {}
+    sizes: dict[str, int] = {}
     for s in scored(contents):
         unscored += not s.known
         if s.score is not None and s.score.scores is not None and len(s.score.scores) != columns:
@@ -95,8 +103,11 @@ def recording_of(
                 f"{contents.path} has {len(s.score.scores)} scores for the completion {s.score.key}, and the run has "
                 f"{columns} objectives: the ledger was changed. Compile again to score it anew."
             )
+        sizes[s.completion.key] = pieces(s.completion.text)
         bare = replace(s.completion, text=None, fields=s.completion.fields and {}, inner=None)  # texts take memory
         at = places.prompts.get(bare.prompt), places.queries.get(bare.query)
+        if samples is not None and bare.draw >= samples:
+            continue
         if at[0] is not None and at[1] is not None:  # else the run that wrote last does not have it
             cells.setdefault((at[0], at[1]), []).append(replace(s, completion=bare))
     if unscored:
@@ -112,6 +123,10 @@ def recording_of(
         queries = [x for x in asked if all((p, x) in cells for p in kept)]
         if not queries:
             raise ConfigurationError(f"No query in {log_dir} was asked of all the prompts {kept}; keep fewer prompts.")
+    if samples is not None:
+        _check_complete(
+            log_dir, sum(len(cells.get((p, x), ())) for p in kept for x in queries), samples * len(kept) * len(queries)
+        )
     missing = ((p, x) for p in kept for x in queries if (p, x) not in cells)
     shown = list(itertools.islice(missing, _SHOWN))
     if shown:
@@ -122,6 +137,8 @@ def recording_of(
             "all prompts were asked (common_queries=True), or record all cells with environments.recorder.record."
         )
     table = [[cells[p, x] for x in queries] for p in kept]
+    for cell in cells.values():
+        cell.sort(key=lambda s: s.completion.draw)  # as they were asked for, not as they came
     overhead, each = _costs(table, cost)
     place: Callable[[Any], Sequence[float]] = itemgetter(slice(1))
     if scales is not None:
@@ -130,7 +147,28 @@ def recording_of(
     logger.info("%d prompts and %d queries of %s are in the recording.", len(kept), len(queries), log_dir)
     names: list[dict[str, int]] = [{} for _ in queries]  # the answers of each query
     drawn = [[_drawn(cell, names[x], place, columns) for x, cell in enumerate(row)] for row in table]
-    return empirical_recording(kind, drawn, cost=each, overhead=overhead, contexts=contexts, cost_scale=cost_scale)
+    even = len({len(cell) for row in table for cell in row}) == 1
+    return empirical_recording(
+        kind,
+        drawn,
+        cost=each,
+        overhead=overhead,
+        contexts=contexts,
+        cost_scale=cost_scale,
+        tokens=partial(drawn_of, table, sizes) if even else None,
+    )
+
+
+def _check_complete(log_dir: str | os.PathLike[str], have: int, total: int) -> None:
+    """Refuse a recording that lacks completions."""
+    if have < total:
+        raise BudgetTooSmall(
+            f"{have:,} of {total:,} completions are in {log_dir}, and {total - have:,} are missing: the budget has "
+            f"ended, or requests failed. Record again with log_dir={str(log_dir)!r}: what is there is not drawn "
+            f"again. A budget must have at least {total:,} completions.",
+            given=have,
+            least=total,
+        )
 
 
 def _drawn(

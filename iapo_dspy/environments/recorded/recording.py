@@ -9,14 +9,20 @@ Two kinds, both frozen:
 
 A is the number of answer classes, M of outcomes. Probabilities of a cell may sum to less than 1: the rest are failed
 completions. `cost` is in utility: cost weight 1 takes it off the reward once per completion, and `overhead [P]`, which
-both kinds may have, once per query. Both may also have `parts [P, F]`, which prompts have which part in common. See
-`files` for the format on disk.
+both kinds may have, once per query. Both may also have `parts [P, F]`, which prompts have which part in common.
+
+Recordings of language models also have the completions themselves (`drawn`), one by one. Their law is `probs`, so what
+is stored is the joint law of outcome and tokens: an environment draws one of the S completions of a cell, with
+replacement, and this completion costs in proportion to its own tokens. `cost` is the mean. `card` says where a
+recording comes from. See `files` for the format on disk.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +32,7 @@ from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.bandit.problem import Problem, checked_parts
+from iapo_dspy.environments.recorded.drawn import Drawn
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 
@@ -41,7 +48,7 @@ class ExactValues:
         reward: Expected task reward [W, P, X, N] of each distinct row of objective weights.
         row: Which of the W rows each context uses [C].
         contexts: The contexts.
-        cost: Cost of a completion [P], in utility.
+        cost: Expected cost of a completion on each query [P, X], in utility.
         overhead: Cost of a query whatever the scale [P], in utility.
     """
 
@@ -54,7 +61,8 @@ class ExactValues:
     def q(self, queries: IntArray | None = None) -> FloatArray:
         """Return Q (eq. 3) over these queries, or over all of them [C, P, N]."""
         reward = self.reward if queries is None else self.reward[:, :, queries]
-        price = self.overhead[:, None] + self.cost[:, None] * np.arange(1, self.reward.shape[3] + 1)
+        cost = (self.cost if queries is None else self.cost[:, queries]).mean(axis=1)
+        price = self.overhead[:, None] + cost[:, None] * np.arange(1, self.reward.shape[3] + 1)
         return np.asarray(reward.mean(axis=2)[self.row] - self.contexts.cost[:, None, None] * price)
 
 
@@ -64,15 +72,20 @@ class Recording(ABC):
 
     Attributes:
         probs: Probability of each outcome, in a vote of each answer class [P, X, M].
-        cost: Cost of one completion [P], in utility.
+        cost: Mean cost of one completion [P], in utility.
         overhead: Cost of a query whatever the scale [P], in utility; `None` means zeros.
         parts: Labels of the parts that each prompt is made of [P, F], see `Problem.parts`.
+        drawn: The completions one by one; `probs` is their law. `None` where only the law is known.
+        card: Where the recording comes from, as JSON data: the model, its server, the decoding, the prompts by digest.
+            A part of a recording keeps the card of the whole.
     """
 
     probs: FloatArray
     cost: FloatArray
     overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     parts: IntArray | None = None
+    drawn: Drawn | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         probs = _probabilities(self.probs)
@@ -80,6 +93,10 @@ class Recording(ABC):
         _store(self, probs=probs, cost=_costs("cost", self.cost, probs), overhead=overhead)
         if self.parts is not None:
             _store(self, parts=checked_parts(self.parts, len(probs)))
+        if self.drawn is not None:
+            shape = self.drawn.outcome.shape[:2]
+            if shape != probs.shape[:2] or not np.allclose(self.drawn.law(probs.shape[2]), probs, atol=_ROUNDING):
+                raise ConfigurationError(f"probs {probs.shape} are not the shares of the outcomes drawn, {shape}.")
 
     @property
     def n_prompts(self) -> int:
@@ -104,10 +121,25 @@ class Recording(ABC):
     def subset(self, queries: IntArray) -> Recording:
         """Return the recording of these queries only."""
 
+    @property
+    def cost_on(self) -> FloatArray:
+        """Expected cost of a completion on each query [P, X]: where tokens are recorded, longer answers cost more."""
+        if self.drawn is None:
+            return np.broadcast_to(self.cost[:, None], self.probs.shape[:2])
+        return np.asarray(self.cost[:, None] * self.drawn.relative_tokens().mean(axis=2))
+
     def of_prompts(self, prompts: IntArray) -> Recording:
         """Return the recording of these prompts only, in this order."""
         arrays = {name: getattr(self, name, None) for name in ("probs", "cost", "overhead", "parts", "outcomes")}
-        return replace(self, **{name: array[prompts] for name, array in arrays.items() if array is not None})
+        kept = {name: array[prompts] for name, array in arrays.items() if array is not None}
+        return replace(self, **kept, drawn=None if self.drawn is None else self.drawn.of_prompts(prompts))
+
+    def _of_queries(self, queries: IntArray) -> dict[str, Any]:
+        """Return the parts that both kinds have, for these queries only."""
+        parts: dict[str, Any] = {"probs": self.probs[:, queries]}
+        if self.drawn is not None:
+            parts |= {"drawn": self.drawn.of_queries(queries), "cost": self.cost_on[:, queries].mean(axis=1)}
+        return parts
 
     @abstractmethod
     def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
@@ -197,7 +229,7 @@ class VotingRecording(Recording):
     def subset(self, queries: IntArray) -> VotingRecording:
         """Implement `Recording.subset`."""
         credit = None if self.credit is None else self.scores[queries]
-        return replace(self, probs=self.probs[:, queries], answers=self.answers[queries], credit=credit)
+        return replace(self, **self._of_queries(queries), answers=self.answers[queries], credit=credit)
 
     def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
         """Implement `Recording.exact`."""
@@ -206,7 +238,7 @@ class VotingRecording(Recording):
         reward = majority_vote_rewards(self.probs.reshape(-1, shape[2]), credit, max_n, ties=ties)
         row = np.zeros(len(self.cost_weights), dtype=np.int64)
         reward = reward.reshape(1, *shape[:2], max_n)
-        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost_on, overhead=self.overhead)
 
     def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
         """Implement `Recording.observe`."""
@@ -250,7 +282,7 @@ class BestOfRecording(Recording):
 
     def subset(self, queries: IntArray) -> BestOfRecording:
         """Implement `Recording.subset`."""
-        return replace(self, probs=self.probs[:, queries], outcomes=self.outcomes[:, queries])
+        return replace(self, **self._of_queries(queries), outcomes=self.outcomes[:, queries])
 
     def exact(self, max_n: int, ties: Ties = "paper") -> ExactValues:
         """Implement `Recording.exact`."""
@@ -260,7 +292,7 @@ class BestOfRecording(Recording):
             for i, weights in enumerate(rows):
                 reward[i, prompt] = best_of_n_rewards(self.outcomes[prompt] @ weights, self.probs[prompt], max_n)
         row = row.reshape(-1)
-        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost, overhead=self.overhead)
+        return ExactValues(reward=reward, row=row, contexts=self.contexts, cost=self.cost_on, overhead=self.overhead)
 
     def observe(self, prompt: IntArray, query: IntArray, outcome: IntArray) -> tuple[IntArray, FloatArray]:
         """Implement `Recording.observe`."""
@@ -281,9 +313,12 @@ class RecordedEnvironment:
         self.n_prompts, self.n_queries = recording.n_prompts, recording.n_queries
         self._recording = recording
         self._rng = np.random.default_rng(seed)
+        self._outcomes = recording.probs.shape[2]
+        if (drawn := recording.drawn) is not None:
+            self._cost = recording.cost[:, None, None] * drawn.relative_tokens()
+            return
         # One ascending table for all cells: the entries of cell i lie in [i, i + 1], so one binary search draws.
         cells = np.arange(recording.n_prompts * recording.n_queries).reshape(recording.n_prompts, -1, 1)
-        self._outcomes = recording.probs.shape[2]
         below = np.minimum(np.cumsum(recording.probs, axis=2), 1.0)
         complete = below[:, :, -1] > 1 - _ROUNDING
         below[complete, -1] = 1.0
@@ -294,11 +329,17 @@ class RecordedEnvironment:
         """Draw every completion of the pulls independently."""
         prompt = np.repeat(pulls.prompt, pulls.size)
         query = np.repeat(pulls.query, pulls.size)
-        cell = prompt * self._recording.n_queries + query
-        found = np.searchsorted(self._table, cell + self._rng.random(len(cell)), side="right")
-        outcome = np.minimum(found - cell * self._outcomes, self._largest[prompt, query])
+        if (drawn := self._recording.drawn) is not None:
+            which = self._rng.integers(drawn.samples, size=len(prompt))
+            outcome, cost = drawn.outcome[prompt, query, which], self._cost[prompt, query, which]
+            outcome = np.where(outcome < 0, self._outcomes, outcome)
+        else:
+            cell = prompt * self._recording.n_queries + query
+            found = np.searchsorted(self._table, cell + self._rng.random(len(cell)), side="right")
+            outcome = np.minimum(found - cell * self._outcomes, self._largest[prompt, query])
+            cost = self._recording.cost[prompt]
         label, score = self._recording.observe(prompt, query, outcome)
-        cost, overhead = self._recording.cost[prompt], self._recording.overhead[pulls.prompt]
+        overhead = self._recording.overhead[pulls.prompt]
         return Observations(pulls=pulls, label=label, score=score, cost=cost, overhead=overhead)
 
 

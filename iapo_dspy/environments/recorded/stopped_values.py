@@ -59,14 +59,15 @@ class StoppedValues:
     def calls(self, policy: Policy, queries: IntArray | None = None) -> Calls:
         """Return the expected calls of a policy, on average over these queries or over all."""
         recording, contexts = self.recording, self.recording.contexts
-        parts = np.empty((3, len(policy)))
+        cost = recording.cost_on
+        parts, spared = np.empty((3, len(policy))), np.empty(len(policy))
+        kept = slice(None) if queries is None else queries
         for context, arm in enumerate(policy.arms):
-            law = self.law(context, arm)
-            parts[:, context] = (law if queries is None else law[:, queries]).mean(axis=1)
+            law = self.law(context, arm)[:, kept]
+            parts[:, context] = law.mean(axis=1)
+            spared[context] = (cost[arm.prompt, kept] * (arm.n - law[1])).mean()
         gain, completions, waves = parts
-        prompt = np.array([arm.prompt for arm in policy.arms])
-        n = np.array([arm.n for arm in policy.arms])
-        price = recording.cost[prompt] * (n - completions) - recording.overhead[prompt] * (waves - 1.0)
+        price = spared - recording.overhead[[arm.prompt for arm in policy.arms]] * (waves - 1.0)
         return Calls(gain=gain, completions=completions, waves=waves, saved=contexts.cost * price)
 
     def law(self, context: int, arm: Arm) -> FloatArray:

@@ -415,6 +415,7 @@ class BatchSampler:
             failure=failure,
             usage=choice.usage,
             seed=choice.seed,
+            finish=choice.finish_reason,
         )
         return record, prediction
 

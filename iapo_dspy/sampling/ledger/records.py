@@ -53,6 +53,7 @@ class CompletionRecord:
         error: Whether a failure is due to transport, provider or program rather than to the text.
         usage: Its share of the pull's usage; in the line, each of its fields is a key.
         seed: The seed that was sent.
+        finish: Why the text ended, as the provider says; None where it is not known, as in older ledgers.
         inner: The "inputs" of a pipeline's inner module and the "fields" that it returned (None for a failure), as JSON
             data; None for other programs.
         typed: Whether the values in `fields` and `inner` say what types they have (`typed_values`); earlier versions
@@ -69,6 +70,7 @@ class CompletionRecord:
     error: bool = False
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
+    finish: str | None = None
     inner: Mapping[str, Any] | None = None
     typed: bool = False
 
@@ -364,7 +366,7 @@ def encode_record(record: Record) -> dict[str, Any]:
         value = getattr(record, f.name)
         if isinstance(value, Usage):
             line |= {name: getattr(value, name) for name in _USAGE[type(record)]}
-        elif value is not None or f.name != "feedback":  # which most scores do not have
+        elif value is not None or f.name not in ("feedback", "finish"):  # which many lines do not have
             line[f.name] = jsonable(value)
     return line
 

@@ -43,6 +43,8 @@ class Rollout:
         text: The raw completion; of several LM calls, the last one's, in a pipeline the inner module's last one's.
         usage: Its share of the usage of all rollouts; the shared parts were paid once for all of them.
         seed: The seed sent with its (first) request, None if none was sent.
+        finish: Why the text ended, as the provider says ("stop", "length"); of several LM calls, as for `text`. None
+            where it is not known.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
             filled when recording.
         inner: The call of the inner module, of a pipeline that was sampled for one.
@@ -56,6 +58,7 @@ class Rollout:
     text: str | None = None
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
+    finish: str | None = None
     trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
     inner: InnerCall | None = None
 

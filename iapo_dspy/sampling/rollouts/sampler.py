@@ -312,6 +312,7 @@ class Sampler:
             text=choice.text,
             usage=choice.usage,
             seed=choice.seed,
+            finish=choice.finish_reason,
             trace=((call.predictor, call.inputs, prediction),) if record and prediction is not None else (),
         )
 
@@ -382,6 +383,7 @@ class Sampler:
             text=seat.text,
             usage=replace(seat.usage, latency_s=time.perf_counter() - start + seat.saved_s),
             seed=seat.seed,
+            finish=seat.finish,
             trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if seat.group.records else (),
             inner=watch.call if watch is not None and watch.calls == 1 else None,
         )

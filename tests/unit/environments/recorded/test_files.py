@@ -57,8 +57,8 @@ def test_unusable_files_are_refused(tmp_path):
         (tmp_path / name).write_text("no archive")
         with pytest.raises(ConfigurationError, match="is not a recording"):
             load(tmp_path / name)
-    np.savez(tmp_path / "later.npz", kind="vote", version=2)
-    with pytest.raises(ConfigurationError, match="version 2"):
+    np.savez(tmp_path / "later.npz", kind="vote", version=3)
+    with pytest.raises(ConfigurationError, match="version 3"):
         load(tmp_path / "later.npz")
     np.savez(tmp_path / "half.npz", probs=np.ones((1, 1, 1)))
     with pytest.raises(ConfigurationError, match="lacks the arrays"):
