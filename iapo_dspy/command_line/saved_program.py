@@ -53,6 +53,7 @@ class SavedProgram:
                     "label": policy.prompts[prompt].label,
                     "instructions": self._instructions(prompt),
                     "decoding": policy.prompts[prompt].decoding.as_kwargs(),
+                    "adapter": str(policy.prompts[prompt].adapter) if policy.prompts[prompt].adapter else None,
                     "lms": {name: str(lm) for name, lm in policy.prompts[prompt].lms.items()},
                 }
                 for prompt in self._drawn
@@ -97,6 +98,7 @@ class SavedProgram:
     def _prompt(self, prompt: int) -> str:
         saved = self.policy.prompts[prompt]
         about = [f"{name}={value:g}" for name, value in saved.decoding.as_kwargs().items() if value is not None]
+        about += [f"adapter: {saved.adapter}"] if saved.adapter is not None else []
         about += [f"{name}: {lm}" for name, lm in saved.lms.items()]
         about += [f"{name}: {len(state['demos'])} demos" for name, state in saved.state.items() if state.get("demos")]
         lines = [f"prompt {prompt}" + (f" ({', '.join(about)})" if about else "")]

@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError, ReservedFieldName
+from iapo_dspy.errors import ConfigurationError, ReservedFieldName, one_line
 from iapo_dspy.optimizer.pipelines import Pipeline
 from iapo_dspy.optimizer.settings import Settings
+from iapo_dspy.prompts.adapter_names import lms_inside
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.prompts.student import Student, lm_of
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest
 from iapo_dspy.sampling.ledger.typed_values import tagged
 from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, request_params
+from iapo_dspy.sampling.rollouts.prepare import adapter_or_configured
+from iapo_dspy.sampling.rollouts.single_predictor import predictor_call
 from iapo_dspy.sampling.spending.pricing import check_budget, price_of
 from iapo_dspy.scoring.strategies import Strategy
 
@@ -243,6 +246,44 @@ def check_sampling(prompts: Sequence[Prompt], settings: Settings) -> None:
         )  # fmt: skip
 
 
+def check_adapters(prompts: Sequence[Prompt], inputs: Mapping[str, Any] | None, settings: Settings) -> None:
+    """Refuse adapters of `IAPO(adapters=...)` that cannot write the calls, or whose own LMs the budget cannot hold.
+
+    Args:
+        prompts: Prompts with everything that can be chosen.
+        inputs: Inputs of the program; None where a module inside of a pipeline has others.
+        settings: The optimizer's.
+    """
+    for adapter in settings.adapters:
+        for lm in lms_inside(adapter):
+            try:
+                _check_limits(lm, lm.kwargs, settings)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"The adapter {type(adapter).__name__} asks an LM, whose calls count in the budget. {error}"
+                ) from error
+    for prompt in prompts:
+        for name, predictor in prompt.student.predictors.items() if prompt.adapter is not None else ():
+            direct = inputs is not None and prompt.student.is_direct
+            try:
+                _write(prompt, name, predictor, inputs if inputs is not None and direct else {})
+            except Exception as error:
+                if not direct and not isinstance(error, ConfigurationError):
+                    continue  # the inputs of a step are not known, which some adapters do not take
+                raise ConfigurationError(
+                    f"The adapter {prompt.adapter_name} cannot write a call of predictor {name!r} of "
+                    f"candidates[{prompt.candidate}]: {one_line(error)} Leave it out of adapters, or mend it."
+                ) from error
+
+
+def _write(prompt: Prompt, name: str, predictor: Any, inputs: Mapping[str, Any]) -> None:
+    """Write a call with a prompt's own adapter."""
+    with dspy.context(callbacks=[], send_stream=None):
+        lm, adapter = prompt.student.lms[name], prompt.adapter
+        if not inputs or predictor_call(predictor, inputs, lm=lm, adapter=adapter, decoding=prompt.decoding) is None:
+            adapter_or_configured(adapter).format(predictor.signature, predictor.demos, dict(inputs))
+
+
 def _check_limits(lm: dspy.BaseLM, params: dict[str, Any], settings: Settings) -> None:
     check_budget(lm, params, settings.budget, settings.cost_unit.prices)
     settings.cost_unit.check(lm)
@@ -257,7 +298,8 @@ def check_resources(prompts: Sequence[Prompt], settings: Settings) -> None:
             )
         if "usd" not in preference.resources:
             continue
-        for lm in (lm for prompt in prompts for lm in prompt.student.lms.values()):
+        inside = [lm for adapter in settings.adapters for lm in lms_inside(adapter)]
+        for lm in (*inside, *(lm for prompt in prompts for lm in prompt.student.lms.values())):
             if price_of(lm, settings.cost_unit.prices) is None:
                 raise ConfigurationError(
                     f"{preference} counts dollars, and LiteLLM knows no price of {lm.model!r}. Give yours, in dollars "

@@ -64,6 +64,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         preference_field=settings.preference_field,
         programs=programs,
         lms=[p.lms for p in plan.prompts if p.lms] or None,
+        adapters=settings.adapters or None,
     )
     result = make_result(
         policy,
@@ -79,7 +80,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         outage=found.outage,
         written=written,
         gains=found.gains,
-        student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)[0],
+        student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms, settings.adapters)[0],
     )
     program.detailed_results = result if settings.track_stats else None
     if settings.log_dir is not None:

@@ -16,6 +16,7 @@ from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.generations import Generations
 from iapo_dspy.bandit.named import short_name
 from iapo_dspy.optimizer.plan import Plan
+from iapo_dspy.prompts.adapter_names import adapter_digest, lms_inside
 from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import lms_in
 from iapo_dspy.prompts.prompt import Prompt, plain_attributes
@@ -26,6 +27,7 @@ from iapo_dspy.sampling.ledger.records import Cell
 from iapo_dspy.sampling.ledger.serving import Serving
 from iapo_dspy.sampling.ledger.upgrade import Older
 from iapo_dspy.sampling.lm.params import generation_params
+from iapo_dspy.sampling.rollouts.prepare import adapter_or_configured
 from iapo_dspy.sampling.spending.cost import Cost
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         facts["budget"] = {"tokens": budget.tokens, "usd": budget.usd}
     if kinds := [kind for p in plan.prompts.shown for kind in _kind(p)]:
         facts["programs"] = digest(kinds)
+    if settings.adapters:
+        facts["adapters"] = [adapter_digest(adapter) for adapter in settings.adapters]
     if plan.writing is not None:
         by = [_told(p) for p in settings.proposers or ()]
         facts["writing"] = [settings.generations, public_params(plan.writing.lm), by]
@@ -69,7 +73,7 @@ def about(plan: Plan, id_of: Callable[[int], str]) -> dict[str, Any]:
         "student": type(plan.student.module).__qualname__,
         "signature": "; ".join(names),
         "models": sorted({lm.model for p in plan.prompts.shown for lm in p.student.lms.values()}),
-        "adapter": type(_adapter()).__qualname__,
+        "adapter": ", ".join(dict.fromkeys(type(adapter).__qualname__ for adapter in _adapters(plan))),
         "servers": {id_of(i): _servers(p) for i, p in enumerate(plan.prompts)} if listed else {},
         **({"around": digest(around)} if around else {}),
         **_unstated(plan),
@@ -102,8 +106,12 @@ def serving(
 
 def prompt_ids(plan: Plan) -> Callable[[int], str]:
     """Return the function that names a prompt by all that its completions depend on; the student's is behind them."""
-    unstated = _unstated(plan, candidates=False)  # so that a candidate more does not change the names of the others
-    around = digest([_around(plan), unstated, digest(_adapter()), type(plan.student.module).__qualname__])
+    around: dict[int, str] = {}
+    for own in plan.settings.adapters or (None,):
+        used = adapter_or_configured(own)
+        # Without the candidates and the other adapters: one more of these does not change the names of the others.
+        unstated = _unstated(plan, (used,), candidates=False)
+        around[id(own)] = digest([_around(plan), unstated, digest(used), type(plan.student.module).__qualname__])
     twins: dict[str, list[int]] = {}  # LMs with equal settings, such as one model at two addresses
     for lm in (lm for element in plan.settings.lms for lm in lms_in(element)):
         same = twins.setdefault(digest(_params(lm)), [])
@@ -112,7 +120,7 @@ def prompt_ids(plan: Plan) -> Callable[[int], str]:
     def name(prompt: Prompt) -> str:
         lms = {n: (_params(lm), _nth(lm, twins)) for n, lm in prompt.student.lms.items()}
         state, types = program_state(prompt.program), _types(prompt.program)
-        return digest([state, prompt.decoding.as_kwargs(), lms, around, types, *_kind(prompt)])
+        return digest([state, prompt.decoding.as_kwargs(), lms, around[id(prompt.adapter)], types, *_kind(prompt)])
 
     count = len(plan.prompts)
     student = [name(plan.as_it_is)] if plan.as_it_is is not None else []
@@ -174,11 +182,12 @@ def _around(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _unstated(plan: Plan, *, candidates: bool = True) -> dict[str, Any]:
+def _unstated(plan: Plan, adapters: Sequence[dspy.Adapter] | None = None, *, candidates: bool = True) -> dict[str, Any]:
     """Return what decides answers and does not stand in a program's state; parts that say nothing are left out.
 
     Args:
         plan: The run.
+        adapters: The adapters whose LMs count; None is all of the run.
         candidates: Whether the types of candidates' fields count.
     """
     whole = plan.student.module if plan.pipeline is None else plan.pipeline.outer
@@ -186,7 +195,7 @@ def _unstated(plan: Plan, *, candidates: bool = True) -> dict[str, Any]:
     found = {
         "types": [types for p in programs if (types := _types(p))],
         "attributes": without_secrets(plain_attributes(whole)),
-        "adapter_lms": [public_params(lm) for lm in vars(_adapter()).values() if isinstance(lm, dspy.BaseLM)],
+        "adapter_lms": [public_params(lm) for adapter in adapters or _adapters(plan) for lm in lms_inside(adapter)],
     }
     return {name: digest(part) for name, part in found.items() if part}
 
@@ -257,8 +266,8 @@ def _signature(signature: Any) -> str:
     return " -> ".join(sides)
 
 
-def _adapter() -> dspy.Adapter:
-    return dspy.settings.adapter or dspy.ChatAdapter()
+def _adapters(plan: Plan) -> Sequence[dspy.Adapter]:
+    return plan.settings.adapters or (adapter_or_configured(None),)
 
 
 def _servers(prompt: Prompt) -> list[str]:

@@ -72,6 +72,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             or a mapping from names of predictors to LMs. Default: the student's LMs, or the configured one.
         decoding: Decoding configurations; every candidate is tried with each of them. Default: the LM's own. With
             `lms`, also a mapping from model strings to configurations of that model alone.
+        adapters: Adapters to choose from, such as `[dspy.ChatAdapter(), dspy.JSONAdapter()]`: every candidate is tried
+            with each of them, and calls use the chosen one. Default: the configured one.
         max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         num_threads: LM requests in flight at most. Default: `dspy.settings.num_threads` where that was raised
             above DSPy's own default, else 64.
@@ -105,6 +107,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         prompt_model: dspy.BaseLM | None = None,
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
+        adapters: Sequence[dspy.Adapter] | None = None,
         max_n: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
@@ -239,8 +242,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             candidates: As for `compile`.
             inner: As for `compile`.
             output_tokens: Mean output tokens of a completion, all its LM calls together: one number or one for each
-                prompt (candidate by candidate, each with every LM, each of these with every decoding). Without it,
-                lengths are those of the ledger in `log_dir`, if any.
+                prompt (candidate by candidate, each with every LM, each of these with every decoding, each of these
+                with every adapter). Without it, lengths are those of the ledger in `log_dir`, if any.
 
         A student with a `forward` of its own is run once for each prompt, with answers that are made up.
 

@@ -137,10 +137,11 @@ class LivePrompts(Sequence[LivePrompt]):
             behind = student is not None and index == self._room
             prompt = student if student is not None and behind else self._prompts[index]
             self._made[index] = LivePrompt(
-                program=prompt.program if pipeline is None else pipeline.with_inner(_watched(prompt.program)),
+                program=prompt.program if pipeline is None else pipeline.with_inner(watched(prompt.program)),
                 decoding=prompt.decoding,
                 inner=None if pipeline is None else prompt.program,
                 id=self._id_of(len(self._prompts) if behind else int(index)),
+                adapter=prompt.adapter,
             )
         return self._made[index]
 
@@ -185,7 +186,7 @@ def _replace(program: dspy.Module, old: Any, new: Any) -> None:
                 setattr(module, name, changed)
 
 
-def _watched(program: dspy.Module) -> dspy.Module:
+def watched(program: dspy.Module) -> dspy.Module:
     """Return the program as a module that tells when it is called; its predictors are shared."""
     twin: dspy.Module = copy.copy(program)
     twin.callbacks = [*program.callbacks, InnerModule(inner_inputs(program))]

@@ -21,6 +21,7 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.live.student_unit import UnitPlan
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.checks import (
+    check_adapters,
     check_around,
     check_judge,
     check_other,
@@ -67,7 +68,7 @@ class Writing:
         lm: The LM that it asks.
         read: The training questions that it may read, by position. Those that are left confirm its prompts.
         known: Those that the writers of earlier runs have read, whose prompts this run knows.
-        each: Prompts that one candidate makes: one for each choice of LMs and decoding.
+        each: Prompts that one candidate makes: one for each choice of LMs, decoding and adapter.
         most: Prompts that may be written in all.
         prompts: The prompts that were written, by number in the prompt set; those of earlier runs first.
     """
@@ -272,15 +273,17 @@ def make_plan(
     strategy = fitted(settings.strategy, part.output_fields)
     writes = settings.writes or candidates is None or is_auto(asked)  # a compiled program has candidates: its arms
     candidates = [part.module] if candidates is None else candidates
-    prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms)
+    prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms, settings.adapters)
     others = other_programs(prompts.shown)
     for prompt in others:
         check_other(prompt, examples, None if pipeline is None else inputs, strategy, settings.preference_field)
     check_sampling(prompts.shown, settings)
+    first = dict(examples[0].inputs().items())
+    check_adapters(prompts.shown, first if pipeline is None else None, settings)
     if pipeline is not None:
         check_around(pipeline, settings)
     for prompt in prompts.shown if settings.batch is not None else ():
-        batch_sampler.check_program(prompt.program, dict(examples[0].inputs().items()), prompt.decoding)
+        batch_sampler.check_program(prompt.program, first, prompt.decoding, prompt.adapter)
     check_resources(prompts.shown, settings)
     if prompts.shape is not None and not isinstance(settings.algorithm, Auto):
         raise ConfigurationError(
@@ -338,9 +341,8 @@ def _with_writing(plan: Plan) -> Plan:
         check_budget(lm, lm.kwargs, settings.budget, settings.cost_unit.prices)
     except ConfigurationError as error:
         raise ConfigurationError(f"The calls that write prompts count in the budget. {error}") from error
-    each = sum(
-        len(served.decodings) for served in combine(settings.lms, list(plan.student.predictors), settings.decoding)
-    )
+    servers = combine(settings.lms, list(plan.student.predictors), settings.decoding)
+    each = sum(len(served.decodings) for served in servers) * max(len(settings.adapters), 1)
     size = max(_SIZE, 2 * each) // each * each
     order = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))
     writing = Writing(
@@ -368,7 +370,7 @@ def _with_unit(plan: Plan) -> Plan:
     """
     settings = plan.settings
     queries = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))[:_UNIT_QUERIES].tolist()
-    place, student = student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms)
+    place, student = student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms, settings.adapters)
     served = {id(lm) for prompt in plan.prompts.shown for lm in prompt.student.lms.values()}
     if place is None and not {id(p.lm or dspy.settings.lm) for p in student.student.predictors.values()} <= served:
         return plan  # every candidate brings an LM of its own: the student's has no part in the run

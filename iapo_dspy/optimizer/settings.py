@@ -19,6 +19,7 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.events import Event
 from iapo_dspy.optimizer.options import Execution, Search, check_whole, read_proposers
 from iapo_dspy.preferences import Preference
+from iapo_dspy.prompts.adapter_names import adapted, read_distinct_adapters
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.sampling.batches.running import BatchAPI
@@ -71,6 +72,7 @@ class Settings:
     proposers: tuple[Proposer, ...] | None
     decoding: Decodings
     lms: tuple[LMs, ...]
+    adapters: tuple[dspy.Adapter, ...]
     joint_limit: int
     algorithm: Algorithm
     stopping: StopMode | None
@@ -147,6 +149,7 @@ class Settings:
             "candidates": list(candidates) if isinstance(candidates, Iterator) else candidates,
             "decoding": read_decodings(given["decoding"], lms),
             "lms": lms,
+            "adapters": read_distinct_adapters(given["adapters"]),
             "log_dir": Path(log_dir) if log_dir is not None else None,
             "batch": BatchAPI.of(given["batch"]),
             "callbacks": tuple(given["callbacks"]),
@@ -178,6 +181,7 @@ class Settings:
             "proposers": [type(p).__name__ for p in self.proposers] if self.proposers is not None else None,
             "decoding": _decodings(self.decoding),
             "lms": [_models(element) for element in self.lms],
+            "adapters": [str(one.name) for one in adapted(self.adapters) if one.name is not None],
             "log_dir": str(self.log_dir) if self.log_dir is not None else None,
             "batch": self.batch is not None,
         }

@@ -67,6 +67,7 @@ class Call:
     inputs: Mapping[str, Any]
     program: dspy.Module
     decoding: Decoding
+    adapter: dspy.Adapter | None
     strategy: Strategy
     cost: Cost
     tokens_each: int | None = None
@@ -95,6 +96,7 @@ class Call:
                 size,
                 key=key,
                 decoding=self.decoding,
+                adapter=self.adapter,
                 record=True,
                 most_tokens=self.tokens_each,
             )

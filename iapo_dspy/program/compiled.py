@@ -25,6 +25,7 @@ from iapo_dspy.program.results import ArmEstimate, CompileResult
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
+from iapo_dspy.prompts.adapter_names import read_adapters
 from iapo_dspy.prompts.harvest import Alternatives
 from iapo_dspy.prompts.lms import LMs, read_lms
 from iapo_dspy.prompts.student import Student
@@ -66,6 +67,9 @@ class CompiledProgram(Alternatives):
             names to LMs, found by model string; several of one model string by their order in `IAPO(lms=...)`. The
             student's LM or the configured one serves arms of its model too.
         others: Fresh programs of the classes beside the student's that prompts are of, made as the candidates were.
+        adapters: Adapters for arms that were measured with adapters of their own (`IAPO(adapters=...)`), found by class
+            and settings. DSPy's own and those of `iapo_dspy.adapters` are made again from the file; give those of other
+            classes.
     """
 
     def __init__(
@@ -78,13 +82,15 @@ class CompiledProgram(Alternatives):
         programs: Sequence[dspy.Module] | None = None,
         lms: Sequence[LMs] | None = None,
         others: Sequence[dspy.Module] = (),
+        adapters: Sequence[dspy.Adapter] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
         if isinstance(others, dspy.Module) or not all(isinstance(other, dspy.Module) for other in others):
             raise ConfigurationError("others= is not a list of programs: give one such as [dspy.Predict(...)].")
-        self.policy = PolicyTable(student, strategy, policy, programs, preference_field, read_lms(lms), others)
+        given = read_lms(lms), others, read_adapters(adapters)
+        self.policy = PolicyTable(student, strategy, policy, programs, preference_field, *given)
         self.arms = self.policy.programs.arms
 
     # -- the interface of a DSPy module
@@ -394,6 +400,7 @@ class CompiledProgram(Alternatives):
             inputs=kwargs,
             program=table.programs.runnable(arm.prompt),
             decoding=table.ready.prompts[arm.prompt].decoding,
+            adapter=table.programs.adapter_of(arm.prompt),
             strategy=table.strategy,
             cost=table.ready.cost,
             tokens_each=table.tokens_of_each(preference, chosen) if preference.caps else None,

@@ -23,6 +23,7 @@ def load(
     strategy: Strategy | None = None,
     lms: Sequence[LMs] | None = None,
     others: Sequence[dspy.Module] = (),
+    adapters: Sequence[dspy.Adapter] | None = None,
     allow_unsafe_lm_state: bool = False,
 ) -> CompiledProgram:
     """Return a program that `CompiledProgram.save` wrote: `iapo_dspy.load("math.json")`.
@@ -35,13 +36,15 @@ def load(
         strategy: See `CompiledProgram`: needed where the strategy has functions of yours.
         lms: See `CompiledProgram`.
         others: See `CompiledProgram`.
+        adapters: See `CompiledProgram`.
         allow_unsafe_lm_state: See `CompiledProgram.load`.
 
     Raises:
         StateError: It is not a saved program, is damaged, does not fit, or does not say what its student is.
         StorageError: The file cannot be read.
     """
-    program = CompiledProgram(_student_in(Path(path)) if student is None else student, strategy, lms=lms, others=others)
+    fresh = _student_in(Path(path)) if student is None else student
+    program = CompiledProgram(fresh, strategy, lms=lms, others=others, adapters=adapters)
     program.load(path, allow_unsafe_lm_state=allow_unsafe_lm_state)
     return program
 

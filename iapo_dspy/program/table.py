@@ -53,10 +53,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         preference_field: str | None = "preference",
         lms: Sequence[LMs] = (),
         others: Sequence[dspy.Module] = (),
+        adapters: Sequence[dspy.Adapter] = (),
     ) -> None:
         self.default: str | Preference | None = None
         self.preference_field = preference_field
-        self.programs = Programs(student, lms, others)
+        self.programs = Programs(student, lms, others, adapters)
         self._given_strategy = strategy
         self._solver: Solver | None = None
         self._results: Any = None

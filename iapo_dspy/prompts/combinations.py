@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
+import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.prompts.candidates import is_options, read_options
 from iapo_dspy.prompts.copies import bare, clone
 from iapo_dspy.prompts.lms import Decodings, LMs, combine
-from iapo_dspy.prompts.prompt import Prompt, build_prompts, configured, same_program
+from iapo_dspy.prompts.prompt import Prompt, build_prompts, configured, same_prompt
 from iapo_dspy.prompts.student import Student
 
 MOST = 1_000_000  # combinations; a run keeps a few numbers for each
@@ -33,13 +34,14 @@ class Combinations(Sequence[Prompt]):
     """One instruction for each predictor, in every combination, under every configuration.
 
     A prompt is made when it is first asked for, and kept. Prompts are numbered row by row: the last predictor's
-    instructions change faster than the first one's, and configurations (LMs and decodings) fastest.
+    instructions change faster than the first one's, and configurations (LMs, decodings and adapters) fastest.
 
     Args:
         student: The program to optimize; it is not changed.
         candidates: Predictor name -> instructions, as the user gave them (`read_options`).
         decodings: Decoding configurations, of all LMs or of each.
         lms: The run's LMs; none for the configured one.
+        adapters: The run's adapters; none for the configured one.
 
     Attributes:
         options: Every predictor with its instructions.
@@ -50,12 +52,18 @@ class Combinations(Sequence[Prompt]):
     """
 
     def __init__(
-        self, student: Student, candidates: Mapping[Any, Any], decodings: Decodings, lms: Sequence[LMs] = ()
+        self,
+        student: Student,
+        candidates: Mapping[Any, Any],
+        decodings: Decodings,
+        lms: Sequence[LMs] = (),
+        adapters: Sequence[dspy.Adapter] = (),
     ) -> None:
         self._student = bare(student.module)
         self._servers = combine(lms, list(student.predictors), decodings)
         self.options = read_options(candidates, student.instructions)
-        n_configurations = sum(len(served.decodings) for served in self._servers)
+        self._adapters = tuple(adapters)
+        n_configurations = sum(len(served.decodings) for served in self._servers) * max(len(adapters), 1)
         self.shape = (*(len(texts) for texts in self.options.values()), n_configurations)
         self._made: dict[int, list[Prompt]] = {}
         if len(self) > MOST:
@@ -100,13 +108,14 @@ class Combinations(Sequence[Prompt]):
         predictors = dict(program.named_predictors())
         for (name, texts), option in zip(self.options.items(), place, strict=True):
             predictors[name].signature = predictors[name].signature.with_instructions(texts[option])
-        return configured(program, combination, self._servers, {}, dict(zip(self.options, place, strict=True)))
+        options = dict(zip(self.options, place, strict=True))
+        return configured(program, combination, self._servers, {}, self._adapters, options)
 
     @property
     def student(self) -> int | None:
         """The combination of the predictors' own instructions under the first configuration; None where there is none.
 
-        The first configuration is the first LM with its first decoding.
+        The first configuration is the first LM with its first decoding and the first adapter.
         """
         own = [list(map(str.strip, texts)) for texts in self.options.values()]
         wanted = [text.strip() for text in Student(self._student).instructions.values()]
@@ -122,7 +131,12 @@ PromptSet: TypeAlias = PromptList | Combinations
 
 
 def prompt_set(
-    student: Student, candidates: Any, decodings: Decodings, joint_limit: int, lms: Sequence[LMs] = ()
+    student: Student,
+    candidates: Any,
+    decodings: Decodings,
+    joint_limit: int,
+    lms: Sequence[LMs] = (),
+    adapters: Sequence[dspy.Adapter] = (),
 ) -> PromptSet:
     """Return the prompt set P: a list, or `Combinations` where there are more than `joint_limit` of them.
 
@@ -130,22 +144,25 @@ def prompt_set(
         ConfigurationError: The candidates cannot be used with this student.
     """
     if not is_options(candidates):
-        return PromptList(build_prompts(student, candidates, decodings, lms))
-    combinations = Combinations(student, candidates, decodings, lms)
+        return PromptList(build_prompts(student, candidates, decodings, lms, adapters))
+    combinations = Combinations(student, candidates, decodings, lms, adapters)
     free = sum(k > 1 for k in combinations.shape)  # one coordinate alone is a list as any other
     return PromptList(combinations) if len(combinations) <= joint_limit or free < 2 else combinations
 
 
 def student_prompt(
-    prompts: PromptSet, student: Student, decodings: Decodings, lms: Sequence[LMs] = ()
+    prompts: PromptSet,
+    student: Student,
+    decodings: Decodings,
+    lms: Sequence[LMs] = (),
+    adapters: Sequence[dspy.Adapter] = (),
 ) -> tuple[int | None, Prompt]:
-    """Return the student as it is, on the first of the run's LMs with its first decoding, and its place among prompts.
+    """Return the student as it is under the first of the run's configurations, and its place among prompts.
 
-    The place is None where it is not one of them.
+    That is the first LM with its first decoding and the first adapter. The place is None where it is not one of them.
     """
     first = combine(lms, list(student.predictors), decodings)[:1]
-    as_it_is = configured(bare(student.module), -1, first, {})[0]
+    as_it_is = configured(bare(student.module), -1, first, {}, adapters[:1])[0]
     if isinstance(prompts, Combinations):
         return prompts.student, as_it_is
-    alike = (i for i, p in enumerate(prompts) if p.decoding == as_it_is.decoding and same_program(p, as_it_is))
-    return next(alike, None), as_it_is
+    return next((i for i, p in enumerate(prompts) if same_prompt(p, as_it_is)), None), as_it_is

@@ -11,6 +11,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
+from iapo_dspy.prompts.adapter_names import find_adapter, way
 from iapo_dspy.prompts.copies import bare, clone, restore
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
 from iapo_dspy.prompts.prompt import Prompt, PromptState
@@ -29,6 +30,7 @@ class Programs:
         student: The program that was compiled, or a fresh one of its class; it is copied.
         others: Fresh programs of the other classes that prompts are of.
         lms: LMs for prompts that have LMs of their own, found by model string.
+        adapters: Adapters for prompts that have adapters of their own, found by class and settings.
 
     Attributes:
         student: The copy.
@@ -38,7 +40,13 @@ class Programs:
         lm: The LM that every prompt runs on, whatever it was measured with; None is each prompt's own.
     """
 
-    def __init__(self, student: dspy.Module, lms: Sequence[LMs] = (), others: Sequence[dspy.Module] = ()) -> None:
+    def __init__(
+        self,
+        student: dspy.Module,
+        lms: Sequence[LMs] = (),
+        others: Sequence[dspy.Module] = (),
+        adapters: Sequence[dspy.Adapter] = (),
+    ) -> None:
         self.student = bare(student)
         self._kind = Student(self.student).kind
         self.others: Mapping[Kind, dspy.Module] = {Student(other).kind: other for other in others}
@@ -46,6 +54,7 @@ class Programs:
         self.in_use: tuple[int, ...] = ()
         self.lm: dspy.BaseLM | None = None
         self.lms = tuple(lms)
+        self._adapters = tuple(adapters)
         self._prompts: tuple[PromptState, ...] = ()
         self._measured: tuple[dspy.Module, ...] | None = None
         self._others: dict[int, dspy.Module] = {}
@@ -77,14 +86,17 @@ class Programs:
             measured: The program of every prompt, as it was measured; None makes them from the student.
 
         Raises:
-            StateError: A prompt has other predictors than the student, or a class that was not given; nothing is
-                changed.
+            StateError: A prompt has other predictors than the student, or a class or an adapter that was not given;
+                nothing is changed.
         """
         if measured is not None:
             pairs = zip(prompts, measured, strict=True)
             made = {p.kind: program for p, program in pairs if p.kind not in (None, self._kind)}
             self.others = {**made, **self.others}
         self._need({prompt.kind for prompt in prompts if prompt.kind is not None})
+        for p in in_use:
+            if (problem := self._adapter_problem(prompts[p])) is not None:
+                raise StateError(problem)
         arms = [self._make(prompts[p], None if measured is None else measured[p]) for p in in_use]
         self._prompts, self._measured = tuple(prompts), None if measured is None else tuple(measured)
         self._replace(in_use, arms)
@@ -138,6 +150,23 @@ class Programs:
             )
         return self.of(prompt)
 
+    def adapter_of(self, prompt: int) -> dspy.Adapter | None:
+        """Return the adapter that a prompt was measured with; None where that was the configured one.
+
+        Raises:
+            ConfigurationError: It is not there. A prompt never runs with another one.
+        """
+        if (problem := self._adapter_problem(self._prompts[prompt])) is not None:
+            raise ConfigurationError(problem)
+        name = self._prompts[prompt].adapter
+        return None if name is None else find_adapter(self._adapters, name)
+
+    def _adapter_problem(self, prompt: PromptState) -> str | None:
+        name = prompt.adapter
+        if name is None or find_adapter(self._adapters, name) is not None:
+            return None
+        return f"The prompt {prompt.label!r} was measured with the adapter {name}, which is not there. {way(name)}"
+
     def lacking(self) -> dict[ModelName, set[int]]:
         """Return LMs that are nowhere to be found -> prompts in use that were measured with them."""
         found: dict[ModelName, set[int]] = {}
@@ -158,6 +187,7 @@ class Programs:
             model=saved.model,
             kind=None if saved.kind == self._kind else saved.kind,
             mark=saved.mark,
+            adapter_name=saved.adapter,
         )
         return now.label
 

@@ -14,6 +14,7 @@ import dspy
 import numpy as np
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.prompts.adapter_names import AdapterName, adapted
 from iapo_dspy.prompts.candidates import Proposal, read_candidates
 from iapo_dspy.prompts.copies import bare, clone, identity_of, program_state, stripped
 from iapo_dspy.prompts.lms import Decodings, LMs, ModelName, Served, combine, model_names
@@ -40,6 +41,8 @@ class Prompt:
             were given predictor by predictor.
         kind: What its program is, where that is another one than the student.
         mark: What tells its label from equal ones, such as "#3"; "" where nothing needs to.
+        adapter: Writes its calls and reads their answers; None is the configured one.
+        adapter_name: The name of this adapter.
     """
 
     program: dspy.Module
@@ -50,6 +53,8 @@ class Prompt:
     options: Mapping[str, int] | None = None
     kind: Kind | None = None
     mark: str = ""
+    adapter: dspy.Adapter | None = field(default=None, repr=False)
+    adapter_name: AdapterName | None = None
 
     @functools.cached_property
     def student(self) -> Student:
@@ -60,18 +65,24 @@ class Prompt:
     def label(self) -> str:
         """A short text for tables: the class if it is not the student's, the instructions, and the rest in brackets.
 
-        The rest is the model if there are several, the decoding if given, the mark, and how many demos there are.
+        The rest is the model and the adapter if there are several, the decoding if given, the mark, and how many demos
+        there are.
         """
         program = f"[{self.kind.short}] " if self.kind is not None else ""
         decoding = [f"{k}={v}" for k, v in self.decoding.as_kwargs().items()]
-        rest = ", ".join(filter(None, [self.model, *decoding, self.mark, self.student.demos]))
+        adapter = self.adapter_name.words if self.adapter_name is not None else ""
+        rest = ", ".join(filter(None, [self.model, *decoding, adapter, self.mark, self.student.demos]))
         return f"{program}{self.student.text}" + (f" [{rest}]" if rest else "")
 
 
 def build_prompts(
-    student: Student, candidates: Any, decodings: Decodings, lms: Sequence[LMs] = ()
+    student: Student,
+    candidates: Any,
+    decodings: Decodings,
+    lms: Sequence[LMs] = (),
+    adapters: Sequence[dspy.Adapter] = (),
 ) -> tuple[Prompt, ...]:
-    """Return the prompt set P: every candidate with every LM, and with every decoding or those of its model.
+    """Return the prompt set P: every candidate with every LM, with every decoding or those of its model, and adapter.
 
     Repeats of a candidate are left out, with a log line.
 
@@ -101,7 +112,8 @@ def build_prompts(
                 "lms out to compare programs with LMs of their own."
             )
         of = "the student" if kind is None else f"{where}, a {kind.short},"
-        prompts += configured(program, index, combine(lms, list(bound), decodings, of), own, kind=kind)
+        servers = combine(lms, list(bound), decodings, of)
+        prompts += configured(program, index, servers, own, adapters, kind=kind)
     if repeats:
         logger.info("%d of the candidates are repeats and are left out: %s.", len(repeats), "; ".join(repeats))
     labels = Counter(prompt.label for prompt in prompts)
@@ -113,10 +125,11 @@ def configured(
     candidate: int,
     servers: Sequence[Served],
     own: Mapping[str, dspy.BaseLM],
+    adapters: Sequence[dspy.Adapter] = (),
     options: Mapping[str, int] | None = None,
     kind: Kind | None = None,
 ) -> list[Prompt]:
-    """Return a candidate's prompts: the program on every choice of LMs, under every decoding.
+    """Return a candidate's prompts: the program on every choice of LMs, under every decoding, with every adapter.
 
     `own` are LMs that the candidate brought; there are none where the run has a choice of LMs.
     """
@@ -129,10 +142,13 @@ def configured(
             model=served.model,
             options=options,
             kind=kind,
+            adapter=chosen.adapter,
+            adapter_name=chosen.name,
         )
         for served in servers
         for bound in [_served(program, served)]
         for decoding in served.decodings
+        for chosen in adapted(adapters)
     ]
 
 
@@ -192,9 +208,10 @@ def plain_attributes(program: dspy.Module) -> dict[str, Any]:
     }
 
 
-def same_program(one: Prompt, other: Prompt) -> bool:
-    """Tell whether two prompts of a run ask the same LMs with the same instructions, demos and settings."""
-    return identity_of(one.program) == identity_of(other.program)
+def same_prompt(one: Prompt, other: Prompt) -> bool:
+    """Tell whether two prompts of a run ask the same LMs with the same instructions, demos, settings and adapter."""
+    alike = one.decoding == other.decoding and one.adapter is other.adapter
+    return alike and identity_of(one.program) == identity_of(other.program)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +223,7 @@ class PromptState:
         label: A short text for tables.
         kind: What its program is, where the prompts are programs of several kinds; saved as "program".
         lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
+        adapter: The name of its adapter; None is the configured one.
     """
 
     state: Mapping[str, Any]
@@ -217,6 +235,7 @@ class PromptState:
     options: Mapping[str, int] | None = None
     kind: Kind | None = None
     mark: str = ""
+    adapter: AdapterName | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
@@ -230,6 +249,7 @@ class PromptState:
             **({"options": dict(self.options)} if self.options is not None else {}),
             **({"program": self.kind.to_json()} if self.kind is not None else {}),
             **({"mark": self.mark} if self.mark else {}),
+            **({"adapter": self.adapter.to_json()} if self.adapter is not None else {}),
         }
 
     @classmethod
@@ -248,8 +268,10 @@ class PromptState:
         if "label" not in data or not all(isinstance(text, str) for text in texts.values()):
             raise TypeError(f"{texts}: they must be text")
         kind = Kind.from_json(data["program"]) if "program" in data else None
+        adapter = AdapterName.from_json(data["adapter"]) if "adapter" in data else None
         rest = {name: value for name, value in data.items() if name != "program"}
-        return cls(**{**rest, "decoding": Decoding(**data["decoding"]), "lms": lms, "kind": kind})
+        decoding = Decoding(**data["decoding"])
+        return cls(**{**rest, "decoding": decoding, "lms": lms, "kind": kind, "adapter": adapter})
 
 
 def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
@@ -267,6 +289,7 @@ def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
             options=p.options,
             kind=p.student.kind if mixed else None,
             mark=p.mark,
+            adapter=p.adapter_name,
         )
         for p, lms in zip(prompts, names, strict=True)
     )
@@ -275,8 +298,8 @@ def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
 def shared_parts(prompts: Sequence[PromptState]) -> IntArray | None:
     """Return labels of the parts that prompts have in common.
 
-    Parts are the program, the instructions of each predictor, the rest of its state (demos and the like), the decoding
-    and the LMs.
+    Parts are the program, the instructions of each predictor, the rest of its state (demos and the like), the decoding,
+    the LMs and the adapter.
 
     Returns:
         Labels >= 0 [P, F] of those parts in which some prompts are alike and others differ, numbered as they come, each
@@ -300,6 +323,7 @@ def _parts(prompt: PromptState) -> dict[tuple[str, ...], str]:
         ("decoding",): json.dumps(prompt.decoding.as_kwargs(), sort_keys=True),
         ("lms",): json.dumps(lms, sort_keys=True),
         ("program",): str(prompt.kind),
+        ("adapter",): str(prompt.adapter),
     }
 
 

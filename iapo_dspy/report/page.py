@@ -150,7 +150,7 @@ def _failures(data: PageData) -> str:
 
 
 def _prompt(number: int, prompt: PagePrompt, data: PageData) -> str:
-    rest = "; ".join(filter(None, [prompt.model, prompt.decoding, prompt.origin]))
+    rest = "; ".join(filter(None, [prompt.model, prompt.decoding, prompt.adapter, prompt.origin]))
     parts = []
     for name, text in prompt.instructions.items():
         before = data.student.get(name)

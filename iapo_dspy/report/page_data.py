@@ -38,6 +38,7 @@ class PagePrompt:
         label: The prompt in words.
         model: Model string of its LM; one for each predictor where they differ.
         decoding: Its decoding in words; "" where it is the LM's own.
+        adapter: Its adapter in words; "" where it is the configured one.
         instructions: Predictor -> its instructions.
         origin: In words, where a prompt that the run wrote comes from; "" for one that was given.
         failed: Share of its completions that failed; None where it was not drawn, or that is not known.
@@ -46,6 +47,7 @@ class PagePrompt:
     label: str
     model: str
     decoding: str
+    adapter: str
     instructions: Mapping[str, str]
     origin: str = ""
     failed: float | None = None

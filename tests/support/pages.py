@@ -24,8 +24,16 @@ def small_page(title: str = "A run", label: str = "Be brief") -> PageData:
         title=title,
         policy=Table(columns=("preference", "N"), rows=(Line(cells=("quality", "2")),), numbers=frozenset(["N"])),
         prompts=(
-            PagePrompt(label=label, model="demo", decoding="", instructions={"self": "Be brief"}, failed=0.25),
-            PagePrompt(label="Think first", model="demo", decoding="temperature=1.0", instructions={"self": "Be slow"}),
+            PagePrompt(
+                label=label, model="demo", decoding="", adapter="", instructions={"self": "Be brief"}, failed=0.25
+            ),
+            PagePrompt(
+                label="Think first",
+                model="demo",
+                decoding="temperature=1.0",
+                adapter="",
+                instructions={"self": "Be slow"},
+            ),
         ),
         student={"self": "Be brief"},
         cost_unit="output tokens",

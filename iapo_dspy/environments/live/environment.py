@@ -52,12 +52,14 @@ class LivePrompt:
         decoding: Settings that override the LM's own; those of the inner module's LM calls, if there is one.
         inner: The module inside of the program whose completions are drawn; None where it is the program itself.
         id: Digest of all that its completions depend on; the ledger finds them by it. Default: its position.
+        adapter: Writes its calls and reads their answers; None is the configured one.
     """
 
     program: Any
     decoding: Decoding
     inner: Any = None
     id: str = ""
+    adapter: dspy.Adapter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,6 +368,7 @@ class LiveEnvironment:
             program=self._prompts[prompt].program,
             inputs=dict(self._examples[query].inputs().items()),
             decoding=self._prompts[prompt].decoding,
+            adapter=self._prompts[prompt].adapter,
         )
 
     async def _pull_one(self, start: _Start, drawn: Drawn | None, place: asyncio.Semaphore) -> Pulled | None:
@@ -390,6 +393,7 @@ class LiveEnvironment:
                     key=start.seeds,
                     decoding=prompt.decoding,
                     upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
+                    adapter=prompt.adapter,
                 )
                 drawn_now = dict(zip(missing, (r for r in rollouts if not r.undrawn), strict=False))
                 reservation.settle(completions=len(drawn_now))

@@ -15,14 +15,15 @@ import dspy
 import pydantic
 
 from iapo_dspy.errors import one_line
-from iapo_dspy.optimizer.pipelines import Pipeline
+from iapo_dspy.optimizer.pipelines import Pipeline, watched
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.prompts.prompt import Prompt
 from iapo_dspy.sampling.concurrency.loop import run_on_loop, within
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.lm.params import max_output_tokens, request_params
 from iapo_dspy.sampling.lm.proxy import StandInLM
-from iapo_dspy.sampling.rollouts.prepare import prepare
+from iapo_dspy.sampling.rollouts.pipeline import WATCH, Watch
+from iapo_dspy.sampling.rollouts.prepare import adapter_or_configured, prepare
 from iapo_dspy.sampling.spending.pricing import count_tokens, likely_prompt_bound
 
 _Note = Callable[[Any, Sequence[Mapping[str, Any]], Mapping[str, Any]], None]
@@ -80,8 +81,8 @@ def calls_of(plan: Plan, prompt: Prompt, example: dspy.Example) -> list[LMCall]:
     """
     if is_direct(plan):
         (predictor,), (lm,) = prompt.student.predictors.values(), prompt.student.lms.values()
-        adapter = dspy.settings.adapter or dspy.ChatAdapter()
-        messages = adapter.format(predictor.signature, predictor.demos, dict(example.inputs().items()))
+        adapter, inputs = adapter_or_configured(prompt.adapter), dict(example.inputs().items())
+        messages = adapter.format(predictor.signature, predictor.demos, inputs)
         return [LMCall(lm=lm, messages=messages, params=request_params(lm, predictor.config, prompt.decoding))]
     return _dry_run(prompt, plan.pipeline, dict(example.inputs().items()))
 
@@ -96,12 +97,14 @@ def _dry_run(prompt: Prompt, pipeline: Pipeline | None, inputs: Mapping[str, Any
         params = request_params(asked, {k: v for k, v in config.items() if k != "messages"}, prompt.decoding)
         calls.append(LMCall(lm=asked, messages=messages, params=params))
 
-    program = prompt.program if pipeline is None else pipeline.with_inner(prompt.program)
+    program = prompt.program if pipeline is None else pipeline.with_inner(watched(prompt.program))
+    own = _dry(adapter_or_configured(prompt.adapter), note)
     program = prepare(program, lambda lm: _DryLM(lm, note)).program
     configured = dspy.settings.lm
     settings: dict[str, Any] = {
         "lm": _DryLM(configured, note) if isinstance(configured, dspy.BaseLM) else configured,
-        "adapter": _dry(dspy.settings.adapter or dspy.ChatAdapter(), note),
+        "adapter": own if pipeline is None else _dry(adapter_or_configured(None), note),
+        WATCH: None if pipeline is None else Watch(own),
         "callbacks": [],
         "trace": [],
         "usage_tracker": None,

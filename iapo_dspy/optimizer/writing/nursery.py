@@ -20,7 +20,7 @@ from iapo_dspy.optimizer.pipelines import LivePrompts
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.writing.briefing import evidence_of
 from iapo_dspy.prompts.copies import clone
-from iapo_dspy.prompts.prompt import Prompt, build_prompts, same_program
+from iapo_dspy.prompts.prompt import Prompt, build_prompts, same_prompt
 from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.prompts.proposers.port import Proposed
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
@@ -101,7 +101,7 @@ class Nursery:
 
 
 def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[Prompt]:
-    """Return the new prompts of a proposal, on every choice of LMs and decoding; none where it cannot be used.
+    """Return the new prompts of a proposal, under every configuration; none where it cannot be used.
 
     A candidate has the LMs that its first parent brought.
 
@@ -121,7 +121,7 @@ def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[
         if name in texts:
             predictor.signature = predictor.signature.with_instructions(texts[name])
     try:
-        found = build_prompts(plan.student, [program], settings.decoding, settings.lms)
+        found = build_prompts(plan.student, [program], settings.decoding, settings.lms, settings.adapters)
         if not {p.kind for p in found} <= {None, *(p.kind for p in plan.prompts)}:
             raise ConfigurationError("its class is not that of the student or of another candidate.")
         check_sampling(found, settings)
@@ -132,19 +132,15 @@ def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[
     return [
         replace(p, candidate=number, mark=f"#{number}" if p.label in labels else p.mark)
         for p in found
-        if not any(_same(p, other) for other in known)
+        if not any(same_prompt(p, other) for other in known)
     ]
 
 
-def _same(one: Prompt, other: Prompt) -> bool:
-    return one.decoding == other.decoding and same_program(one, other)
-
-
 def _alike(prompts: Sequence[Prompt], parent: int, child: Prompt) -> int:
-    """Return the parent as it is with the child's LMs and decoding."""
+    """Return the parent as it is with the child's LMs, decoding and adapter."""
 
     def asks(prompt: Prompt) -> Any:
-        return prompt.decoding, {name: id(lm) for name, lm in prompt.lms.items()}
+        return prompt.decoding, prompt.adapter_name, {name: id(lm) for name, lm in prompt.lms.items()}
 
     candidate = prompts[parent].candidate
     return next((i for i, p in enumerate(prompts) if p.candidate == candidate and asks(p) == asks(child)), parent)

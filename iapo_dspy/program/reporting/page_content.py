@@ -207,6 +207,7 @@ def page_prompts(
             label=prompt.label,
             model=model if isinstance(model, str) else ", ".join(model),
             decoding=", ".join(f"{k}={v}" for k, v in prompt.decoding.as_kwargs().items()),
+            adapter="" if prompt.adapter is None else str(prompt.adapter),
             instructions=instructions_of(prompt),
             origin=_origin(written[i]) if i in written else "",
             failed=None if failed is None else _known(failed[i]),

@@ -247,6 +247,7 @@ class CompileResult:
                     "model": model,
                     "instructions": instructions,
                     "decoding": prompt.decoding.as_kwargs(),
+                    "adapter": None if prompt.adapter is None else str(prompt.adapter),
                 }
                 for label, model, instructions, prompt in zip(
                     self.labels, self.models, self.instructions, self.compiled.prompts, strict=True

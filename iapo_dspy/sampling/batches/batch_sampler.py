@@ -72,6 +72,7 @@ class Ask:
         key: Names the pull.
         missing: Numbers of the draws that are asked for.
         program: A single predictor.
+        adapter: None is the configured one.
     """
 
     key: PullKey
@@ -79,9 +80,15 @@ class Ask:
     program: Any
     inputs: Mapping[str, Any]
     decoding: Decoding | None = None
+    adapter: dspy.Adapter | None = None
 
 
-def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | None = None) -> PredictorCall:
+def check_program(
+    program: Any,
+    inputs: Mapping[str, Any],
+    decoding: Decoding | None = None,
+    adapter: dspy.Adapter | None = None,
+) -> PredictorCall:
     """Return the rendered request of a program, and refuse one that batch jobs cannot ask, before anything is sent.
 
     Raises:
@@ -98,11 +105,11 @@ def check_program(program: Any, inputs: Mapping[str, Any], decoding: Decoding | 
     lm = predictor.lm or dspy.settings.lm
     check_lm(lm)
     with dspy.context(send_stream=None, callbacks=[]):
-        adapter = quiet_adapter(dspy.settings.adapter, lambda own: own)
-        ready = predictor_call(predictor, inputs, lm=lm, adapter=adapter, decoding=decoding)
+        quiet = quiet_adapter(adapter, lambda own: own)
+        ready = predictor_call(predictor, inputs, lm=lm, adapter=quiet, decoding=decoding)
     if ready is None:
         raise ConfigurationError(
-            f"batch=... cannot use the adapter {type(dspy.settings.adapter).__name__} for this signature: it does more "
+            f"batch=... cannot use the adapter {type(quiet).__name__} for this signature: it does more "
             "than format, ask once and parse. Use dspy.ChatAdapter() or dspy.JSONAdapter(), or leave out batch=..."
         )
     return ready
@@ -236,7 +243,7 @@ class BatchSampler:
     # -- requests
 
     def _want(self, ask: Ask) -> _Want:
-        ready = check_program(ask.program, ask.inputs, ask.decoding)
+        ready = check_program(ask.program, ask.inputs, ask.decoding, ask.adapter)
         trial = refused_params_of(ready.lm).trial(ready.params, ready.lm.model)
         ready = replace(ready, params=trial.params)
         return _Want(ask=ask, ready=ready, missing=list(ask.missing), jobs_left=self._settings.retries, trial=trial)

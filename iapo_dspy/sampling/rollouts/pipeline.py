@@ -8,6 +8,7 @@ after it are paid once per call. The inner module has a DSPy callback, `InnerMod
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,11 +34,17 @@ def current_watch() -> Watch | None:
 
 
 class Watch:
-    """Follows one rollout of a pipeline."""
+    """Follows one rollout of a pipeline.
 
-    def __init__(self) -> None:
+    Args:
+        adapter: The adapter of calls inside of the inner module; None is that of the steps around it.
+    """
+
+    def __init__(self, adapter: Any = None) -> None:
+        self.adapter = adapter
         self.calls = 0
         self.call: InnerCall | None = None
+        self._context = contextlib.ExitStack()
         self._call_id: str | None = None
         self._module: Any = None
 
@@ -46,10 +53,13 @@ class Watch:
         self.calls += 1
         if self.calls == 1:
             self._call_id, self._module, self.call = call_id, module, InnerCall(inputs=inputs)
+            if self.adapter is not None:
+                self._context.enter_context(dspy.context(adapter=self.adapter))
 
     def leave(self, call_id: str, prediction: Any) -> None:
         """Note the prediction of a call; None for a call that raised."""
         if self.call is not None and call_id == self._call_id:
+            self._context.close()
             self.call = InnerCall(inputs=self.call.inputs, prediction=prediction)
 
     @property

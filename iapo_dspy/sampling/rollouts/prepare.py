@@ -73,15 +73,19 @@ def prepare(program: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Pre
     return Prepared(program=copied, originals=originals, state=state, kept=(*kept, copied))
 
 
-def quiet_adapter(adapter: Any, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Any:
-    """Return the configured adapter as rollouts use it.
+def adapter_or_configured(adapter: dspy.Adapter | None) -> Any:
+    """Return an adapter, or where there is none the configured one; DSPy's default is a `ChatAdapter`."""
+    return adapter or dspy.settings.adapter or dspy.ChatAdapter()
+
+
+def quiet_adapter(adapter: dspy.Adapter | None, stand_in: Callable[[dspy.BaseLM], dspy.BaseLM]) -> Any:
+    """Return an adapter, or where there is none the configured one, as rollouts use it.
 
     ChatAdapter would answer an unparseable completion by a second call in JSON mode. While sampling, a completion is
     one call, so its text is read as JSON instead: a model that answers in JSON whatever format it is asked for is
     understood, and nothing more is paid. An LM that an adapter keeps for itself is replaced like those of predictors.
     """
-    if adapter is None:
-        adapter = dspy.ChatAdapter()
+    adapter = adapter_or_configured(adapter)
     changes: dict[str, Any] = {k: stand_in(v) for k, v in vars(adapter).items() if isinstance(v, dspy.BaseLM)}
     if getattr(adapter, "use_json_adapter_fallback", False):
         changes["use_json_adapter_fallback"] = False

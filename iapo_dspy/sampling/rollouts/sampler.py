@@ -131,6 +131,7 @@ class Sampler:
         record: bool = False,
         most_tokens: int | None = None,
         upstream: Upstream | None = None,
+        adapter: dspy.Adapter | None = None,
     ) -> list[Rollout]:
         """Draw m rollouts, at once. To be awaited on the sampling loop.
 
@@ -147,6 +148,8 @@ class Sampler:
                 off there; a call for which nothing is left fails.
             upstream: Given for a pipeline around an inner module (`InnerModule`), of which a rollout is one completion:
                 the answers to the calls before that module, which all rollouts of a query share.
+            adapter: Writes calls and reads their answers, of a pipeline those inside of the inner module; None is the
+                configured one.
 
         Returns:
             m rollouts; failures are among them, never dropped.
@@ -166,7 +169,7 @@ class Sampler:
             async with place:
                 try:
                     with contained():  # inputs of the user's own types are written here
-                        call = self._single(program, inputs, decoding, record) if upstream is None else None
+                        call = self._single(program, inputs, decoding, record, adapter) if upstream is None else None
                 except ConfigurationError:
                     raise
                 except Exception as error:  # noqa: BLE001 - inputs that cannot be rendered: m failures, none paid
@@ -183,7 +186,7 @@ class Sampler:
                         most_tokens=most_tokens,
                         upstream=upstream,
                     )
-                    return await self._run(group, program, inputs)
+                    return await self._run(group, program, inputs, adapter)
                 request = CompletionRequest(
                     model=call.lm.model,
                     messages=call.messages,
@@ -284,7 +287,12 @@ class Sampler:
             self._beside: dict[Share, IdentityCache[Completer]] = {"judge": IdentityCache(), "writer": IdentityCache()}
 
     def _single(
-        self, program: Any, inputs: Mapping[str, Any], decoding: Decoding | None, record: bool
+        self,
+        program: Any,
+        inputs: Mapping[str, Any],
+        decoding: Decoding | None,
+        record: bool,
+        adapter: dspy.Adapter | None,
     ) -> PredictorCall | None:
         """Return the one call that the program makes; None where it has to run in a thread."""
         predictor = predictor_of(program)
@@ -298,8 +306,8 @@ class Sampler:
         if record and (dspy.settings.callbacks or program.callbacks or predictor.callbacks or used.callbacks):
             return None
         with _heard(record):
-            adapter = quiet_adapter(dspy.settings.adapter, self._stand_in)
-            return predictor_call(predictor, inputs, lm=used, adapter=adapter, decoding=decoding)
+            quiet = quiet_adapter(adapter, self._stand_in)
+            return predictor_call(predictor, inputs, lm=used, adapter=quiet, decoding=decoding)
 
     def _read(self, call: PredictorCall, choice: Choice, record: bool) -> Rollout:
         prediction, failure = call.read(choice, self._secrets)
@@ -316,16 +324,29 @@ class Sampler:
             trace=((call.predictor, call.inputs, prediction),) if record and prediction is not None else (),
         )
 
-    async def _run(self, group: Group, program: Any, inputs: Mapping[str, Any]) -> list[Rollout]:
+    async def _run(
+        self, group: Group, program: Any, inputs: Mapping[str, Any], adapter: dspy.Adapter | None
+    ) -> list[Rollout]:
         """Run the program in threads, one for each seat of the group."""
         lm = self.lm or dspy.settings.lm
         if lm is not None and not isinstance(lm, dspy.BaseLM):
             raise ConfigurationError(f"lm={lm!r}: give a dspy.LM.")
         prepared = self._prepare(program)
         record, m = group.records, len(group.seats)
+        once = m > 1 and not (record and dspy.settings.callbacks)
+
+        def ready(of: dspy.Adapter | None) -> Any:
+            quiet = quiet_adapter(of, self._stand_in)
+            return format_once(quiet) if once else quiet
+
+        watches = [seat.watch for seat in group.seats if seat.watch is not None]
+        if watches and adapter is not None:  # the steps around the inner module keep the configured one
+            inside, adapter = ready(adapter), None
+            for watch in watches:
+                watch.adapter = inside
         settings: dict[str, Any] = {
             "lm": None if lm is None else self._stand_in(lm),
-            "adapter": quiet_adapter(dspy.settings.adapter, self._stand_in),
+            "adapter": ready(adapter),
             # A request is recorded once; the rollouts that share it must not record it again.
             "disable_history": True,
             "usage_tracker": None,
@@ -334,8 +355,6 @@ class Sampler:
         }
         if not record:
             settings["callbacks"] = []
-        if m > 1 and not (record and dspy.settings.callbacks):
-            settings["adapter"] = format_once(settings["adapter"])
         gate = self._threads.setdefault(
             self.deployments(program), ThreadGate(max(self.max_concurrency, _DEFAULT_CONCURRENCY))
         )
