@@ -1,7 +1,7 @@
 """Adapters as part of the prompts, `IAPO(adapters=[...])`: their names, and how a loaded program finds them.
 
-A saved program has an adapter's class and settings. DSPy's own adapters are made from these again; those of other
-classes are given to the program, as LMs are.
+A saved program has an adapter's class and settings. DSPy's own adapters and `PlainTextAdapter` are made from these
+again; those of other classes are given to the program, as LMs are.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.sampling.adapters.plain_text import PlainTextAdapter
 from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.lm.params import generation_params
 
-_SHORT: Mapping[type[dspy.Adapter], str] = {dspy.ChatAdapter: "chat", dspy.JSONAdapter: "json", dspy.XMLAdapter: "xml"}
+_SHORT: Mapping[type[dspy.Adapter], str] = {
+    dspy.ChatAdapter: "chat",
+    dspy.JSONAdapter: "json",
+    dspy.XMLAdapter: "xml",
+    PlainTextAdapter: "plain text",
+}
 _KINDS = {kind.__name__: kind for kind in _SHORT}
 _NOT_SAVED = ("callbacks", "native_response_types")  # JSON cannot hold them
 
@@ -151,7 +157,7 @@ def find_adapter(adapters: Sequence[dspy.Adapter], name: AdapterName) -> dspy.Ad
         return None
     try:
         made: dspy.Adapter = _KINDS[name.kind](**name.settings)
-    except (TypeError, ValueError):  # of another version, or damaged
+    except (ConfigurationError, TypeError, ValueError):  # of another version, or damaged
         return None
     return made
 
@@ -160,7 +166,7 @@ def way(name: AdapterName) -> str:
     """Return the way to give a program an adapter that it lacks, in words."""
     order = "" if name.nth == 1 else ", all of this class in the order of IAPO(adapters=...)"
     return (
-        "A saved program holds settings of DSPy's own adapters, and of others only the class. Give it: "
+        "A saved program holds the settings of known adapters, and of others only the class. Give it: "
         f"CompiledProgram(student, adapters=[{name.kind}(...)]), or iapo_dspy.load(path, adapters=[...]){order}."
     )
 

@@ -228,7 +228,7 @@ def test_settings_of_an_adapter_are_saved_and_shown(server: Loopback, program: C
     assert "adapter: JSONAdapter(" in str(shown)
 
 
-class Bare(Adapter):  # type: ignore[misc]  # dspy ships no types
+class Bare(Adapter):
     """An adapter of the user's own: a JSON object of the answer."""
 
     def __init__(self, word: str = "JSON") -> None:
@@ -392,9 +392,10 @@ def test_an_lm_inside_of_an_adapter_is_asked_and_counted() -> None:
         return chat(answer="61") if body["model"] == "reader" else "It is 61."
 
     with Loopback(world) as server:
-        reader = server.lm("openai/reader")
+        prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
+        reader = server.lm("openai/reader", max_tokens=99)
         two = dspy.TwoStepAdapter(reader)
-        with dspy.context(lm=server.lm(max_tokens=99), adapter=dspy.ChatAdapter()):
+        with dspy.context(lm=server.lm(max_tokens=99, **prices), adapter=dspy.ChatAdapter()):
             made = optimizer(adapters=[dspy.ChatAdapter(), two], budget=40, candidates=[CAREFUL])
             program = made.compile(student(), trainset=questions(6))
             assert program.detailed_results.spent.requests == server.requests
