@@ -18,6 +18,7 @@ IAPOError
 ├── IncompleteCompletion                a completion was cut off, stopped by a filter or refused
 ├── BatchJobFailed                      a provider's batch job was refused, was stopped or does not end
 ├── TooManyErrors                       more completions failed than `max_errors` allows
+│   └── MostlyUnreadable                most completions of every prompt cannot be read
 ├── AllCompletionsFailed                every completion of one deployed call failed
 ├── StateError                          a saved program cannot be loaded
 ├── LocalModelError                     the demo's local model cannot be fetched or served
@@ -148,6 +149,22 @@ class BatchJobFailed(IAPOError):
 
 class TooManyErrors(IAPOError):
     """More completions failed than `max_errors` allows; all paid completions are in the ledger."""
+
+
+class MostlyUnreadable(TooManyErrors):
+    """The LM answers, but most completions of every prompt cannot be read; all paid completions are in the ledger.
+
+    Attributes:
+        share: Share of the completions so far that could not be read.
+        examples: Some of their texts, shortened.
+        remedies: What may help, a sentence each.
+    """
+
+    def __init__(self, message: str, *, share: float, examples: tuple[str, ...], remedies: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.share = share
+        self.examples = examples
+        self.remedies = remedies
 
 
 class AllCompletionsFailed(IAPOError):

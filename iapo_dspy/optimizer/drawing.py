@@ -80,6 +80,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
 
     Raises:
         BudgetTooSmall: The budget does not pay for one round.
+        MostlyUnreadable: Most completions of every prompt cannot be read.
         TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
         ProviderDown: A provider was down for too long before anything was known.
         BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.
@@ -139,6 +140,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
                 meter=meter,
                 ledger=ledger,
                 max_errors=settings.max_errors,
+                max_unreadable=None if plan.recorded else settings.max_unreadable,
                 progress=watch.tell,
                 cost=settings.cost_unit,
                 unit=plan.unit,

@@ -205,6 +205,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
 
         Raises:
             ConfigurationError: Something cannot work; raised before the first LM call.
+            MostlyUnreadable: Most completions of every prompt cannot be read; the message says what may help.
             TooManyErrors: More completions failed than `max_errors` allows, or none has worked at all.
             ProviderDown: A provider was down for too long before anything was known.
             BatchJobFailed: A batch job was refused or cancelled as a whole, or does not end.

@@ -80,6 +80,9 @@ class Execution:
         outage_patience: Seconds, >= 0, for which a run waits for a provider that is down (refused or broken
             connections, 5xx, timeouts, 429s alone) before it stops with what it knows. Other providers work on
             meanwhile. What an outage has cost is no result: the same run, started again, draws it.
+        max_unreadable: Share of a prompt's completions that may be unreadable, in (0, 1]. A run in which surely more of
+            every prompt's are stops early, with `MostlyUnreadable`, which says what may help; one readable prompt is
+            enough to go on. None, or 1, goes on unless nothing works at all.
         batch: True, or `BatchAPI(...)`: draw each round by batch jobs at the provider, at half the price with most of
             them, within hours (docs/how-to/batch-api.md). For students of one predictor; needs `log_dir`, because a
             job is paid for even if this process ends before it.
@@ -98,6 +101,7 @@ class Execution:
 
     rollout_timeout: float | None = 600.0
     outage_patience: float = 600.0
+    max_unreadable: float | None = 0.5
     batch: BatchAPI | bool | None = None
     default_preference: str | None = None
     preference_field: str | None = "preference"
@@ -108,6 +112,9 @@ class Execution:
         check_timeout(self.rollout_timeout)
         if not (is_number(self.outage_patience) and self.outage_patience >= 0):
             raise ConfigurationError(f"outage_patience={self.outage_patience!r}: give seconds >= 0.")
+        most = self.max_unreadable
+        if most is not None and not (is_number(most) and 0 < most <= 1):
+            raise ConfigurationError(f"max_unreadable={most!r}: give a share in (0, 1], or None for any.")
         BatchAPI.of(self.batch)
         if not isinstance(self.progress, bool) and not callable(self.progress):
             raise ConfigurationError(f"progress={self.progress!r}: give True or False.")

@@ -80,6 +80,7 @@ class Settings:
     num_threads: int | None
     rollout_timeout: float | None
     outage_patience: float
+    max_unreadable: float | None
     max_errors: int | None
     log_dir: Path | None
     batch: BatchAPI | None
@@ -167,7 +168,8 @@ class Settings:
         Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
         """
         plain = ("default_preference", "preference_field", "max_n", "generations", "joint_limit", "stopping", "seed",
-                 "num_threads", "rollout_timeout", "outage_patience", "max_errors", "track_stats")  # fmt: skip
+                 "num_threads", "rollout_timeout", "outage_patience", "max_errors", "max_unreadable",
+                 "track_stats")  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
             "strategy": jsonable(self.strategy.to_dict()),

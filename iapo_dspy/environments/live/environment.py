@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 import numpy as np
 
+from iapo_dspy.environments.live.dispatch import in_order
 from iapo_dspy.environments.live.equal_scores import EqualScores
 from iapo_dspy.environments.live.observing import Observer, Pulled
 from iapo_dspy.environments.live.progress import Progress, Tracker
@@ -21,6 +22,7 @@ from iapo_dspy.environments.live.spending import Journal
 from iapo_dspy.environments.live.stored import Completion, StoredCompletions
 from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
 from iapo_dspy.environments.live.tries import Tries
+from iapo_dspy.environments.live.unreadable import LEAST, TELLING
 from iapo_dspy.errors import BudgetExceeded, ProviderDown
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.lines import BatchLine
@@ -100,6 +102,8 @@ class LiveEnvironment:
         meter: Holds the budget; shared with the sampler.
         ledger: Where completions are kept before they are used.
         max_errors: Stop when more completions than this failed with an error; None: only where nothing works.
+        max_unreadable: Stop when surely more than this share of every prompt's completions cannot be read; None: only
+            where nothing works.
         progress: Called after every pull, in the thread that waits for the pulls.
         cost: Turns usage into costs.
         unit: How the first round measures the unit of costs; None leaves it to the algorithm.
@@ -126,6 +130,7 @@ class LiveEnvironment:
         meter: Meter,
         ledger: LedgerPort,
         max_errors: int | None = None,
+        max_unreadable: float | None = None,
         progress: Callable[[Progress], None] | None = None,
         cost: Cost | None = None,
         unit: UnitPlan | None = None,
@@ -139,7 +144,8 @@ class LiveEnvironment:
         kept = (
             "The completions were not kept; set log_dir to keep them."
             if isinstance(ledger, NullLedger)
-            else "All completions that were paid for are in the ledger; mend the cause and compile again to go on."
+            else "All completions that were paid for are in the ledger; mend the cause and compile again to go on. "
+            "With another model or adapter, take another log_dir."
         )
         self.n_prompts, self.n_queries = len(prompts) - (unit is not None and unit.draws > 0), len(examples)
         self.unjudged = 0
@@ -159,7 +165,14 @@ class LiveEnvironment:
         self._upstreams = [Upstream(x, known=known.get(x, ()), keep=ledger.append) for x in self._queries]
         self._calls: Calls = queue.SimpleQueue()
         tell = None if progress is None else lambda state: self._calls.put(lambda: _tell(progress, state))
-        self._tracker = Tracker(self.n_prompts, meter=meter, max_errors=max_errors, kept=kept, progress=tell)
+        self._tracker = Tracker(
+            self.n_prompts,
+            meter=meter,
+            max_errors=max_errors,
+            max_unreadable=max_unreadable,
+            kept=kept,
+            progress=tell,
+        )
         self._scorer = Scorer(strategy, metric, sampler, ledger)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
         self._told_unit = False
@@ -223,7 +236,7 @@ class LiveEnvironment:
         """Draw and score these pulls, before the run, to see what they take; None stands for one that was not made.
 
         Raises:
-            TooManyErrors: See `max_errors`.
+            TooManyErrors: See `max_errors` and `max_unreadable`.
             ProviderDown: A provider was down for too long, and there are no completions at all.
             Exception: A fatal error of the provider, such as a wrong key.
         """
@@ -233,7 +246,7 @@ class LiveEnvironment:
         """Draw and score these pulls, all in flight together.
 
         Raises:
-            TooManyErrors: See `max_errors`.
+            TooManyErrors: See `max_errors` and `max_unreadable`.
             ProviderDown: A provider was down for too long, and there are no completions at all.
             StorageError: The ledger's disk is full; what was in flight is in the ledger.
             Exception: A fatal error of the provider, such as a wrong key.
@@ -262,7 +275,9 @@ class LiveEnvironment:
             return None
         prompt, query, size = np.array([(p, x, len(draws)) for p, x, draws in found]).T
         pulls, numbers = Pulls(prompt, query, size), [draws for *_, draws in found]
-        return run_on_loop(self._observe(pulls, numbers), calls=self._calls)
+        seen = run_on_loop(self._observe(pulls, numbers), calls=self._calls)
+        self._tracker.ask(prompt.tolist())  # only now: a run that begins with other prompts must not stop here
+        return seen
 
     def _id(self, prompt: int) -> str:
         return self._prompts[prompt].id or str(prompt)
@@ -286,7 +301,7 @@ class LiveEnvironment:
         self._round += 1
         if self.outage is not None and not self._tracker.drawn:
             raise ProviderDown(f"{self.outage}, and nothing is known yet. See that it works, and compile again.")
-        if not self._patient:
+        if not draws and not self._patient:  # what other runs have left says nothing of prompts that are still to come
             self._tracker.check()
         return results
 
@@ -294,6 +309,9 @@ class LiveEnvironment:
         """Make every pull that the budget pays for; None stands for the others, and for pulls that are not scored."""
         if self._round == 0:
             await self._batches.resume(partial(self._ask_of, pulls))
+        if not draws:
+            self._tracker.ask(pulls.prompt.tolist())
+            self._tracker.check_readable()
         starts = self._starts(pulls, draws)
         # Pulls wait here for the scores of earlier ones: else a slow judge would find a budget that is used up by
         # completions drawn long before their turn.
@@ -306,9 +324,8 @@ class LiveEnvironment:
             if self._by_batch:
                 asked = [s for s in starts.values() if s.reservation is not None]
                 drawn = await self._batches.draw([self._ask(s.pull.prompt, s.pull.query, s.missing) for s in asked])
-            for position, start in starts.items():
-                program = self._prompts[start.pull.prompt].program
-                place = places.setdefault(self._sampler.deployments(program), asyncio.Semaphore(most))
+            for position, start in self._in_order(starts):
+                place = places.setdefault(self._deployment(start.pull.prompt), asyncio.Semaphore(most))
                 mine = drawn.get(start.key) if start.reservation is not None else None
                 tasks[position] = asyncio.ensure_future(self._pull_one(start, mine, place))
             await asyncio.gather(*tasks.values())
@@ -351,6 +368,24 @@ class LiveEnvironment:
                 starts[position] = _Start(pull=pull, cell=cell, draws=numbers, stored=stored, reservation=reservation)
             self._sampler.sound |= any(record.text is not None for record in stored.values())
         return starts
+
+    def _in_order(self, starts: Mapping[int, _Start]) -> list[tuple[int, _Start]]:
+        """Return the pulls with their positions in the order in which they are sent."""
+        listed, budget = list(starts.items()), self._meter.budget
+        pulls = [start.pull for start in starts.values()]
+        served = {p: self._deployment(p) for p in {pull.prompt for pull in pulls}}
+        order = in_order(
+            pulls,
+            deployment=served.__getitem__,
+            behind=self.n_prompts,
+            new=[p for p in served if not self._tracker.drawn_of(p)],
+            few=TELLING if sum(pull.size for pull in pulls) >= LEAST else 0,
+            limited=budget is not None and (budget.bounds_requests or budget.seconds is not None),
+        )
+        return [listed[i] for i in order]
+
+    def _deployment(self, prompt: int) -> Hashable:
+        return self._sampler.deployments(self._prompts[prompt].program)
 
     def _ask_of(self, pulls: Pulls, line: BatchLine) -> Ask | None:
         """Return the completions that a line of an earlier process asks for; None where this run has no such cell."""
@@ -420,7 +455,7 @@ class LiveEnvironment:
                 s is not None and s.error and c.record.error and c.record.draw in before
                 for c, s in zip(completions, scored, strict=True)
             )
-            self._tracker.add(pull.prompt, pulled.scored, others=lost)
+            self._tracker.add(pull.prompt, pull.query, completions, pulled.scored, others=lost)
             return pulled
 
 

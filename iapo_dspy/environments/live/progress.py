@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from iapo_dspy.errors import TooManyErrors
+from iapo_dspy.environments.live.stored import Completion
+from iapo_dspy.environments.live.unreadable import Unreadable
+from iapo_dspy.errors import MostlyUnreadable, TooManyErrors
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.scores import Scored
@@ -42,6 +44,7 @@ class Tracker:
         n_prompts: P.
         meter: Knows the budget and the spending.
         max_errors: Completions that may fail with an error; None ends a run only where nothing works.
+        max_unreadable: Share of each prompt's completions that may be unreadable; see `Unreadable`.
         kept: Says where the completions are, for the message of a run that is ended.
         progress: Called after every pull.
 
@@ -55,11 +58,13 @@ class Tracker:
         *,
         meter: Meter,
         max_errors: int | None,
+        max_unreadable: float | None,
         kept: str,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._meter = meter
         self._max_errors = max_errors
+        self._max_unreadable = max_unreadable
         self._kept = kept
         self._progress = progress
         self._drawn = [0] * n_prompts
@@ -68,6 +73,8 @@ class Tracker:
         self._errors = 0
         self._others = 0  # of these, those of other runs
         self._causes: Counter[str] = Counter()
+        self._unread = Unreadable(n_prompts, max_unreadable)
+        self._causes_unread: Counter[str] = Counter()
         self._completions = 0
         self._total = 0
         self._unusable = 0  # failed ones that could not even be read
@@ -78,15 +85,28 @@ class Tracker:
         """Completions so far."""
         return self._completions
 
-    def add(self, prompt: int, scored: Sequence[Scored], *, others: int = 0) -> None:
+    def drawn_of(self, prompt: int) -> int:
+        """Return the completions of a prompt so far."""
+        return self._drawn[prompt] if prompt < len(self._drawn) else 0
+
+    def ask(self, prompts: Iterable[int]) -> None:
+        """Take in which prompts are asked, so that a run does not stop before each of them was tried."""
+        self._unread.ask(prompts)
+
+    def add(
+        self, prompt: int, query: int, completions: Sequence[Completion], scored: Sequence[Scored], *, others: int = 0
+    ) -> None:
         """Count the completions of one pull.
 
         Args:
             prompt: Its prompt.
-            scored: Its completions.
+            query: Its query.
+            completions: Its completions, with those that could not be judged.
+            scored: The scores of those that could be.
             others: How many of them failed with an error in other runs, which `max_errors` does not count.
 
         Raises:
+            MostlyUnreadable: No prompt can be read often enough.
             TooManyErrors: More completions than `max_errors` failed with an error, or nothing works at all.
         """
         self._tried += bool(scored) and not self._drawn[prompt]
@@ -95,6 +115,9 @@ class Tracker:
         for s in scored:
             if s.failure is not None:
                 self._fail(prompt, s.failure, s.error, usable=s.usable)
+        unread = [c.record for c in completions if c.unreadable]
+        self._unread.add(prompt, query, [(r.draw, r.text, r.failure) for r in unread])
+        self._causes_unread.update((r.failure or "")[:200] for r in unread)
         self._others += others
         if self._max_errors is not None and self._errors - self._others > self._max_errors:
             limit = f"max_errors={self._max_errors}"
@@ -102,6 +125,7 @@ class Tracker:
         several = self._tried >= min(3, len(self._drawn))
         if several and self._errors == self._completions >= NOTHING_WORKS:
             raise self._nothing_works()
+        self.check_readable()
         self.tell()
 
     def spoil(self, prompt: int, cause: str) -> None:
@@ -119,24 +143,43 @@ class Tracker:
         """Look at the end of a batch of pulls whether anything has worked.
 
         Raises:
+            MostlyUnreadable: All completions failed so far, and more than half of them could not be read.
             TooManyErrors: All completions failed so far. A few that could be read, but not scored, are not enough.
         """
         enough = self._unusable == self._completions or self._completions >= NOTHING_WORKS
         if self._completions and self._total == self._completions and enough:
             raise self._nothing_works()
 
-    def _nothing_works(self) -> TooManyErrors:
-        return TooManyErrors(f"Nothing has worked so far: {self._totals()}. {self._kept}{self._hint()}")
+    def check_readable(self) -> None:
+        """Look whether completions of the prompts that were asked can be read.
 
-    def _hint(self) -> str:
-        """Name another adapter where the model does not keep to the format of this one."""
-        cause = next(iter(self._causes.most_common(1)), ("", 0))[0]
-        if not cause.startswith("AdapterParseError"):
-            return ""
-        other = "ChatAdapter" if "JSON" in cause else "JSONAdapter"
-        return (
-            " The model does not keep to the format that it is asked for. Another one may suit it: "
-            f"dspy.configure(adapter=dspy.{other}())."
+        Raises:
+            MostlyUnreadable: Surely more than `max_unreadable` of every prompt's cannot.
+        """
+        if self._unread.too_many(self._drawn):
+            limit = f"max_unreadable={self._max_unreadable:g}"
+            raise self._mostly_unreadable(
+                f"The LM answers, but most completions cannot be read: {self._unread.total} of {self._completions}, "
+                f"and surely more than {limit} of every prompt",
+                " Execution(max_unreadable=None) goes on all the same.",
+            )
+
+    def _nothing_works(self) -> TooManyErrors:
+        if 2 * self._unread.total > self._completions:
+            said = f"{self._unread.total} of {self._completions} completions cannot be read"
+            return self._mostly_unreadable(f"Nothing has worked so far: {said}")
+        return TooManyErrors(f"Nothing has worked so far: {self._totals()}. {self._kept}")
+
+    def _mostly_unreadable(self, said: str, way_out: str = "") -> MostlyUnreadable:
+        report = self.report()
+        causes = "; ".join(f"{n} x {cause.rstrip('.')}" for cause, n in self._causes_unread.most_common(3))
+        examples = "".join(f"\n  {e}" for e in report.examples)
+        remedies = "".join(f"\n  - {remedy}" for remedy in report.remedies)
+        return MostlyUnreadable(
+            f"{said}: {causes}.\nExamples:{examples}\nWhat may help:{remedies}\n{self._kept}{way_out}",
+            share=self._unread.total / self._completions,
+            examples=tuple(e.text for e in report.examples),
+            remedies=report.remedies,
         )
 
     def tell(self, waiting: str = "") -> None:
@@ -157,7 +200,12 @@ class Tracker:
     def report(self) -> FailureReport:
         """Return the counts so far."""
         share = [f / d if d else float("nan") for f, d in zip(self._failed, self._drawn, strict=True)]
-        return replace(self._totals(), share=tuple(share))
+        return replace(
+            self._totals(),
+            share=tuple(share),
+            unreadable=self._unread.shares(self._drawn),
+            examples=self._unread.examples(self._drawn),
+        )
 
     def _totals(self) -> FailureReport:
         """Return the report without the shares, which are many where the prompts are combinations."""
@@ -167,4 +215,5 @@ class Tracker:
             errors=self._errors,
             share=(),
             causes=tuple(self._causes.most_common(10)),
+            unread=self._unread.total,
         )

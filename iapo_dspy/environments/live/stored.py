@@ -34,6 +34,12 @@ class Completion:
     prediction: dspy.Prediction | None
     inner: InnerCall | None = None
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether the LM answered, and nothing could be read from its text."""
+        said = self.prediction if self.inner is None else self.inner.prediction
+        return said is None and self.record.failure is not None and not self.record.error
+
     @classmethod
     def of_rollout(cls, rollout: Rollout, key: PullKey, draw: int) -> Completion:
         """Make the record of a rollout that is this draw of its cell."""

@@ -51,7 +51,9 @@ def test_a_keyword_of_version_0_1_does_what_its_option_does(name: str) -> None:
 
 def test_every_option_can_still_be_given_beside_the_others() -> None:
     known = {f.name for kind in (Search, Execution) for f in dataclasses.fields(kind)}
-    assert {today for _, _, today in OLD.values()} == known - {"callbacks"}, "new options are not old keywords"
+    assert {today for _, _, today in OLD.values()} == known - {"callbacks", "max_unreadable"}, (
+        "new options are not old keywords"
+    )
 
 
 def test_several_old_keywords_warn_once_and_stand_beside_new_ones() -> None:
@@ -94,6 +96,10 @@ def test_a_keyword_of_another_optimizer_is_refused_with_its_name_here() -> None:
         (Search, {"joint_limit": 0}, "joint_limit=0: give a whole number >= 1"),
         (Execution, {"rollout_timeout": 0}, "rollout_timeout=0"),
         (Execution, {"outage_patience": -1.0}, "outage_patience=-1.0"),
+        (Execution, {"max_unreadable": 0}, r"max_unreadable=0: give a share in \(0, 1\], or None"),
+        (Execution, {"max_unreadable": 1.5}, "max_unreadable=1.5"),
+        (Execution, {"max_unreadable": True}, "max_unreadable=True"),
+        (Execution, {"max_unreadable": "half"}, "max_unreadable='half'"),
         (Execution, {"batch": "yes"}, "batch='yes'"),
         (Execution, {"default_preference": 3}, "default_preference=3"),
         (Execution, {"preference_field": "two words"}, "preference_field='two words'"),
