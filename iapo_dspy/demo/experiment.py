@@ -1,7 +1,7 @@
-"""The demo's experiment: compile on two tasks, then compare with simple baselines on held-out questions.
+"""The demo's experiment: compile on a task, then compare with simple baselines on held-out questions.
 
 The LM that ships is a fixture of a million parameters. It exercises the whole path on a real sampler and is no evidence
-about large language models.
+about large language models. The same experiment runs on any other LM.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import dspy
 import numpy as np
 
-from iapo_dspy.demo.tasks import DemoTask, default_instruction
 from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.optimizer.iapo import IAPO
 from iapo_dspy.optimizer.options import Execution
@@ -46,6 +45,39 @@ SETTINGS = {
     "mv": {"budget": 4000, "train": 400, "heldout": 100, "max_n": 32},
     "bon": {"budget": 1600, "train": 200, "heldout": 80, "max_n": 16},
 }
+
+
+class ExperimentTask(Protocol):
+    """The task of an experiment, such as `DemoTask`."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+
+    @property
+    def answer_field(self) -> str:
+        """The output field that is voted on or scored."""
+
+    @property
+    def candidates(self) -> Sequence[str | dspy.Module]:
+        """Instructions and programs to choose from, all different; the first one is the student as it is."""
+
+    @property
+    def objectives(self) -> Mapping[str, Callable[[Any, Any], float]]:
+        """Objectives without labels by name; empty where answers are right or wrong."""
+
+    @property
+    def metric(self) -> Callable[..., Any]:
+        """Whether an answer is right."""
+
+    def student(self) -> dspy.Module:
+        """A new student."""
+
+    def train(self, n: int, seed: int) -> list[dspy.Example]:
+        """The questions to compile on, n of them."""
+
+    def heldout(self, n: int, seed: int) -> list[dspy.Example]:
+        """Other questions, n of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +164,19 @@ class Experiment:
         train: Training questions.
         heldout: Held-out questions.
         seed: Root of the random choices.
-        progress: Whether bars are shown.
+        num_threads: Calls at once while compiling; None is the default of `IAPO`.
+        execution: How the compilations are carried out.
     """
 
-    task: DemoTask
+    task: ExperimentTask
     preferences: tuple[Preference, ...]
     max_n: int
     budget: int
     train: int
     heldout: int
     seed: int = 0
-    progress: bool = False
+    num_threads: int | None = None
+    execution: Execution = field(default_factory=lambda: Execution(progress=False))
 
     def run(self, say: Callable[[str], None] = lambda line: None) -> TaskReport:
         """Compile, find the baselines, and evaluate all of them with the configured LM.
@@ -153,13 +187,14 @@ class Experiment:
         train = self.task.train(self.train, self.seed)
         say(f"{self.task.name}: compiling on {self.train} questions with {self.budget:,} completions")
         start = time.perf_counter()
-        program = self._compile(self.task.instructions, self.max_n, self.budget, train)
+        candidates = self.task.candidates
+        program = self._compile(candidates, self.max_n, self.budget, train)
         seconds = time.perf_counter() - start
         say(f"{self.task.name}: the baselines")
-        single = self._compile(self.task.instructions, 1, self.budget // 8, train)
+        single = self._compile(candidates, 1, self.budget // 8, train)
         # A prompt that was chosen without a thought of N: the best one for the first preference, at N = 1.
-        best = self.task.instructions[single.policy.ready.arms[0].prompt]
-        tuned = at_scale_of(program, self._compile([best], self.max_n, self.budget // 4, train))
+        best = single.policy.ready.arms[0].prompt
+        tuned = at_scale_of(program, self._compile([candidates[best]], self.max_n, self.budget // 4, train))
         say(f"{self.task.name}: {self.heldout} held-out questions")
         heldout = self.task.heldout(self.heldout, self.seed)
         return asyncio.run(self._evaluate(program, best, tuned, heldout, seconds))
@@ -167,7 +202,7 @@ class Experiment:
     async def _evaluate(
         self,
         program: CompiledProgram,
-        best: str,
+        best: int,
         tuned: CompiledProgram,
         heldout: Sequence[dspy.Example],
         seconds: float,
@@ -195,14 +230,13 @@ class Experiment:
             )
 
         rows = [await row(str(p.name), program, program.solve(p), p) for p in self.preferences]
-        instructions = list(self.task.instructions)
-        student, single = instructions.index(default_instruction(self.task.signature)), instructions.index(best)
+        student = 0  # of the candidates
         fixed = "best-of-n" if self.task.objectives else "majority vote"
         baselines = []
         for preference in self.preferences:
             plain = [
                 ("student as it is", program, Arm(student, 1)),
-                ("best single-shot prompt", program, Arm(single, 1)),
+                ("best single-shot prompt", program, Arm(best, 1)),
                 ("best single-shot prompt, N tuned", tuned, tuned.solve(preference)),
                 (f"student, {fixed} at N={FIXED_N}", program, Arm(student, min(FIXED_N, self.max_n))),
             ]
@@ -241,7 +275,7 @@ class Experiment:
         return float(np.dot(weights, [f(example, prediction) for f in self.task.objectives.values()]))
 
     def _compile(
-        self, candidates: Sequence[str], max_n: int, budget: int, train: Sequence[dspy.Example]
+        self, candidates: Sequence[str | dspy.Module], max_n: int, budget: int, train: Sequence[dspy.Example]
     ) -> CompiledProgram:
         objectives = [Objective(name, function) for name, function in self.task.objectives.items()]
         strategy: Strategy = BestOfN(objectives) if objectives else MajorityVote(self.task.answer_field)
@@ -253,7 +287,8 @@ class Experiment:
             budget=budget,
             candidates=candidates,
             seed=self.seed,
-            execution=Execution(progress=self.progress),
+            num_threads=self.num_threads,
+            execution=self.execution,
         )
         return optimizer.compile(self.task.student(), trainset=train)
 

@@ -100,6 +100,11 @@ class DemoTask:
     metric: Metric
     objectives: Mapping[str, Objective] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The instructions, DSPy's default one, which is the student as it is, first."""
+        return self.instructions
+
     def student(self, *, reasoning: bool = False) -> dspy.Module:
         """A fresh `dspy.Predict`, or `dspy.ChainOfThought` with ``reasoning``, with DSPy's default instruction."""
         return dspy.ChainOfThought(self.signature) if reasoning else dspy.Predict(self.signature)
