@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import dspy
@@ -21,38 +21,36 @@ Draw = Callable[[int, int], int]
 Problem = tuple[str, int]
 """A question with its answer."""
 
-_SIZES = {"train": 2_000, "test": 1_000}
+_SIZES = {"train": 600, "test": 300}
 _SEED = 20_260_301
 _NAMES = ("Ada", "Bruno", "Carla", "Dev", "Elif", "Farid", "Greta", "Hiro", "Ines", "Jonas", "Keiko", "Luis")
 _THINGS = ("apples", "buttons", "coins", "shells", "stamps", "pencils", "marbles", "cards", "beads", "plums")
 _BOXES = ("bags", "boxes", "baskets", "jars", "trays")
 
 
-def problems(n: int, seed: int) -> list[Problem]:
-    """Return n different word problems, a third of one step, a third of two and a third of three.
+def problems(n: int, seed: int) -> dict[str, tuple[int, int]]:
+    """Return n different word problems: six in ten have one step, half of them without a story; two in ten have three.
 
     Args:
-        n: How many, >= 1.
+        n: How many, 1 to 1,000.
         seed: Of the generator, >= 0. A smaller n gives the first ones of a larger.
+
+    Returns:
+        Question -> its answer, and its number of steps.
     """
     rng = np.random.default_rng(seed)
-    found: dict[str, int] = {}
+    found: dict[str, tuple[int, int]] = {}
     while len(found) < n:
-        kind = _STEPS[len(found) % len(_STEPS)]
-        question, answer = kind[int(rng.integers(len(kind)))](lambda low, high: int(rng.integers(low, high + 1)))
-        found.setdefault(question, answer)
-    return list(found.items())
+        steps, kinds = _CYCLE[len(found) % len(_CYCLE)]
+        question, answer = kinds[int(rng.integers(len(kinds)))](lambda low, high: int(rng.integers(low, high + 1)))
+        found.setdefault(question, (answer, steps))
+    return found
 
 
-@functools.cache
-def _splits() -> Mapping[str, list[Problem]]:
-    every = problems(sum(_SIZES.values()), _SEED)
-    cut = _SIZES["train"]
-    return {"train": every[:cut], "test": every[cut:]}
-
-
-def _rows(split: str) -> list[Mapping[str, Any]]:
-    return [{"question": question, "answer": answer} for question, answer in _splits()[split]]
+def _rows(split: str, most_steps: int) -> list[Mapping[str, Any]]:
+    every = list(problems(sum(_SIZES.values()), _SEED).items())
+    part = every[: _SIZES["train"]] if split == "train" else every[_SIZES["train"] :]
+    return [{"question": question, "answer": answer} for question, (answer, steps) in part if steps <= most_steps]
 
 
 def _read(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -66,35 +64,34 @@ def _read(row: Mapping[str, Any]) -> Mapping[str, Any]:
 # -- templates: one step
 
 
-def _plain_sum(draw: Draw) -> Problem:
-    a, b = draw(1, 20), draw(1, 20)
-    return f"What is {a} plus {b}?", a + b
+def _sum(draw: Draw) -> Problem:
+    a, b = draw(1, 10), draw(1, 10)
+    return f"What is {a} {('+', 'plus')[draw(0, 1)]} {b}?", a + b
 
 
-def _plain_difference(draw: Draw) -> Problem:
-    b = draw(1, 12)
-    a = b + draw(1, 20)
-    return f"What is {a} minus {b}?", a - b
+def _difference(draw: Draw) -> Problem:
+    b, rest = draw(1, 9), draw(1, 9)
+    return f"What is {b + rest} {('-', 'minus')[draw(0, 1)]} {b}?", rest
 
 
-def _plain_product(draw: Draw) -> Problem:
-    a, b = draw(2, 9), draw(2, 9)
+def _product(draw: Draw) -> Problem:
+    a, b = draw(2, 5), draw(2, 9)
     return f"What is {a} times {b}?", a * b
 
 
 def _gets_more(draw: Draw) -> Problem:
-    name, thing, a, b = _name(draw), _thing(draw), draw(2, 15), draw(2, 12)
+    name, thing, a, b = _name(draw), _thing(draw), draw(1, 10), draw(1, 9)
     return f"{name} has {a} {thing} and gets {b} more. How many {thing} does {name} have now?", a + b
 
 
 def _gives_away(draw: Draw) -> Problem:
-    name, thing, b = _name(draw), _thing(draw), draw(2, 9)
-    a = b + draw(2, 14)
+    name, thing, b = _name(draw), _thing(draw), draw(1, 9)
+    a = b + draw(1, 9)
     return f"{name} has {a} {thing} and gives {b} of them away. How many {thing} are left?", a - b
 
 
 def _packed(draw: Draw) -> Problem:
-    thing, box, a, b = _thing(draw), _box(draw), draw(2, 8), draw(2, 9)
+    thing, box, a, b = _thing(draw), _box(draw), draw(2, 6), draw(2, 6)
     return f"There are {a} {box} with {b} {thing} in each. How many {thing} are there altogether?", a * b
 
 
@@ -169,10 +166,13 @@ def _weeks(draw: Draw) -> Problem:
     return question, 3 * a * b + c
 
 
-_STEPS = (
-    (_plain_sum, _plain_difference, _plain_product, _gets_more, _gives_away, _packed),
-    (_gets_and_gives, _packed_and_loose, _more_than, _change),
-    (_shared_out, _two_kinds, _bus, _weeks),
+_PLAIN = (_sum, _sum, _difference, _product)
+_ONE = (_gets_more, _gives_away, _packed)
+_TWO = (_gets_and_gives, _packed_and_loose, _more_than, _change)
+_THREE = (_shared_out, _two_kinds, _bus, _weeks)
+_CYCLE: tuple[tuple[int, tuple[Callable[[Draw], Problem], ...]], ...] = (
+    *((1, _PLAIN), (1, _ONE), (2, _TWO), (1, _PLAIN), (3, _THREE)),
+    *((1, _PLAIN), (1, _ONE), (2, _TWO), (1, _ONE), (3, _THREE)),
 )
 
 
@@ -193,18 +193,23 @@ def _box(draw: Draw) -> str:
     return _BOXES[draw(0, len(_BOXES) - 1)]
 
 
-ARITHMETIC = Task(
-    name="arithmetic",
-    signature=dspy.Signature("question: str -> answer: int", "Solve the word problem."),
-    reasoning=False,
-    instructions=SUMS,
-    make_strategy=lambda: MajorityVote("answer"),
-    make_metric=lambda: RightAnswer(field="answer", label="answer"),
-    source=DataSource(
-        splits={"train": "train", "test": "test"},
-        licence="MIT, as this package",
-        columns=("question", "answer"),
-        generated=_rows,
-    ),
-    read=_read,
-)
+def _task(name: str, most_steps: int) -> Task:
+    return Task(
+        name=name,
+        signature=dspy.Signature("question: str -> answer: int", "Solve the word problem."),
+        reasoning=False,
+        instructions=SUMS,
+        make_strategy=lambda: MajorityVote("answer"),
+        make_metric=lambda: RightAnswer(field="answer", label="answer"),
+        source=DataSource(
+            splits={"train": "train", "test": "test"},
+            licence="MIT",
+            columns=("question", "answer"),
+            generated=partial(_rows, most_steps=most_steps),
+        ),
+        read=_read,
+    )
+
+
+ARITHMETIC = _task("arithmetic", 3)
+ONE_STEP = _task("arithmetic/one_step", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iapo_dspy.errors import ConfigurationError, nearest
-from iapo_dspy.tasks.generated_sums import ARITHMETIC
+from iapo_dspy.tasks.generated_sums import ARITHMETIC, ONE_STEP
 from iapo_dspy.tasks.labelled_sentences import SST2, SUBJ
 from iapo_dspy.tasks.mathematics import GSM8K, MATH
 from iapo_dspy.tasks.multiple_choice import BIG_BENCH_HARD, COMMONSENSE_QA
@@ -22,6 +22,7 @@ _BY_NAME = {
         SST2,
         SUBJ,
         ARITHMETIC,
+        ONE_STEP,
     )
 }
 
