@@ -36,6 +36,6 @@ def task(name: str) -> Task:
     Raises:
         ConfigurationError: There is not such a task.
     """
-    if name not in _BY_NAME:
+    if name not in TASKS:
         raise ConfigurationError(f"task({name!r}): give one of {', '.join(TASKS)}.{nearest(str(name), TASKS, 0.4)}")
     return _BY_NAME[name]
