@@ -18,8 +18,7 @@ A method may spend T completions, counted by the two servers, the task's LM and 
 - `as-is`: the student with N = 1, which spends nothing; `student`: the student with its N tuned; `bad`: `iapo` with a
   writer of bad instructions alone.
 
-GEPA is stopped by the count at the first iteration after its share. MIPROv2 makes as many trials as its share pays for,
-with a candidate for every one and a half trials, as it advises itself. N is tuned in the same way for both: by IAPO
+`equal_spend` says how GEPA and MIPROv2 keep to their shares. N is tuned in the same way for both: by IAPO
 with the prompt as its only candidate, and with all that is left. IAPO's budget counts completions of the task's LM
 only, so `iapo` keeps one in twenty for its writer (`WRITING`).
 
@@ -44,27 +43,22 @@ from typing import Any
 
 import dspy
 import numpy as np
+from equal_spend import add_row, law_of, prompt_of, rows_of
+from equal_spend import gepa as gepa_within
+from equal_spend import mipro as mipro_within
 from scipy.stats import ttest_rel
 from scripted_writer import ScriptedWriter, pool_of
 
-from iapo_dspy import IAPO, BestOfN, Budget, Decoding, Execution, MajorityVote, Objective, Search, Strategy
+from iapo_dspy import IAPO, BestOfN, Execution, MajorityVote, Objective, Search, Strategy
 from iapo_dspy.demo.experiment import PREFERENCES, SETTINGS
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.server import DemoServer
 from iapo_dspy.demo.tasks import MODEL, DemoTask, addition_task, splitting_task
-from iapo_dspy.environments.live.environment import LiveEnvironment, LivePrompt
-from iapo_dspy.environments.recorded.empirical import Kind
-from iapo_dspy.environments.recorded.recorder import record
-from iapo_dspy.sampling.ledger.ledger import NullLedger
-from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.sampling.spending.budget import Meter
 from iapo_dspy.types import Contexts, FloatArray
 
 TASKS = {"addition": ("mv", addition_task()), "splitting": ("bon", splitting_task())}
 SEARCH, HALF = 0.75, 0.5  # shares of an optimizer before N is tuned, and before IAPO goes on with its candidates
 WRITING = 0.05  # share that `iapo` leaves to its writer
-GEPA_VALSET = 30  # one validation question for so many completions of T
-MINIBATCH, FULL_EVERY, MIPRO_VALSET = 35, 5, 100  # MIPROv2's own: its minibatch and the validation set of "light"
 QUESTIONS, SAMPLES = 120, 48  # fresh questions on which arms are valued, and completions of a prompt on each of them
 COUNTS = ("completions", "tokens", "written", "writer_tokens")  # of the task's LM and of the writer
 
@@ -147,57 +141,15 @@ def strategy_of(task: DemoTask) -> Strategy:
 
 def gepa(case: Case, share: float) -> dspy.Module:
     """Run GEPA until so large a share of T is gone."""
-    stop, valset, questions = round((1 - share) * case.spend), max(case.spend // GEPA_VALSET, 10), case.trainset
-    optimizer = dspy.GEPA(
-        metric=case.metric,
-        max_metric_calls=case.spend,
-        reflection_lm=case.writer.lm(),
-        num_threads=8,
-        track_stats=True,
-        seed=case.seed,
-        gepa_kwargs={"stop_callbacks": lambda state: case.left() <= stop},
-    )
-    return optimizer.compile(case.task.student(), trainset=questions[valset:], valset=questions[:valset])
-
-
-def candidates_for(trials: int) -> int:
-    """Return the number of candidates for which MIPROv2 advises so many trials, >= 2."""
-    return max(round(trials / 1.5), 2)
-
-
-def mipro_cost(trials: int) -> int:
-    """Return the completions that MIPROv2 takes for so many trials.
-
-    It evaluates the student on the validation set, every trial on a minibatch, and the best one so far on the
-    validation set after each `FULL_EVERY` trials and at the end. Its writer describes the data (ten calls and a
-    summary), and the program, its module and the new instruction for each candidate.
-    """
-    full = 1 + trials // FULL_EVERY + (trials % FULL_EVERY != 0)
-    return MIPRO_VALSET * full + MINIBATCH * trials + 11 + 3 * candidates_for(trials)
+    stop = round((1 - share) * case.spend)
+    about: dict[str, Any] = {"metric": case.metric, "writer": case.writer.lm(), "spend": case.spend, "seed": case.seed}
+    return gepa_within(case.task.student(), case.trainset, over=lambda: case.left() <= stop, **about)
 
 
 def mipro(case: Case, share: float) -> dspy.Module:
-    """Run MIPROv2 without demos, with as many trials as a share of T pays for."""
-    trials = next(k for k in itertools.count(1) if mipro_cost(k + 1) > share * case.spend)
-    optimizer = dspy.MIPROv2(
-        metric=case.metric,
-        prompt_model=case.writer.lm(),
-        task_model=dspy.settings.lm,
-        auto=None,
-        num_candidates=candidates_for(trials),
-        max_bootstrapped_demos=0,
-        max_labeled_demos=0,
-        num_threads=8,
-        seed=case.seed + 1,  # it takes 0 for none
-    )
-    return optimizer.compile(
-        case.task.student(),
-        trainset=case.trainset[MIPRO_VALSET:],
-        valset=case.trainset[:MIPRO_VALSET],
-        num_trials=trials,
-        minibatch_size=MINIBATCH,
-        minibatch_full_eval_steps=FULL_EVERY,
-    )
+    """Run MIPROv2 with as many trials as a share of T pays for."""
+    about: dict[str, Any] = {"metric": case.metric, "writer": case.writer.lm(), "seed": case.seed}
+    return mipro_within(case.task.student(), case.trainset, spend=share * case.spend, **about)
 
 
 def with_n_tuned(case: Case, program: dspy.Module) -> Arms:
@@ -248,44 +200,27 @@ def utilities(name: str, arms: Arms, path: Path) -> list[float]:
 
 def measured(name: str, program: dspy.Module, path: Path) -> dict[str, Any]:
     """Return a prompt's mean reward for each preference and N, and the cost of a call, from the file or anew."""
-    prompt = {n: [p.signature.instructions, *map(dict, p.demos)] for n, p in program.named_predictors()}
-    which = json.dumps([name, prompt], sort_keys=True)
+    which = json.dumps([name, prompt_of(program)], sort_keys=True)
     for row in rows_of(path):
         if row["which"] == which:
             return row
     key, task = TASKS[name]
-    kind: Kind = "best-of" if task.objectives else "vote"
-    meter = Meter(Budget(completions=QUESTIONS * SAMPLES))
-    live = LiveEnvironment(
-        prompts=[LivePrompt(program=program, decoding=Decoding())],
-        examples=task.heldout(QUESTIONS, 0),
-        strategy=strategy_of(task),
-        metric=None if task.objectives else task.metric,
-        sampler=Sampler(max_concurrency=64, meter=meter, seed=0),
-        meter=meter,
-        ledger=NullLedger(),
-    )
-    contexts = Contexts.from_preferences(PREFERENCES[key], list(task.objectives) or ["accuracy"])
     lm = dspy.LM(MODEL, engine="litellm", temperature=1.0, max_tokens=200, cache=False, seed=0)
     with dspy.context(lm=lm):  # the same model within this process, past the server that counts
-        recording = record(live, contexts, kind=kind, samples=SAMPLES, cost_scale=1.0)
-    live.close(finished=True)
+        recording = law_of(
+            program,
+            task.heldout(QUESTIONS, 0),
+            samples=SAMPLES,
+            strategy=strategy_of(task),
+            metric=None if task.objectives else task.metric,
+            contexts=Contexts.from_preferences(PREFERENCES[key], list(task.objectives) or ["accuracy"]),
+            kind="best-of" if task.objectives else "vote",
+        )
     exact = recording.exact(SETTINGS[key]["max_n"])
     reward: FloatArray = exact.reward[:, 0].mean(axis=1)[exact.row]
     row = {"which": which, "cost": float(recording.cost[0]), "reward": np.round(reward, 6).tolist()}
     add_row(path, row)
     return row
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Add a row to a file of JSON lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -98,13 +98,13 @@ class ScriptedWriter:
     """The server, as a context manager.
 
     Args:
-        task: The demo task to write for.
+        task: The demo task to write for, or the instructions themselves.
         seed: Of the order of the pool.
-        bad_only: Whether all instructions are bad.
+        bad_only: Whether all instructions are bad; of a demo task.
     """
 
-    def __init__(self, task: DemoTask, *, seed: int = 0, bad_only: bool = False) -> None:
-        self._pool = pool_of(task, bad_only=bad_only)
+    def __init__(self, task: DemoTask | Sequence[str], *, seed: int = 0, bad_only: bool = False) -> None:
+        self._pool = pool_of(task, bad_only=bad_only) if isinstance(task, DemoTask) else tuple(task)
         self._rng = np.random.default_rng([seed, 11])
         self._next: list[str] = []
         self._lock = threading.Lock()
