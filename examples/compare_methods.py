@@ -1,7 +1,7 @@
 """Compare what a user would try, at equal spend, on recordings and on a small LM that is served.
 
-    python examples/compare_methods.py --folder compared --worlds examples/data/*.npz
-    python examples/compare_methods.py --folder compared --worlds examples/data/*.npz --markdown docs.md --json all.json
+    python examples/compare_methods.py --folder compared --worlds examples/data/*.npz --markdown all.md --json all.json
+    python examples/compare_methods.py --folder compared --tasks sst2=sst2.tsv --api-base http://127.0.0.1:8080/v1
 
 Each method may spend T completions (`--spend`) of the task's LM and of the prompt-writing LM together:
 
@@ -26,8 +26,8 @@ errors are clustered in two ways, by repetition and by question, because repetit
 Student's with one degree of freedom less than there are repetitions.
 
 `--unit tokens` makes the second table: each method may spend as many tokens of the task's LM as `ours` took in the same
-repetition of the first table (so `ours` is the same run), whatever number of completions that buys. Runs are kept in
-`--folder`, each in a file of its own, so that a call that is repeated goes on where it ended.
+repetition of the first table, whatever number of completions that buys. Both rows of `ours` are the runs of the first
+table. Runs are kept in `--folder`, each in a file of its own, so that a call that is repeated goes on where it ended.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from typing import Any
 
 import dspy
 import numpy as np
-from compared_worlds import Counts, RecordedWorld, Value, World, preferences_of
+from compared_worlds import Counts, DirectEngine, Live, LiveWorld, Model, RecordedWorld, Value, World, preferences_of
 from equal_spend import gepa, mipro
 from scipy.stats import t as student_t
 from scripted_writer import ScriptedWriter
@@ -57,7 +57,7 @@ LEAST = 0.05  # share with which N is tuned even where MIPROv2 took more than it
 FIXED_N = 16  # of majority16 and dspy.BestOfN
 LEVEL = 0.95
 THREADS = 8
-OURS = "ours"
+OURS, TOO = "ours", "ours+stop"  # the same draws; calls stop early in the second one
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,19 @@ class Case:
     repetition: int
     spend: int
     unit: str
-    counts: Counts
+    model: Model
     writer: ScriptedWriter
+
+    @property
+    def counts(self) -> Counts:
+        """Return what the task's LM was asked for."""
+        return self.model.counts
+
+    def direct(self) -> Any:
+        """Return a context in which DSPy asks the task's LM without LiteLLM."""
+        settings = {n: dspy.settings.lm.kwargs[n] for n in ("temperature", "max_tokens")}
+        lm = dspy.LM(f"direct/{self.world.name}", engine=DirectEngine(self.model), cache=False, **settings)
+        return dspy.context(lm=lm)
 
     def spent(self) -> int:
         """Return how much of the spend is gone."""
@@ -130,7 +141,8 @@ def single(case: Case, share: float) -> Any:
     evaluate = dspy.Evaluate(
         devset=devset, metric=case.world.metric, num_threads=THREADS, max_errors=len(devset) + 1, failure_score=0.0
     )
-    scores = [evaluate(with_prompt(case.world, candidate)).score for candidate in candidates]
+    with case.direct():
+        scores = [evaluate(with_prompt(case.world, candidate)).score for candidate in candidates]
     return candidates[int(np.argmax(scores))]
 
 
@@ -151,29 +163,31 @@ def with_n_tuned(case: Case, candidate: Any) -> list[Choice]:
 
 def by_gepa(case: Case) -> dspy.Module:
     """Run GEPA with its share."""
-    return gepa(
-        case.world.student(),
-        case.world.trainset(case.repetition),
-        metric=case.world.metric,
-        writer=case.writer.lm(),
-        spend=case.completions(case.spend),
-        over=lambda: case.spent() >= SEARCH * case.spend,
-        seed=case.repetition,
-        num_threads=THREADS,
-    )
+    with case.direct():
+        return gepa(
+            case.world.student(),
+            case.world.trainset(case.repetition),
+            metric=case.world.metric,
+            writer=case.writer.lm(),
+            spend=case.completions(case.spend),
+            over=lambda: case.spent() >= SEARCH * case.spend,
+            seed=case.repetition,
+            num_threads=THREADS,
+        )
 
 
 def by_mipro(case: Case) -> dspy.Module:
     """Run MIPROv2 with its share."""
-    return mipro(
-        case.world.student(),
-        case.world.trainset(case.repetition),
-        metric=case.world.metric,
-        writer=case.writer.lm(),
-        spend=SEARCH * case.completions(case.spend),
-        seed=case.repetition,
-        num_threads=THREADS,
-    )
+    with case.direct():
+        return mipro(
+            case.world.student(),
+            case.world.trainset(case.repetition),
+            metric=case.world.metric,
+            writer=case.writer.lm(),
+            spend=SEARCH * case.completions(case.spend),
+            seed=case.repetition,
+            num_threads=THREADS,
+        )
 
 
 METHODS: dict[str, tuple[str, Callable[[Case], list[Choice]]]] = {
@@ -204,8 +218,9 @@ METHODS: dict[str, tuple[str, Callable[[Case], list[Choice]]]] = {
 
 def run(world: World, method: str, repetition: int, spend: int, unit: str) -> dict[str, Any]:
     """Run a method once, and return what it chose and took."""
+    world.key(world.student())  # its law makes the price of a token, so that nobody's run pays for it
     with ScriptedWriter(world.pool, seed=repetition) as writer, world.serving(repetition) as model:
-        case = Case(world=world, repetition=repetition, spend=spend, unit=unit, counts=model.counts, writer=writer)
+        case = Case(world=world, repetition=repetition, spend=spend, unit=unit, model=model, writer=writer)
         started = time.perf_counter()
         with dspy.context(max_errors=10**9):
             choices = METHODS[method][1](case)
@@ -407,6 +422,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where runs are kept; made if missing")
     parser.add_argument("--worlds", nargs="*", default=[], help="recordings of votes")
+    parser.add_argument("--tasks", nargs="*", default=[], help="tasks on the server, NAME or NAME=FILE of its rows")
+    parser.add_argument("--model", default="openai/smollm2", help="LiteLLM's name of the server's model")
+    parser.add_argument("--api-base", default="http://127.0.0.1:8080/v1", help="of the server")
+    parser.add_argument("--samples", type=int, default=32, help="completions of a chosen prompt on a held-out question")
+    parser.add_argument("--demos", type=int, default=6, help="demonstrations of every prompt on the server")
+    parser.add_argument("--live-max-n", type=int, default=16, help="the largest N on the server")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--spend", type=int, default=2_000, help="T, in completions")
@@ -420,6 +441,15 @@ def main() -> None:
         logging.getLogger(logger).setLevel(logging.ERROR)
     (asked.folder / "runs").mkdir(parents=True, exist_ok=True)
     worlds: list[World] = [RecordedWorld(Path(path), max_n=asked.max_n) for path in asked.worlds]
+    for name, _, path in (given.partition("=") for given in asked.tasks):
+        live = Live(
+            model=asked.model,
+            api_base=asked.api_base,
+            path=Path(path) if path else None,
+            demos=asked.demos,
+            samples=asked.samples,
+        )
+        worlds.append(LiveWorld(name, live, max_n=asked.live_max_n, folder=asked.folder))
     methods, pages, numbers = asked.methods.split(","), [], {}
     for unit in asked.unit.split(","):
         found: dict[str, dict[str, list[dict[str, Any]]]] = {world.name: {} for world in worlds}
@@ -438,16 +468,17 @@ def main() -> None:
 
 def done(asked: argparse.Namespace, world: World, method: str, repetition: int, unit: str) -> dict[str, Any] | None:
     """Return a run from its file, or run it; None where it is missing and nothing shall be run."""
-    path = kept(asked.folder, world, method, repetition, "completions" if method == OURS else unit, asked.spend)
+    unit = "completions" if method in (OURS, TOO) else unit
+    path = kept(asked.folder, world, method, repetition, unit, asked.spend)
     if not path.exists():
         if asked.table:
             return None
         spend = asked.spend
-        if unit == "tokens" and method != OURS:
+        if unit == "tokens":
             ours = done(asked, world, OURS, repetition, "completions")
             assert ours is not None
             spend = ours["read"] + ours["written"]
-        row = run(world, method, repetition, spend, "completions" if method == OURS else unit)
+        row = run(world, method, repetition, spend, unit)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(row), encoding="utf-8")
         part.replace(path)

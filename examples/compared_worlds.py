@@ -1,43 +1,53 @@
 """The worlds of `compare_methods`: what a task's LM answers, and what a chosen prompt is worth on held-out questions.
 
 A world's LM is reached as any other one, by LiteLLM: `serving` makes it a provider of this process that counts
-requests, completions and tokens. So dspy.GEPA, dspy.MIPROv2, dspy.BestOfN and IAPO all run as they do for users.
+requests, completions and tokens. So dspy.GEPA, dspy.MIPROv2, dspy.BestOfN and IAPO all run as they do for users; the
+three of DSPy reach it directly, which changes nothing but this machine's time.
 
 **Recorded.** The LM reads the number of the prompt in the instruction ("Instruction 7 of ...") and that of the question
-("Question 12"), and draws an answer from the recorded law of the two; the k-th answer of a pair is the same for each
-method that asks for it. Held-out values are exact. A recording has no text, so a request reads one token.
+("Question 12"), and draws a completion from what was recorded of the two; the k-th one of a pair is the same for each
+method that asks for it. Held-out values are exact. A recording without tokens has a token for each 1e-5 of its costs,
+and a request to it reads one token.
+
+**Live.** The LM is a server's, and the task one of `iapo_dspy.tasks` with demonstrations as turns of the chat. Prompts
+that are chosen are recorded on held-out questions, once for all methods and repetitions, and valued exactly on that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import dspy
 import numpy as np
+from dspy.lm15 import Message, Request, Response, TextPart, Usage
+from equal_spend import law_of, prompt_of
 
-from iapo_dspy import MajorityVote, Preference
-from iapo_dspy.environments.recorded.files import load
+from iapo_dspy import MajorityVote, Preference, Strategy
+from iapo_dspy.adapters import PlainTextAdapter
+from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues
 from iapo_dspy.sampling.lm.params import import_litellm
-from iapo_dspy.types import Arm, FloatArray, IntArray
+from iapo_dspy.tasks import task
+from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
 
 litellm = import_litellm()
 
 PROVIDER = "compared"
 NAMES = ("quality", "balanced", "thrifty")  # of three preferences
-TOKEN = 1e-5  # utility of a token at cost weight 1 where a recording has no tokens: a cost of .01 is 1,000 of them
-MOST_TOKENS = 4_000  # limit of a completion; recorded ones end before it
+TOKEN = 1e-5  # utility of a token at cost weight 1 where a recording has no tokens
+UNREADABLE = "```"  # a completion in which PlainTextAdapter finds nothing
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -58,22 +68,19 @@ class Value:
     tokens: FloatArray
 
 
-@dataclass(frozen=True)
 class Law:
-    """The law of the completions of some prompts.
+    """The law of the completions of some prompts, and what arms are worth under it.
 
-    Attributes:
+    Args:
         recording: The law.
-        tokens: Mean output tokens of a completion of each prompt [P].
+        tokens: Mean output tokens of a completion of each prompt on each question [P, X], or [P, 1].
     """
 
-    recording: VotingRecording
-    tokens: FloatArray
-    _rewards: dict[tuple[int, int], FloatArray] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def _stopped(self) -> StoppedValues:
-        return StoppedValues(recording=self.recording)
+    def __init__(self, recording: VotingRecording, tokens: FloatArray) -> None:
+        self.recording = recording
+        self.tokens = np.broadcast_to(tokens, recording.probs.shape[:2])
+        self._stopped = StoppedValues(recording=recording)
+        self._rewards: dict[tuple[int, int], FloatArray] = {}
 
     def vote(self, arm: Arm) -> Value:
         """Return the worth of a majority vote."""
@@ -87,11 +94,9 @@ class Law:
     def first(self, prompt: int, n: int) -> Value:
         """Return the worth of the first readable completion of at most n, for which dspy.BestOfN stops."""
         probs = self.recording.probs[prompt]
-        readable = np.minimum(probs.sum(axis=1), 1.0)
+        failing = np.maximum(1.0 - probs.sum(axis=1), 0.0)
+        asked = (failing[:, None] ** np.arange(n)).sum(axis=1)  # a further completion where all before it failed
         right = (probs * self.recording.scores).sum(axis=1)
-        some = np.maximum(readable, 1e-12)
-        asked = (1.0 - (1.0 - readable) ** n) / some  # 1 + f + ... + f^(n - 1) completions, f the share of failures
-        asked = np.where(readable > 0, asked, n)
         return Value(right * asked, asked, asked * self.tokens[prompt])
 
 
@@ -130,16 +135,21 @@ _models: dict[str, Model] = {}
 _lock = threading.Lock()
 
 
+def asked(model: Model, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Reply:
+    """Ask a model, and count it."""
+    reply = model.reply(messages, options)
+    with _lock:
+        model.counts.requests += 1
+        model.counts.completions += len(reply.texts)
+        model.counts.read += reply.read
+        model.counts.written += reply.written
+    return reply
+
+
 class _Provider(litellm.CustomLLM):  # type: ignore[misc, name-defined]
     def completion(self, model: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        asked, response = dict(options.get("optional_params") or {}), options["model_response"]
-        served = _models[model]
-        reply = served.reply(messages, asked)
-        with _lock:
-            served.counts.requests += 1
-            served.counts.completions += len(reply.texts)
-            served.counts.read += reply.read
-            served.counts.written += reply.written
+        response = options["model_response"]
+        reply = asked(_models[model], messages, options.get("optional_params") or {})
         response.choices = [
             litellm.Choices(index=i, finish_reason="stop", message=litellm.Message(role="assistant", content=text))
             for i, text in enumerate(reply.texts)
@@ -168,12 +178,39 @@ def serving(name: str, model: Model, **options: Any) -> Iterator[dspy.LM]:
         del _models[name]
 
 
-class RecordedModel:
-    """Draws answers from the recorded law of the prompt and the question that a request names.
+class DirectEngine:
+    """An engine of `dspy.LM` that asks a model without LiteLLM, which takes most of the time of a recorded answer.
+
+    dspy.GEPA, dspy.MIPROv2 and dspy.Evaluate ask for every completion by a request of its own.
 
     Args:
-        recording: The law.
-        tokens: Output tokens of a completion of each prompt [P].
+        model: The model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._served = model
+
+    def complete(self, request: Request) -> Response:
+        """Answer a request."""
+        told = [("system", request.system)] if request.system else []
+        told += [(m.role, "".join(part.text for part in m.parts)) for m in request.messages]
+        messages = [{"role": role, "content": text} for role, text in told]
+        config = request.config
+        reply = asked(self._served, messages, {"temperature": config.temperature, "max_tokens": config.max_tokens})
+        message = Message(role="assistant", parts=(TextPart(reply.texts[0]),))
+        usage = Usage(input_tokens=reply.read, output_tokens=reply.written)
+        return Response(id="x", model=request.model, message=message, finish_reason="stop", usage=usage)
+
+    def __deepcopy__(self, memo: Any) -> DirectEngine:
+        return self
+
+
+class RecordedModel:
+    """Draws completions from what was recorded of the prompt and the question that a request names.
+
+    Args:
+        recording: The recording.
+        tokens: Output tokens of a completion of each prompt [P], where the recording has no completions.
         seed: Seeds of the draws.
     """
 
@@ -186,27 +223,78 @@ class RecordedModel:
 
     def reply(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Reply:
         """Implement `Model.reply`."""
-        prompt, question = _number("Instruction", messages[0]), _number("Question", messages[-1])
+        cell = numbered("Instruction", messages[0]), numbered("Question", messages[-1])
         n = int(options.get("n") or 1)
         with _lock:
-            if (prompt, question) not in self._streams:
-                self._streams[prompt, question] = np.random.default_rng([*self._seed, prompt, question])
-            uniform = self._streams[prompt, question].random(n)
-        drawn = np.searchsorted(self._below[prompt, question], uniform, side="right").tolist()
-        texts = [answer_text(a) if a < self._below.shape[2] else "This is not readable." for a in drawn]
-        return Reply(texts, 1, max(round(n * float(self._tokens[prompt])), n))
+            if cell not in self._streams:
+                self._streams[cell] = np.random.default_rng([*self._seed, *cell])
+            uniform = self._streams[cell].random(n)
+        drawn = drawn_of(self._recording)
+        if drawn is None:
+            outcome = np.searchsorted(self._below[cell], uniform, side="right")
+            read, written = 1, round(n * float(self._tokens[cell[0]]))
+        else:
+            which = (uniform * drawn.samples).astype(int)
+            outcome, written = drawn.outcome[cell][which], int(drawn.tokens[cell][which].sum())
+            read = int(drawn.prompt_tokens[cell])
+        texts = [f"A{a}" if 0 <= a < self._below.shape[2] else UNREADABLE for a in outcome.tolist()]
+        return Reply(texts, max(read, 1), max(written, n))
 
 
-def _number(word: str, message: Mapping[str, Any]) -> int:
+def numbered(word: str, message: Mapping[str, Any]) -> int:
+    """Return the last number behind a word in a message.
+
+    Raises:
+        ValueError: There is none.
+    """
     found = re.findall(rf"{word} (\d+)", str(message["content"]))
     if not found:
         raise ValueError(f"A recorded LM needs a message with '{word} ...': {message['content']!r}")
     return int(found[-1])
 
 
-def answer_text(label: int) -> str:
-    """Return a completion that says this answer, in the format of dspy.ChatAdapter."""
-    return f"[[ ## answer ## ]]\nA{label}\n\n[[ ## completed ## ]]"
+def drawn_of(recording: VotingRecording) -> Any:
+    """Return the completions of a recording one by one, or None where it has their law only."""
+    return getattr(recording, "drawn", None)
+
+
+class TaskAdapter(PlainTextAdapter):
+    """Plain text for the task's own signature; the signatures of optimizers, which write prompts, keep DSPy's format.
+
+    Args:
+        inputs: Input fields of the task.
+    """
+
+    formats_and_parses_only: ClassVar[bool] = True
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.inputs = sorted(inputs)
+
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        """Ask in the format of the signature."""
+        if sorted(signature.input_fields) == self.inputs:
+            return super().__call__(lm, lm_kwargs, signature, demos, inputs)
+        return dspy.ChatAdapter()(lm, lm_kwargs, signature, demos, inputs)
+
+
+class ForwardingModel:
+    """Passes requests on to a server.
+
+    Args:
+        model: LiteLLM's name of the model, such as "openai/smollm2".
+        options: Of `litellm.completion`, such as `api_base`.
+    """
+
+    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
+        self.counts = Counts()
+        self._model, self._options = model, dict(options)
+
+    def reply(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> Reply:
+        """Implement `Model.reply`."""
+        found = litellm.completion(model=self._model, messages=list(messages), **{**self._options, **options})
+        texts = [choice.message.content or "" for choice in found.choices]
+        return Reply(texts, found.usage.prompt_tokens, found.usage.completion_tokens)
 
 
 # --- worlds ----------------------------------------------------------------------------------------------------------
@@ -219,10 +307,16 @@ class World(Protocol):
     about: str  # the recording's checksum, or the LM
     max_n: int
     weights: FloatArray  # cost weight of each preference [C]
-    rate: float  # utility of an output token at cost weight 1
-    per_completion: float  # tokens of a single completion, roughly: read and written
     pool: Sequence[str]  # instructions that a prompt-writing LM can deal
-    strategy: MajorityVote
+    strategy: Strategy
+
+    @property
+    def rate(self) -> float:
+        """Utility of an output token at cost weight 1."""
+
+    @property
+    def per_completion(self) -> float:
+        """Tokens of a single completion, roughly: read and written."""
 
     def student(self) -> dspy.Module:
         """Return the program as it is."""
@@ -269,19 +363,26 @@ class RecordedWorld:
         ValueError: The recording is not one of votes.
     """
 
-    strategy = MajorityVote("answer")
-
     def __init__(self, path: Path, *, max_n: int) -> None:
         recording = load(path)
         if not isinstance(recording, VotingRecording):
             raise ValueError(f"{path.name} is a {type(recording).__name__}; this comparison takes recordings of votes.")
         self.recording, self.name, self.max_n = recording, path.stem, max_n
+        self.strategy: Strategy = MajorityVote("answer")
         self.about = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-        self.weights = recording.contexts.cost
-        self.tokens, self.rate = tokens_of(recording)
-        self.per_completion = float(self.tokens.mean()) + 1
+        self.weights: FloatArray = recording.contexts.cost
+        drawn = drawn_of(recording)
+        if drawn is None:
+            self.rate, self._tokens = TOKEN, np.maximum(np.round(recording.cost / TOKEN), 1.0)
+            mean, self.per_completion, self.longest = self._tokens[:, None], 1 + float(self._tokens.mean()), 1.0
+        else:
+            mean, self.longest = drawn.tokens.mean(axis=2), float(drawn.tokens.max())
+            self._tokens = mean.mean(axis=1)
+            self.rate = float(recording.cost.sum() / self._tokens.sum())
+            self.per_completion = float(self._tokens.mean() + drawn.prompt_tokens.mean())
+        self.longest = max(self.longest, float(self._tokens.max()))
         self.pool: Sequence[str] = tuple(self._instruction(p) for p in range(1, recording.n_prompts))
-        self._law = Law(recording, self.tokens)
+        self._law = Law(recording, mean)
 
     def _instruction(self, prompt: int) -> str:
         return f"Instruction {prompt} of {self.name}."
@@ -307,15 +408,16 @@ class RecordedWorld:
     @contextmanager
     def serving(self, repetition: int) -> Iterator[Model]:
         """Implement `World.serving`."""
-        model = RecordedModel(self.recording, self.tokens, repetition)
-        # A failure shall cost one completion, as it does to a deployed vote: not a second one in another format.
-        adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
-        with serving(self.name, model, max_tokens=MOST_TOKENS) as lm, dspy.context(lm=lm, adapter=adapter):
+        model = RecordedModel(self.recording, self._tokens, repetition)
+        with (
+            serving(self.name, model, max_tokens=int(self.longest)) as lm,
+            dspy.context(lm=lm, adapter=TaskAdapter(["question"])),
+        ):
             yield model
 
     def key(self, program: dspy.Module) -> str:
         """Implement `World.key`."""
-        return str(_number("Instruction", {"content": program.predictors()[0].signature.instructions}))
+        return str(numbered("Instruction", {"content": program.predictors()[0].signature.instructions}))
 
     def law(self, key: str) -> tuple[Law, int]:
         """Implement `World.law`."""
@@ -329,6 +431,148 @@ class RecordedWorld:
         return self.recording.split(0, repetition, 0)
 
 
-def tokens_of(recording: VotingRecording) -> tuple[FloatArray, float]:
-    """Return output tokens of a completion of each prompt [P], and the utility of a token at cost weight 1."""
-    return np.maximum(np.round(recording.cost / TOKEN), 1.0), TOKEN
+@dataclass(frozen=True, kw_only=True)
+class Live:
+    """Settings of a live world.
+
+    Attributes:
+        model: LiteLLM's name of the model, such as "openai/smollm2".
+        api_base: Of the server.
+        path: A local file of the task's rows; None: as `Task.load` finds them.
+        demos: Demonstrations of every prompt.
+        train: Training questions of a repetition.
+        questions: Held-out questions, the same ones for all repetitions.
+        samples: Completions of a chosen prompt on each of them.
+        max_tokens: Of a completion.
+        concurrency: Requests in flight while prompts are recorded.
+    """
+
+    model: str
+    api_base: str
+    path: Path | None = None
+    demos: int = 6
+    train: int = 120
+    questions: int = 200
+    samples: int = 32
+    max_tokens: int = 48
+    concurrency: int = 4
+
+
+class LiveWorld:
+    """A task of `iapo_dspy.tasks` on a server.
+
+    The student is the task's, and all prompts have the same demonstrations.
+
+    Args:
+        name: Of the task, with a majority vote.
+        live: Settings.
+        max_n: The largest N.
+        folder: Where the laws of prompts are kept.
+    """
+
+    def __init__(self, name: str, live: Live, *, max_n: int, folder: Path) -> None:
+        self._task, self._live, self._folder = task(name), live, folder
+        self.name, self.max_n, self.strategy = f"{name}-live", max_n, self._task.strategy
+        self.about = (
+            f"{live.model}, {live.demos} demonstrations, {live.samples} completions on {live.questions} questions"
+        )
+        self.weights: FloatArray = np.array([p.cost for p in self._task.preferences])
+        self._demos = self._task.demonstrations(live.demos, path=live.path)
+        rows = self._task.load(path=live.path, without=self._demos)
+        if len(rows) < live.questions + live.train:
+            raise ValueError(f"{name} has {len(rows)} rows; needed are {live.questions} + {live.train}.")
+        self._questions, self._rest = rows[: live.questions], rows[live.questions :]
+        self._metric = self._task.metric
+        self.pool: Sequence[str] = self._task.instructions
+        self._laws: dict[str, Law] = {}
+
+    @cached_property
+    def rate(self) -> float:
+        """A hundredth of a point for a completion of the student, as `Preference(cost=1)` says."""
+        law, prompt = self.law(self.key(self.student()))
+        return 0.01 / float(law.tokens[prompt].mean())
+
+    @cached_property
+    def per_completion(self) -> float:
+        """Tokens of a single completion of the student: read, by the words of its prompt, and written."""
+        law, prompt = self.law(self.key(self.student()))
+        words = len(json.dumps(prompt_of(self.student()), default=str).split())
+        return 1.3 * words + float(law.tokens[prompt].mean())
+
+    def student(self) -> dspy.Module:
+        """Implement `World.student`."""
+        program = self._task.student()
+        for predictor in program.predictors():
+            predictor.demos = [demo.copy() for demo in self._demos]
+        return program
+
+    def candidates(self) -> list[Any]:
+        """Implement `World.candidates`."""
+        return [self.student(), *self._task.candidates(self._demos)]
+
+    def trainset(self, repetition: int) -> list[dspy.Example]:
+        """Implement `World.trainset`."""
+        order = np.random.default_rng([repetition, 0]).permutation(len(self._rest))
+        return [self._rest[i] for i in order[: self._live.train]]
+
+    def metric(self, example: Any, prediction: Any, trace: Any = None, name: Any = None, calls: Any = None) -> float:
+        """Return the task's metric."""
+        assert self._metric is not None, "a task with a majority vote has a metric"
+        return float(self._metric(example, prediction))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        more = {"top_k": 40, "min_p": 0.0}  # without them llama.cpp sorts its whole vocabulary for each token
+        return {"api_base": self._live.api_base, "api_key": "none", "extra_body": more}
+
+    @property
+    def _adapter(self) -> TaskAdapter:
+        return TaskAdapter(list(self._task.signature.input_fields))
+
+    @contextmanager
+    def serving(self, repetition: int) -> Iterator[Model]:
+        """Implement `World.serving`."""
+        model = ForwardingModel(self._live.model, self._options)
+        with (
+            serving(self.name, model, max_tokens=self._live.max_tokens) as lm,
+            dspy.context(lm=lm, adapter=self._adapter),
+        ):
+            yield model
+
+    def key(self, program: dspy.Module) -> str:
+        """Implement `World.key`; a prompt that is new is recorded."""
+        prompt = json.dumps(prompt_of(program), sort_keys=True, default=str)
+        key = hashlib.sha256(prompt.encode()).hexdigest()[:16]
+        path = self._path(key)
+        if not path.exists():
+            at = {"temperature": 1.0, "max_tokens": self._live.max_tokens, "cache": False}
+            lm = dspy.LM(self._live.model, engine="litellm", **at, **self._options)
+            with dspy.context(lm=lm, adapter=self._adapter):
+                recording = law_of(
+                    program,
+                    self._questions,
+                    samples=self._live.samples,
+                    strategy=self.strategy,
+                    metric=self.metric,
+                    contexts=Contexts(np.ones((len(self.weights), 1)), self.weights),
+                    kind="vote",
+                    max_concurrency=self._live.concurrency,
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(recording, path)
+        return key
+
+    def law(self, key: str) -> tuple[Law, int]:
+        """Implement `World.law`."""
+        if key not in self._laws:
+            recording = load(self._path(key))
+            assert isinstance(recording, VotingRecording)
+            self._laws[key] = Law(recording, recording.cost[:, None])  # a token costs 1 in `law_of`
+        return self._laws[key], 0
+
+    def held_out(self, repetition: int) -> IntArray:
+        """Implement `World.held_out`."""
+        return np.arange(len(self._questions))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / "laws" / f"{self.name}-{key}.npz"
