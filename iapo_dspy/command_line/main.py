@@ -33,6 +33,16 @@ class _Command(click.Command):
 class _Group(click.Group):
     command_class = _Command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; `record LOG_DIR PATH` is `recording LOG_DIR PATH`, as in version 0.1."""
+        name, command, rest = super().resolve_command(ctx, args)
+        asks = any(arg.split("=")[0] in ("--lm", "-h", "--help") for arg in rest)
+        if name == "record" and not asks and any(Path(arg, "ledger.jsonl").is_file() for arg in rest):
+            return super().resolve_command(ctx, ["recording", *rest])
+        return name, command, rest
+
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="iapo_dspy", message="%(package)s %(version)s")
@@ -199,7 +209,7 @@ def export(log_dir: Path, path: Path) -> None:
     click.echo(f"{path}: {export(log_dir, path)} completions")
 
 
-class _Record(_Command):
+class _RecordingOf(_Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read `--prompts 2 0` as `--prompts 2 --prompts 0`."""
         if "--prompts" in args:
@@ -210,14 +220,14 @@ class _Record(_Command):
         return super().parse_args(ctx, args)
 
 
-@iapo.command(cls=_Record, short_help="Write a run as a recorded environment.")
+@iapo.command(cls=_RecordingOf, short_help="Write a run as a recorded environment.")
 @click.argument("log_dir", type=_LOG_DIR)
 @click.argument("path", type=_FILE)
 @click.option(
     "--prompts", type=int, multiple=True, metavar="INDEX...", help="Indices of the prompts to keep (default: all)."
 )
 @click.option("--common-queries", is_flag=True, help="Keep only the queries that every kept prompt was asked.")
-def record(log_dir: Path, path: Path, prompts: tuple[int, ...], common_queries: bool) -> None:
+def recording(log_dir: Path, path: Path, prompts: tuple[int, ...], common_queries: bool) -> None:
     """Write a run as a recorded environment (.npz, .parquet), to replay it without an LM."""
     from iapo_dspy.environments.recorded.files import save
     from iapo_dspy.environments.recorded.from_ledger import recording_of
@@ -225,3 +235,41 @@ def record(log_dir: Path, path: Path, prompts: tuple[int, ...], common_queries: 
     found = recording_of(log_dir, prompts=prompts or None, common_queries=common_queries)
     save(found, path)
     click.echo(f"{path}: {found.n_prompts} prompts, {found.n_queries} queries")
+
+
+@iapo.command(short_help="Record a model: every prompt of a task on every query.")
+@click.argument("task")
+@click.argument("output", type=_FILE, required=False)
+@click.option("--lm", "model", required=True, metavar="MODEL", help="The LM, as LiteLLM names it.")
+@click.option("--api-base", multiple=True, metavar="URL", help="Where it is served; several are replicas of one model.")
+@click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="Completions of a cell.")
+@click.option("--queries", type=click.IntRange(min=1), help="So many queries at most (default: all).")
+@click.option("--split", default="train", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A local file of rows.")
+@click.option("--prompts", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="One instruction a line.")
+@click.option("--demos", type=click.IntRange(min=0), multiple=True, help="Demonstrations; may be given several times.")
+@click.option("--adapter", "adapters", type=click.Choice(("chat", "json", "plain")), multiple=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1))
+@click.option("--extra-body", metavar="JSON", help="More of the request, such as '{\"top_k\": 40}'.")
+@click.option("--budget", type=click.IntRange(min=1), help="Completions at most, earlier calls included.")
+@click.option("--usd", type=click.FloatRange(min=0, min_open=True), help="Dollars at most.")
+@click.option("--log-dir", type=_LOG_DIR, help="Where completions are kept (default: runs/record/TASK).")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the data and of the LM.")
+@click.option("--ray", is_flag=True, help="Share the work among the machines of a Ray cluster.")
+@click.option("--threads", type=click.IntRange(min=1), help="LM requests in flight at most (default: 64).")
+@click.option("--revision", help="Of the model, for the card.")
+@click.option("--licence", help="Of the model and the recording, for the card.")
+@click.option("--server", help="The server in words, for the card; without it, the server is asked.")
+def record(task: str, revision: str | None, licence: str | None, server: str | None, **settings: Any) -> None:
+    """Record a language model on a TASK: S completions of every prompt on every query, to OUTPUT (default: TASK.npz).
+
+    Started again with the same arguments, the command repeats no paid call, and goes on where a budget has ended.
+    `iapo recording LOG_DIR PATH` writes the file of a run of `IAPO.compile`; `iapo record LOG_DIR PATH` does so, too.
+    """
+    import sys
+
+    from iapo_dspy.command_line.recording_task import command_of, record_task
+
+    facts = {name: text for name, text in (("revision", revision), ("licence", licence), ("server", server)) if text}
+    click.echo(record_task(name=task, facts=facts, command=command_of(sys.argv[1:]), **settings))
