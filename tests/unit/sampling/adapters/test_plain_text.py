@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from iapo_dspy import PlainTextAdapter
 from iapo_dspy.errors import ConfigurationError
-from iapo_dspy.sampling.adapters.plain_text import Constrain, Read
+from iapo_dspy.sampling.adapters.constrained import Constrain
+from iapo_dspy.sampling.adapters.plain_text import Read
 from iapo_dspy.sampling.ledger.digests import digest
 from iapo_dspy.sampling.rollouts.prepare import format_once, formats_and_parses_only
 
@@ -112,7 +113,7 @@ class TestMessages:
 
     def test_incomplete_demonstrations(self) -> None:
         signature = dspy.Signature("a, b -> label", "Go.")
-        demos = [
+        demos: list[dict[str, Any]] = [
             {"a": "1", "b": "2", "label": "3"},
             {"a": "1", "b": "2"},  # there is nothing to show
             {"label": "3"},
@@ -356,9 +357,9 @@ class TestLines:
             read(task(Point), "nothing like it")
 
     def test_nothing(self) -> None:
-        for read_ in ("first_line", "last_line", "text"):
+        for adapter in (PlainTextAdapter(), PlainTextAdapter("last_line"), PlainTextAdapter("text")):
             with pytest.raises(AdapterParseError):
-                read(task(str), " \n", PlainTextAdapter(read_))  # type: ignore[arg-type]
+                read(task(str), " \n", adapter)
 
     def test_a_line_of_a_field_with_labels_is_read_as_one(self) -> None:
         assert read(task(Mood), "It is positive.\nnegative", PlainTextAdapter("first_line")) == "positive"
