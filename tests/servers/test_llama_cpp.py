@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import dspy
 import pytest
 
+from iapo_dspy import PlainTextAdapter
 from iapo_dspy.demo.tasks import addition_task
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from tests.servers.paths import Run, WholePath, true_tokens
@@ -53,3 +55,13 @@ def test_n_beyond_the_slots_is_asked_for_in_parts(server: Any, tmp_path: Path) -
     assert proxy.exchanges[1].status == 400 and proxy.exchanges[1].body["n"] == 32
     assert all(e.status == 200 and 4 <= e.body["n"] <= 8 for e in proxy.exchanges[-4:])
     assert sum(len(e.choices) for e in proxy.exchanges) == 68
+
+
+def test_a_grammar_allows_nothing_but_labels(server: Any) -> None:
+    signature = dspy.Signature({"text": (str, dspy.InputField()), "kind": (Literal["cat", "dog"], dspy.OutputField())})
+    with Counting(server.base) as proxy, dspy.context(adapter=PlainTextAdapter(constrain="grammar")):
+        rollouts = draw(Sampler(lm=server.lm(proxy.base)), dspy.Predict(signature), {"text": "It barks."}, 8, key=0)
+    assert all(r.prediction is not None and r.prediction.kind in ("cat", "dog") for r in rollouts)
+    (exchange,) = proxy.exchanges
+    assert exchange.body["n"] == 8 and exchange.body["top_k"] == 0  # the LM's own settings stay
+    assert {text for text, _ in exchange.choices} <= {"cat", "dog"}
