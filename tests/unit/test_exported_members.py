@@ -9,10 +9,10 @@ import pytest
 
 import iapo_dspy
 import iapo_dspy.testing
-from iapo_dspy import adapters, ledger, metrics, objectives, proposers
+from iapo_dspy import adapters, ledger, metrics, objectives, proposers, tasks
 from iapo_dspy.scoring import strategies
 
-FACADES = [iapo_dspy, iapo_dspy.testing, adapters, ledger, metrics, objectives, proposers, strategies]
+FACADES = [iapo_dspy, iapo_dspy.testing, adapters, ledger, metrics, objectives, proposers, strategies, tasks]
 
 
 def in_isort_order(name: str) -> tuple[int, str]:
@@ -47,7 +47,18 @@ def test_every_public_name_says_what_it_is(module: ModuleType) -> None:
 
 def test_the_root_has_about_twenty_five_names_and_the_others_are_in_modules_of_their_own() -> None:
     assert len(iapo_dspy.__all__) <= 30
-    for name in ("adapters", "errors", "objectives", "metrics", "ledger", "proposers", "events", "callbacks", "demo"):
+    for name in (
+        "adapters",
+        "errors",
+        "objectives",
+        "metrics",
+        "ledger",
+        "proposers",
+        "events",
+        "callbacks",
+        "demo",
+        "tasks",
+    ):
         assert importlib.import_module(f"iapo_dspy.{name}") is getattr(iapo_dspy, name)
 
 

@@ -41,7 +41,7 @@ def test_a_task_compiles_to_a_program_that_is_right_more_often_than_its_student(
     candidates = found.candidates(demos)[at : at + 3]
     field = next(iter(found.signature.input_fields))
     key = {example[field]: example[found.answer] for example in train}
-    wrong = list(found.labels) or list(range(200, 230))
+    wrong: list[Any] = list(found.labels or range(200, 230))
     with Loopback(answering(name, key, wrong)) as server, dspy.context(lm=server.lm(seed=1)):
         program = IAPO(
             metric=found.metric,
