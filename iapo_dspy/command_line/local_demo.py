@@ -20,8 +20,8 @@ from iapo_dspy.errors import IAPOError
 from iapo_dspy.optimizer.options import Execution
 
 _BUDGET: Final = 2_000  # completions
-_HELDOUT: Final = 100
-_TRAIN: Final = 150
+_HELDOUT: Final = 80
+_TRAIN: Final = 300
 _MAX_N: Final = 16
 _THREADS: Final = 2
 _PATIENCE: Final = 10.0  # seconds; a server in a process of ours does not come back
@@ -67,7 +67,7 @@ def show_local_demo(
             f"{experiment.heldout} held-out sentences;\n"
             f"each accuracy has a standard error of up to {0.5 / experiment.heldout**0.5:.2f}."
         )
-        with dspy.context(lm=server.lm(max_tokens=24, stop=["\n"]), adapter=PlainTextAdapter()):
+        with dspy.context(lm=server.lm(max_tokens=20, stop=["\n"]), adapter=PlainTextAdapter()):
             try:
                 report = experiment.run(step)
             except IAPOError:

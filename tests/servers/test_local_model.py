@@ -6,11 +6,15 @@ The model stays in the cache folder of the user, so that only the first run down
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import dspy
 import pytest
+from click.testing import CliRunner
 
+from iapo_dspy.command_line.main import demo
 from iapo_dspy.demo.local.fetching import SMOLLM2, fetched
 from iapo_dspy.demo.local.llama_server import LlamaServer
 from iapo_dspy.sampling.rollouts.sampler import Sampler
@@ -46,3 +50,15 @@ def test_sixteen_completions_come_in_one_request_and_are_counted(server: LlamaSe
     (exchange,) = proxy.exchanges
     assert exchange.status == 200 and len(exchange.choices) == len(rollouts) == 16
     assert len({text for text, _ in exchange.choices}) > 4
+
+
+def test_the_demo_runs_on_it(server: LlamaServer, tmp_path: Path) -> None:
+    """In small: which candidate is best is noise here, whether answers can be read is not."""
+    path = tmp_path / "out.json"
+    done = CliRunner().invoke(demo, ["--local-model", "--scale", "0.1", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    report = json.loads(path.read_text())["sentiment"]
+    assert 0 < report["spent"]["completions"] <= 13 * 16
+    assert all(row["n"] >= 1 and row["tokens_per_question"] > 1 for row in report["preferences"])
+    student = [b["accuracy"] for b in report["baselines"] if b["name"] == "student as it is"]
+    assert max(p["accuracy"] for p in report["preferences"]) > max(student)
