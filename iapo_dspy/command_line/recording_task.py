@@ -118,7 +118,7 @@ def record_task(
     )
     with dspy.context(lm=lm, adapter=ADAPTERS[adapters[0]]() if adapters else dspy.settings.adapter):
         recording = optimizer.record(
-            chosen.student(), trainset=rows, candidates=candidates, samples=samples, about=about
+            chosen.student(), trainset=rows, candidates=candidates, samples=samples, about=about, ray=ray
         )
     save(recording, path)
     return _told(path, recording)

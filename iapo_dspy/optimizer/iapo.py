@@ -262,6 +262,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         candidates: Any = None,
         samples: int = 16,
         about: Mapping[str, Any] = MappingProxyType({}),
+        ray: bool = False,
     ) -> Recording:
         """Draw S completions of every prompt on every example, and return the recorded environment.
 
@@ -273,6 +274,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             trainset: As for `compile`.
             candidates: As for `compile`; where there are none, the student alone is recorded.
             samples: S >= 1. Values of N above S are not observed: they follow from the law of S completions.
+            ray: Whether the prompts are shared out over a Ray cluster (extra `ray`): the one that `RAY_ADDRESS` names,
+                or a local one. Its machines must share `log_dir`, and limits of dollars and tokens are shared out, too.
             about: Facts for the card of the recording, as JSON data: the data set, the licence, the model's revision.
 
         Returns:
@@ -287,7 +290,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             Exception: As `compile` does.
         """
         budget = self._given["budget"]
-        return record_live(self.settings, student, trainset, candidates, samples=samples, budget=budget, about=about)
+        return record_live(
+            self.settings, student, trainset, candidates, samples=samples, budget=budget, about=about, ray=ray
+        )
 
     def get_params(self) -> dict[str, Any]:
         """Return the settings as plain JSON data, functions and programs by name. They hold no keys of providers."""

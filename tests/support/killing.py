@@ -15,6 +15,7 @@ import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
 from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, Execution, MajorityVote, Objective, Preference, metered
+from iapo_dspy.recordings import save
 from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, exact, questions
 
@@ -123,3 +124,24 @@ class Victim:
         self._process.join(60)
         assert self._process.exitcode is not None
         return self._process.exitcode
+
+
+def record_once(lm: Mapping[str, Any], log_dir: str, path: str) -> None:
+    """Record three prompts on eight questions to a file."""
+    with dspy.context(lm=dspy.LM("openai/fake", **lm)):
+        optimizer = IAPO(
+            metric=exact,
+            strategy=MajorityVote("answer"),
+            preferences=PREFERENCES,
+            num_threads=2,
+            log_dir=log_dir,
+            execution=Execution(progress=False),
+        )
+        recording = optimizer.record(
+            dspy.Predict("question -> answer"),
+            trainset=questions(8),
+            candidates=INSTRUCTIONS,
+            samples=6,
+            about={"date": "2026-11-29"},
+        )
+    save(recording, path)

@@ -17,6 +17,7 @@ from iapo_dspy.environments.recorded.recording import Recording
 from iapo_dspy.errors import BudgetTooSmall, ConfigurationError
 from iapo_dspy.optimizer.drawing import draw
 from iapo_dspy.optimizer.live_recordings.card import card_of, check_facts
+from iapo_dspy.optimizer.live_recordings.on_ray import draw_on_ray, gather
 from iapo_dspy.optimizer.options import check_whole
 from iapo_dspy.optimizer.plan import Plan, make_plan
 from iapo_dspy.optimizer.settings import Settings, is_auto
@@ -38,6 +39,7 @@ def record_live(
     samples: int,
     budget: Budget | int | None,
     about: Mapping[str, Any],
+    ray: bool = False,
 ) -> Recording:
     """Record every prompt on every query. Arguments are those of `IAPO.record`, and the budget that the user gave.
 
@@ -49,9 +51,12 @@ def record_live(
     plan = recording_plan(settings, student, trainset, candidates, samples=samples, budget=budget)
     check_facts(about)
     with _kept(plan) as plan:
+        assert plan.settings.log_dir is not None
+        gather(plan.settings.log_dir)
+        if ray:
+            draw_on_ray(plan, samples)
         with RunWatch(plan.settings) as watch:
             draw(plan, watch)
-        assert plan.settings.log_dir is not None
         recording = recording_of(plan.settings.log_dir, samples=samples)
         card = card_of(plan, recording, samples, about)
         return replace(recording, card=card, parts=plan.problem.parts)
