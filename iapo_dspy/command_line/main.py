@@ -131,11 +131,18 @@ def quote(script: Path, arguments: tuple[str, ...], output_tokens: float | None)
     click.echo(quote_of_script(script, arguments, output_tokens))
 
 
-@iapo.command(short_help="Print a saved program.")
+@iapo.command(short_help="Print a saved program, or the card of a recording.")
 @click.argument("program", type=click.Path(path_type=Path, exists=True, dir_okay=False, readable=True))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(program: Path, as_json: bool) -> None:
-    """Print the policy, the instructions and the results of a saved PROGRAM."""
+    """Print the policy, the instructions and the results of a saved PROGRAM, or the card of a recording."""
+    if program.suffix in (".npz", ".parquet"):
+        import json
+
+        from iapo_dspy.environments.recorded.files import load
+
+        click.echo(json.dumps(dict(load(program).card), indent=None if as_json else 2, ensure_ascii=False))
+        return
     from iapo_dspy.command_line.saved_program import saved_programs
 
     programs = saved_programs(program)

@@ -107,16 +107,18 @@ def record_task(
         "command": command,
         **{key: value for key, value in facts.items() if value and key != "server"},
     }
+    chosen_adapters = [ADAPTERS[adapter]() for adapter in dict.fromkeys(adapters)]
     optimizer = IAPO(
         metric=chosen.metric,
         strategy=chosen.strategy,
         preferences=chosen.preferences,
         budget=None if budget is None and usd is None else Budget(completions=budget, usd=usd),
+        adapters=chosen_adapters if len(chosen_adapters) > 1 else None,
         num_threads=threads,
         seed=seed,
         log_dir=log_dir or Path("runs", "record", name),
     )
-    with dspy.context(lm=lm, adapter=ADAPTERS[adapters[0]]() if adapters else dspy.settings.adapter):
+    with dspy.context(lm=lm, adapter=chosen_adapters[0] if chosen_adapters else dspy.settings.adapter):
         recording = optimizer.record(
             chosen.student(), trainset=rows, candidates=candidates, samples=samples, about=about, ray=ray
         )

@@ -43,8 +43,8 @@ def recording_of(
     """Turn a run's ledger into a recorded environment, to be replayed, simulated and valued without an LM.
 
     Every (prompt, query) cell needs completions; their empirical law becomes the cell's. An algorithm that drops
-    prompts leaves cells empty: keep fewer prompts, keep only the queries that all of them were asked, or record the
-    environment itself (`environments.recorder.record`).
+    prompts leaves cells empty: keep fewer prompts, keep only the queries that all of them were asked, or record all
+    cells (`IAPO.record`).
 
     Args:
         log_dir: The run's directory.
@@ -134,7 +134,7 @@ def recording_of(
         raise ConfigurationError(
             f"{lacking} of {len(kept) * len(queries)} (prompt, query) cells have no completions, among them "
             f"{shown}: algorithms drop prompts early. Keep fewer prompts (prompts=[...]), only queries that "
-            "all prompts were asked (common_queries=True), or record all cells with environments.recorder.record."
+            "all prompts were asked (common_queries=True), or record all cells with IAPO.record."
         )
     table = [[cells[p, x] for x in queries] for p in kept]
     for cell in cells.values():

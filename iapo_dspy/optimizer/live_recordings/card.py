@@ -70,4 +70,5 @@ def _told(prompt: Prompt) -> dict[str, Any]:
         "demonstrations": sum(len(p.demos) for _, p in predictors),
         "lms": {name: jsonable(public_params(lm)) for name, lm in prompt.student.lms.items()},
         "decoding": jsonable(prompt.decoding.as_kwargs()),
+        **({"adapter": str(prompt.adapter_name)} if prompt.adapter_name is not None else {}),
     }
