@@ -99,6 +99,7 @@ class RoundEnded:
         seconds: Seconds since the run began, in this process.
         seconds_left: Seconds until the budget ends at the pace so far; None before anything new was drawn, and without
             a limit. A run may end earlier.
+        unreadable: Share of all completions so far that could not be read.
     """
 
     round: int
@@ -112,6 +113,7 @@ class RoundEnded:
     usd_left: float | None
     seconds: float
     seconds_left: float | None
+    unreadable: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,6 +132,8 @@ def _warn(found: Findings) -> None:
         )  # fmt: skip
     if found.failures.total:
         logger.warning("%s", found.failures)
+    if found.failures.remark is not None:
+        logger.warning("%s", found.failures.remark)
     if outcome.charges is not None:
         for preference, arms in zip(plan.settings.preferences, outcome.charges.keeps(), strict=True):
             if not arms.any():

@@ -142,11 +142,25 @@ def _failures(data: PageData) -> str:
     )
     worst = sorted((-(p.failed or 0.0), i) for i, p in enumerate(data.prompts))
     shares = Table(
-        columns=("Failed", "Prompt"),
-        rows=tuple(Line(cells=(f"{-share:.1%}", f"{i}: {data.prompts[i].label}")) for share, i in worst if share),
-        numbers=frozenset(["Failed"]),
+        columns=("Failed", "Unreadable", "Prompt"),
+        rows=tuple(
+            Line(cells=(f"{-share:.1%}", _percent(data.prompts[i].unreadable), f"{i}: {data.prompts[i].label}"))
+            for share, i in worst
+            if share
+        ),
+        numbers=frozenset(["Failed", "Unreadable"]),
     )
-    return notes_html([said]) + table_html(causes) + (table_html(shares) if shares.rows else "")
+    examples = Table(
+        columns=("Prompt", "Text that could not be read", "Cause"),
+        rows=tuple(Line(cells=cells) for cells in failures.examples),
+        numbers=frozenset(["Prompt"]),
+    )
+    tables = [causes, *(table for table in (shares, examples) if table.rows)]
+    return notes_html([said]) + "".join(map(table_html, tables))
+
+
+def _percent(share: float | None) -> str:
+    return "not known" if share is None else f"{share:.1%}"
 
 
 def _prompt(number: int, prompt: PagePrompt, data: PageData) -> str:

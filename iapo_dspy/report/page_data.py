@@ -42,6 +42,7 @@ class PagePrompt:
         instructions: Predictor -> its instructions.
         origin: In words, where a prompt that the run wrote comes from; "" for one that was given.
         failed: Share of its completions that failed; None where it was not drawn, or that is not known.
+        unreadable: Share of them whose text could not be read; None likewise.
     """
 
     label: str
@@ -51,6 +52,7 @@ class PagePrompt:
     instructions: Mapping[str, str]
     origin: str = ""
     failed: float | None = None
+    unreadable: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +127,13 @@ class PageFailures:
         completions: All completions.
         total: Failed ones.
         causes: The most frequent causes with their numbers, each an example of its text.
+        examples: Some that could not be read: the prompt, the text and the cause of each.
     """
 
     completions: int
     total: int
     causes: tuple[tuple[str, int], ...]
+    examples: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

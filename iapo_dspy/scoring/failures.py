@@ -116,7 +116,7 @@ class FailureReport:
         return (
             *longer,
             "For one output field, dspy.configure(adapter=PlainTextAdapter()) of iapo_dspy.adapters, which asks for "
-            "the bare answer, with demonstrations in the candidates; its constrain= where the server can.",
+            "the bare answer: with demonstrations in the candidates, and with constrain= where the server can.",
             f"Another form: dspy.configure(adapter={other}).",
             "Several at a time, so that the run chooses: "
             "IAPO(adapters=[dspy.ChatAdapter(), dspy.JSONAdapter(), PlainTextAdapter()]).",

@@ -22,6 +22,7 @@ from iapo_dspy.events import (
     RunEnded,
     RunStarted,
 )
+from iapo_dspy.scoring.failures import REMARKABLE
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ def _round(event: RoundEnded) -> str:
     if event.spent.usd or event.usd_left is not None:
         left = f", ${event.usd_left:,.2f} left" if event.usd_left is not None else ""
         parts.append(f"${event.spent.usd:,.2f}{left}")
+    if event.unreadable > REMARKABLE:
+        parts.append(f"{event.unreadable:.0%} could not be read")
     if event.seconds_left is not None:
         parts.append(f"at most {_clock(event.seconds_left)} left")
     return " | ".join(parts)

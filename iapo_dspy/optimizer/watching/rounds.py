@@ -133,6 +133,7 @@ class Rounds:
                 usd_left=max(budget.usd - spent.usd, 0.0) if budget.usd is not None else None,
                 seconds=time.monotonic() - self._watch.started,
                 seconds_left=self._seconds_left(spent, total),
+                unreadable=self._environment.failures.unreadable_share,
             )
         )
 

@@ -69,7 +69,7 @@ def page_data(
     return PageData(
         title=title,
         policy=table,
-        prompts=page_prompts(policy.prompts, models, written, failures.share if failures is not None else None),
+        prompts=page_prompts(policy.prompts, models, written, failures),
         student={} if student is None else instructions_of(policy.prompts[student]),
         cost_unit=policy.cost.unit,
         cost_scale=policy.cost_scale,
@@ -192,7 +192,7 @@ def page_prompts(
     prompts: Sequence[PromptState],
     models: Sequence[str | tuple[str, ...]],
     written: Mapping[int, WrittenPrompt],
-    failed: Sequence[float] | None,
+    failures: FailureReport | None,
 ) -> tuple[PagePrompt, ...]:
     """Return the prompts with their instructions.
 
@@ -200,7 +200,7 @@ def page_prompts(
         prompts: The prompts [P].
         models: Model strings of their LMs [P].
         written: Where those come from that the run wrote.
-        failed: Share of failed completions [P]; None where it is not known.
+        failures: Failed completions; None where they are not known.
     """
     return tuple(
         PagePrompt(
@@ -210,7 +210,8 @@ def page_prompts(
             adapter="" if prompt.adapter is None else str(prompt.adapter),
             instructions=instructions_of(prompt),
             origin=_origin(written[i]) if i in written else "",
-            failed=None if failed is None else _known(failed[i]),
+            failed=None if failures is None else _known(failures.share[i]),
+            unreadable=None if failures is None else failures.unreadable_of(i),
         )
         for i, (prompt, model) in enumerate(zip(prompts, models, strict=True))
     )
@@ -313,7 +314,12 @@ def spent_in_words(spent: Spent) -> dict[str, str]:
 
 
 def _failures(found: FailureReport) -> PageFailures:
-    return PageFailures(completions=found.completions, total=found.total, causes=found.causes)
+    return PageFailures(
+        completions=found.completions,
+        total=found.total,
+        causes=found.causes,
+        examples=tuple((f"{e.prompt}", e.text, e.cause) for e in found.examples),
+    )
 
 
 def _origin(written: WrittenPrompt) -> str:

@@ -66,7 +66,8 @@ class CompileResult:
         cost: The unit of costs.
         cost_scale: Utility of one unit of `cost` (an output token by default) at cost weight 1.
         spent: Completions, tokens, dollars and seconds that the run took.
-        failures: Failed completions; None for a program that was saved before version 5 of the format.
+        failures: Failed completions, and how many of each prompt's could not be read; None for a program that was saved
+            before version 5 of the format. Examples of their texts are not saved.
         rounds: The rounds of the algorithm, and the one that measured the chosen arms; None likewise.
         complete: False where a budget or an outage ended the run early; None likewise.
         outage: The provider that was down for too long, and since when; None where none was.
@@ -227,6 +228,7 @@ class CompileResult:
             unit=None if self.cost.unit == Cost().unit else self.cost.unit,
             student=self.student is not None,
             too_little=self.too_little,
+            failures=self.failures,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,7 +242,7 @@ class CompileResult:
             "usd": self.usd, "seconds": self.seconds, "cost": self.costs,
         }  # fmt: skip
         found = {
-            "rows": records_of(self.policy),
+            "rows": records_of(self.policy, self.failures),
             "prompts": [
                 {
                     "label": label,
@@ -248,9 +250,10 @@ class CompileResult:
                     "instructions": instructions,
                     "decoding": prompt.decoding.as_kwargs(),
                     "adapter": None if prompt.adapter is None else str(prompt.adapter),
+                    "unreadable": None if self.failures is None else self.failures.unreadable_of(i),
                 }
-                for label, model, instructions, prompt in zip(
-                    self.labels, self.models, self.instructions, self.compiled.prompts, strict=True
+                for i, (label, model, instructions, prompt) in enumerate(
+                    zip(self.labels, self.models, self.instructions, self.compiled.prompts, strict=True)
                 )
             ],
             "estimates": {name: None if array is None else array.tolist() for name, array in arrays.items()},
@@ -279,7 +282,7 @@ class CompileResult:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install pandas.") from error
-        return pandas.DataFrame(records_of(self.policy))
+        return pandas.DataFrame(records_of(self.policy, self.failures))
 
     @property
     def instructions(self) -> tuple[dict[str, str], ...]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from iapo_dspy.program.policy import CompiledPolicy, checked, part
 from iapo_dspy.program.results.compile_result import CompileResult, of_calls
 from iapo_dspy.program.results.rows import PreferenceResult
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.sampling.ledger.reading import contents_of
+from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.spending.budget import Spent
-from iapo_dspy.scoring.failures import FailureReport
+from iapo_dspy.scoring.failures import FailureReport, UnreadableText, worst_examples
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.scoring.strategies.saved import for_solving
 from iapo_dspy.types import FloatArray
@@ -75,7 +77,7 @@ def result_to_dict(result: CompileResult) -> dict[str, Any]:
             policy=tuple({name: getattr(row, name) for name in _OWN} for row in result.policy),
             models=result.models,
             deceptive=result.deceptive,
-            failures=result.failures,
+            failures=None if result.failures is None else result.failures.without_examples(),
             complete=result.complete,
             outage=result.outage,
             estimates=packed(arrays),
@@ -151,6 +153,7 @@ def result_of_run(log_dir: str | os.PathLike[str]) -> CompileResult:
     """Return the results of a run that has ended, from the program that it left in its `log_dir`.
 
     They report and solve preferences. They have not the user's functions and LMs, so `candidate_programs` raises.
+    Examples of completions that could not be read are from the ledger in that folder.
 
     Raises:
         StateError: The folder has no results yet, or they cannot be read without code of the user's.
@@ -178,7 +181,28 @@ def result_of_run(log_dir: str | os.PathLike[str]) -> CompileResult:
         )
     if results is None:
         raise StateError(f"{path} was compiled with track_stats=False, so it has no results. Compile again with them.")
-    return read_result(results, policy, strategy, _without_programs)
+    found = read_result(results, policy, strategy, _without_programs)
+    return replace(found, failures=_with_examples(found, folder))
+
+
+def _with_examples(found: CompileResult, folder: Path) -> FailureReport | None:
+    """Return failures with texts of the ledger; prompts that the run wrote are not named there."""
+    failures = found.failures
+    if failures is None or not failures.unread or not (folder / "ledger.jsonl").is_file():
+        return failures
+    contents = contents_of(folder)
+    ids, labels = contents.about.get("prompts") or (), contents.about.get("labels") or ()
+    known = {name: found.labels.index(label) for name, label in zip(ids, labels, strict=False) if label in found.labels}
+    texts: list[UnreadableText | None] = [None] * len(found.labels)
+    missing = {p for p in known.values() if failures.unreadable_of(p)}
+    for record in contents.all(CompletionRecord):
+        prompt = known.get(record.prompt, -1)
+        if prompt in missing and record.fields is None and record.failure is not None and not record.error:
+            texts[prompt] = UnreadableText.of(prompt, record.text, record.failure)
+            missing.remove(prompt)
+        if not missing:
+            break
+    return replace(failures, examples=worst_examples(failures.unreadable, texts))
 
 
 def _without_programs() -> tuple[dspy.Module, ...]:

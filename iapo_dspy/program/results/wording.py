@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from iapo_dspy.bandit.inference import WANTED, Deceptive
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult
 from iapo_dspy.report.tabular import Line, Table
+from iapo_dspy.scoring.failures import REMARKABLE, FailureReport
 
 _BASELINES = {
     "student": "student as it was",
@@ -25,6 +26,7 @@ def result_table(
     unit: str | None,
     student: bool,
     too_little: Sequence[str],
+    failures: FailureReport | None = None,
 ) -> Table:
     """Return the chosen arm of each preference with its baselines below it.
 
@@ -36,6 +38,8 @@ def result_table(
         unit: The unit of costs; None leaves the column of costs out, as tokens have their own.
         student: Whether the student as it was is among the prompts.
         too_little: Remarks about preferences whose utility rests on too little.
+        failures: Failed completions; None where they are not known. The share that could not be read has a column
+            where it is more than a fifth of some prompt's.
     """
     shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
     lines: list[tuple[str, ArmEstimate, str, str, bool]] = []
@@ -59,6 +63,9 @@ def result_table(
         columns["dollars"] = [shown_usd(e.usd) for e in found]
     if unit is not None and not (unit == "dollars" and "dollars" in columns):
         columns["cost"] = [f"{e.cost:.3g}" for e in found]
+    unread = [failures.unreadable_of(e.arm.prompt) if failures is not None else None for e in found]
+    if any((share or 0.0) > REMARKABLE for share in unread):
+        columns["unreadable"] = ["" if share is None else f"{share:.0%}" for share in unread]
     columns["prompt"] = [e.label for e in found]
     return Table(
         columns=tuple(columns),
@@ -66,13 +73,14 @@ def result_table(
             Line(cells=cells, strong=line[4])
             for line, cells in zip(lines, zip(*columns.values(), strict=True), strict=True)
         ),
-        numbers=frozenset({"N", "draws", "tokens", "dollars", "cost", "best with p"} & columns.keys()),
+        numbers=frozenset({"N", "draws", "tokens", "dollars", "cost", "best with p", "unreadable"} & columns.keys()),
         notes=(
             *_doubts(policy),
             *([] if student or not any(row.baselines for row in policy) else [_NO_STUDENT]),
             *(_deceptive(d, policy, labels) for d in deceptive),
             *(_left(row, authors[row.gain.prompt]) for row in policy if row.gain is not None),
             *too_little,
+            *([failures.remark] if failures is not None and failures.remark is not None else []),
             *([f"cost: {unit}"] if unit is not None else []),
         ),
     )

@@ -8,7 +8,9 @@ from typing import Any
 import dspy
 import pytest
 
+from iapo_dspy import CompiledProgram, MajorityVote
 from iapo_dspy.errors import MostlyUnreadable, TooManyErrors
+from iapo_dspy.program.results.saved_results import result_of_run
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.worlds import LAZY, QUICK, adder, questions, student
@@ -90,3 +92,34 @@ def test_a_few_completions_are_not_enough_to_stop() -> None:
     with Loopback(unless(share=0.1)) as server, dspy.context(lm=server.lm(seed=1, engine="litellm")):
         found = optimizer(budget=48, max_n=2).compile(student(), trainset=questions(20)).detailed_results
         assert found.failures.unreadable_share > 0.6
+
+
+def test_shares_are_shown_saved_and_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("plotly")
+    with Loopback(unless(QUICK)) as server, dspy.context(lm=server.lm(seed=1, engine="litellm")):
+        run = optimizer(log_dir=tmp_path / "run", candidates=[LAZY, QUICK])
+        program = run.compile(student(), trainset=questions(20))
+    found = program.detailed_results
+    share = found.failures.unreadable_share
+    assert found.failures.unreadable == (1.0, 0.0) and 0.2 < share < 0.8
+    remark = f"{share:.0%} of the completions could not be read, 0% to 100% by prompt"
+    assert remark in str(found) and remark in found._repr_html_() and remark in caplog.text
+    plain = found.to_dict()
+    assert [p["unreadable"] for p in plain["prompts"]] == [1.0, 0.0]
+    assert {row["prompt"]: row["unreadable"] for row in plain["rows"]}.get(1) == 0.0
+    assert plain["failures"]["examples"][0]["text"] == "I <b>think</b> that it is seven & more"
+
+    # The report shows texts as they are; the saved program has shares, and not a text.
+    found.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "I &lt;b&gt;think&lt;/b&gt; that it is seven &amp; more" in page and "<b>think</b>" not in page
+    program.save(tmp_path / "program.json")
+    assert "think" not in (tmp_path / "program.json").read_text(encoding="utf-8")
+    loaded = CompiledProgram(student(), MajorityVote("answer"))
+    loaded.load(tmp_path / "program.json")
+    assert loaded.detailed_results.failures == found.failures.without_examples()
+    assert str(loaded.detailed_results) == str(found)
+
+    # Beside its ledger, the program finds examples.
+    (example,) = result_of_run(tmp_path / "run").failures.examples  # type: ignore[union-attr]
+    assert (example.prompt, example.text) == (0, "I <b>think</b> that it is seven & more")
