@@ -1,7 +1,7 @@
 """What a server saves where the requests of one prompt come one after another, so that it finds their prefix again.
 
-It makes the same pulls in three orders: in turns over the prompts; prompt after prompt; and so with the first pull of
-each prompt ahead of its others, as a round of `IAPO` sends them. The orders alternate, so that a server that becomes
+It makes the same pulls in three orders: in turns over the prompts; prompt after prompt, as a round of `IAPO` sends
+them; and so with the first pull of each prompt ahead of its others. The orders alternate, so that a server that becomes
 slower or faster shows in all of them, and none finds prompts of another. Each prompt has an instruction and
 demonstrations of its own, of some hundred tokens.
 

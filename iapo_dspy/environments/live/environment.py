@@ -324,16 +324,10 @@ class LiveEnvironment:
             if self._by_batch:
                 asked = [s for s in starts.values() if s.reservation is not None]
                 drawn = await self._batches.draw([self._ask(s.pull.prompt, s.pull.query, s.missing) for s in asked])
-            # The first pull of a new prompt goes ahead: others that are sent with it would all read the prompt anew.
-            new = {p for p in set(pulls.prompt.tolist()) if self._sampler.max_concurrency > 1 and self._is_new(p)}
-            ahead: dict[int, asyncio.Task[Pulled | None]] = {}
             for position, start in self._in_order(starts):
                 place = places.setdefault(self._deployment(start.pull.prompt), asyncio.Semaphore(most))
                 mine = drawn.get(start.key) if start.reservation is not None else None
-                first = ahead.get(start.pull.prompt)
-                tasks[position] = asyncio.ensure_future(self._pull_one(start, mine, place, after=first))
-                if start.pull.prompt in new:
-                    ahead.setdefault(start.pull.prompt, tasks[position])
+                tasks[position] = asyncio.ensure_future(self._pull_one(start, mine, place))
             await asyncio.gather(*tasks.values())
         except BaseException:
             for upstream in self._upstreams:
@@ -384,14 +378,11 @@ class LiveEnvironment:
             pulls,
             deployment=served.__getitem__,
             behind=self.n_prompts,
-            new=[p for p in served if self._is_new(p)],
+            new=[p for p in served if not self._tracker.drawn_of(p)],
             few=TELLING if sum(pull.size for pull in pulls) >= LEAST else 0,
             limited=budget is not None and (budget.bounds_requests or budget.seconds is not None),
         )
         return [listed[i] for i in order]
-
-    def _is_new(self, prompt: int) -> bool:
-        return not self._tracker.drawn_of(prompt)
 
     def _deployment(self, prompt: int) -> Hashable:
         return self._sampler.deployments(self._prompts[prompt].program)
@@ -415,22 +406,13 @@ class LiveEnvironment:
             adapter=self._prompts[prompt].adapter,
         )
 
-    async def _pull_one(
-        self,
-        start: _Start,
-        drawn: Drawn | None,
-        place: asyncio.Semaphore,
-        *,
-        after: asyncio.Task[Pulled | None] | None = None,
-    ) -> Pulled | None:
+    async def _pull_one(self, start: _Start, drawn: Drawn | None, place: asyncio.Semaphore) -> Pulled | None:
         """Draw the missing completions of a pull, put them on disk, and score the whole pull.
 
         Completions that are drawn for the unit of costs only are not scored: None.
         """
         pull, reservation, missing = start.pull, start.reservation, start.missing
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
-        if after is not None and drawn is None and missing:
-            await asyncio.wait([after])
         async with place:
             known = {i: Completion.of_record(r, prompt.program, prompt.inner) for i, r in start.stored.items()}
             if reservation is not None and drawn is not None:  # by a batch job: on disk already
