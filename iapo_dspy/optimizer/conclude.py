@@ -19,6 +19,7 @@ from iapo_dspy.program.evidence.columns import rounded
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.results.compile_result import make_result
 from iapo_dspy.program.results.saved_results import PROGRAM
+from iapo_dspy.prompts.adapter_names import using
 from iapo_dspy.prompts.combinations import student_prompt
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.prompt import prompt_states
@@ -72,7 +73,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         outcome,
         found.output_tokens,
         tuple(map(models_of, programs)),
-        functools.partial(tuple, programs),
+        functools.partial(tuple, [using(p.program, p.adapter) for p in plan.prompts]),
         failures=found.failures,
         rounds=outcome.rounds,
         validated=bool(plan.held_out),

@@ -6,6 +6,7 @@ again; those of other classes are given to the program, as LMs are.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.sampling.adapters.plain_text import PlainTextAdapter
@@ -160,6 +162,36 @@ def find_adapter(adapters: Sequence[dspy.Adapter], name: AdapterName) -> dspy.Ad
     except (ConfigurationError, TypeError, ValueError):  # of another version, or damaged
         return None
     return made
+
+
+class UsesAdapter(BaseCallback):  # type: ignore[misc]  # dspy ships no types
+    """The callback of a program whose calls use an adapter, whatever is configured.
+
+    Args:
+        adapter: The adapter.
+    """
+
+    def __init__(self, adapter: dspy.Adapter) -> None:
+        self._adapter = adapter
+        self._open: dict[str, Any] = {}  # id of a call -> its context
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Configure the adapter for one call."""
+        self._open[call_id] = context = dspy.context(adapter=self._adapter)
+        context.__enter__()
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Configure again what was there before."""
+        self._open.pop(call_id).__exit__(None, None, None)
+
+
+def using(program: dspy.Module, adapter: dspy.Adapter | None) -> dspy.Module:
+    """Return a program whose calls use an adapter, with the same predictors; DSPy leaves this out of copies of it."""
+    if adapter is None:
+        return program
+    twin: dspy.Module = copy.copy(program)
+    twin.callbacks = [*program.callbacks, UsesAdapter(adapter)]
+    return twin
 
 
 def way(name: AdapterName) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import ConfigurationError, StateError
-from iapo_dspy.prompts.adapter_names import find_adapter, way
+from iapo_dspy.prompts.adapter_names import find_adapter, using, way
 from iapo_dspy.prompts.copies import bare, clone, restore
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
 from iapo_dspy.prompts.prompt import Prompt, PromptState
@@ -94,16 +94,17 @@ class Programs:
             made = {p.kind: program for p, program in pairs if p.kind not in (None, self._kind)}
             self.others = {**made, **self.others}
         self._need({prompt.kind for prompt in prompts if prompt.kind is not None})
-        for p in in_use:
-            if (problem := self._adapter_problem(prompts[p])) is not None:
-                raise StateError(problem)
+        try:
+            _ = [self._adapter(prompts[p]) for p in in_use]
+        except ConfigurationError as error:
+            raise StateError(str(error)) from error
         arms = [self._make(prompts[p], None if measured is None else measured[p]) for p in in_use]
         self._prompts, self._measured = tuple(prompts), None if measured is None else tuple(measured)
         self._replace(in_use, arms)
 
     def as_saved(self, prompts: Sequence[PromptState]) -> Callable[[], tuple[dspy.Module, ...]]:
         """Return a function that makes the programs of saved prompts, as they were measured."""
-        return functools.partial(_restored, self._make, prompts)
+        return functools.partial(_restored, self._make, self._adapters, prompts)
 
     def use(self, in_use: Sequence[int]) -> None:
         """Take other prompts as compiled arms; the programs stay as they are, also where they were changed."""
@@ -156,16 +157,17 @@ class Programs:
         Raises:
             ConfigurationError: It is not there. A prompt never runs with another one.
         """
-        if (problem := self._adapter_problem(self._prompts[prompt])) is not None:
-            raise ConfigurationError(problem)
-        name = self._prompts[prompt].adapter
-        return None if name is None else find_adapter(self._adapters, name)
+        return self._adapter(self._prompts[prompt])
 
-    def _adapter_problem(self, prompt: PromptState) -> str | None:
+    def _adapter(self, prompt: PromptState) -> dspy.Adapter | None:
         name = prompt.adapter
-        if name is None or find_adapter(self._adapters, name) is not None:
+        if name is None:
             return None
-        return f"The prompt {prompt.label!r} was measured with the adapter {name}, which is not there. {way(name)}"
+        if (found := find_adapter(self._adapters, name)) is not None:
+            return found
+        raise ConfigurationError(
+            f"The prompt {prompt.label!r} was measured with the adapter {name}, which is not there. {way(name)}"
+        )
 
     def lacking(self) -> dict[ModelName, set[int]]:
         """Return LMs that are nowhere to be found -> prompts in use that were measured with them."""
@@ -252,9 +254,10 @@ class Programs:
 
 
 def _restored(
-    make: Callable[[PromptState, None], dspy.Module], prompts: Sequence[PromptState]
+    make: Callable[[PromptState, None], dspy.Module], adapters: Sequence[dspy.Adapter], prompts: Sequence[PromptState]
 ) -> tuple[dspy.Module, ...]:
-    return tuple(make(prompt, None) for prompt in prompts)
+    found = ((make(p, None), None if p.adapter is None else find_adapter(adapters, p.adapter)) for p in prompts)
+    return tuple(using(program, adapter) for program, adapter in found)
 
 
 def _is(lm: Any, name: ModelName) -> bool:

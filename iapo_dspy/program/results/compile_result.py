@@ -104,7 +104,7 @@ class CompileResult:
 
     @functools.cached_property
     def candidate_programs(self) -> tuple[dspy.Module, ...]:
-        """One program per prompt, in order."""
+        """One program per prompt, in order. Calls of them use the prompt's adapter; calls of copies do not."""
         return self.programs()
 
     @property

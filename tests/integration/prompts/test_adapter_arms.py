@@ -168,6 +168,17 @@ def test_an_arm_of_ones_own_choice_has_its_adapter(program: CompiledProgram, for
     assert list(forms) == ["json", "chat"]
 
 
+def test_candidate_programs_use_their_adapters(program: CompiledProgram, forms: list[str], tmp_path: Path) -> None:
+    program.save(tmp_path / "p.json")
+    for results in (program.detailed_results, iapo_dspy.load(tmp_path / "p.json").detailed_results):
+        before = len(list(forms))
+        careful = results.candidate_programs[3]
+        assert careful(question="20 + 41").answer
+        assert asyncio.run(careful.acall(question="21 + 41")).answer
+        assert list(forms)[before:] == ["json", "json"]
+        assert type(dspy.settings.adapter) is dspy.ChatAdapter
+
+
 def test_a_program_in_a_program_has_its_adapter_and_leaves_the_others_theirs(
     server: Loopback, program: CompiledProgram
 ) -> None:
@@ -392,7 +403,7 @@ def test_an_lm_inside_of_an_adapter_is_asked_and_counted() -> None:
         return chat(answer="61") if body["model"] == "reader" else "It is 61."
 
     with Loopback(world) as server:
-        prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
+        prices: Any = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
         reader = server.lm("openai/reader", max_tokens=99)
         two = dspy.TwoStepAdapter(reader)
         with dspy.context(lm=server.lm(max_tokens=99, **prices), adapter=dspy.ChatAdapter()):
