@@ -106,3 +106,32 @@ def test_a_candidate_of_another_class_changes_the_ids_of_no_others() -> None:
             found[name] = [prompt_ids(plan)(i) for i in range(len(candidates))]
     assert found["alone"] == found["beside"][::2]
     assert len(set(found["beside"])) == 4  # `Around` and `Loud` have the same instructions
+
+
+def ids_and_facts(configured: Any, *adapters: Any) -> tuple[list[str], str, Any]:
+    """The ids of the first candidate's prompts, one for each adapter; the run's fingerprint, and what it says."""
+    with dspy.context(lm=lm(), adapter=configured):
+        settings = optimizer(adapters=adapters or None).settings
+        plan = make_plan(settings, dspy.Predict("question -> answer"), questions(20), ["A", "B"])
+        id_of = prompt_ids(plan)
+        return [id_of(i) for i in range(len(adapters) or 1)], fingerprint_of(facts_of(plan)), about(plan, id_of)
+
+
+def test_a_prompt_is_known_by_its_own_adapter() -> None:
+    (plain,), unnamed, told = ids_and_facts(None)
+    (as_json,), *_ = ids_and_facts(dspy.JSONAdapter())
+    both, run, named = ids_and_facts(None, dspy.ChatAdapter(), dspy.JSONAdapter())
+    # What was drawn with the configured adapter serves a run that names it, and the other way round.
+    assert both == [plain, as_json] and plain != as_json
+    assert ids_and_facts(dspy.XMLAdapter(), dspy.JSONAdapter(), dspy.ChatAdapter())[0] == both[::-1]
+    assert run != unnamed and ids_and_facts(None, dspy.ChatAdapter())[1] != unnamed
+    assert (told["adapter"], named["adapter"]) == ("ChatAdapter", "ChatAdapter, JSONAdapter")
+
+
+def test_lms_inside_of_other_adapters_do_not_change_a_prompts_name() -> None:
+    small, large = (dspy.TwoStepAdapter(lm(model=f"openai/{size}")) for size in ("small", "large"))
+    (plain,), *_ = ids_and_facts(None)
+    first, run, _ = ids_and_facts(None, dspy.ChatAdapter(), small)
+    second, other, _ = ids_and_facts(None, dspy.ChatAdapter(), large)
+    assert first[0] == second[0] == plain and len({first[1], second[1], plain}) == 3
+    assert run != other
