@@ -151,6 +151,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
                 patient=plan.recorded,
                 stored_only=starts_from_evidence and ledger.answered,
                 tries=tries,
+                adapters=settings.adapters,
             )
             stack.callback(environment.close, finished=False)
             rounds = Rounds(watch, meter, environment, resumed=restored > 0)

@@ -112,6 +112,7 @@ class LiveEnvironment:
         stored_only: Make only pulls whose completions are stored, so that nothing is drawn.
         tries: Where completions are kept for writers of prompts; None where nobody writes.
         patient: Go on where no completion can be read. Errors still end a run in which nothing works.
+        adapters: Adapters that the prompts have between them; none where all have the configured one.
 
     Attributes:
         n_prompts: P, with those that may still come.
@@ -139,6 +140,7 @@ class LiveEnvironment:
         stored_only: bool = False,
         tries: Tries | None = None,
         patient: bool = False,
+        adapters: Sequence[dspy.Adapter] = (),
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -170,6 +172,7 @@ class LiveEnvironment:
             meter=meter,
             max_errors=max_errors,
             max_unreadable=max_unreadable,
+            adapters=adapters,
             kept=kept,
             progress=tell,
         )
@@ -455,6 +458,7 @@ class LiveEnvironment:
                 s is not None and s.error and c.record.error and c.record.draw in before
                 for c, s in zip(completions, scored, strict=True)
             )
+            self._tracker.try_adapter(prompt.adapter)
             self._tracker.add(pull.prompt, pull.query, completions, pulled.scored, others=lost)
             return pulled
 

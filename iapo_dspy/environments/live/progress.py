@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import dspy
+
 from iapo_dspy.environments.live.stored import Completion
 from iapo_dspy.environments.live.unreadable import Unreadable
 from iapo_dspy.errors import MostlyUnreadable, TooManyErrors
@@ -45,6 +47,7 @@ class Tracker:
         meter: Knows the budget and the spending.
         max_errors: Completions that may fail with an error; None ends a run only where nothing works.
         max_unreadable: Share of each prompt's completions that may be unreadable; see `Unreadable`.
+        adapters: Adapters to choose from: a run goes on, although nothing works, until each of them was tried.
         kept: Says where the completions are, for the message of a run that is ended.
         progress: Called after every pull.
 
@@ -59,6 +62,7 @@ class Tracker:
         meter: Meter,
         max_errors: int | None,
         max_unreadable: float | None,
+        adapters: Iterable[dspy.Adapter],
         kept: str,
         progress: Callable[[Progress], None] | None,
     ) -> None:
@@ -70,6 +74,7 @@ class Tracker:
         self._drawn = [0] * n_prompts
         self._failed = [0] * n_prompts
         self._tried = 0  # prompts with completions
+        self._untried = {id(adapter) for adapter in adapters}
         self._errors = 0
         self._others = 0  # of these, those of other runs
         self._causes: Counter[str] = Counter()
@@ -92,6 +97,10 @@ class Tracker:
     def ask(self, prompts: Iterable[int]) -> None:
         """Take in which prompts are asked, so that a run does not stop before each of them was tried."""
         self._unread.ask(prompts)
+
+    def try_adapter(self, adapter: dspy.Adapter | None) -> None:
+        """Take in that an adapter has been tried."""
+        self._untried.discard(id(adapter))
 
     def add(
         self, prompt: int, query: int, completions: Sequence[Completion], scored: Sequence[Scored], *, others: int = 0
@@ -147,7 +156,7 @@ class Tracker:
             TooManyErrors: All completions failed so far. A few that could be read, but not scored, are not enough.
         """
         enough = self._unusable == self._completions or self._completions >= NOTHING_WORKS
-        if self._completions and self._total == self._completions and enough:
+        if self._completions and self._total == self._completions and enough and not self._untried:
             raise self._nothing_works()
 
     def check_readable(self) -> None:
@@ -156,7 +165,7 @@ class Tracker:
         Raises:
             MostlyUnreadable: Surely more than `max_unreadable` of every prompt's cannot.
         """
-        if self._unread.too_many(self._drawn):
+        if not self._untried and self._unread.too_many(self._drawn):
             limit = f"max_unreadable={self._max_unreadable:g}"
             raise self._mostly_unreadable(
                 f"The LM answers, but most completions cannot be read: {self._unread.total} of {self._completions}, "

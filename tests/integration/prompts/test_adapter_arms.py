@@ -20,7 +20,7 @@ from dspy.adapters.base import Adapter
 import iapo_dspy
 from iapo_dspy import BestOfN, Budget, CompiledProgram, Decoding, Objective, attach
 from iapo_dspy.command_line.saved_program import saved_programs
-from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError, StateError
+from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError, StateError, TooManyErrors
 from iapo_dspy.prompts.prompt import PromptState
 from iapo_dspy.types import Arm
 from tests.support.compiling import optimizers
@@ -346,11 +346,18 @@ def test_every_predictor_of_a_program_uses_the_adapter(server: Loopback, forms: 
 
 def test_combinations_of_instructions_have_adapters_as_configurations(server: Loopback, forms: list[str]) -> None:
     lists = {"plan": ["Plan.", "Think."], "ask": [LAZY, CAREFUL]}
-    program = optimizer(adapters=both()[::-1], candidates=lists, joint_limit=2, budget=300).compile(
+    program = optimizer(adapters=both(), candidates=lists, joint_limit=2, budget=300).compile(
         TwoSteps(), trainset=questions(10)
     )
     assert all("json" in row.label for row in program.detailed_results.policy)
     assert set(forms) == {"chat", "json"}
+
+
+def test_a_run_stops_where_nothing_works_with_any_adapter() -> None:
+    with Loopback(lambda body, i: "I would rather not say.") as server, dspy.context(lm=server.lm()):
+        with pytest.raises(TooManyErrors, match="Nothing has worked so far"):
+            optimizer(adapters=both()).compile(student(), trainset=questions(10))
+        assert {form(body) for body in server.bodies} == {"chat", "json"} and server.completions < 100
 
 
 def test_in_a_pipeline_only_the_inner_module_uses_the_adapter(tmp_path: Path) -> None:

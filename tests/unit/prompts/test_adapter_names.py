@@ -69,7 +69,7 @@ def test_words_name_what_tells_adapters_apart() -> None:
     )
 
 
-class Heard(dspy.JSONAdapter):  # type: ignore[misc]  # dspy ships no types
+class Heard(dspy.JSONAdapter):
     """A subclass may do anything."""
 
 
