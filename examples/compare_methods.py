@@ -57,6 +57,7 @@ LEAST = 0.05  # share with which N is tuned even where MIPROv2 took more than it
 FIXED_N = 16  # of majority16 and dspy.BestOfN
 LEVEL = 0.95
 THREADS = 8
+START, END = "<!-- tables -->", "<!-- end of tables -->"  # in a page that --markdown renews
 OURS, TOO = "ours", "ours+stop"  # the same draws; calls stop early in the second one
 
 
@@ -348,32 +349,47 @@ def markdown(found: Sequence[Mapping[str, Any]], unit: str, spend: str) -> str:
 
 
 def world_table(world: Mapping[str, Any]) -> str:
-    """Return the table of one world."""
+    """Return the tables of one world: utilities beside ours, and what calls and the search took."""
     methods = world["methods"]
     names = list(next(iter(methods.values()))["preferences"])
-    lines = [f"### {world['world']}\n\n{world['about']}\n"]
-    lines.append(
-        f"| method | {' | '.join(names)} | completions a call | tokens a call "
-        "| completions spent (writer) | tokens spent | requests | seconds |"
-    )
-    lines.append("| --- |" + " --- |" * (len(names) + 6))
+    lines = [
+        f"### {world['world']}\n\n{world['about']}\n",
+        row_of(["method", *names]),
+        row_of(["---"] * (len(names) + 1)),
+    ]
     for about in methods.values():
         cells = []
         for entry in about["preferences"].values():
             beside = f" ({signed(entry['difference'])} ± {short(entry['half_width'])})" if "difference" in entry else ""
             cells.append(f"{short(entry['utility'])}{beside}")
+        lines.append(row_of([about["name"], *cells]))
+    heads = [
+        "method",
+        "completions a call",
+        "tokens",
+        "completions spent",
+        "by the writer",
+        "tokens",
+        "requests",
+        "seconds",
+    ]
+    lines += ["", row_of(heads), row_of(["---"] * len(heads))]
+    for about in methods.values():
         mean, spent = about["preferences"]["mean"], about["spent"]
-        lines.append(
-            f"| {about['name']} | {' | '.join(cells)} | {mean['completions_per_call']:.1f} "
-            f"| {mean['tokens_per_call']:,.0f} | {spent['completions']:,.0f} ({spent['writer_completions']:,.0f}) "
-            f"| {spent['read'] + spent['written']:,.0f} | {spent['requests']:,.0f} | {spent['seconds']:.0f} |"
-        )
+        taken = [spent["completions"], spent["writer_completions"], spent["read"] + spent["written"], spent["requests"]]
+        calls = [f"{mean['completions_per_call']:.1f}", f"{mean['tokens_per_call']:,.0f}"]
+        lines.append(row_of([about["name"], *calls, *(f"{n:,.0f}" for n in taken), f"{spent['seconds']:.0f}"]))
     return "\n".join(lines)
+
+
+def row_of(cells: Sequence[str]) -> str:
+    """Return a row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def over_worlds(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the table over worlds: means, and in how many worlds a method is above, beside or below ours."""
-    lines = ["| method | mean utility | less ours | above, beside, below ours |", "| --- | --- | --- | --- |"]
+    lines = [row_of(["method", "mean utility", "less ours", "above, beside, below ours"]), row_of(["---"] * 4)]
     for method, (name, _) in METHODS.items():
         entries = [w["methods"][method]["preferences"]["mean"] for w in found if method in w["methods"]]
         if not entries:
@@ -407,6 +423,16 @@ def losses(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
+def renew(path: Path, tables: str) -> None:
+    """Write the tables to a page, between its marks if it has them; the text around them stays."""
+    before, after = "", ""
+    if path.exists():
+        before, mark, rest = path.read_text(encoding="utf-8").partition(START)
+        after = rest.partition(END)[2] if mark else ""
+        before = before if mark else ""
+    path.write_text(f"{before}{START}\n\n{tables}\n{END}{after}", encoding="utf-8")
+
+
 def short(number: float) -> str:
     """Return a number with three digits after the point."""
     return f"{number:.3f}".replace("0.", ".", 1)
@@ -433,12 +459,12 @@ def main() -> None:
     parser.add_argument("--spend", type=int, default=2_000, help="T, in completions")
     parser.add_argument("--unit", default="completions", help='"completions", "tokens", or "completions,tokens"')
     parser.add_argument("--max-n", type=int, default=32, help="the largest N on recordings")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this page, between its marks")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what there is")
     asked = parser.parse_args()
     for logger in ("dspy", "iapo_dspy", "LiteLLM"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # unreadable completions are no errors here
     (asked.folder / "runs").mkdir(parents=True, exist_ok=True)
     worlds: list[World] = [RecordedWorld(Path(path), max_n=asked.max_n) for path in asked.worlds]
     for name, _, path in (given.partition("=") for given in asked.tasks):
@@ -461,7 +487,7 @@ def main() -> None:
         pages.append(markdown(numbers[unit], unit, f"{asked.spend:,}"))
     print("\n".join(pages))
     if asked.markdown:
-        asked.markdown.write_text("\n".join(pages), encoding="utf-8")
+        renew(asked.markdown, "\n".join(pages))
     if asked.json:
         asked.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 

@@ -229,7 +229,7 @@ class RecordedModel:
             if cell not in self._streams:
                 self._streams[cell] = np.random.default_rng([*self._seed, *cell])
             uniform = self._streams[cell].random(n)
-        drawn = drawn_of(self._recording)
+        drawn = self._recording.drawn
         if drawn is None:
             outcome = np.searchsorted(self._below[cell], uniform, side="right")
             read, written = 1, round(n * float(self._tokens[cell[0]]))
@@ -251,11 +251,6 @@ def numbered(word: str, message: Mapping[str, Any]) -> int:
     if not found:
         raise ValueError(f"A recorded LM needs a message with '{word} ...': {message['content']!r}")
     return int(found[-1])
-
-
-def drawn_of(recording: VotingRecording) -> Any:
-    """Return the completions of a recording one by one, or None where it has their law only."""
-    return getattr(recording, "drawn", None)
 
 
 class TaskAdapter(PlainTextAdapter):
@@ -371,7 +366,7 @@ class RecordedWorld:
         self.strategy: Strategy = MajorityVote("answer")
         self.about = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
         self.weights: FloatArray = recording.contexts.cost
-        drawn = drawn_of(recording)
+        drawn = recording.drawn
         if drawn is None:
             self.rate, self._tokens = TOKEN, np.maximum(np.round(recording.cost / TOKEN), 1.0)
             mean, self.per_completion, self.longest = self._tokens[:, None], 1 + float(self._tokens.mean()), 1.0

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from compared_worlds import UNREADABLE, Law, RecordedModel, RecordedWorld, Reply, asked
 
-from iapo_dspy.environments.recorded.files import save
-from iapo_dspy.environments.recorded.recording import VotingRecording
+from iapo_dspy.recordings import Drawn, VotingRecording, save
 from iapo_dspy.types import Arm, Stop
 
 EASY, HARD = [0.8, 0.1], [0.1, 0.8]  # right and wrong answer; one in ten completions cannot be read
@@ -46,7 +45,7 @@ def world(tmp_path: Path) -> RecordedWorld:
 
 def test_the_recorded_lm_follows_the_law_of_the_prompt_and_the_question() -> None:
     probs = np.array([[[0.7, 0.2], [0.0, 1.0]], [[0.5, 0.5], [0.2, 0.2]]])
-    world = VotingRecording(probs=probs, answers=np.zeros(2), cost=np.ones(2), cost_weights=np.zeros(1))
+    world = VotingRecording(probs=probs, answers=np.zeros(2, dtype=int), cost=np.ones(2), cost_weights=np.zeros(1))
     model = RecordedModel(world, np.array([7.0, 30.0]), 0)
     for prompt in range(2):
         for question in range(2):
@@ -57,6 +56,25 @@ def test_the_recorded_lm_follows_the_law_of_the_prompt_and_the_question() -> Non
             assert (reply.read, reply.written) == (1, 4_000 * (7, 30)[prompt])
     assert (model.counts.requests, model.counts.completions, model.counts.read) == (4, 16_000, 4)
     assert model.counts.written == 2 * 4_000 * 37
+
+
+def test_a_recording_with_completions_gives_each_one_with_its_own_tokens() -> None:
+    drawn = Drawn(
+        outcome=np.array([[[0, 0, 1, -1]]]),
+        tokens=np.array([[[10, 10, 20, 40]]]),
+        prompt_tokens=np.array([[7]]),
+        finish=np.zeros((1, 1, 4), dtype=int),
+        endings=("stop",),
+        failures=np.array([[1]]),
+        causes=("unreadable",),
+    )
+    world = VotingRecording(
+        probs=drawn.law(2), answers=np.zeros(1, dtype=int), cost=np.ones(1), cost_weights=np.zeros(1), drawn=drawn
+    )
+    model = RecordedModel(world, np.array([20.0]), 0)
+    replies = [model.reply(messages(0, 0), {"n": 1}) for _ in range(400)]
+    assert {(r.texts[0], r.read, r.written) for r in replies} == {("A0", 7, 10), ("A1", 7, 20), (UNREADABLE, 7, 40)}
+    assert sum(r.texts[0] == "A0" for r in replies) / 400 == pytest.approx(0.5, abs=0.1)
 
 
 def test_completions_of_a_pair_are_the_same_however_they_are_asked_for_and_differ_between_seeds() -> None:
@@ -130,7 +148,8 @@ def test_an_interval_is_clustered_by_repetition_and_by_question() -> None:
 
 def test_a_difference_that_is_always_the_same_has_an_interval_of_no_width() -> None:
     same = [np.full(4, 0.2)] * 3
-    assert compare_methods.interval(same, [np.arange(4)] * 3) == (pytest.approx(0.2), pytest.approx(0.0, abs=1e-12))
+    mean, half = compare_methods.interval(same, [np.arange(4)] * 3)
+    assert mean == pytest.approx(0.2) and half == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_repetition_has_an_interval_over_questions() -> None:
@@ -199,6 +218,13 @@ def test_at_equal_tokens_methods_may_spend_what_ours_took(
     single, ours = (methods[m]["spent"]["read"] + methods[m]["spent"]["written"] for m in ("single", "ours"))
     assert 0.9 * ours <= single <= ours  # as many single completions as the mean tokens of a completion pay for
     capsys.readouterr()
+
+
+def test_tables_are_renewed_between_their_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"Before.\n{compare_methods.START}\nold\n{compare_methods.END}\nAfter.\n")
+    compare_methods.renew(page, "new")
+    assert page.read_text() == f"Before.\n{compare_methods.START}\n\nnew\n{compare_methods.END}\nAfter.\n"
 
 
 def test_losses_are_named_with_their_interval() -> None:
