@@ -98,8 +98,13 @@ def test_it_compiles_compares_and_says_what_the_numbers_are(served: Loopback, tm
 def test_a_server_that_dies_ends_the_demo_with_its_own_error(served: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Dying(served, 20)
     monkeypatch.setattr(local_demo, "LlamaServer", server)
-    served.answer = lambda body, i: reader(body, i) if served.requests < 20 else 1 / 0  # type: ignore[return-value]
-    served.faults.shares = {}
+
+    def gone_after_a_while(body: dict[str, Any], i: int) -> str:
+        if served.requests >= 20:
+            raise ConnectionAbortedError
+        return reader(body, i)
+
+    served.answer = gone_after_a_while
     done = CliRunner().invoke(demo, ["--local-model", "--scale", "0.1"])
     assert done.exit_code == 2 and "Error: The server of smollm2 has ended while it worked" in done.stderr
     assert "Traceback" not in done.output
