@@ -1,4 +1,8 @@
-"""Sentences to label: opinions of films (SST-2), and objective or subjective ones (SUBJ)."""
+"""Sentences to label: opinions of films (SST-2), and the objective or subjective ones of SUBJ.
+
+The labels of SUBJ are called "story" and "review" here, after what its sentences are taken from. A small model can tell
+these two apart, and cannot tell "objective" from "subjective".
+"""
 
 from __future__ import annotations
 
@@ -56,8 +60,8 @@ SST2 = _task(
 
 SUBJ = _task(
     "subj",
-    "Say whether the sentence states facts, which is objective, or an opinion, which is subjective.",
-    ("objective", "subjective"),
+    "Say whether the sentence about a film tells its story or is from a review.",
+    ("story", "review"),
     SUBJECTIVITY,
     DataSource(
         repository="SetFit/subj",

@@ -1,25 +1,24 @@
-"""Prompts for objective and subjective sentences."""
+"""Prompts for objective and subjective sentences: those of a film's story, and those of a review."""
 
 SUBJECTIVITY = (
-    "objective or subjective?",
-    "Label the sentence with one word: objective or subjective.",
-    "Fact or opinion? A fact is objective, an opinion is subjective.",
-    "You are the editor of an encyclopedia. A sentence that may stay is objective; one that you strike as somebody's "
-    "view is subjective.",
-    "You are a judge who admits facts only. Admitted: objective. Refused: subjective.",
-    "objective: it says what happens, who somebody is, or where a story goes. subjective: it says what somebody thinks "
-    "or feels of it. Choose one.",
-    "Does the sentence tell the story of a film, or does it judge the film? Telling is objective, judging is "
-    "subjective.",
-    "Look for words of praise, blame or taste. If you find one, the label is subjective; if not, it is objective.",
+    "story or review?",
+    "Is the sentence from a review of a film or from its story? Answer with one word: story or review.",
+    "Fact of a plot or opinion of a critic? A fact is story, an opinion is review.",
+    "You are the editor of an encyclopedia of films. A sentence that may stay in the plot is story; one that you "
+    "strike as somebody's view is review.",
+    "You are a judge who admits events only. Admitted: story. Refused: review.",
+    "story: it says what happens, who somebody is, or where a plot goes. review: it says what somebody thinks or feels "
+    "of a film. Choose one.",
+    "Does the sentence tell the story of a film, or does it judge the film? Telling is story, judging is review.",
+    "Look for words of praise, blame or taste. If you find one, the label is review; if not, it is story.",
     "Step 1: ask what the sentence is about. Step 2: ask whether two honest people could disagree with it. If they "
-    "could, it is subjective, otherwise objective.",
+    "could, it is a review, otherwise a story.",
     "Checklist: an adjective of value, an 'I' or 'you', a comparison with other films, a joke at its cost. One tick or "
-    "more: subjective. Not a tick: objective.",
-    "Say who speaks, a narrator or a critic. A narrator is objective, a critic is subjective.",
-    "Rewrite the sentence in your mind as a bare report. If nothing is lost it was objective; if its point is lost it "
-    "was subjective.",
-    "Names, places and plots are objective, however dramatic they are. Verdicts are subjective, however sober they "
-    "sound.",
-    "Decide, then argue the other label to yourself in one sentence. Keep your label unless that argument is better.",
+    "more: review. Not a tick: story.",
+    "Say who speaks, a narrator or a critic. A narrator tells a story, a critic writes a review.",
+    "Rewrite the sentence in your mind as a bare report. If nothing is lost it was story; if its point is lost it was "
+    "review.",
+    "Names, places and plots are story, however dramatic they are. Verdicts are review, however sober they sound.",
+    "Decide, then argue the other label to yourself in one sentence. Keep your label, story or review, unless that "
+    "argument is better.",
 )

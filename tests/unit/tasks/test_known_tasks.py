@@ -138,8 +138,8 @@ def test_big_bench_answers_are_options_words_and_numbers() -> None:
 def test_sentences_have_labels_in_words() -> None:
     assert examples("sst2")["dull , loud and far "].answer == "negative"
     assert examples("sst2")["the cast has a wonde"].answer == "positive"
-    assert examples("subj")["a young baker inheri"].answer == "objective"
-    assert examples("subj")["i could not care les"].answer == "subjective"
+    assert examples("subj")["a young baker inheri"].answer == "story"
+    assert examples("subj")["i could not care les"].answer == "review"
 
 
 def test_dialogues_end_before_their_last_answer_and_come_once() -> None:

@@ -29,7 +29,7 @@ def test_a_sentence_with_its_label_before_a_tab_is_a_row(tmp_path: Path) -> None
     assert found == {'a "warm and funny film': "positive", "dull , loud": "negative"}
     path.rename(tmp_path / "subj.txt")
     found = {e.sentence: e.answer for e in task("subj").load(path=tmp_path / "subj.txt")}
-    assert found == {'a "warm and funny film': "subjective", "dull , loud": "objective"}
+    assert found == {'a "warm and funny film': "review", "dull , loud": "story"}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_row_that_cannot_be_read_is_named_by_its_number(tmp_path: Path) -> Non
     ("name", "change", "said"),
     [
         ("sst2", {"label": -1}, "'label' is -1; it must be 0 for negative or 1 for positive"),
-        ("subj", {"label": "objective"}, "'label' is 'objective'; it must be 0 for objective"),
+        ("subj", {"label": "objective"}, "'label' is 'objective'; it must be 0 for story"),
         ("math", {"solution": "It is 5."}, r"'solution' has not an answer in \\boxed{}"),
         ("gsm8k", {"answer": "42"}, "'answer' does not end with #### and a number"),
         ("gsm8k", {"answer": "#### many"}, "'answer' does not end with #### and a number"),
