@@ -43,7 +43,7 @@ KNOWN: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("adapter", KNOWN, ids=str)
+@pytest.mark.parametrize("adapter", KNOWN, ids=[name.words for name in names(*KNOWN)])
 def test_known_adapters_are_made_again_from_json(adapter: Any) -> None:
     (name,) = names(adapter)
     again = AdapterName.from_json(json.loads(json.dumps(name.to_json())))
