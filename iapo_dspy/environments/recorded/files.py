@@ -127,8 +127,8 @@ def _small(values: Any) -> NDArray[Any]:
     if isinstance(values, tuple):
         return np.array(values, dtype=np.str_)
     array = np.asarray(values)
-    low, high = np.min_scalar_type(array.min(initial=0)), np.min_scalar_type(array.max(initial=0))
-    return array.astype(np.promote_types(low, high))
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    return array.astype(np.min_scalar_type(high if low >= 0 else min(low, -high - 1)))
 
 
 def _check_size(unpacked: int, largest: int, path: Path) -> None:

@@ -236,7 +236,9 @@ def test_recorded_and_live_values_agree(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arguments_cost_nothing(changes: dict[str, Any], message: str) -> None:
-    asked: dict[str, Any] = {"samples": 2, "about": {}} | {k: v for k, v in changes.items() if k in ("samples", "about")}
+    asked: dict[str, Any] = {"samples": 2, "about": {}} | {
+        k: v for k, v in changes.items() if k in ("samples", "about")
+    }
     settings = {k: v for k, v in changes.items() if k not in asked}
     if settings.get("strategy") == "Mean":
         settings["strategy"] = Mean("answer", range=(0.0, 100.0))
