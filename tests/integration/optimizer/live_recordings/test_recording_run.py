@@ -39,11 +39,17 @@ def optimizer(**changes: Any) -> IAPO:
 
 
 def record(
-    server: Loopback, *, lm: Mapping[str, Any] | None = None, n: int = 4, samples: int = 6, **changes: Any
+    server: Loopback,
+    *,
+    lm: Mapping[str, Any] | None = None,
+    n: int = 4,
+    samples: int = 6,
+    ray: bool = False,
+    **changes: Any,
 ) -> Recording:
-    with dspy.context(lm=server.lm(temperature=1.0, seed=7, **(lm or {}))):
+    with dspy.context(lm=server.lm(**{"temperature": 1.0, "seed": 7, **(lm or {})})):
         return optimizer(**changes).record(
-            student(), trainset=questions(n), candidates=INSTRUCTIONS, samples=samples, about=ABOUT
+            student(), trainset=questions(n), candidates=INSTRUCTIONS, samples=samples, about=ABOUT, ray=ray
         )
 
 
