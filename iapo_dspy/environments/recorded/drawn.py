@@ -12,7 +12,7 @@ from iapo_dspy.types import FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Drawn:
+class Draws:
     """S completions of every prompt on every query, in the order of their draws.
 
     Attributes:
@@ -82,13 +82,13 @@ class Drawn:
         mean = self.tokens.mean(axis=(1, 2))[:, None, None]
         return np.where(mean > 0, self.tokens / np.where(mean > 0, mean, 1.0), 1.0)
 
-    def of_prompts(self, prompts: IntArray) -> Drawn:
+    def of_prompts(self, prompts: IntArray) -> Draws:
         """Return the completions of these prompts only, in this order."""
         names = ("outcome", "tokens", "prompt_tokens", "finish", "failures")
         kept: dict[str, Any] = {name: getattr(self, name)[prompts] for name in names}
         return replace(self, **kept)
 
-    def of_queries(self, queries: IntArray) -> Drawn:
+    def of_queries(self, queries: IntArray) -> Draws:
         """Return the completions on these queries only, in this order; `failures` still counts those on all of them."""
         names = ("outcome", "tokens", "prompt_tokens", "finish")
         kept: dict[str, Any] = {name: getattr(self, name)[:, queries] for name in names}

@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from iapo_dspy.environments.recorded.drawn import Drawn
+from iapo_dspy.environments.recorded.drawn import Draws
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.types import Contexts, FloatArray, IntArray
 
 Kind = Literal["vote", "best-of"]
-Tokens = Callable[[IntArray], Drawn]
+Tokens = Callable[[IntArray], Draws]
 Cell = tuple[IntArray, FloatArray]
 """The completions of one prompt on one query: labels [S], -1 without a vote, and scores [S, K], NaN for a failure."""
 

@@ -8,7 +8,7 @@ Format 1 of `.parquet`: one row for each (prompt, query), prompt after prompt, w
 `probs` (list of A or M numbers) and, for "best-of", `outcomes` (list of M * K numbers, outcome after outcome). The
 other arrays are JSON in the schema's metadata under the key `iapo_dspy.recording`, with `kind`, `version`, and shapes.
 
-Format 2 of both is format 1 with the completions (`Drawn`) or a card, or both. With the completions, `probs` are left
+Format 2 of both is format 1 with the completions (`Draws`) or a card, or both. With the completions, `probs` are left
 out, because they follow: `outcome`, `tokens`, `finish` [P, X, S], `prompt_tokens` [P, X], `failures` [P, F] and the
 lists of texts `endings` and `causes`; in Parquet, arrays of prompts and queries are columns. `card` is JSON text. Whole
 numbers take as few bytes as the largest one needs. Recordings without both are written as format 1, and equal
@@ -30,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.environments.recorded.drawn import Drawn
+from iapo_dspy.environments.recorded.drawn import Draws
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.errors import ConfigurationError, one_line, storing, whole_file
 
@@ -45,7 +45,7 @@ _FIELDS = {
     "best-of": ("outcomes", "probs", "cost", "weights", "overhead", "parts"),
 }
 _OPTIONAL = ("credit", "overhead", "parts")
-_DRAWN = tuple(f.name for f in fields(Drawn))
+_DRAWN = tuple(f.name for f in fields(Draws))
 _TEXTS = ("endings", "causes")
 _TABLES = ("probs", "outcomes", "outcome", "tokens", "prompt_tokens", "finish")
 _NEEDED = "Needed are the arrays of a recording, as `save` writes them: " + "; ".join(
@@ -183,7 +183,7 @@ def _build(data: Mapping[str, NDArray[Any]], path: Path) -> Recording:
             if parts[name].ndim != 1 or (parts[name].size and parts[name].dtype.kind != "U"):
                 raise ConfigurationError(f"{path.name}: `{name}` must be a list of texts.")
             parts[name] = tuple(parts[name].tolist())
-        known["drawn"] = Drawn(**parts)
+        known["drawn"] = Draws(**parts)
         known.setdefault("probs", known["drawn"].law(_outcomes(known)))
     if "card" in data:
         known["card"] = json.loads(str(data["card"]))

@@ -32,7 +32,7 @@ from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.models.exact import best_of_n_rewards, majority_vote_rewards
 from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.bandit.problem import Problem, checked_parts
-from iapo_dspy.environments.recorded.drawn import Drawn
+from iapo_dspy.environments.recorded.drawn import Draws
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import Contexts, FloatArray, IntArray, Observations, Pulls
 
@@ -84,7 +84,7 @@ class Recording(ABC):
     cost: FloatArray
     overhead: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     parts: IntArray | None = None
-    drawn: Drawn | None = None
+    drawn: Draws | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

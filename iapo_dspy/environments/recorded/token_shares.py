@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from iapo_dspy.environments.recorded.drawn import Drawn
+from iapo_dspy.environments.recorded.drawn import Draws
 from iapo_dspy.sampling.ledger.export import ScoredCompletion
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.types import IntArray
@@ -19,7 +19,7 @@ _LONGEST = 60  # characters of a cause
 
 def drawn_of(
     table: Sequence[Sequence[Sequence[ScoredCompletion]]], sizes: Mapping[str, int], outcome: IntArray
-) -> Drawn:
+) -> Draws:
     """Return the completions of a ledger, cell by cell.
 
     A server counts the tokens of a request, not of each of the n completions that it brought. They are shared out by
@@ -35,7 +35,7 @@ def drawn_of(
     endings = sorted({reason for row in reasons for cell in row for reason in cell})
     causes = [Counter(cause for cell in row for s in cell if (cause := _cause(s))) for row in table]
     names = sorted({cause for counted in causes for cause in counted})
-    return Drawn(
+    return Draws(
         outcome=outcome,
         tokens=np.array([[_tokens(cell, sizes) for cell in row] for row in records]),
         prompt_tokens=np.array([[_prompt_tokens(cell) for cell in row] for row in records]),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from compared_worlds import UNREADABLE, Law, RecordedModel, RecordedWorld, Reply, asked
 
-from iapo_dspy.recordings import Drawn, VotingRecording, save
+from iapo_dspy.recordings import Draws, VotingRecording, save
 from iapo_dspy.types import Arm, Stop
 
 EASY, HARD = [0.8, 0.1], [0.1, 0.8]  # right and wrong answer; one in ten completions cannot be read
@@ -59,7 +59,7 @@ def test_the_recorded_lm_follows_the_law_of_the_prompt_and_the_question() -> Non
 
 
 def test_a_recording_with_completions_gives_each_one_with_its_own_tokens() -> None:
-    drawn = Drawn(
+    drawn = Draws(
         outcome=np.array([[[0, 0, 1, -1]]]),
         tokens=np.array([[[10, 10, 20, 40]]]),
         prompt_tokens=np.array([[7]]),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iapo_dspy.environments.recorded.drawn import Drawn
+from iapo_dspy.environments.recorded.drawn import Draws
 from iapo_dspy.environments.recorded.files import load, save
 from iapo_dspy.environments.recorded.recording import BestOfRecording, Recording, VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues
@@ -22,7 +22,7 @@ OUTCOME = np.array([[[0, 0, 1, -1], [1, 1, 1, 1]], [[0, -1, -1, -1], [0, 1, 0, 1
 TOKENS = np.array([[[1, 2, 2, 3], [6, 6, 6, 6]], [[5, 5, 5, 5], [5, 5, 5, 5]]])
 
 
-def drawn(**changes: Any) -> Drawn:
+def drawn(**changes: Any) -> Draws:
     settings: dict[str, Any] = {
         "outcome": OUTCOME,
         "tokens": TOKENS,
@@ -32,7 +32,7 @@ def drawn(**changes: Any) -> Drawn:
         "failures": np.array([[1, 0], [2, 1]]),
         "causes": ("AdapterParseError", "there is no answer"),
     }
-    return Drawn(**(settings | changes))
+    return Draws(**(settings | changes))
 
 
 def voting(**changes: Any) -> VotingRecording:
