@@ -5,10 +5,12 @@ from __future__ import annotations
 import decimal
 import enum
 import functools
+import itertools
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +144,7 @@ def _lead(name: str) -> re.Pattern[str]:
     words = "|".join(["answer", *sorted({_loose(name), _loose(name.replace("_", " "))})])
     return re.compile(
         r"(?<![^\W_])(?:(?:so|thus|therefore|hence),?\s+)?(\*{0,3}|_{1,2})(?:the\s+)?(?:(?:final|correct|right)\s+)?"
-        rf"(?:{words})(?:\s+is\b\s*[:=]?|\s*(?:\1)?\s*[:=])\s*(?:\1)?\s*",
+        rf"(?:{words})(?:\s{{1,3}}is\b\s{{0,3}}[:=]?|\s{{0,3}}(?:\1)?\s{{0,3}}[:=])\s{{0,3}}(?:\1)?\s*",
         re.IGNORECASE,
     )
 
@@ -151,15 +153,14 @@ _END_OF_SENTENCE = re.compile(r"[.!?;](?=\s|$)|[\r\n]")
 _STRONG_MARK = re.compile(r"\\boxed\{|####\s*")
 
 
-def _marked(text: str, name: str) -> list[tuple[int, int]]:
-    """Return begin and end of the rest of each sentence after "The answer is" or the like."""
-    starts = sorted(m.end() for pattern in (_lead(name), _STRONG_MARK) for m in pattern.finditer(text))
-    return [(start, _end_of_sentence(text, start)) for start in starts]
-
-
-def _end_of_sentence(text: str, start: int) -> int:
-    end = _END_OF_SENTENCE.search(text, start)
-    return end.start() if end else len(text)
+def _after(text: str, starts: Iterable[int], matches: Sequence[Found]) -> list[list[Found]]:
+    """Return the matches behind a mark, to the end of its sentence, for each sentence with a mark."""
+    ends = [*(m.start() for m in _END_OF_SENTENCE.finditer(text)), len(text)]
+    first: dict[int, int] = {}
+    for start in sorted(starts):
+        first.setdefault(ends[bisect_left(ends, start)], start)
+    places = [f.start for f in matches]
+    return [list(matches[bisect_left(places, start) : bisect_left(places, end)]) for end, start in first.items()]
 
 
 def _choose(text: str, name: str, matches: Sequence[Found], *, last: bool, what: str) -> Found:
@@ -171,7 +172,8 @@ def _choose(text: str, name: str, matches: Sequence[Found], *, last: bool, what:
     Raises:
         Unreadable: There is none, or there are several.
     """
-    marked = [f for start, end in _marked(text, name)[-1 if last else 0 :] for f in matches if start <= f.start < end]
+    marks = (m.end() for pattern in (_lead(name), _STRONG_MARK) for m in pattern.finditer(text))
+    marked = list(itertools.chain.from_iterable(_after(text, marks, matches)[-1 if last else 0 :]))
     if marked and len({_key(f.value) for f in marked}) == 1:
         return marked[-1]
     if not matches:
@@ -266,7 +268,7 @@ def _word(text: str, loose: bool) -> str:
 
 
 _NUMBER = re.compile(
-    r"(?<![\w.])(?<!\d,)(?P<sign>[-+\u2212])?\s?[$€£¥]?\s?(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?<![\w.])(?<!\d,)(?<!frac\{)(?<!\}\{)(?P<sign>[-+\u2212])?\s?[$€£¥]?\s?(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
     r"(?P<power>[eE][-+]?\d+)?(?P<below>\s?/\s?\d+)?(?P<percent>\s?%)?(?!\w)(?![.,]\d)"
 )
 _MOST_DIGITS = 40
@@ -293,8 +295,8 @@ def read_number(text: str, name: str, *, last: bool) -> Found:
     try:
         return _choose(text, name, matches, last=last, what="number")
     except Unreadable:
-        equal = [(m.end(), _end_of_sentence(text, m.end())) for m in re.finditer("=", text)]
-        after = [f for start, end in equal for f in matches if start <= f.start < end]
+        equal = (m.end() for m in re.finditer("=", text))
+        after = list(itertools.chain.from_iterable(_after(text, equal, matches)))
         if last or len({f.value for f in after}) != 1:
             raise
         return after[-1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import decimal
 import string
+import time
 from typing import Any, Literal
 
 import dspy
 import hypothesis.strategies as st
+import pytest
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import assume, given, settings
 
@@ -115,3 +117,14 @@ def test_reasoning_is_read_as_it_is_written(reasoning: str, number: int) -> None
     adapter = PlainTextAdapter()
     shown = adapter.format_assistant_message_content(signature, {"reasoning": reasoning, "label": number})
     assert adapter.parse(signature, shown) == {"reasoning": dspy.Reasoning(content=reasoning.strip()), "label": number}
+
+
+@pytest.mark.parametrize(
+    "part", ["answer ", "= ", "not ", "the answer is aye ", "= 5 ", "**", "1,", "so  ", "9", "answer    ", "<a>"]
+)
+def test_long_texts_take_no_time(part: str) -> None:
+    text = part * 5000 + "x"
+    began = time.process_time()
+    for kind in (int, str, Literal["aye", "nay"]):
+        read(task(kind), text)
+    assert time.process_time() - began < 2

@@ -303,7 +303,20 @@ class TestNumbers:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "forty", "12 or 30", "42km", "1,5", "1.2.3", "1,23,4", "2024-01-02", "x = 3, y = 4", "B2B", "1e999999"],
+        [
+            "",
+            "forty",
+            "12 or 30",
+            "42km",
+            "1,5",
+            "1.2.3",
+            "1,23,4",
+            "2024-01-02",
+            "x = 3, y = 4",
+            "B2B",
+            "1e999999",
+            "\\frac{1}{2}",
+        ],
     )
     def test_unclear(self, text: str) -> None:
         with pytest.raises(AdapterParseError):
