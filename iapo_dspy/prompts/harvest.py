@@ -39,7 +39,7 @@ class Alternatives(dspy.Module):  # type: ignore[misc]  # dspy ships no types
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Gathered:
     """A candidate as it was found in what the user gave.
 
     Attributes:
@@ -121,7 +121,7 @@ def candidates_of(found: Any, top: int = _TOP) -> CandidateList:
     return CandidateList(candidate_programs=tuple(f.value for f in best), candidate_scores=tuple(f.score for f in best))
 
 
-def _distinct(given: Any) -> list[Found]:
+def _distinct(given: Any) -> list[Gathered]:
     """Return the distinct programs in one thing that the user gave; the best first where scores are known."""
     if isinstance(given, dspy.Module):
         return list(_tried(given).values())
@@ -129,7 +129,7 @@ def _distinct(given: Any) -> list[Found]:
     return list(_copies(sorted(found, key=_worst_last) if _is_pool(given) else found).values())
 
 
-def spread(given: Any, where: str) -> Iterator[Found]:
+def spread(given: Any, where: str) -> Iterator[Gathered]:
     """Yield the single candidates in what users have.
 
     Lists are read element by element, at any depth. Results of optimizers are read program by program: objects with
@@ -139,7 +139,7 @@ def spread(given: Any, where: str) -> Iterator[Found]:
     Raises:
         ConfigurationError: Something in it is neither a candidate nor a list of candidates.
     """
-    if isinstance(given, Found):
+    if isinstance(given, Gathered):
         yield given
     elif isinstance(given, dspy.Module):
         tried = list(_tried(given).values())
@@ -153,14 +153,14 @@ def spread(given: Any, where: str) -> Iterator[Found]:
         best = tried[:_TOP]
         yield from (replace(f, where=f"#{i} of {where}" if len(best) > 1 else where) for i, f in enumerate(best))
     elif isinstance(given, str):
-        yield Found(value=given, where=where)
+        yield Gathered(value=given, where=where)
     elif (entry := _entry(given)) is not None:
         yield from _singles(*entry, where)
     elif (results := _results(given)) is not None:
         for i, (program, score) in enumerate(results):
             yield from _singles(program, score, f"{where}[{i}]")
     elif isinstance(given, Mapping):
-        yield Found(value=given, where=where)
+        yield Gathered(value=given, where=where)
     elif isinstance(given, Iterable) and not isinstance(given, (set, frozenset)):
         for i, part in enumerate(given):
             yield from spread(part, f"{where}[{i}]")
@@ -174,7 +174,7 @@ def spread(given: Any, where: str) -> Iterator[Found]:
         )
 
 
-def _tried(program: dspy.Module) -> dict[Any, Found]:
+def _tried(program: dspy.Module) -> dict[Any, Gathered]:
     """Return a program and what it carries of the candidates that were tried, as copies: identity -> candidate."""
     itself = list(_singles(program, None, "the program"))
     carried = [*bookkeeping(program), *(["detailed_results"] if isinstance(program, Alternatives) else [])]
@@ -184,9 +184,9 @@ def _tried(program: dspy.Module) -> dict[Any, Found]:
     return _copies([*itself, *tried])
 
 
-def _copies(given: Iterable[Found]) -> dict[Any, Found]:
+def _copies(given: Iterable[Gathered]) -> dict[Any, Gathered]:
     """Return distinct programs as copies: identity -> candidate, with the first of its scores."""
-    kept: dict[Any, Found] = {}
+    kept: dict[Any, Gathered] = {}
     for found in given:
         if not isinstance(found.value, dspy.Module):
             raise ConfigurationError(
@@ -201,17 +201,17 @@ def _copies(given: Iterable[Found]) -> dict[Any, Found]:
     return kept
 
 
-def _singles(value: Any, score: float | None, where: str) -> Iterator[Found]:
+def _singles(value: Any, score: float | None, where: str) -> Iterator[Gathered]:
     """Yield one candidate; the arms of a compiled program of IAPO, which is none itself."""
     if not isinstance(value, Alternatives):
-        yield Found(value=value, where=where, score=score)
+        yield Gathered(value=value, where=where, score=score)
         return
     if not value.arms:
         raise ConfigurationError(f"{where} is a compiled program that has no policy yet: compile or load it first.")
-    yield from (Found(value=arm, where=where, score=score) for arm in value.arms)
+    yield from (Gathered(value=arm, where=where, score=score) for arm in value.arms)
 
 
-def _worst_last(found: Found) -> tuple[bool, float]:
+def _worst_last(found: Gathered) -> tuple[bool, float]:
     return found.score is None, -(found.score or 0.0)
 
 

@@ -13,7 +13,7 @@ import dspy
 
 from iapo_dspy.scoring.strategies import MajorityVote
 from iapo_dspy.tasks.data_source import DataSource
-from iapo_dspy.tasks.instructions.sentiment import SENTIMENT
+from iapo_dspy.tasks.instructions.film_reviews import SENTIMENT
 from iapo_dspy.tasks.instructions.subjectivity import SUBJECTIVITY
 from iapo_dspy.tasks.right_answer import RightAnswer
 from iapo_dspy.tasks.task import Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import dspy
 
 from iapo_dspy.environments.live.stored import Completion
-from iapo_dspy.environments.live.unreadable import Unreadable
+from iapo_dspy.environments.live.unreadable import UnreadableShares
 from iapo_dspy.errors import MostlyUnreadable, TooManyErrors
 from iapo_dspy.sampling.spending.budget import Meter, Spent
 from iapo_dspy.scoring.failures import FailureReport
@@ -46,7 +46,7 @@ class Tracker:
         n_prompts: P.
         meter: Knows the budget and the spending.
         max_errors: Completions that may fail with an error; None ends a run only where nothing works.
-        max_unreadable: Share of each prompt's completions that may be unreadable; see `Unreadable`.
+        max_unreadable: Share of each prompt's completions that may be unreadable; see `UnreadableShares`.
         adapters: Adapters to choose from: a run goes on, although nothing works, until each of them was tried.
         kept: Says where the completions are, for the message of a run that is ended.
         progress: Called after every pull.
@@ -78,7 +78,7 @@ class Tracker:
         self._errors = 0
         self._others = 0  # of these, those of other runs
         self._causes: Counter[str] = Counter()
-        self._unread = Unreadable(n_prompts, max_unreadable)
+        self._unread = UnreadableShares(n_prompts, max_unreadable)
         self._causes_unread: Counter[str] = Counter()
         self._completions = 0
         self._total = 0

@@ -14,7 +14,7 @@ TELLING = (
 _LEVEL = 0.01
 
 
-class Unreadable:
+class UnreadableShares:
     """Counts, and keeps one example of each prompt.
 
     A run stops where every prompt that was asked surely has more unreadable completions than allowed. Surely means that

@@ -6,14 +6,14 @@ import math
 
 import pytest
 
-from iapo_dspy.environments.live.unreadable import LEAST, TELLING, Unreadable, surely_above
+from iapo_dspy.environments.live.unreadable import LEAST, TELLING, UnreadableShares, surely_above
 
 
 def counted(
     shares: dict[int, tuple[int, int]], most: float | None = 0.5, n_prompts: int = 4
-) -> tuple[bool, Unreadable]:
+) -> tuple[bool, UnreadableShares]:
     """Return the verdict on prompts with so many unreadable ones of so many completions."""
-    unreadable = Unreadable(n_prompts, most)
+    unreadable = UnreadableShares(n_prompts, most)
     unreadable.ask(shares)
     drawn = [0] * n_prompts
     for prompt, (found, of) in shares.items():
@@ -75,7 +75,7 @@ def test_another_bound() -> None:
 
 
 def test_shares_and_examples() -> None:
-    unreadable = Unreadable(5, 0.5)
+    unreadable = UnreadableShares(5, 0.5)
     unreadable.add(0, 2, [(0, "second", "b")])
     unreadable.add(0, 1, [(4, "later", "a"), (3, "  the \n first ", "AdapterParseError: x")])
     unreadable.add(1, 0, [(0, "x" * 1000, None)])
