@@ -463,8 +463,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--table", action="store_true", help="run nothing, print the tables of what there is")
     asked = parser.parse_args()
-    for logger in ("dspy", "iapo_dspy", "LiteLLM"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)  # unreadable completions are no errors here
     (asked.folder / "runs").mkdir(parents=True, exist_ok=True)
     worlds: list[World] = [RecordedWorld(Path(path), max_n=asked.max_n) for path in asked.worlds]
     for name, _, path in (given.partition("=") for given in asked.tasks):
@@ -514,4 +512,6 @@ def done(asked: argparse.Namespace, world: World, method: str, repetition: int, 
 
 
 if __name__ == "__main__":
+    for logger in ("dspy", "iapo_dspy", "LiteLLM"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # unreadable completions are no errors here
     main()

@@ -517,7 +517,11 @@ class LiveWorld:
 
     @property
     def _options(self) -> dict[str, Any]:
-        more = {"top_k": 40, "min_p": 0.0}  # without them llama.cpp sorts its whole vocabulary for each token
+        more = {
+            "top_k": 40,
+            "top_p": 1.0,
+            "min_p": 0.0,
+        }  # without them llama.cpp sorts its whole vocabulary for each token
         return {"api_base": self._live.api_base, "api_key": "none", "extra_body": more}
 
     @property

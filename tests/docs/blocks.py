@@ -40,7 +40,8 @@ def run_python(example: Example) -> None:
         source = source.replace(real, stand_in)
     tree = ast.parse(source, example.path)
     ast.increment_lineno(tree, example.line + example.parsed.line_offset)
-    code = compile(tree, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code = compile(tree, example.path, "exec", flags=flags, dont_inherit=True)  # the imports from the future, above
     with (
         contextlib.redirect_stdout(io.StringIO()) as printed,
         contextlib.redirect_stderr(io.StringIO()) as logged,

@@ -13,7 +13,7 @@ from iapo_dspy.errors import MostlyUnreadable, TooManyErrors
 from iapo_dspy.program.results.saved_results import result_of_run
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
-from tests.support.worlds import LAZY, QUICK, adder, questions, student
+from tests.support.worlds import CAREFUL, LAZY, QUICK, adder, questions, student
 
 optimizer = optimizers(budget=400, algorithm="psst", stopping=None, seed=3, num_threads=4)
 NEVER = "I <b>think</b> that it is\nseven & more"
@@ -97,15 +97,15 @@ def test_a_few_completions_are_not_enough_to_stop() -> None:
 def test_shares_are_shown_saved_and_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("plotly")
     with Loopback(unless(QUICK)) as server, dspy.context(lm=server.lm(seed=1, engine="litellm")):
-        run = optimizer(log_dir=tmp_path / "run", candidates=[LAZY, QUICK])
+        run = optimizer(log_dir=tmp_path / "run", candidates=[LAZY, QUICK, CAREFUL])
         program = run.compile(student(), trainset=questions(20))
     found = program.detailed_results
     share = found.failures.unreadable_share
-    assert found.failures.unreadable == (1.0, 0.0) and 0.2 < share < 0.8
+    assert found.failures.unreadable == (1.0, 0.0, 1.0) and 0.2 < share < 0.8
     remark = f"{share:.0%} of the completions could not be read, 0% to 100% by prompt"
     assert remark in str(found) and remark in found._repr_html_() and remark in caplog.text
     plain = found.to_dict()
-    assert [p["unreadable"] for p in plain["prompts"]] == [1.0, 0.0]
+    assert [p["unreadable"] for p in plain["prompts"]] == [1.0, 0.0, 1.0]
     assert {row["prompt"]: row["unreadable"] for row in plain["rows"]}.get(1) == 0.0
     assert plain["failures"]["examples"][0]["text"] == "I <b>think</b> that it is seven & more"
 
@@ -121,5 +121,6 @@ def test_shares_are_shown_saved_and_read_again(tmp_path: Path, caplog: pytest.Lo
     assert str(loaded.detailed_results) == str(found)
 
     # Beside its ledger, the program finds examples.
-    (example,) = result_of_run(tmp_path / "run").failures.examples  # type: ignore[union-attr]
-    assert (example.prompt, example.text) == (0, "I <b>think</b> that it is seven & more")
+    examples = result_of_run(tmp_path / "run").failures.examples  # type: ignore[union-attr]
+    assert {e.prompt for e in examples} == {0, 2}
+    assert {e.text for e in examples} == {"I <b>think</b> that it is seven & more"}

@@ -36,6 +36,7 @@ def said(results: CompileResult) -> dict[str, Any]:
         **{name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in facts.items()},
         "rounds": results.rounds and [(r.active.tolist(), r.pulls, r.completions) for r in results.rounds],
         "compiled": results.compiled.to_dict(),
+        "failures": results.failures and results.failures.without_examples(),  # a file holds no text of a completion
         "strategy": results.strategy.to_dict(),
         "programs": [program_state(p) for p in results.candidate_programs],
         "lms": [[p.lm and p.lm.model for p in c.predictors()] for c in results.candidate_programs],
