@@ -87,10 +87,12 @@ def test_the_page_lists_a_recording_with_its_checksum_and_its_command(path: Path
 
 
 @each
-def test_the_default_algorithm_finds_better_arms_than_chance(path: Path) -> None:
+def test_the_default_algorithm_chooses_better_arms_than_chance(path: Path) -> None:
     where = source(str(path), max_n=16)
     runs = simulate(where, entrants(["auto", "random"]), [1500], runs=4, seed=0)
     trials = [(run.trials["auto", 1500], run.trials["random", 1500]) for run in runs]
-    gains = [ours.acr - chance.acr for ours, chance in trials if ours is not None and chance is not None]
-    assert len(gains) == 4 and all(ours is not None and ours.spent <= 1500 for ours, _ in trials)
-    assert np.mean(gains) > 0, gains
+    lost = np.array(
+        [[ours.regret, chance.regret] for ours, chance in trials if ours is not None and chance is not None]
+    )
+    assert lost.shape == (4, 2) and all(ours is not None and ours.spent <= 1500 for ours, _ in trials)
+    assert lost[:, 0].mean() < 0.75 * lost[:, 1].mean(), lost
