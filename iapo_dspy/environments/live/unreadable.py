@@ -77,5 +77,9 @@ def surely_above(share: float, found: int, drawn: int) -> bool:
     """Tell whether a share so small gives so many, or more, with a probability of at most .01."""
     if found <= share * drawn:
         return False
-    more = (math.comb(drawn, k) * share**k * (1.0 - share) ** (drawn - k) for k in range(found, drawn + 1))
+    yes, no, all_ways = math.log(share), math.log1p(-share), math.lgamma(drawn + 1)  # logarithms: the ways are too many
+    more = (
+        math.exp(all_ways - math.lgamma(k + 1) - math.lgamma(drawn - k + 1) + k * yes + (drawn - k) * no)
+        for k in range(found, drawn + 1)
+    )
     return sum(more) <= _LEVEL

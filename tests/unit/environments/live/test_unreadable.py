@@ -30,6 +30,7 @@ def test_the_bound_is_the_tail_of_a_binomial() -> None:
     assert not surely_above(1.0, 1000, 1000)
     assert surely_above(0.9, 44, 44) and not surely_above(0.9, 43, 43)  # .9 ** 44 < .01 < .9 ** 43
     assert surely_above(0.5, 2000, 2000)
+    assert surely_above(0.5, 1_100, 2_000) and not surely_above(0.5, 1_040, 2_000)  # 4.5 and 1.8 standard deviations
 
 
 def test_the_first_pulls_of_a_prompt_are_enough_to_judge_it() -> None:
