@@ -63,12 +63,16 @@ OURS, TOO = "ours", "ours+stop"  # the same draws; calls stop early in the secon
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method deploys for one preference: a prompt, N, and how a call makes one answer of its completions."""
+    """What a method deploys for one preference: a prompt, N, and how a call makes one answer of its completions.
+
+    `claimed` is what IAPO says of it: its utility, and the ends of the 95 % interval.
+    """
 
     program: dspy.Module
     n: int
     stop: Stop | None = None
     how: str = "vote"
+    claimed: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,9 @@ class Case:
             read + found.spent.prompt_tokens,
             written + found.spent.completion_tokens,
         )
-        return [Choice(found.candidate_programs[a.prompt], a.n, a.stop) for a in program.policy.ready.arms]
+        said = [(r.utility, *r.interval) if r.interval is not None else None for r in found.policy]
+        arms = zip(program.policy.ready.arms, said, strict=True)
+        return [Choice(found.candidate_programs[a.prompt], a.n, a.stop, claimed=claim) for a, claim in arms]
 
     def everywhere(self, program: Any, n: int, how: str = "vote") -> list[Choice]:
         """Return the same choice for all preferences."""
@@ -231,6 +237,7 @@ def run(world: World, method: str, repetition: int, spend: int, unit: str) -> di
                 "prompt": world.key(c.program),
                 "n": c.n,
                 "how": c.how,
+                "claimed": c.claimed,
                 "stop": None if c.stop is None else {"waves": list(c.stop.waves), "confidence": c.stop.confidence},
             }
             for c in choices
@@ -331,8 +338,26 @@ def summary(world: World, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> di
             name: float(np.mean([row[name] for row in rows]))
             for name in ("completions", "writer_completions", "requests", "read", "written", "seconds")
         }
+        if (said := claims(rows, worth[method], names)) is not None:
+            about["claims"] = said
         methods[method] = about
     return {"world": world.name, "about": world.about, "methods": methods}
+
+
+def claims(rows: Sequence[Mapping[str, Any]], worth: Sequence[FloatArray], names: Sequence[str]) -> Any:
+    """Return what IAPO said of its choices beside their worth on held-out questions; None where it said nothing.
+
+    The standard error of the worth is that of the mean over the held-out questions.
+    """
+    found = {}
+    for c, name in enumerate(names):
+        said = [(row["arms"][c].get("claimed"), u[c]) for row, u in zip(rows, worth, strict=True)]
+        pairs = [(claim, float(u.mean()), float(u.std(ddof=1) / len(u) ** 0.5)) for claim, u in said if claim]
+        if pairs:
+            mean = np.mean([[*claim, value, error] for claim, value, error in pairs], axis=0).tolist()
+            held = sum(low <= value <= high for (_, low, high), value, _ in pairs)
+            found[name] = [*mean, held, len(pairs)]
+    return found or None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -379,6 +404,13 @@ def world_table(world: Mapping[str, Any]) -> str:
         taken = [spent["completions"], spent["writer_completions"], spent["read"] + spent["written"], spent["requests"]]
         calls = [f"{mean['completions_per_call']:.1f}", f"{mean['tokens_per_call']:,.0f}"]
         lines.append(row_of([about["name"], *calls, *(f"{n:,.0f}" for n in taken), f"{spent['seconds']:.0f}"]))
+    if any("claims" in about for about in methods.values()):
+        heads = ["said after the run", "preference", "utility", "95 % interval", "held out", "inside"]
+        lines += ["", row_of(heads), row_of(["---"] * len(heads))]
+    for about in methods.values():
+        for name, (utility, low, high, value, error, held, runs) in about.get("claims", {}).items():
+            ends, worth = f"{short(low)} to {short(high)}", f"{short(value)} (s.e. {short(error)})"
+            lines.append(row_of([about["name"], name, short(utility), ends, worth, f"{held} of {runs}"]))
     return "\n".join(lines)
 
 
@@ -453,6 +485,8 @@ def main() -> None:
     parser.add_argument("--api-base", default="http://127.0.0.1:8080/v1", help="of the server")
     parser.add_argument("--samples", type=int, default=32, help="completions of a chosen prompt on a held-out question")
     parser.add_argument("--demos", type=int, default=6, help="demonstrations of every prompt on the server")
+    parser.add_argument("--demo-seed", type=int, default=0, help="chooses the demonstrations")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of a completion on the server")
     parser.add_argument("--live-max-n", type=int, default=16, help="the largest N on the server")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -471,6 +505,8 @@ def main() -> None:
             api_base=asked.api_base,
             path=Path(path) if path else None,
             demos=asked.demos,
+            seed=asked.demo_seed,
+            max_tokens=asked.max_tokens,
             samples=asked.samples,
         )
         worlds.append(LiveWorld(name, live, max_n=asked.live_max_n, folder=asked.folder))

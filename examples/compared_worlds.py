@@ -435,6 +435,7 @@ class Live:
         api_base: Of the server.
         path: A local file of the task's rows; None: as `Task.load` finds them.
         demos: Demonstrations of every prompt.
+        seed: Chooses the demonstrations and the order of the questions.
         train: Training questions of a repetition.
         questions: Held-out questions, the same ones for all repetitions.
         samples: Completions of a chosen prompt on each of them.
@@ -446,6 +447,7 @@ class Live:
     api_base: str
     path: Path | None = None
     demos: int = 6
+    seed: int = 0
     train: int = 120
     questions: int = 200
     samples: int = 32
@@ -472,8 +474,8 @@ class LiveWorld:
             f"{live.model}, {live.demos} demonstrations, {live.samples} completions on {live.questions} questions"
         )
         self.weights: FloatArray = np.array([p.cost for p in self._task.preferences])
-        self._demos = self._task.demonstrations(live.demos, path=live.path)
-        rows = self._task.load(path=live.path, without=self._demos)
+        self._demos = self._task.demonstrations(live.demos, path=live.path, seed=live.seed)
+        rows = self._task.load(path=live.path, seed=live.seed, without=self._demos)
         if len(rows) < live.questions + live.train:
             raise ValueError(f"{name} has {len(rows)} rows; needed are {live.questions} + {live.train}.")
         self._questions, self._rest = rows[: live.questions], rows[live.questions :]
