@@ -353,7 +353,7 @@ def claims(rows: Sequence[Mapping[str, Any]], worth: Sequence[FloatArray], names
     for c, name in enumerate(names):
         said = [(row["arms"][c].get("claimed"), u[c]) for row, u in zip(rows, worth, strict=True)]
         pairs = [(claim, float(u.mean()), float(u.std(ddof=1) / len(u) ** 0.5)) for claim, u in said if claim]
-        if pairs:
+        if pairs and len(pairs) == len(rows):
             mean = np.mean([[*claim, value, error] for claim, value, error in pairs], axis=0).tolist()
             held = sum(low <= value <= high for (_, low, high), value, _ in pairs)
             found[name] = [*mean, held, len(pairs)]
