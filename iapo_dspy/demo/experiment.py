@@ -25,7 +25,6 @@ from iapo_dspy.program.results import CompileResult
 from iapo_dspy.scoring.strategies import BestOfN, MajorityVote, Objective, Strategy
 from iapo_dspy.types import Arm
 
-FIXED_N = 16  # of the baseline that samples the student as it is
 EVEN = {"correctness": 0.5, "brevity": 0.5}
 PREFERENCES = {
     "mv": (
@@ -164,6 +163,7 @@ class Experiment:
         train: Training questions.
         heldout: Held-out questions.
         seed: Root of the random choices.
+        fixed_n: Completions of the baseline that samples the student as it is.
         num_threads: Calls at once while compiling; None is the default of `IAPO`.
         execution: How the compilations are carried out.
     """
@@ -175,6 +175,7 @@ class Experiment:
     train: int
     heldout: int
     seed: int = 0
+    fixed_n: int = 16
     num_threads: int | None = None
     execution: Execution = field(default_factory=lambda: Execution(progress=False))
 
@@ -238,7 +239,7 @@ class Experiment:
                 ("student as it is", program, Arm(student, 1)),
                 ("best single-shot prompt", program, Arm(best, 1)),
                 ("best single-shot prompt, N tuned", tuned, tuned.solve(preference)),
-                (f"student, {fixed} at N={FIXED_N}", program, Arm(student, min(FIXED_N, self.max_n))),
+                (f"student, {fixed} at N={self.fixed_n}", program, Arm(student, min(self.fixed_n, self.max_n))),
             ]
             baselines += [await row(*each, preference) for each in plain]
         return TaskReport(
