@@ -78,7 +78,7 @@ def test_it_compiles_compares_and_says_what_the_numbers_are(served: Loopback, tm
     assert done.exit_code == 0, done.output
     assert (
         "SmolLM2-135M-Instruct, a real instruction-tuned model" in done.stdout
-        and "one run on 32 held-out" in done.stdout
+        and "one run on 20 held-out" in done.stdout
     )
     report = json.loads(path.read_text())["sentiment"]
     assert [p["name"] for p in report["preferences"]] == ["quality", "balanced", "thrifty"]
