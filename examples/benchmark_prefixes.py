@@ -1,4 +1,4 @@
-"""What a server saves where the requests of one prompt come one after another, so that it finds their prefix again.
+"""Measure the order of requests: does a server save work where those of one prompt come one after another?
 
 It makes the same pulls in three orders: in turns over the prompts; prompt after prompt, as a round of `IAPO` sends
 them; and so with the first pull of each prompt ahead of its others. The orders alternate, so that a server that becomes
@@ -30,7 +30,7 @@ GOOD = {"friendly", "bright", "fresh", "calm", "clean"}
 
 @dataclass(frozen=True, kw_only=True)
 class Took:
-    """What the pulls of one order took."""
+    """Time and tokens of the pulls of one order."""
 
     seconds: float
     completions: int

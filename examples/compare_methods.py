@@ -63,7 +63,7 @@ OURS, TOO = "ours", "ours+stop"  # the same draws; calls stop early in the secon
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method deploys for one preference: a prompt, N, and how a call makes one answer of its completions.
+    """The choice of a method for one preference: a prompt, N, and how a call makes one answer of its completions.
 
     `claimed` is what IAPO says of it: its utility, and the ends of the 95 % interval.
     """

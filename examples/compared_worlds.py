@@ -105,7 +105,7 @@ class Law:
 
 @dataclass
 class Counts:
-    """What an LM was asked for: requests, completions, tokens read and written."""
+    """Counts of an LM: requests, completions, tokens read and written."""
 
     requests: int = 0
     completions: int = 0

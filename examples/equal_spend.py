@@ -1,4 +1,4 @@
-"""What the comparisons of optimizers share: GEPA and MIPROv2 within a spend, laws of prompts, and files of runs.
+"""Shared parts of the comparisons of optimizers: GEPA and MIPROv2 within a spend, laws of prompts, and files of runs.
 
 GEPA is stopped by the count at the first iteration after its share. MIPROv2 makes as many trials as its share pays for,
 with a candidate for every one and a half trials, as it advises itself.
