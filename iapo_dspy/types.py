@@ -75,25 +75,118 @@ class Stop:
         return f"drawn in waves up to {', '.join(map(str, self.waves))}, and stopped {', or '.join(rules)}"
 
 
-@dataclass(frozen=True)
-class Arm:
-    """A prompt together with a scale, and with a rule that stops early if there is one.
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Part of a mixture: so many completions of one prompt, in the same vote as those of others.
 
     Attributes:
         prompt: Index of the prompt, 0-based.
-        n: Completions drawn and aggregated, >= 1; with `stop`, at most so many.
+        n: Its completions, >= 1.
+    """
+
+    prompt: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.prompt < 0 or self.n < 1:
+            raise ConfigurationError(f"Share(prompt={self.prompt}, n={self.n}): need prompt >= 0 and n >= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Escalation:
+    """How a call goes on where the answer of a stage is not sure enough.
+
+    A stage is as sure as its leading answer's share of all completions that count, failed ones among them, in [0, 1];
+    with Best-of-N, as its best weighted objective is high.
+
+    Attributes:
+        below: The call goes on where the stage is less sure than this.
+        arm: The next stage; None: the call abstains.
+        weight: How often each completion of the next stage counts where those of the stages before count once, >= 1;
+            0: the stages before do not count any more.
+    """
+
+    below: float
+    arm: Arm | None = None
+    weight: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.below):
+            raise ConfigurationError(f"Escalation(below={self.below!r}): give a finite number.")
+        whole = isinstance(self.weight, int) and not isinstance(self.weight, bool)
+        if not whole or self.weight < 0 or (self.arm is None and self.weight):
+            raise ConfigurationError(
+                f"Escalation(weight={self.weight!r}): give a whole number >= 0, and 0 where the call abstains."
+            )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A prompt together with a scale, and with a rule that stops early if there is one; or a compound of several.
+
+    Attributes:
+        prompt: Index of the prompt, 0-based; in a cascade that of the first stage, in a mixture that of its first part.
+        n: Completions of it that are drawn and aggregated, >= 1; with `stop`, at most so many.
         stop: Waves and stopping rule; None draws all n at once.
+        beside: A mixture: completions of other prompts in the same vote, drawn at the same time.
+        then: A cascade: how a call goes on where it is not sure enough. None answers in any case.
     """
 
     prompt: int
     n: int
     stop: Stop | None = None
+    beside: tuple[Share, ...] = ()
+    then: Escalation | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "beside", tuple(self.beside))
         if self.prompt < 0 or self.n < 1:
             raise ConfigurationError(f"Arm(prompt={self.prompt}, n={self.n}): need prompt >= 0 and n >= 1.")
         if self.stop is not None and self.stop.waves[-1] != self.n:
             raise ConfigurationError(f"Arm(n={self.n}): the last wave of its stop {self.stop.waves} must be n.")
+        prompts = [share.prompt for share in self.shares]
+        if len(set(prompts)) < len(prompts) or (self.beside and self.stop is not None):
+            raise ConfigurationError(f"Arm(beside={self.beside}): each prompt once, and without a stop.")
+        rule = self.stop is not None and (self.stop.confidence, self.stop.threshold) != (None, None)
+        if self.then is not None and rule:
+            raise ConfigurationError(f"Arm(then=...): {self.stop}: a stage that goes on has waves, and no other rule.")
+
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The parts of this stage: one, or several in a mixture."""
+        return (Share(prompt=self.prompt, n=self.n), *self.beside)
+
+    @property
+    def stages(self) -> tuple[Arm, ...]:
+        """This stage and those after it."""
+        following = self.then.arm.stages if self.then is not None and self.then.arm is not None else ()
+        return (self, *following)
+
+    @property
+    def compound(self) -> bool:
+        """Whether it is more than one prompt, or may abstain."""
+        return bool(self.beside) or self.then is not None
+
+    @property
+    def size(self) -> int:
+        """Completions of this stage at most."""
+        return sum(share.n for share in self.shares)
+
+    @property
+    def most(self) -> int:
+        """Completions of a whole call at most, by its worst path."""
+        return sum(stage.size for stage in self.stages)
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The prompts that a call may draw, each once, in the order of drawing."""
+        return tuple(dict.fromkeys(share.prompt for stage in self.stages for share in stage.shares))
+
+    @property
+    def abstains(self) -> bool:
+        """Whether a call may end without an answer."""
+        last = self.stages[-1].then
+        return last is not None and last.arm is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,9 @@ class StoppedArm:
         waves: Expected waves of a call, >= 1.
         cost: Expected raw cost of a call: the overhead once per wave, and the completions.
         utility: Reward minus the priced cost.
+        by_query: Expected reward on each visited query [V], of a compound arm; None of others, whose evidence has it.
+        by_prompt: (prompt, expected completions, expected waves) of each prompt of a compound arm; none of others.
+        abstains: Expected share of calls that end without an answer.
     """
 
     arm: Arm
@@ -56,6 +60,33 @@ class StoppedArm:
     waves: float
     cost: float
     utility: float
+    by_query: FloatArray | None = None
+    by_prompt: tuple[tuple[int, float, float], ...] = ()
+    abstains: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Considered:
+    """The best compound arm of one kind, beside the best arm of one prompt.
+
+    Both are compared on queries that had no part in tuning the compound one (cross-fitting).
+
+    Attributes:
+        kind: "cascade" or "mixture".
+        arm: The compound arm.
+        beside: The arm of one prompt that it is compared with: in a cascade the best one for the context, in a mixture
+            the best one that draws as many completions.
+        gain: Utility of the compound arm minus that of the other one; in a mixture reward.
+        standard_error: Its standard error.
+        chosen: Whether the context's calls draw the compound arm.
+    """
+
+    kind: Literal["cascade", "mixture"]
+    arm: Arm
+    beside: Arm
+    gain: float
+    standard_error: float
+    chosen: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +125,8 @@ class Outcome:
         measured: The arms of the policy by completions that had no part in the choice [C], from `measurement.measured`;
             None for an arm without one whole call, and altogether where nothing was measured.
         stops: The arms of the policy with their expected calls [C], from `stops.with_stops`; else `None`.
+        considered: The compound arms that each context was offered [C]; none where nothing but single prompts was
+            looked at.
         prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
             `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
     """
@@ -110,6 +143,7 @@ class Outcome:
     charges: Charges | None = None
     stops: tuple[StoppedArm, ...] | None = None
     measured: tuple[HeldOut | None, ...] | None = None
+    considered: tuple[tuple[Considered, ...], ...] = ()
     prompts: IntArray | None = None
 
     @property

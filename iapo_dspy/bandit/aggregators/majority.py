@@ -92,6 +92,11 @@ class MajorityVoteAggregator:
         calls[0] *= weights[0]
         return calls
 
+    def sureness(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Implement `Sure.sureness`: the leading answer's share of all completions."""
+        ballots, _ = self._ballots(label, score)
+        return np.asarray(ballots.sum(axis=0).max(axis=0) / label.shape[1])
+
     @staticmethod
     def _ballots(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
         """Return votes and voted scores [m, A, G], with the A answers of each pull numbered densely."""

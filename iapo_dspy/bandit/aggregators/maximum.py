@@ -50,6 +50,10 @@ class BestOfNAggregator:
         """Implement `Aggregator.reward`."""
         return self.blocks(label, score, weights, whole(score.shape[1]))[:, 0]
 
+    def sureness(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Implement `Sure.sureness`: the best weighted score."""
+        return np.asarray(self.reward(label, score, weights[None])[0])
+
     @property
     def reach(self) -> int | None:
         """Implement `ClosedForm.reach`."""

@@ -6,11 +6,12 @@ completion has NaN scores, is not a vote and never the best, and a block in whic
 only in `check`, which is asked once, before anything is drawn. `blockwise.Blockwise` is a base class for aggregators
 that know `reward` only.
 
-Three hooks are optional. An aggregator that has their methods gets more out of the same draws:
+Four hooks are optional. An aggregator that has their methods gets more out of the same draws:
 
 - `ClosedForm`: the mean over all subsets of a cell, exactly. Without it, seeded subsets are aggregated.
 - `Modelled`: a model that predicts rewards above the number drawn. Without it, effects of prompts and queries add.
 - `Stoppable`: rules by which a deployed call may end early. Without it, all N completions are drawn at once.
+- `Sure`: how sure an answer is. Without it, there are no cascades, and calls do not abstain.
 
 Majority vote and Best-of-N use these hooks and nothing else.
 
@@ -188,5 +189,20 @@ class Stoppable(Protocol):
 
         Returns:
             Gain over all N completions, completions and waves [3, G, M]; NaN where a cell has fewer than N.
+        """
+        ...
+
+
+@runtime_checkable
+class Sure(Protocol):
+    """An aggregator that tells how sure an answer is."""
+
+    def sureness(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Return how sure the answer of each pull's m completions is [G]; see `types.Escalation`.
+
+        Args:
+            label: Answer classes [G, m], -1 where there is no vote.
+            score: Scores [G, m, K]; NaN marks a failed completion.
+            weights: Objective weights of one context [K].
         """
         ...

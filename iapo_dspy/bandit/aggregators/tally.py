@@ -67,6 +67,19 @@ class TallyAggregator(Blockwise):
                 f"TallyAggregator has {len(self.floors)} columns, but contexts weigh {n_objectives}."
             )
 
+    def sureness(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
+        """Implement `Sure.sureness`: the leading answer's share of the votes' weights, times the share of votes."""
+        voted = (label >= 0) & ~np.isnan(score).any(axis=2)
+        answer = dense_answers(label, voted)
+        units = voted.astype(np.int64)
+        if self.weight is not None:
+            units = np.where(voted, vote_units(np.where(voted, score[:, :, self.weight], 0.0), self.upper), 0)
+        n_answers = max(int(answer.max(initial=-1)) + 1, 1)
+        tally = np.stack([(units * (answer == a)).sum(axis=1) for a in range(n_answers)])
+        total = tally.sum(axis=0)
+        share = np.divide(tally.max(axis=0), total, out=np.zeros(len(label)), where=total > 0)
+        return np.asarray(share * voted.mean(axis=1))
+
     def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
         """Implement `Aggregator.reward`."""
         voted = (label >= 0) & ~np.isnan(score).any(axis=2)

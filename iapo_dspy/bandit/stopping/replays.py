@@ -149,7 +149,7 @@ def observed_votes(cells: Cells, stops: tuple[Stop, ...]) -> FloatArray:
 
     def replay(index: IntArray, options: tuple[Stop, ...]) -> Ended:
         label = np.where(cells.failed, -1, cells.label)[index]
-        dense, credit = _answers(label, cells.score[index, 0])
+        dense, credit = numbered_answers(label, cells.score[index, 0])
         return vote_ends(VoteTally(dense, credit.shape[1]), credit, options)
 
     return replayed(cells, stops, replay)
@@ -195,7 +195,7 @@ def replayed(cells: Cells, stops: tuple[Stop, ...], replay: Replay) -> FloatArra
     return out
 
 
-def _answers(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
+def numbered_answers(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
     """Number each row's answers from 0 [S, n] and return each one's mean score in the row [S, A]."""
     ascending = np.sort(label, axis=1)
     new = np.diff(ascending, axis=1, prepend=-1) > 0  # -1 is not an answer

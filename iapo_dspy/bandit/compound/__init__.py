@@ -1,0 +1,1 @@
+"""Policies beyond one prompt: cascades and mixtures, valued from the draws that choose prompts."""
