@@ -122,8 +122,33 @@ def test_another_axis_moves_the_points(chromium: Any) -> None:
 
 
 def test_narrow_screens_do_not_scroll_sideways(chromium: Any) -> None:
+    width = "return document.documentElement.scrollWidth"
+    drawn = """
+    const drawn = [...document.querySelectorAll(".chart .main-svg")];
+    return Math.max(...drawn.map((svg) => svg.getBoundingClientRect().width));
+    """
     screen(chromium, 360)
-    assert chromium.execute_script("return document.documentElement.scrollWidth") <= 360
+    assert chromium.execute_script(width) <= 360  # the charts may still be as wide as before
+    wait = webdriver.support.ui.WebDriverWait(chromium, 60)
+    assert wait.until(lambda d: d.execute_script(drawn) <= 360)
+    assert chromium.execute_script(width) <= 360
+    screen(chromium, 1280)
+    wait.until(lambda d: d.execute_script(drawn) > 360)
+
+
+def test_a_chart_that_is_too_wide_does_not_widen_the_page(chromium: Any) -> None:
+    screen(chromium, 360)
+    script = """
+    const charts = [...document.querySelectorAll(".chart")];
+    const wide = charts.map((chart) => chart.appendChild(document.createElement("p")));
+    wide.forEach((p) => { p.style.width = "3000px"; p.textContent = "wide"; });
+    const found = [wide.length, document.documentElement.scrollWidth, document.body.scrollWidth];
+    wide.forEach((p) => p.remove());
+    return found;
+    """
+    charts, *widths = chromium.execute_script(script)
+    assert charts == 3
+    assert max(widths) <= 360
     screen(chromium, 1280)
 
 
