@@ -35,6 +35,7 @@ class Preference:
         Preference.worth("careful", usd=0.001)                   # a tenth of a cent for one hundredth, per query
         Preference("snappy", max_latency_s=2)                    # the best arm that answers within two seconds
         Preference("free tier", cost=0.2, max_usd=0.0005)        # any of them with a cap
+        Preference("safe", min_confidence=0.9)                   # nine of ten answers are right; else no answer
 
     Args:
         name: How it is called at deployment; may be left out for an ad hoc preference.
@@ -49,10 +50,13 @@ class Preference:
             whose completions fit, and each is sent with a limit of a N-th of the cap.
         max_usd: Dollars of one call at most, > 0.
         max_latency_s: Seconds from sending a call to its last completion at most, > 0, as measured while compiling.
+        min_confidence: Among the calls that answer, at least this share is right, in (0, 1): calls that are not sure
+            enough go on with further stages where that helps, and give no answer in the end. With Best-of-N, "right" is
+            a score that more draws would hardly raise.
 
     Raises:
         ConfigurationError: A name that is empty, a weight or a rate that is negative or not a finite number, a resource
-            that does not exist, or a cap that nothing can keep.
+            that does not exist, a cap that nothing can keep, or a `min_confidence` outside of (0, 1).
     """
 
     name: str | None = None
@@ -62,6 +66,7 @@ class Preference:
     max_tokens: int | None = field(default=None, kw_only=True)
     max_usd: float | None = field(default=None, kw_only=True)
     max_latency_s: float | None = field(default=None, kw_only=True)
+    min_confidence: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
@@ -89,6 +94,13 @@ class Preference:
                 raise ConfigurationError(f"{label}: {name} is {value!r}; it must be {kind}, or left out.")
             if value is not None:  # plain numbers, which JSON can hold
                 object.__setattr__(self, name, int(value) if name == "max_tokens" else float(value))
+        if self.min_confidence is not None:
+            if not is_number(self.min_confidence) or not 0 < self.min_confidence < 1:
+                raise ConfigurationError(
+                    f"{label}: min_confidence is {self.min_confidence!r}; it must be a number in (0, 1), such as 0.9, "
+                    "or left out."
+                )
+            object.__setattr__(self, "min_confidence", float(self.min_confidence))
 
     @classmethod
     def worth(
@@ -102,6 +114,7 @@ class Preference:
         max_tokens: int | None = None,
         max_usd: float | None = None,
         max_latency_s: float | None = None,
+        min_confidence: float | None = None,
     ) -> Preference:
         """Return a preference by willingness to pay: the price of one hundredth of the objective per query.
 
@@ -120,6 +133,7 @@ class Preference:
             max_tokens: As for `Preference`.
             max_usd: As for `Preference`.
             max_latency_s: As for `Preference`.
+            min_confidence: As for `Preference`.
 
         Raises:
             ConfigurationError: Nothing is given, or a number that is not finite or not > 0.
@@ -135,7 +149,13 @@ class Preference:
             )
         rates = {unit: _HUNDREDTH / value for unit, value in given.items()}
         return cls(
-            name, weights=weights, rates=rates, max_tokens=max_tokens, max_usd=max_usd, max_latency_s=max_latency_s
+            name,
+            weights=weights,
+            rates=rates,
+            max_tokens=max_tokens,
+            max_usd=max_usd,
+            max_latency_s=max_latency_s,
+            min_confidence=min_confidence,
         )
 
     def __hash__(self) -> int:
@@ -192,6 +212,7 @@ class Preference:
         said += [f"cost weight {self.cost:g}"] if self.cost or not self.rates else []
         said += [f"0.01 worth {_HUNDREDTH / v:.4g} {UNITS[k]}" for k, v in (self.rates or {}).items()]
         said += [f"at most {v:.6g} {UNITS[k]}" for k, v in self.caps.items()]
+        said += [f"at least {self.min_confidence:g} of the answers right"] if self.min_confidence is not None else []
         return f"{self.name or 'unnamed'} ({', '.join(said)})"
 
 

@@ -234,12 +234,14 @@ class Contexts:
         cost: Cost weights [C], >= 0.
         rates: Utility that one unit of a resource takes, beside the cost [C, R], >= 0. Default: zeros.
         caps: Most that a call may take of a resource [C, R], > 0. Default: infinities.
+        confidence: Share of the answers that is right at least [C], in [0, 1); 0 promises nothing. Default: zeros.
     """
 
     weights: FloatArray
     cost: FloatArray
     rates: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
     caps: FloatArray = None  # type: ignore[assignment]  # `None` becomes infinities
+    confidence: FloatArray = None  # type: ignore[assignment]  # `None` becomes zeros
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights, dtype=float)
@@ -249,14 +251,18 @@ class Contexts:
         if not (np.isfinite(weights).all() and np.isfinite(cost).all() and (weights >= 0).all() and (cost >= 0).all()):
             raise ConfigurationError("Contexts: every weight must be finite and >= 0.")
         shape = len(cost), len(RESOURCES)
-        given: tuple[FloatArray | None, FloatArray | None] = self.rates, self.caps
+        given: tuple[FloatArray | None, ...] = self.rates, self.caps, self.confidence
         rates = np.zeros(shape) if given[0] is None else np.asarray(given[0], dtype=float)
         caps = np.full(shape, np.inf) if given[1] is None else np.asarray(given[1], dtype=float)
         if rates.shape != shape or caps.shape != shape or not (np.isfinite(rates) & (rates >= 0) & (caps > 0)).all():
             raise ConfigurationError(
                 f"Contexts: need rates >= 0 and caps > 0 {shape}, got {rates.shape}, {caps.shape}."
             )
-        for name, array in (("weights", weights), ("cost", cost), ("rates", rates), ("caps", caps)):
+        confidence = np.zeros(len(cost)) if given[2] is None else np.asarray(given[2], dtype=float)
+        if confidence.shape != cost.shape or not ((confidence >= 0) & (confidence < 1)).all():
+            raise ConfigurationError(f"Contexts: need confidence [C] in [0, 1), got {confidence.tolist()}.")
+        arrays = {"weights": weights, "cost": cost, "rates": rates, "caps": caps, "confidence": confidence}
+        for name, array in arrays.items():
             object.__setattr__(self, name, array)
 
     @property
@@ -291,6 +297,7 @@ class Contexts:
             cost=np.array([p.cost for p in preferences], dtype=float),
             rates=np.array([[(p.rates or {}).get(r, 0.0) for r in RESOURCES] for p in preferences]),
             caps=np.array([[p.caps.get(r, np.inf) for r in RESOURCES] for p in preferences]),
+            confidence=np.array([p.min_confidence or 0.0 for p in preferences]),
         )
 
 

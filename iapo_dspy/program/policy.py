@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
@@ -57,6 +58,7 @@ class CompiledPolicy:
         cost: The unit of costs.
         measured: The compiled arms by completions that had no part in the choice, in the same order; None where these
             were not paid for.
+        calibrations: How sure the answers of the compiled arms are, in the same order; None where that is not known.
     """
 
     preferences: tuple[Preference, ...]
@@ -73,6 +75,7 @@ class CompiledPolicy:
     spent: Mapping[str, Any]
     cost: Cost
     measured: tuple[HeldOut | None, ...] | None = None
+    calibrations: tuple[ConfidenceMap | None, ...] | None = None
 
     @functools.cached_property
     def prompt_costs(self) -> dict[str, list[float | None]]:
@@ -108,6 +111,13 @@ class CompiledPolicy:
     def measurement(self, preference: Preference, arm: Arm) -> HeldOut | None:
         """Return the compiled arm of a preference as measured after the choice; None where it was not."""
         for known, chosen, found in zip(self.preferences, self.arms, self.measured or (), strict=False):
+            if known.wishes == preference.wishes and chosen == arm:
+                return found
+        return None
+
+    def calibration(self, preference: Preference, arm: Arm) -> ConfidenceMap | None:
+        """Return how sure the answers of the compiled arm of a preference are; None where that is not known."""
+        for known, chosen, found in zip(self.preferences, self.arms, self.calibrations or (), strict=False):
             if known.wishes == preference.wishes and chosen == arm:
                 return found
         return None
@@ -179,7 +189,7 @@ class CompiledPolicy:
         """
         policy = replace(self, cost=cost, evidence=rounded([at_prices(o, cost, prices) for o in self.evidence]))
         outcome = policy.solve(self.preferences, strategy)
-        return replace(policy, arms=outcome.policy.arms, measured=None), outcome
+        return replace(policy, arms=outcome.policy.arms, measured=None, calibrations=None), outcome
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
@@ -203,6 +213,11 @@ class CompiledPolicy:
             "spent": dict(self.spent),
             "evidence": packed([dumped(o) for o in self.evidence]),
             **({} if self.measured is None else {"measured": plain(self.measured)}),
+            **(
+                {}
+                if self.calibrations is None
+                else {"calibrations": [None if c is None else c.to_dict() for c in self.calibrations]}
+            ),
         }
 
     @classmethod
@@ -264,6 +279,7 @@ class CompiledPolicy:
                 strategy={**data["strategy"]},
                 spent={**data["spent"]},
                 measured=_measured(data, len(preferences)),
+                calibrations=_calibrations(data, len(preferences)),
             )
 
 
@@ -320,6 +336,17 @@ def _measured(data: Mapping[str, Any], n_preferences: int) -> tuple[HeldOut | No
         # Up to version 4, an error that is not known was null.
         known = [m and {k: _or_nan(v) for k, v in m.items()} for m in saved]
         found = checked(_MEASURED, known)
+        if len(found) != n_preferences:
+            raise ValueError(f"there are {len(found)}, for {n_preferences} preferences")
+        return found
+
+
+def _calibrations(data: Mapping[str, Any], n_preferences: int) -> tuple[ConfidenceMap | None, ...] | None:
+    saved = data.get("calibrations")
+    if saved is None:
+        return None
+    with part("calibrations"):
+        found = tuple(None if c is None else ConfidenceMap.from_dict(c) for c in saved)
         if len(found) != n_preferences:
             raise ValueError(f"there are {len(found)}, for {n_preferences} preferences")
         return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from cachetools import FIFOCache, cachedmethod
 
+from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import check_caps, prompt_tokens_of_call
 from iapo_dspy.program.policy import CompiledPolicy
@@ -32,10 +33,12 @@ class Chosen:
     Attributes:
         arm: Its arm.
         prompt_tokens: Prompt tokens that a call takes at most, by estimate plus its uncertainty; 0 without caps.
+        calibration: How sure its answers are; None where that is not known.
     """
 
     arm: Arm
     prompt_tokens: float = 0.0
+    calibration: ConfidenceMap | None = None
 
 
 class Solver:
@@ -60,11 +63,12 @@ class Solver:
             ConfigurationError: It prices or caps something that was not measured.
         """
         arm = self.policy.arm(preference) or self._solve(preference)
+        calibration = self.policy.calibration(preference, arm)
         if not preference.caps:
-            return Chosen(arm=arm)
+            return Chosen(arm=arm, calibration=calibration)
         charges = self.policy.charges(preference)
         check_caps(preference, arm, charges, self.policy.prompts[arm.prompt].label)
-        return Chosen(arm=arm, prompt_tokens=prompt_tokens_of_call(arm, charges))
+        return Chosen(arm=arm, prompt_tokens=prompt_tokens_of_call(arm, charges), calibration=calibration)
 
     def _solve(self, preference: Preference) -> Arm:
         outcome = self.policy.solve([preference], self.strategy)

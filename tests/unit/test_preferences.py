@@ -67,6 +67,10 @@ def utility(preference: Preference, reward: float, **use: float) -> float:
         ({"max_latency_s": math.nan}, "a finite number > 0"),
         ({"max_latency_s": "2s"}, "a finite number > 0"),
         ({"max_latency_s": False}, "a finite number > 0"),
+        ({"min_confidence": 1}, "a number in (0, 1)"),
+        ({"min_confidence": 0.0}, "a number in (0, 1)"),
+        ({"min_confidence": math.nan}, "a number in (0, 1)"),
+        ({"min_confidence": True}, "a number in (0, 1)"),
     ],
 )
 def test_what_no_preference_can_be_is_refused_in_words(settings: dict[str, Any], says: str) -> None:
@@ -112,10 +116,9 @@ def test_worth_is_the_documented_formula() -> None:
 
 
 def test_worth_passes_on_weights_and_caps() -> None:
-    found = Preference.worth("x", tokens=100, weights={"a": 1}, max_tokens=50, max_usd=0.1, max_latency_s=3)
-    same = Preference(
-        "x", rates={"tokens": 1e-4}, weights={"a": 1}, max_tokens=50, max_usd=0.1, max_latency_s=3, cost=0.0
-    )
+    more: dict[str, Any] = {"weights": {"a": 1}, "max_tokens": 50, "max_usd": 0.1, "max_latency_s": 3}
+    found = Preference.worth("x", tokens=100, min_confidence=0.9, **more)
+    same = Preference("x", rates={"tokens": 1e-4}, min_confidence=0.9, cost=0.0, **more)
     assert found == same and hash(found) == hash(same)
 
 
@@ -133,7 +136,19 @@ def test_caps_and_resources() -> None:
     inf = math.inf
     np.testing.assert_array_equal(contexts.caps, [[7, inf, inf, 2], [inf] * 4])
     np.testing.assert_array_equal(contexts.rates, [[0, 0, 0, 0.01], [0] * 4])
+    assert not contexts.confidence.any()
     assert not contexts.plain and Contexts.from_preferences([Preference("plain", cost=1)], ["m"]).plain
+
+
+def test_a_promised_confidence() -> None:
+    safe = Preference("safe", min_confidence=np.float64(0.9))
+    assert type(safe.min_confidence) is float and not safe.resources
+    assert str(safe) == "safe (cost weight 0, at least 0.9 of the answers right)"
+    contexts = Contexts.from_preferences([safe, Preference("plain", cost=1)], ["m"])
+    np.testing.assert_array_equal(contexts.confidence, [0.9, 0.0])
+    for wrong in ([1.0], [-0.1], [0.5, 0.5]):
+        with pytest.raises(ConfigurationError, match="confidence"):
+            Contexts(np.ones((1, 1)), np.zeros(1), confidence=np.array(wrong))
 
 
 def test_the_name_of_a_preference_does_not_change_what_it_wants() -> None:
@@ -146,6 +161,7 @@ def test_the_name_of_a_preference_does_not_change_what_it_wants() -> None:
         Preference("one", max_usd=0.1, weights={"a": 1}, rates={"tokens": 1}),
         Preference("one", max_usd=0.1, weights={"a": 1}, max_tokens=5),
         Preference("one", max_usd=0.1, weights={"a": 1}, max_latency_s=5),
+        Preference("one", max_usd=0.1, weights={"a": 1}, min_confidence=0.9),
     ]
     assert len({one.wishes, *(o.wishes for o in others)}) == len(others) + 1
     assert len({one, two, *others}) == len(others) + 2
@@ -170,6 +186,7 @@ preferences = st.builds(
     max_tokens=st.none() | st.integers(1, 10**9) | st.integers(1, 100).map(np.int64),
     max_usd=st.none() | numbers | st.floats(0.125, 8.0, width=32).map(np.float32),
     max_latency_s=st.none() | numbers,
+    min_confidence=st.none() | st.floats(0.01, 0.99) | st.just(np.float64(0.9)),
 )
 
 

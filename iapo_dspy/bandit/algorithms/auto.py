@@ -163,7 +163,13 @@ def spread_out(problem: Problem) -> Contexts:
         away = np.minimum(away, ((rows - rows[taken[-1]]) ** 2).sum(axis=1))
         taken.append(int(away.argmax()))
     kept = np.isin(row, taken)
-    return Contexts(contexts.weights[kept], contexts.cost[kept], contexts.rates[kept], contexts.caps[kept])
+    return Contexts(
+        contexts.weights[kept],
+        contexts.cost[kept],
+        contexts.rates[kept],
+        contexts.caps[kept],
+        contexts.confidence[kept],
+    )
 
 
 def _run(state: Ranking, schedule: Schedule, budget: int, problem: Problem, calls: int) -> Run:
