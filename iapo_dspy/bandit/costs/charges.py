@@ -150,7 +150,7 @@ class Charges:
         if np.isinf(caps).all():
             return most
         upper, (request, _) = self.upper(), self.upper_parts()
-        most[np.ix_(np.isfinite(caps).any(axis=1), ~self._usable())] = 0
+        most[np.ix_(np.isfinite(caps).any(axis=1), ~self.usable)] = 0
         for r in np.flatnonzero(np.isfinite(caps).any(axis=0)).tolist():
             cap = caps[:, r, None, None]
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -182,12 +182,18 @@ class Charges:
         """Return prompt and scale of the arm that comes nearest to keeping the caps of a context."""
         capped = np.isfinite(self._contexts.caps[context])
         excess = np.max(self.upper()[capped] / self._contexts.caps[context, capped, None, None], axis=0, initial=0.0)
-        excess = np.where(np.isnan(excess) | ~self._usable()[:, None], np.inf, excess)
+        excess = np.where(np.isnan(excess) | ~self.usable[:, None], np.inf, excess)
         prompt, scale = divmod(int(excess.argmin()), self._max_n)
         return prompt, scale + 1
 
-    def _usable(self) -> NDArray[np.bool_]:
-        """Return which prompts have answered [P]; all of them where none has."""
+    @property
+    def caps(self) -> FloatArray:
+        """Most that a call may take of a resource [C, R]; infinite where there is no cap."""
+        return self._contexts.caps
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Which prompts have answered [P]; all of them where none has."""
         return self.answered if self.answered.any() else np.ones(self._n_prompts, dtype=bool)
 
     def _joined(self) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
