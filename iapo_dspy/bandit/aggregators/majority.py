@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -97,6 +98,10 @@ class MajorityVoteAggregator:
         ballots, _ = self._ballots(label, score)
         return np.asarray(ballots.sum(axis=0).max(axis=0) / label.shape[1])
 
+    def doubt(self, below: float, n: int) -> str:
+        """Implement `Sure.doubt`."""
+        return too_few_agree(below, n)
+
     @staticmethod
     def _ballots(label: IntArray, score: FloatArray) -> tuple[IntArray, FloatArray]:
         """Return votes and voted scores [m, A, G], with the A answers of each pull numbered densely."""
@@ -118,6 +123,14 @@ class MajorityVoteAggregator:
             won = np.where(wins, sums, 0.0).sum(axis=1) / tied
         # Every winner has `top` votes, so the mean of its scores is its sum / top.
         return np.where(top > 0, won / np.maximum(top, 1), self.floor)
+
+
+def too_few_agree(below: float, n: int) -> str:
+    """Return in words when the leading answer's share of n completions is less than `below`."""
+    least = math.ceil(round(below * n, 9))  # .6 of 5 is 3, in spite of rounding
+    if least == n:
+        return f"not all {n} agree" if n > 1 else "it has no answer"
+    return f"fewer than {least} of {n} agree"
 
 
 def dense_answers(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:

@@ -54,6 +54,10 @@ class BestOfNAggregator:
         """Implement `Sure.sureness`: the best weighted score."""
         return np.asarray(self.reward(label, score, weights[None])[0])
 
+    def doubt(self, below: float, n: int) -> str:
+        """Implement `Sure.doubt`."""
+        return f"{'the best one' if n > 1 else 'it'} scores less than {below:.3g}"
+
     @property
     def reach(self) -> int | None:
         """Implement `ClosedForm.reach`."""

@@ -206,3 +206,7 @@ class Sure(Protocol):
             weights: Objective weights of one context [K].
         """
         ...
+
+    def doubt(self, below: float, n: int) -> str:
+        """Return in words, behind "where", when the answer of n completions is less sure than `below`."""
+        ...

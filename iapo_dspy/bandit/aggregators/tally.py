@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators.blockwise import Blockwise
-from iapo_dspy.bandit.aggregators.majority import dense_answers
+from iapo_dspy.bandit.aggregators.majority import dense_answers, too_few_agree
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray
 
@@ -79,6 +79,12 @@ class TallyAggregator(Blockwise):
         total = tally.sum(axis=0)
         share = np.divide(tally.max(axis=0), total, out=np.zeros(len(label)), where=total > 0)
         return np.asarray(share * voted.mean(axis=1))
+
+    def doubt(self, below: float, n: int) -> str:
+        """Implement `Sure.doubt`."""
+        if self.weight is None:
+            return too_few_agree(below, n)
+        return f"the leading answer has less than {below:.3g} of the weight of {n}"
 
     def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
         """Implement `Aggregator.reward`."""
