@@ -399,6 +399,8 @@ class Observations:
         unit: Raw cost of the student's average call for a single completion, > 0: `Preference.cost` weighs costs by it.
             None where this batch does not tell it.
         exhausted: True when no further pull can be paid for.
+        logprob: Mean logprob of a token of each completion [S], <= 0, in nats; NaN where it is not known. None where
+            none is known.
         present: Where prompts join while a run goes on: how many can be drawn by now, prompts 0 to present - 1; it
             never falls. None: all of them.
     """
@@ -412,6 +414,7 @@ class Observations:
     once: FloatArray | None = None
     unit: float | None = None
     exhausted: bool = False
+    logprob: FloatArray | None = None
     present: int | None = None
 
     def __post_init__(self) -> None:
@@ -429,6 +432,8 @@ class Observations:
             raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got overhead {overhead.shape}.")
         for name, array in (("label", label), ("score", score), ("cost", cost), ("overhead", overhead)):
             object.__setattr__(self, name, array)
+        if self.logprob is not None and np.shape(self.logprob) != (total,):
+            raise ConfigurationError(f"Observations of {total} completions: got logprob {np.shape(self.logprob)}.")
         shapes = [None if a is None else np.shape(a) for a in (self.used, self.once)]
         if shapes not in ([None, None], [(len(self.pulls), len(RESOURCES))] * 2):
             raise ConfigurationError(f"Observations of {len(self.pulls)} pulls: got used and once {shapes}.")
@@ -440,6 +445,11 @@ class Observations:
         """Which completions failed [S]."""
         failed: NDArray[np.bool_] = np.isnan(self.score).max(axis=1, initial=False)
         return failed
+
+    @property
+    def logprobs(self) -> FloatArray:
+        """Mean logprob of a token of each completion [S]; NaN where it is not known."""
+        return np.full(len(self.label), np.nan) if self.logprob is None else self.logprob
 
 
 @dataclass(frozen=True)

@@ -212,4 +212,5 @@ def part(observations: Observations, kept: NDArray[np.bool_]) -> Observations:
         overhead=observations.overhead[kept],
         used=None if observations.used is None else observations.used[kept],
         once=None if observations.once is None else observations.once[kept],
+        logprob=None if observations.logprob is None else observations.logprob[drawn],
     )

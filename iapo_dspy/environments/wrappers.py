@@ -156,6 +156,7 @@ class Drift(_Wrapper):
             once=None if seen.once is None else seen.once[order],
             unit=seen.unit,
             exhausted=any(s.exhausted for s in parts),
+            logprob=None if seen.logprob is None else seen.logprob[completions],
         )
 
 

@@ -74,6 +74,7 @@ class Loopback:
         count: Tokens of a text; words by default. A message has `message_tokens` more.
         batches: What goes wrong with batch jobs; None: nothing. See `batching`.
         obeys: Whether it ends a choice after `max_tokens` words, as servers do.
+        logprobs: (request body, text) -> the logprob of each token, for requests that ask for logprobs.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Loopback:
         message_tokens: int = 0,
         batches: BatchFaults | None = None,
         obeys: bool = False,
+        logprobs: Callable[[dict[str, Any], str], Sequence[float]] | None = None,
     ) -> None:
         self.count = count
         self.message_tokens = message_tokens
@@ -96,6 +98,7 @@ class Loopback:
         self.answer = answer or (lambda body, i: chat(answer=str(i)))
         self.latency = latency
         self.obeys = obeys
+        self.logprobs = logprobs
         self.faults = faults or Faults()
         self.api_key = api_key
         self.requests = 0
@@ -279,6 +282,7 @@ class Loopback:
                     "index": i,
                     "message": {"role": "assistant", "content": t},
                     "finish_reason": "stop" if t == whole[i] else "length",
+                    **({"logprobs": self._logprobs(body, t)} if self.logprobs and body.get("logprobs") else {}),
                 }
                 for i, t in enumerate(texts)
             ],
@@ -287,6 +291,14 @@ class Loopback:
         if self.faults.no_usage:
             del payload["usage"]
         return payload
+
+    def _logprobs(self, body: dict[str, Any], text: str) -> dict[str, Any]:
+        assert self.logprobs is not None
+        tokens = [
+            {"token": str(i), "logprob": value, "bytes": None, "top_logprobs": []}
+            for i, value in enumerate(self.logprobs(body, text))
+        ]
+        return {"content": tokens, "refusal": None}
 
     def _error(self, handler: BaseHTTPRequestHandler, status: int, message: str) -> None:
         body = json.dumps({"error": {"message": message, "type": "injected", "code": None, "param": None}}).encode()

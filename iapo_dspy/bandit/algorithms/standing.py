@@ -101,6 +101,8 @@ def joined(rounds: Sequence[Observations]) -> Observations:
     if all(o.used is not None for o in rounds):
         names += ["used", "once"]
     parts: dict[str, Any] = {name: np.concatenate([getattr(o, name) for o in rounds]) for name in names}
+    if any(o.logprob is not None for o in rounds):
+        parts["logprob"] = np.concatenate([o.logprobs for o in rounds])
     unit = next((o.unit for o in rounds if o.unit is not None), None)
     return Observations(pulls=pulls, unit=unit, **parts)
 

@@ -30,6 +30,7 @@ class Pulled:
         overhead: The cost of the pull that does not depend on its size.
         used: Resources of a completion [R].
         once: Resources of the pull, whatever its size [R].
+        logprobs: Mean logprob of a token of each completion; NaN where the LM gives none.
     """
 
     scored: tuple[Scored, ...]
@@ -37,6 +38,7 @@ class Pulled:
     overhead: float
     used: tuple[float, ...]
     once: tuple[float, ...]
+    logprobs: tuple[float, ...]
 
 
 class Observer:
@@ -68,14 +70,17 @@ class Observer:
         usages = _as_one_pull([c.record for c in completions])
         self._tokens[:, prompt] += sum(u.completion_tokens - u.shared_completion_tokens for u in usages), len(usages)
         overhead, cost = self._cost.split(usages)
-        judged = [(s, c, u) for s, c, u in zip(scored, cost, usages, strict=True) if s is not None]
-        used, once = use_of([u for *_, u in judged])
+        logprobs = [np.nan if c.record.logprob is None else c.record.logprob for c in completions]
+        found = zip(scored, cost, usages, logprobs, strict=True)
+        judged = [(s, c, u, p) for s, c, u, p in found if s is not None]
+        used, once = use_of([u for _, _, u, _ in judged])
         return Pulled(
             scored=tuple(s for s, *_ in judged),
-            cost=tuple(c for _, c, _ in judged),
+            cost=tuple(c for _, c, *_ in judged),
             overhead=overhead,
             used=used,
             once=once,
+            logprobs=tuple(p for *_, p in judged),
         )
 
     def observations(self, pulls: Pulls, results: Sequence[Pulled | None]) -> Observations:
@@ -84,6 +89,7 @@ class Observer:
         index = np.array([i for i, _ in made], dtype=np.int64)
         size = np.array([len(r.scored) for _, r in made], dtype=np.int64)
         columns = len(columns_of(self._scorer.strategy))
+        logprob = np.array([p for _, r in made for p in r.logprobs], dtype=np.float64)
         place = self._scorer.place([s.scores for _, r in made for s in r.scored if s.scores is not None])
         label: list[int] = []
         score: list[tuple[float, ...]] = []
@@ -101,6 +107,7 @@ class Observer:
             used=np.array([r.used for _, r in made], dtype=np.float64).reshape(len(made), len(RESOURCES)),
             once=np.array([r.once for _, r in made], dtype=np.float64).reshape(len(made), len(RESOURCES)),
             exhausted=int(size.sum()) < pulls.completions,
+            logprob=None if np.isnan(logprob).all() else logprob,
         )
 
     def _label(self, prompt: int, query: int, scored: Scored) -> tuple[int, tuple[float, ...] | None]:

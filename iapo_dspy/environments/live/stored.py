@@ -56,6 +56,7 @@ class Completion:
             usage=rollout.usage,
             seed=rollout.seed,
             finish=rollout.finish,
+            logprob=rollout.logprob,
             inner=None if call is None else {"inputs": encode_fields(call.inputs), "fields": _encoded(call.prediction)},
             typed=True,
         )

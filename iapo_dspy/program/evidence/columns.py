@@ -19,6 +19,7 @@ MOST = 2**31 - 1  # of any whole number in a saved policy
 _LARGEST = 1 << 28  # bytes of unpacked text; five million completions of evidence fill it
 _SAME = "used"  # stands for a column of `once` that is that of `used`: single requests take all of it once
 _CLOCK = 6  # significant digits of seconds
+_LOGPROBS = 5  # significant digits of logprobs
 
 
 def plain(data: Any) -> Any:
@@ -84,6 +85,7 @@ def dumped(observations: Observations) -> dict[str, Any]:
         "cost": written(observations.cost),
         **overhead,
         **taken,
+        **({} if observations.logprob is None else {"logprob": written(observations.logprob, _LOGPROBS)}),
     }
 
 
@@ -105,6 +107,7 @@ def loaded(data: Mapping[str, Any]) -> Observations:
         overhead=numbers(data["overhead"], np.float64) if "overhead" in data else np.zeros(len(pulls)),
         used=_rows(used, len(pulls)),
         once=_rows(once, len(pulls)),
+        logprob=numbers(data["logprob"], np.float64) if "logprob" in data else None,
     )
 
 
@@ -130,6 +133,8 @@ def check_ranges(observations: Observations, n_prompts: int, n_queries: int) -> 
     costs = (observations.cost, observations.overhead, observations.used, observations.once)
     if any(c is not None and ((c < 0) | np.isinf(c)).any() for c in costs) or np.isinf(observations.score).any():
         raise ValueError("costs must be finite and >= 0, and scores finite")
+    if observations.logprob is not None and ((observations.logprob > 0) | np.isinf(observations.logprob)).any():
+        raise ValueError("logprobs must be finite and <= 0")
 
 
 def _shortened(values: FloatArray | None) -> FloatArray | None:

@@ -423,6 +423,7 @@ class BatchSampler:
             usage=choice.usage,
             seed=choice.seed,
             finish=choice.finish_reason,
+            logprob=choice.logprob,
         )
         return record, prediction
 

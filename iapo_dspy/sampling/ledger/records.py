@@ -54,6 +54,8 @@ class CompletionRecord:
         usage: Its share of the pull's usage; in the line, each of its fields is a key.
         seed: The seed that was sent.
         finish: Why the text ended, as the provider says; None where it is not known, as in older ledgers.
+        logprob: Mean logprob of the tokens of the text, <= 0, in nats; None where the LM gives none, as in older
+            ledgers.
         inner: The "inputs" of a pipeline's inner module and the "fields" that it returned (None for a failure), as JSON
             data; None for other programs.
         typed: Whether the values in `fields` and `inner` say what types they have (`typed_values`); earlier versions
@@ -71,6 +73,7 @@ class CompletionRecord:
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     finish: str | None = None
+    logprob: float | None = None
     inner: Mapping[str, Any] | None = None
     typed: bool = False
 
@@ -300,6 +303,7 @@ _USAGE: dict[type, tuple[str, ...]] = {
 
 _Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 _Amount = Annotated[float, pydantic.Field(ge=0, le=1e15, allow_inf_nan=False)]
+_Logprob = Annotated[float, pydantic.Field(ge=-1e15, le=0, allow_inf_nan=False)]
 
 
 def _line_of(cls: type) -> core_schema.CoreSchema:
@@ -311,7 +315,8 @@ def _line_of(cls: type) -> core_schema.CoreSchema:
             names = _USAGE[cls] if hints[f.name] is Usage else [g.name for g in fields(Spent)]
             known |= {name: (float | None if name == "usd" else float, False) for name in names}
         else:
-            known[f.name] = hints[f.name], f.default is MISSING and f.default_factory is MISSING
+            hint = _Logprob | None if f.name == "logprob" else hints[f.name]
+            known[f.name] = hint, f.default is MISSING and f.default_factory is MISSING
     if cls is SpentRecord:
         known |= {"reserved_tokens": (float, False), "reserved_usd": (float, False)}
     bounded = {int: _Count, float: _Amount, float | None: _Amount | None}
@@ -366,7 +371,7 @@ def encode_record(record: Record) -> dict[str, Any]:
         value = getattr(record, f.name)
         if isinstance(value, Usage):
             line |= {name: getattr(value, name) for name in _USAGE[type(record)]}
-        elif value is not None or f.name not in ("feedback", "finish"):  # which many lines do not have
+        elif value is not None or f.name not in ("feedback", "finish", "logprob"):  # which many lines do not have
             line[f.name] = jsonable(value)
     return line
 

@@ -33,6 +33,7 @@ from typing import Any, Protocol, runtime_checkable
 from iapo_dspy.sampling.concurrency.gate import Gate
 from iapo_dspy.sampling.lm.shared_refusals import SharedRefusals
 from iapo_dspy.sampling.requests.endings import incomplete
+from iapo_dspy.sampling.requests.logprobs import mean_logprob
 from iapo_dspy.sampling.spending.budget import RequestMeter
 from iapo_dspy.sampling.spending.pricing import Prices
 from iapo_dspy.sampling.spending.usage import Usage
@@ -129,6 +130,11 @@ class Choice:
     def problem(self) -> Exception | None:
         """Why it cannot be used: there is no completion, or an incomplete one; None where it can be used."""
         return self.error or incomplete(self.finish_reason)
+
+    @property
+    def logprob(self) -> float | None:
+        """Mean logprob of its tokens, <= 0, in nats; None where the LM was not asked for logprobs or gave none."""
+        return mean_logprob(self.output.get("logprobs")) if isinstance(self.output, Mapping) else None
 
 
 @runtime_checkable

@@ -54,6 +54,7 @@ class Seat:
     before: Counter[str] = field(default_factory=Counter)  # its calls before the inner module
     text: str | None = None
     finish: str | None = None
+    logprob: float | None = None
     seed: int | None = None
     undrawn: bool = False
     passing: bool = False  # one of its calls failed in a way that may pass by waiting
@@ -79,7 +80,7 @@ class Seat:
         self.seed = choice.seed if self.seed is None else self.seed
         self._note(choice.error)
         if choice.error is None:
-            self.text, self.finish = choice.text, choice.finish_reason
+            self.text, self.finish, self.logprob = choice.text, choice.finish_reason, choice.logprob
 
     def take_around(self, choice: Choice, merged: int) -> None:
         """Book one choice of a request that so many rollouts made before or after the inner module.

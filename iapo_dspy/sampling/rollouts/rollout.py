@@ -45,6 +45,8 @@ class Rollout:
         seed: The seed sent with its (first) request, None if none was sent.
         finish: Why the text ended, as the provider says ("stop", "length"); of several LM calls, as for `text`. None
             where it is not known.
+        logprob: Mean logprob of the tokens of the text, <= 0, in nats; None where the LM gives none. Of several LM
+            calls, as for `text`.
         trace: (predictor, inputs, prediction) for each predictor call, with the program's own predictors. Only
             filled when recording.
         inner: The call of the inner module, of a pipeline that was sampled for one.
@@ -59,6 +61,7 @@ class Rollout:
     usage: Usage = field(default_factory=Usage)
     seed: int | None = None
     finish: str | None = None
+    logprob: float | None = None
     trace: tuple[tuple[Any, Mapping[str, Any], Any], ...] = ()
     inner: InnerCall | None = None
 

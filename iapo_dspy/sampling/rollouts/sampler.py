@@ -321,6 +321,7 @@ class Sampler:
             usage=choice.usage,
             seed=choice.seed,
             finish=choice.finish_reason,
+            logprob=choice.logprob,
             trace=((call.predictor, call.inputs, prediction),) if record and prediction is not None else (),
         )
 
@@ -403,6 +404,7 @@ class Sampler:
             usage=replace(seat.usage, latency_s=time.perf_counter() - start + seat.saved_s),
             seed=seat.seed,
             finish=seat.finish,
+            logprob=seat.logprob,
             trace=tuple((own.get(id(p), p), i, o) for p, i, o in trace) if seat.group.records else (),
             inner=watch.call if watch is not None and watch.calls == 1 else None,
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iapo_dspy.preferences import RESOURCES
-from iapo_dspy.program.evidence.columns import dumped, loaded, numbers, packed, plain, rounded, unpacked, written
+from iapo_dspy.program.evidence.columns import (
+    check_ranges,
+    dumped,
+    loaded,
+    numbers,
+    packed,
+    plain,
+    rounded,
+    unpacked,
+    written,
+)
 from iapo_dspy.types import Observations, Pulls
 
 
@@ -41,6 +52,18 @@ def test_a_column_that_is_taken_once_as_a_whole_is_written_once() -> None:
     again = loaded(json.loads(json.dumps(data)))
     for name in ("label", "score", "cost", "overhead", "used", "once"):
         np.testing.assert_allclose(getattr(again, name), getattr(observed([0.5, 2.0]), name), rtol=1e-9)
+
+
+def test_logprobs_are_a_column_where_there_are_any() -> None:
+    seen = replace(observed([0.5, 2.0]), logprob=np.array([-0.123456, np.nan, 0.0]))
+    data = json.loads(json.dumps(dumped(seen)))
+    assert data["logprob"] == "-0.12346 nan 0"
+    again = loaded(data)
+    np.testing.assert_allclose(again.logprobs, [-0.12346, np.nan, 0.0])
+    check_ranges(again, 2, 5)
+    assert loaded({k: v for k, v in data.items() if k != "logprob"}).logprob is None
+    with pytest.raises(ValueError, match="logprobs"):
+        check_ranges(replace(again, logprob=np.array([0.1, 0.0, 0.0])), 2, 5)
 
 
 def test_columns_that_are_not_there_are_zero_or_not_known() -> None:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from iapo_dspy.sampling.ledger.records import CallRecord, CompletionRecord, SpentRecord, decode_record, encode_record
+import pytest
+
+from iapo_dspy.sampling.ledger.records import (
+    CallRecord,
+    CompletionRecord,
+    SpentRecord,
+    check_line,
+    decode_record,
+    encode_record,
+)
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.usage import Usage
 
@@ -34,6 +43,15 @@ def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
     assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
     call = CallRecord(query="q", call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
     assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
+
+
+def test_logprobs_stand_in_lines_that_have_them() -> None:
+    line = encode_record(record(0, logprob=-0.25))
+    check_line(line)
+    assert line["logprob"] == -0.25 and decode_record(line) == record(0, logprob=-0.25)
+    assert "logprob" not in encode_record(record(0))
+    with pytest.raises(ValueError, match="logprob"):
+        check_line({**line, "logprob": 0.5})
 
 
 def test_what_was_spent_is_one_flat_line() -> None:
