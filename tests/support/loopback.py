@@ -294,7 +294,7 @@ class Loopback:
 
     def _logprobs(self, body: dict[str, Any], text: str) -> dict[str, Any]:
         assert self.logprobs is not None
-        tokens = [
+        tokens: list[dict[str, Any]] = [
             {"token": str(i), "logprob": value, "bytes": None, "top_logprobs": []}
             for i, value in enumerate(self.logprobs(body, text))
         ]
