@@ -41,13 +41,16 @@ class Trial:
         best: Share of contexts whose arm is at least as good on the training queries as any that draws all its N.
         spent: Completions drawn.
         completions: Expected completions of a deployed call, mean over contexts and held-out queries.
-        waves: Expected waves of such a call; 1 where all completions are drawn at once.
+        waves: Expected waves of such a call, one after the other; 1 where all completions are drawn at once.
+        compound: Share of contexts whose arm is a cascade or a mixture.
+        escalates: Share of calls that go on to a second stage, mean over contexts and held-out queries.
+        abstains: Share of calls that end without an answer because none was sure enough, likewise.
         bias: Reported utility of the chosen arms minus their exact one on the training queries, mean over contexts;
             None from algorithms without intervals.
         coverage: Share of contexts whose 95 % interval holds the exact utility over all queries; likewise.
         half_width: Half the width of these intervals, mean over contexts; likewise.
         claims: For each context the stated probability that its prompt is the best one, and whether no prompt's best
-            arm is better over all queries.
+            arm is better over all queries; none for a compound arm, which is not one prompt.
         gains: For each context and baseline (`bandit.comparison`; prompt 0 stands for the student) that is another arm
             than the chosen one: the baseline's name, the reported gain of the chosen arm minus the exact one over all
             queries, half the width of its 95 % interval, and whether the interval holds the exact one; likewise.
@@ -61,6 +64,9 @@ class Trial:
     spent: int
     completions: float
     waves: float
+    compound: float = 0.0
+    escalates: float = 0.0
+    abstains: float = 0.0
     bias: float | None = None
     coverage: float | None = None
     half_width: float | None = None
@@ -210,11 +216,12 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
     value = entrant.value(outcome.policy, instance.q_train)
     if entrant.random_scale:
         held_out, calls = entrant.value(outcome.policy, instance.q_test), (problem.max_n + 1) / 2
-        completions, waves = calls, 1.0
+        completions, waves, escalates, abstains = calls, 1.0, 0.0, 0.0
     else:
         value, _ = _stopped_value(instance, outcome.policy, instance.q_train, instance.train_queries)
         held_out, late = _stopped_value(instance, outcome.policy, instance.q_test, instance.test_queries)
-        completions, waves = float(late.completions.mean()), float(late.waves.mean())
+        means = (late.completions, late.waves, late.escalates, late.abstains)
+        completions, waves, escalates, abstains = (float(part.mean()) for part in means)
     trial = Trial(
         acr=float(held_out.mean()),
         regret=float((best - value).mean()),
@@ -222,6 +229,9 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         spent=outcome.spent,
         completions=completions,
         waves=waves,
+        compound=float(np.mean([arm.compound for arm in outcome.policy.arms])),
+        escalates=escalates,
+        abstains=abstains,
         newcomers=_newcomers(outcome, sizes),
     )
     if outcome.detail is None:
@@ -243,7 +253,11 @@ def _trial(source: Source, instance: Instance, entrant: Entrant, budget: int, se
         half_width=float(np.mean([c.half_width for c in said])),
         gains=_gains(problem, instance, entrant, outcome, truth, share),
         claims=tuple(
-            zip([c.probability_best for c in said], (chosen >= reach.max(axis=1) - _BEST).tolist(), strict=True)
+            (c.probability_best, best)
+            for c, best, arm in zip(
+                said, (chosen >= reach.max(axis=1) - _BEST).tolist(), outcome.policy.arms, strict=True
+            )
+            if not arm.compound
         ),
     )
 
@@ -278,6 +292,6 @@ def _newcomers(outcome: Outcome, generations: Sequence[int]) -> tuple[tuple[int,
     drawn = np.zeros(sum(generations), dtype=np.int64)
     for observations in outcome.observations if generations else ():
         np.add.at(drawn, observations.pulls.prompt, observations.pulls.size)
-    chosen = {arm.prompt for arm in outcome.policy.arms}
+    chosen = {prompt for arm in outcome.policy.arms for prompt in arm.prompts}
     generation = np.repeat(np.arange(len(generations)), generations)
     return tuple((g, n, p in chosen) for p, (g, n) in enumerate(zip(generation.tolist(), drawn.tolist(), strict=True)))

@@ -41,7 +41,7 @@ class Instance:
         train: The recording that algorithms pull from.
         q_train: Exact Q on the training queries [C, P, N].
         q_test: Exact Q on the held-out queries [C, P, N].
-        stopped: Values arms that stop early on all queries of the run.
+        stopped: Values arms that stop early, and compound ones, on all queries of the run.
         train_queries: Which of those are trained on.
         test_queries: Which are held out.
         generations: Prompts of each generation, where they join while the run goes on: the first ones are there at the
@@ -63,7 +63,7 @@ class Instance:
             train=self.train.of_prompts(prompts),
             q_train=self.q_train[:, prompts],
             q_test=self.q_test[:, prompts],
-            stopped=StoppedValues(recording=self.stopped.recording.of_prompts(prompts)),
+            stopped=StoppedValues(recording=self.stopped.recording.of_prompts(prompts), ties=self.stopped.ties),
         )
 
 
@@ -108,8 +108,8 @@ class RecordedSource:
 
     @cached_property
     def stopped(self) -> StoppedValues:
-        """Values arms that stop early; shared by the runs, so that an arm is valued once."""
-        return StoppedValues(recording=self.recording)
+        """Values arms that stop early and compound ones; shared by the runs, so that an arm is valued once."""
+        return StoppedValues(recording=self.recording, ties=self.ties)
 
     def instance(self, seed: int, run: int) -> Instance:
         """Implement `Source.instance`."""
@@ -139,7 +139,7 @@ class SyntheticSource:
         """Implement `Source.instance`."""
         recording = self.make(seed, run, _MAKE)
         train, test = _split(recording, self.train, seed, run)
-        stopped = StoppedValues(recording=recording)
+        stopped = StoppedValues(recording=recording, ties=self.ties)
         return _instance(recording, recording.exact(self.max_n, self.ties), stopped, train, test)
 
 

@@ -16,6 +16,7 @@ from iapo_dspy.simulation.runner import SimulatedRun, Trial, need
 from iapo_dspy.types import FloatArray
 
 _MEANS = {"spent": "spent", "regret": "regret", "best_arm": "best", "completions": "completions", "waves": "waves"}
+_MEANS |= {name: name for name in ("compound", "escalates", "abstains")}
 
 
 _HONESTY = ("bias", "coverage", "half_width")
@@ -34,6 +35,8 @@ def summarize(environment: str, runs: Sequence[SimulatedRun], settings: Mapping[
         `acr` (mean on the held-out queries), `sem` (its standard error over runs), `spent` (mean completions), `regret`
         (mean simple regret on the training queries), `best_arm` (share of contexts with an arm as good as the best one
         that draws all its N), `completions` and `waves` (means over calls of the policy on the held-out queries),
+        `compound` (share of contexts whose arm is a cascade or a mixture), `escalates` and `abstains` (shares of calls
+        that go on to a second stage, and that end without an answer because none was sure enough),
         `bias` (reported minus exact utility of the chosen arms on the training queries), `coverage` and `half_width`
         (of the reported 95 % intervals, for the mean over all queries). Numbers are `null` where the algorithm refused
         the budget, the last three also where it has no intervals. Where prompts join while a run goes on, each result

@@ -8,8 +8,12 @@ from typing import Any
 _DETAILS = (  # key, head, digits
     ("acr", "ACR", 4), ("sem", "SEM", 4), ("spent", "spent", 0), ("regret", "regret", 4),
     ("best_arm", "P(best arm)", 3), ("completions", "samples a call", 1), ("waves", "waves", 2),
+    ("compound", "compound", 2), ("escalates", "second stage", 3), ("abstains", "abstains", 3),
     ("bias", "bias", 3), ("coverage", "coverage", 2), ("half_width", "+-", 3),
 )  # fmt: skip
+
+
+_COMPOUND = ("compound", "escalates", "abstains")
 
 
 def acr_table(summary: Mapping[str, Any]) -> str:
@@ -24,12 +28,14 @@ def acr_table(summary: Mapping[str, Any]) -> str:
 
 
 def details_table(summary: Mapping[str, Any]) -> str:
-    """Return every number of every (algorithm, budget)."""
+    """Return every number of every (algorithm, budget); those of compound arms only where there are some."""
+    compound = any(r["compound"] for r in summary["results"])
+    details = [d for d in _DETAILS if compound or d[0] not in _COMPOUND]
     rows = [
-        [r["algorithm"], f"{r['budget']:,}", *(_number(r[key], digits) for key, _, digits in _DETAILS)]
+        [r["algorithm"], f"{r['budget']:,}", *(_number(r[key], digits) for key, _, digits in details)]
         for r in summary["results"]
     ]
-    return _table(["algorithm", "budget", *(head for _, head, _ in _DETAILS)], rows)
+    return _table(["algorithm", "budget", *(head for _, head, _ in details)], rows)
 
 
 def generations_table(summary: Mapping[str, Any]) -> str:

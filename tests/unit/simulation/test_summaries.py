@@ -21,8 +21,9 @@ def test_means_errors_spend_and_regret():
     assert (a["spent"], a["best_arm"], a["runs"]) == (99, 0.5, 10)
     assert a["regret"] == pytest.approx(1 - 0.545)
     assert (a["completions"], a["waves"]) == (7.5, 1.5)
+    assert (a["compound"], a["escalates"], a["abstains"]) == (0.0, 0.0, 0.0)
     numbers = ("acr", "sem", "spent", "regret", "best_arm", "completions", "waves", "bias", "coverage", "half_width")
-    refused = {"runs": 0, **dict.fromkeys(numbers)}
+    refused = {"runs": 0, **dict.fromkeys((*numbers, "compound", "escalates", "abstains"))}
     assert cells["c", 200] == {"algorithm": "c", "budget": 200, **refused}
     assert summary["environment"] == "world" and summary["references"] == pytest.approx(
         {"train_best": 0.9, "oracle": 0.95}
