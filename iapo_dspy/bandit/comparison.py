@@ -8,6 +8,8 @@ follows from the two intervals and the correlation (Newcombe 1998; Zou and Donne
 few questions and about rewards near their bounds as they are.
 
 Arms that were not measured are compared by their estimates on the same questions.
+
+A compound arm is also compared with the best arm of one prompt: the arm that the context would have without it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from iapo_dspy.bandit.estimators.evidence import Evidence
+from iapo_dspy.bandit.compound.uncertainty import covariance, error_of, error_of_difference, queries_of
 from iapo_dspy.bandit.measurement import Bounds, quantile
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
@@ -27,9 +29,10 @@ from iapo_dspy.bandit.stops import StopMode, as_drawn, with_stops
 from iapo_dspy.bandit.ties import choose
 from iapo_dspy.types import Arm, Policy
 
-BaselineName = Literal["student", "best prompt", "best prompt, N tuned"]
+BaselineName = Literal["student", "best prompt", "best prompt, N tuned", "best single arm"]
 """The baselines of a search: the student as it was, at N = 1; the prompt with the best single completions, at
-N = 1; and the same prompt with the N, and the stop, that serve the context best."""
+N = 1; the same prompt with the N, and the stop, that serve the context best; and beside a compound arm the best arm of
+one prompt, whichever."""
 
 Interval = tuple[float, float]
 
@@ -80,15 +83,20 @@ def compared(
     """
     best = _best_prompts(outcome, doubted)
     tuned = _tuned(problem, outcome, best, mode)
+    every = _chosen(outcome)
+    single = _tuned(problem, outcome, None, mode) if any(call.arm.compound for call in every) else []
     found = []
-    for context, chosen in enumerate(_chosen(outcome)):
+    for context, chosen in enumerate(every):
         asked: list[tuple[BaselineName, StoppedArm]] = []
         if student is not None and np.isfinite(outcome.q[context, student, 0]):
             asked.append(("student", as_drawn(outcome, context, Arm(student, 1))))
         prompt = best[context]
         if prompt is not None:
             asked.append(("best prompt", as_drawn(outcome, context, Arm(prompt, 1))))
-            asked.append(("best prompt, N tuned", chosen if prompt == chosen.arm.prompt else tuned[context]))
+            same = prompt == chosen.arm.prompt and not chosen.arm.compound
+            asked.append(("best prompt, N tuned", chosen if same else tuned[context]))
+        if chosen.arm.compound and np.isfinite(single[context].utility):
+            asked.append(("best single arm", single[context]))
         found.append(tuple(_compare(problem, outcome, context, chosen, name, call, apart) for name, call in asked))
     return tuple(found)
 
@@ -106,10 +114,14 @@ def _best_prompts(outcome: Outcome, doubted: Collection[int]) -> list[int | None
     return [int(row.argmax()) if np.isfinite(row).any() else None for row in single]
 
 
-def _tuned(problem: Problem, outcome: Outcome, prompts: list[int | None], mode: StopMode | None) -> list[StoppedArm]:
-    """Choose N and the stop for one prompt in each context, as the run chooses them among all prompts."""
-    others = np.arange(problem.n_prompts)[None, :] != np.array([-1 if p is None else p for p in prompts])[:, None]
-    q = np.where(others[:, :, None], np.nan, outcome.q)
+def _tuned(
+    problem: Problem, outcome: Outcome, prompts: list[int | None] | None, mode: StopMode | None
+) -> list[StoppedArm]:
+    """Choose N and the stop for one prompt in each context, or any (None), as the run chooses them among all."""
+    q = outcome.q
+    if prompts is not None:
+        others = np.arange(problem.n_prompts)[None, :] != np.array([-1 if p is None else p for p in prompts])[:, None]
+        q = np.where(others[:, :, None], np.nan, q)
     if outcome.detail is not None:
         policy = choose(q, outcome.detail)
     else:
@@ -138,11 +150,11 @@ def _compare(
     difference = best.utility - own.utility
     interval = math.nan, math.nan
     if outcome.detail is not None and min(own.queries, best.queries) > 1:
-        arms = chosen.arm, call.arm
         if measured is None:
-            interval = _paired(outcome.detail, context, difference, own.queries, *arms)
+            half = quantile(own.queries - 1.0) * error_of_difference(outcome.detail, context, chosen, call)
+            interval = difference - half, difference + half
         else:
-            shared = 0.0 if apart else _covariance(outcome.detail, context, *arms) / problem.n_queries
+            shared = 0.0 if apart else covariance(outcome.detail, context, chosen, call) / problem.n_queries
             interval = _of_two(best, own, shared)
     return Compared(
         name=name,
@@ -155,29 +167,12 @@ def _compare(
 
 def _alone(problem: Problem, outcome: Outcome, context: int, call: StoppedArm) -> HeldOut:
     """Return the utility of an arm by the estimates that arms are chosen by, within the rewards' bounds."""
-    error = outcome.estimates.standard_error
-    at = call.arm.prompt, call.arm.n - 1
-    if error is None:
-        return HeldOut(
-            utility=call.utility, standard_error=math.nan, interval=(math.nan, math.nan), queries=int(outcome.count[at])
-        )
+    error = error_of(outcome, context, call)
+    if math.isnan(error):
+        queries = int(outcome.count[call.arm.prompt, call.arm.n - 1])
+        return HeldOut(utility=call.utility, standard_error=math.nan, interval=(math.nan, math.nan), queries=queries)
     bounds = Bounds.of(problem.aggregator, outcome.observations, problem.contexts.weights[context])
-    return bounds.estimated(
-        call.utility, call.reward - call.utility, float(error[context][at]), int(outcome.count[call.arm.prompt, 0])
-    )
-
-
-def _covariance(evidence: Evidence, context: int, arm: Arm, other: Arm) -> float:
-    """Return how the rewards of two arms vary together from query to query."""
-    surface = evidence.values[evidence.row[context]]
-    values = evidence.factor[context] * surface.at(np.array([arm.prompt, other.prompt]), np.array([arm.n, other.n]))
-    return float(np.cov(values)[0, 1])
-
-
-def _paired(evidence: Evidence, context: int, difference: float, queries: int, arm: Arm, other: Arm) -> Interval:
-    error = evidence.against(context, np.array([other.prompt]), np.array([other.n]), arm.prompt, arm.n)
-    half = quantile(queries - 1.0) * float(error[0])
-    return difference - half, difference + half
+    return bounds.estimated(call.utility, call.reward - call.utility, error, queries_of(outcome, call.arm))
 
 
 def _of_two(one: HeldOut, other: HeldOut, covariance: float) -> Interval:

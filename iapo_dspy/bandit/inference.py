@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.compound.uncertainty import error_of, error_of_difference, queries_of
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.models.surfaces import groups
-from iapo_dspy.bandit.outcome import Outcome
+from iapo_dspy.bandit.outcome import Outcome, StoppedArm
+from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.types import Arm, Contexts, FloatArray
 
 Z95 = 1.959964  # half width of a 95 % interval, in standard errors
@@ -33,11 +35,14 @@ class Certainty:
         needed: About how many queries would bring the interval to +-`WANTED` of the range of the rewards; infinite
             where it cannot be told.
         measured: Whether it rests on completions that had no part in the choice, or there was nothing to choose.
-        runner_up: The best arm with another prompt; None where there is no other.
+        runner_up: The best arm with another prompt, beside a compound arm the best one of one prompt; None where there
+            is no other.
         behind: How much less utility the runner-up is estimated to have by the estimates that both were chosen by; may
             be slightly negative where a near-tie went to the cheaper arm.
         probability_best: Probability that the arm's prompt is the best one for the context, at its best scale each;
-            prompts that are as good share it.
+            prompts that are as good share it. Of a compound arm, which has no prompt of its own, probability that it
+            is better than the best arm of one prompt: by the gain on queries that had no part in tuning it where that
+            is known, and else by the estimates.
     """
 
     utility: float
@@ -95,19 +100,24 @@ def choices(
     found = []
     for context, arm in enumerate(outcome.policy.arms):
         q = np.where(np.isnan(outcome.q[context]), -np.inf, outcome.q[context])
-        others = np.where(np.arange(len(q)) == arm.prompt, -np.inf, q.max(axis=1))
+        others = np.where((np.arange(len(q)) == arm.prompt) & (not arm.compound), -np.inf, q.max(axis=1))
         second = int(others.argmax())
         runner_up = Arm(second, int(q[second].argmax()) + 1) if np.isfinite(others[second]) else None
-        value, reward = float(q[arm.prompt, arm.n - 1]), float(outcome.reward[context, arm.prompt, arm.n - 1])
-        if outcome.stops is not None:  # what stopping changes is known far better than the reward itself
-            value, reward = outcome.stops[context].utility, outcome.stops[context].reward
+        # What stopping changes is known far better than the reward itself.
+        call = outcome.stops[context] if outcome.stops is not None else as_drawn(outcome, context, arm)
+        value, reward = call.utility, call.reward
+        behind = value - float(others[second]) if runner_up else float("nan")
         bounds = Bounds.of(aggregator, outcome.observations, contexts.weights[context])
-        noise = noises[evidence.row[context]]
-        best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
-        equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)
+        if arm.compound:
+            probability = _better(outcome, context, call, runner_up, behind)
+        else:
+            noise = noises[evidence.row[context]]
+            best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
+            equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)
+            probability = float((equal[:, arm.prompt] / equal.sum(axis=1)).mean())
         measured = outcome.measured[context] if outcome.measured is not None else None
         alone = measured or bounds.estimated(
-            value, reward - value, float(se[context, arm.prompt, arm.n - 1]), int(outcome.count[arm.prompt, 0])
+            value, reward - value, error_of(outcome, context, call), queries_of(outcome, arm)
         )
         found.append(
             Certainty(
@@ -118,11 +128,39 @@ def choices(
                 needed=alone.queries * _times(alone.interval, WANTED * (bounds.high - bounds.low)),
                 measured=measured is not None or outcome.q[context].size == 1,  # nothing was chosen
                 runner_up=runner_up,
-                behind=value - float(others[second]) if runner_up else float("nan"),
-                probability_best=float((equal[:, arm.prompt] / equal.sum(axis=1)).mean()),
+                behind=behind,
+                probability_best=probability,
             )
         )
     return tuple(found)
+
+
+def _better(outcome: Outcome, context: int, call: StoppedArm, single: Arm | None, behind: float) -> float:
+    """Return the probability that a compound arm is better than the best arm of one prompt."""
+    if single is None or outcome.detail is None:
+        return math.nan
+    gain, queries = behind, queries_of(outcome, call.arm)
+    error = error_of_difference(outcome.detail, context, call, as_drawn(outcome, context, single))
+    for considered in outcome.considered[context] if outcome.considered else ():
+        if considered.arm == call.arm and considered.kind == "cascade":  # the gain of a mixture is one of rewards
+            gain, error = considered.gain, considered.standard_error
+    return probability_above(gain, error, queries - 1.0)
+
+
+def probability_above(gain: float, error: float, freedom: float) -> float:
+    """Return the probability that a gain is above 0, by Student's t; to .001 (Wallace 1959).
+
+    Args:
+        gain: The estimate.
+        error: Its standard error, >= 0.
+        freedom: Degrees of freedom of the error; fewer than 1 say nothing.
+    """
+    if math.isnan(gain) or math.isnan(error) or freedom < 1:
+        return math.nan
+    if error <= 0:
+        return 0.5 + 0.5 * float(np.sign(gain))
+    z = math.sqrt(freedom * math.log1p((gain / error) ** 2 / freedom)) * (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0)
+    return 0.5 * (1.0 + math.erf(math.copysign(z, gain) / math.sqrt(2.0)))
 
 
 def _times(interval: tuple[float, float], half_width: float) -> float:
@@ -192,6 +230,8 @@ def deceptive_prompts(outcome: Outcome) -> tuple[Deceptive, ...] | None:
     reward = outcome.reward
     found = []
     for context, arm in enumerate(outcome.policy.arms):
+        if arm.compound:  # a prompt that votes badly may still serve one of its stages
+            continue
         single = np.where(np.isnan(outcome.q[context, :, 0]), -np.inf, reward[context, :, 0])
         first = int(single.argmax())
         if first == arm.prompt or arm.n == 1:

@@ -158,10 +158,12 @@ class Outcome:
 
     @property
     def evidence(self) -> IntArray:
-        """Evidence behind each context's chosen arm [C]: blocks, or the queries that its prompt was drawn on."""
+        """Evidence behind each context's chosen arm [C]: blocks, or the queries that its prompts were drawn on."""
         predicted = self.estimates.standard_error is not None  # one query's draws serve every scale
-        at = [(arm.prompt, 0 if predicted else arm.n - 1) for arm in self.policy.arms]
-        return np.array([self.count[position] for position in at], dtype=np.int64)
+        return np.array(
+            [min(self.count[p, 0 if predicted else arm.n - 1] for p in arm.prompts) for arm in self.policy.arms],
+            dtype=np.int64,
+        )
 
     @property
     def interim(self) -> Interim:

@@ -11,11 +11,11 @@ import pytest
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.comparison import Compared, _of_two, compared
 from iapo_dspy.bandit.measurement import measured, measuring_pulls
-from iapo_dspy.bandit.outcome import HeldOut, Outcome
+from iapo_dspy.bandit.outcome import HeldOut, Outcome, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
-from iapo_dspy.types import Arm
+from iapo_dspy.types import Arm, Escalation, Policy
 from tests.unit.bandit.test_measurement import solved, world
 
 
@@ -135,6 +135,37 @@ def test_without_standard_errors_there_is_a_difference_and_no_interval():
         float(outcome.q[0, outcome.policy[0].prompt, outcome.policy[0].n - 1] - outcome.q[0, 0, 0])
     )
     assert math.isnan(found["student"].difference_interval[0]) and math.isnan(found["student"].interval[0])
+
+
+def test_a_compound_arm_is_compared_with_the_best_arm_of_one_prompt_too():
+    problem, outcome = solved(deceptive(), 4000, 15)
+    assert outcome.detail is not None
+    # a cascade that starts with the prompt of the best single completions: that prompt, tuned, is not the cascade
+    arm = Arm(1, 1, then=Escalation(below=0.5, arm=Arm(2, 15)))
+    by_query = np.linspace(0.7, 1.0, outcome.detail.n_visited)
+    call = StoppedArm(
+        arm=arm, reward=0.85, gain=0.0, completions=6.0, waves=1.3, cost=6.0, utility=0.85, by_query=by_query
+    )
+    alone = outcome.policy[0]
+    outcome = replace(outcome, policy=Policy((arm,)), stops=(call,))
+    found = by_name(problem, outcome)
+    assert list(found) == ["student", "best prompt", "best prompt, N tuned", "best single arm"]
+    assert found["best prompt, N tuned"].call.arm.prompt == 1 and not found["best prompt, N tuned"].call.arm.compound
+    single = found["best single arm"]
+    assert single.call.arm == alone
+    assert single.difference == pytest.approx(0.85 - outcome.q[0, alone.prompt, alone.n - 1])
+    low, high = single.difference_interval
+    # by the estimates of the same questions: at least as wide as its worst part differs from the other arm
+    assert outcome.detail is not None
+    worst = outcome.detail.against(0, np.array([1]), np.array([1]), alone.prompt, alone.n)
+    assert high - single.difference == pytest.approx(single.difference - low) and high - low >= 2 * 1.96 * float(
+        worst[0]
+    )
+    taken = HeldOut(utility=0.8, standard_error=0.04, interval=(0.72, 0.88), queries=30)
+    measured = by_name(problem, replace(outcome, measured=(taken,)))["best single arm"]
+    assert measured.difference == pytest.approx(0.8 - single.call.utility)
+    # its errors go together with those of the other arm where they do from question to question, and else they do not
+    assert measured.difference_interval[0] < measured.difference < measured.difference_interval[1]
 
 
 @pytest.mark.slow
