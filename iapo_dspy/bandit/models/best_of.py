@@ -27,8 +27,17 @@ import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
 from iapo_dspy.bandit.models.information import Knowledge
-from iapo_dspy.bandit.models.port import CellPredictions
-from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
+from iapo_dspy.bandit.models.port import CellPredictions, Simulated
+from iapo_dspy.bandit.models.traits import (
+    THETA,
+    TraitModel,
+    Traits,
+    difficulties,
+    draw_thetas,
+    drawn_cells,
+    of_drawn,
+    of_prompts,
+)
 from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_best_of
 from iapo_dspy.bandit.stopping.rules import best_of_scales, threshold_stops
@@ -223,6 +232,24 @@ class BestOfModel:
         kept = np.repeat(np.isin(self.cells.prompt, prompts), self.cells.size)
         observed = observed_best_of(cells, self.values[row][kept], stops, self.floors[row])
         return corrected_stops(total, says(), observed, cells, prompts, stops, float(levels[-1] - levels[0]))
+
+    def simulate(self, row: int, prompts: IntArray, n: int, copies: int, rng: np.random.Generator) -> Simulated:
+        """Implement `Simulates.simulate`: one uniform number decides which levels a completion reaches.
+
+        Its value is the sum of their widths, so that the best of n is worth what the module's text says. A completion
+        that fails reaches the lowest level only.
+        """
+        traits, levels = self.traits[row], self.levels[row]
+        shape = len(prompts), self.cells.n_visited * copies, n
+        label = np.zeros(shape, dtype=np.int64)
+        if traits is None:
+            return Simulated(label, np.full(shape, levels[0]))
+        theta = draw_thetas(traits, self.cells, prompts, copies, rng)
+        luck = rng.random(shape)
+        value = np.full(shape, levels[0])
+        for event, width in zip(theta, np.diff(levels), strict=True):
+            value += np.where(luck < event[:, :, None], width, 0.0)
+        return Simulated(label, value)
 
 
 def early_best(below: FloatArray, width: FloatArray, stops: tuple[Stop, ...]) -> FloatArray:

@@ -19,7 +19,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -61,6 +61,36 @@ class Informed(Protocol):
         Returns:
             The knowledge; None where every completion so far is worth the same.
         """
+
+
+class Simulated(NamedTuple):
+    """Completions as a model expects them, in rows of n on the visited queries; the rows of a query are neighbours.
+
+    Attributes:
+        label: Answer classes [Q, V * copies, n], -1 where there is no vote; labels of one row mean the same for all
+            prompts.
+        value: Value of each completion under the row of weights [Q, V * copies, n]; NaN for failed ones.
+    """
+
+    label: IntArray
+    value: FloatArray
+
+
+@runtime_checkable
+class Simulates(Protocol):
+    """A fitted model that draws completions of several prompts together, as they may come on the visited queries."""
+
+    def simulate(self, row: int, prompts: IntArray, n: int, copies: int, rng: np.random.Generator) -> Simulated:
+        """Draw completions from what all draws say of them.
+
+        Args:
+            row: Which row of objective weights.
+            prompts: The prompts [Q], ascending; each was drawn.
+            n: Completions of a row.
+            copies: Rows of each visited query. They differ in everything that the draws leave open.
+            rng: Source of randomness.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -286,6 +286,50 @@ def difficulties(traits: Traits) -> FloatArray:
     return _normalise(traits.query)
 
 
+def draw_thetas(traits: Traits, cells: Cells, prompts: IntArray, copies: int, rng: np.random.Generator) -> FloatArray:
+    """Draw probabilities of the events in cells from what all draws say of them.
+
+    A row is a query with a difficulty of its own, which all prompts share. What is hard for one event is hard for all
+    of them, and a prompt that does well in one does well in all.
+
+    Args:
+        traits: The fitted model.
+        cells: The cells it was fitted to.
+        prompts: The prompts [Q].
+        copies: Rows of each query, evenly spread over its posterior.
+        rng: Source of randomness.
+
+    Returns:
+        Probabilities [B, Q, V * copies]; rows of one query are neighbours.
+    """
+    n_events, n_visited = traits.query.shape[:2]
+    below = np.cumsum(difficulties(traits), axis=2)[:, :, None, :-1]
+    difficulty = (below < _spread(n_visited, copies, rng)[:, :, None]).sum(axis=3)  # [B, V, copies]
+    theta = np.empty((n_events, len(prompts), n_visited * copies))
+    undrawn = len(traits.likelihood)
+    likelihood = np.concatenate([traits.likelihood, np.ones((1, len(THETA)))])
+    for i, p in enumerate(prompts.tolist()):
+        kind = np.full((n_events, n_visited), undrawn)
+        _, mine = cells.of_prompts(np.array([p]))
+        kind[:, cells.query[mine]] = traits.kind[:, mine]
+        # One ascending table of all laws: the entries of law i lie in (i, i + 1], so that one search draws.
+        known, law = np.unique(np.arange(n_events)[:, None] * (undrawn + 1) + kind, return_inverse=True)
+        event, kinds = np.divmod(known, undrawn + 1)
+        table = np.cumsum(traits.law[event, p] * likelihood[kinds, None], axis=2).reshape(-1, len(THETA))
+        table /= table[:, -1:]
+        table += np.arange(len(table))[:, None]
+        row = law.reshape(n_events, n_visited, 1) * len(DIFFICULTY) + difficulty
+        place = np.searchsorted(table.reshape(-1), row + _spread(n_visited, copies, rng), side="right")
+        theta[:, i] = THETA[np.minimum(place - row * len(THETA), len(THETA) - 1)].reshape(n_events, -1)
+    return theta
+
+
+def _spread(rows: int, copies: int, rng: np.random.Generator) -> FloatArray:
+    """Return uniform numbers [rows, copies], in each row one from each of so many equal parts, in random order."""
+    part = rng.permuted(np.tile(np.arange(copies), (rows, 1)), axis=1)
+    return np.asarray((part + rng.random(part.shape)) / copies)
+
+
 def of_drawn(traits: Traits, cells: Cells, mine: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the laws of theta in some drawn cells [B, M, T] each.
 

@@ -18,9 +18,18 @@ import numpy as np
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.models.information import Knowledge
-from iapo_dspy.bandit.models.port import CellPredictions
+from iapo_dspy.bandit.models.port import CellPredictions, Simulated
 from iapo_dspy.bandit.models.relatives import Relatives
-from iapo_dspy.bandit.models.traits import THETA, TraitModel, Traits, difficulties, drawn_cells, of_drawn, of_prompts
+from iapo_dspy.bandit.models.traits import (
+    THETA,
+    TraitModel,
+    Traits,
+    difficulties,
+    draw_thetas,
+    drawn_cells,
+    of_drawn,
+    of_prompts,
+)
 from iapo_dspy.bandit.models.winning import Ties
 from iapo_dspy.bandit.stopping.estimates import CellReadings, StopEstimates, corrected_stops
 from iapo_dspy.bandit.stopping.replays import observed_votes
@@ -31,6 +40,7 @@ TOP_SHARES = np.array([0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0])
 _PSEUDO_PAIRS = 4.0
 _BETWEEN = np.array([0.025])  # variance of own deviations and of effects in how often wrong completions agree
 _AGREEMENT = 0.02, 0.98  # what parts may make of it
+_RANKS = 4  # wrong answers that completions may agree on, as in the tables
 
 
 class VotePredictor:
@@ -74,7 +84,16 @@ class VotePredictor:
                 wins = _interpolated(share[cells.prompt[mine], query], law[0], self._table)
                 reading[mine] = rest[query, None] + span[query, None] * wins
         surface = VoteSurface(traits=traits, top_share=share, rest=rest, span=span, table=self._table)
-        model = VoteModel(cells=cells, traits=traits, top_share=share, worth=worth, rest=rest, table=self._table)
+        model = VoteModel(
+            cells=cells,
+            traits=traits,
+            votes=votes,
+            best=best,
+            top_share=share,
+            worth=worth,
+            rest=rest,
+            table=self._table,
+        )
         return CellPredictions(elsewhere=(surface,), given_all=drawn[0], given_others=drawn[1], model=model)
 
     def _answers(self, cells: Cells, votes: Ballots) -> tuple[IntArray, FloatArray, FloatArray]:
@@ -181,6 +200,8 @@ class VoteModel:
     Attributes:
         cells: Everything that was drawn.
         traits: The fitted model of right answers, one event.
+        votes: The votes of the cells.
+        best: Each query's best answer [V]; the number of answers where nobody has given it.
         top_share: Share of the strongest wrong answer among all but the best one [P, V].
         worth: Worth of the best answer of each query [V].
         rest: Mean worth of a completion without it [V].
@@ -189,6 +210,8 @@ class VoteModel:
 
     cells: Cells
     traits: Traits
+    votes: Ballots
+    best: IntArray
     top_share: FloatArray
     worth: FloatArray
     rest: FloatArray
@@ -239,6 +262,87 @@ class VoteModel:
 
         observed = observed_votes(cells, tables.stops)
         return corrected_stops(total, says(), observed, cells, prompts, tables.stops, float(np.abs(span).max()))
+
+    def simulate(self, row: int, prompts: IntArray, n: int, copies: int, rng: np.random.Generator) -> Simulated:
+        """Implement `Simulates.simulate`.
+
+        A completion gives the best answer with the probability theta of its row. The others share the rest as in the
+        module's text; which answer is the strongest, the second, and so on is drawn from the answers that were given on
+        the query, above all by the prompt itself, and from new ones. Prompts draw the same order of answers as often as
+        their wrong completions were seen to agree.
+        """
+        votes, cells = self.votes, self.cells
+        theta = draw_thetas(self.traits, cells, prompts, copies, rng)[0]
+        n_answers = votes.seen.shape[1]
+        query = np.repeat(np.arange(cells.n_visited), copies)
+        wrong = votes.seen * (np.arange(n_answers) != self.best[:, None])
+        own = votes.votes * (np.arange(n_answers) != self.best[cells.query][:, None])
+        silent = self._silent(own)
+        alike = self._alike(wrong, own)
+        names = n_answers + 1 + _RANKS  # answers that were given, the best one, and new ones
+        credit = np.concatenate(
+            [np.where(votes.seen > 0, votes.credit, self.rest[:, None]), np.tile(self.rest[:, None], _RANKS + 2)],
+            axis=1,
+        )
+        credit[np.arange(len(credit)), self.best] = self.worth
+        luck = rng.normal(size=(len(query), names))
+        shape = len(prompts), len(query), n
+        label, value = np.empty(shape, dtype=np.int64), np.empty(shape)
+        for i, p in enumerate(prompts.tolist()):
+            share = self.top_share[p]
+            agree = np.minimum(share / (2.0 - share) / (1.0 - silent[p]) ** 2, 1.0)
+            ratio = np.clip(2.0 * agree / (1.0 + agree), 1e-6, 1.0 - 1e-12)[query, None]
+            _, mine = cells.of_prompts(np.array([p]))
+            weight = np.zeros((cells.n_visited, names))
+            weight[:, :n_answers] = alike * wrong
+            weight[cells.query[mine], :n_answers] += (1.0 - alike) * own[mine]
+            weight[:, n_answers + 1 :] = np.maximum((1.0 - agree) / agree / _RANKS, 1e-3)[:, None]
+            alone = rng.random(len(query)) >= alike
+            normal = np.where(alone[:, None], rng.normal(size=luck.shape), luck)
+            order = np.argsort(-_shares(weight[query], normal), axis=1)[:, :_RANKS]
+            # One uniform number decides: the best answer, no vote, or how strong the wrong answer is.
+            u = rng.random((len(query), n))
+            right = u < theta[i][:, None]
+            u = np.where(right, 0.0, (u - theta[i][:, None]) / (1.0 - theta[i][:, None]))
+            mute = ~right & (u < silent[p])
+            u = np.clip((u - silent[p]) / (1.0 - silent[p]), 0.0, 1.0 - 1e-12)
+            rank = np.floor(np.log1p(-u) / np.log1p(-ratio)).astype(np.int64)
+            rare = rank >= _RANKS  # nobody else gives it
+            named = np.take_along_axis(order, np.minimum(rank, _RANKS - 1), axis=1)
+            named = np.where(right, self.best[query, None], np.where(rare, names, named))
+            value[i] = credit[query[:, None], named]
+            unique = names + i * n + np.arange(n)
+            label[i] = np.where(mute, -1, np.where(rare & ~right, unique, named))
+        return Simulated(label, value)
+
+    def _silent(self, own: IntArray) -> FloatArray:
+        """Return the share of completions without a vote among those without the best answer, prompt by prompt [P]."""
+        cells = self.cells
+        silent = np.bincount(cells.prompt, self.votes.silent, cells.n_prompts)
+        number = silent + np.bincount(cells.prompt, own.sum(axis=1), cells.n_prompts)
+        typical = silent.sum() / max(float(number.sum()), 1.0)
+        return np.asarray(np.minimum((silent + typical) / (number + 1.0), 0.999))
+
+    def _alike(self, wrong: IntArray, own: IntArray) -> float:
+        """Return how much more seldom wrong completions of different prompts agree than those of one, in [0, 1]."""
+        total, cell = wrong.sum(axis=1), own.sum(axis=1)
+        within, pairs_within = float((own * (own - 1)).sum()), float((cell * (cell - 1)).sum())
+        across = float((wrong * (wrong - 1)).sum()) - within
+        pairs_across = float((total * (total - 1)).sum()) - pairs_within
+        if not pairs_across:
+            return 1.0
+        inside = (within + _PSEUDO_PAIRS * 0.5) / (pairs_within + _PSEUDO_PAIRS)
+        return min(across / pairs_across / inside, 1.0)
+
+
+def _shares(weight: FloatArray, normal: FloatArray) -> FloatArray:
+    """Return about the shares that a Dirichlet law of these weights gives to such normal numbers, times any factor.
+
+    A gamma variable's cube root is nearly normal (Wilson and Hilferty 1931). Weights of 0 come last.
+    """
+    known = np.maximum(weight, 1e-9)
+    share = weight * np.maximum(1.0 - 1.0 / (9.0 * known) + normal / (3.0 * np.sqrt(known)), 0.0) ** 3
+    return np.where(weight > 0.0, share + 1e-9 * np.exp(normal), -1.0)
 
 
 def _between(share: FloatArray) -> tuple[IntArray, FloatArray]:
