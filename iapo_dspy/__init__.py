@@ -38,7 +38,7 @@ if typing.TYPE_CHECKING:  # names are imported when they are first used, so that
     from iapo_dspy.optimizer.options import Execution, Search
     from iapo_dspy.optimizer.pipelines import attach
     from iapo_dspy.preferences import Preference
-    from iapo_dspy.program.call_report import CallReport
+    from iapo_dspy.program.call_report import Abstention, CallReport
     from iapo_dspy.program.compiled import CompiledProgram
     from iapo_dspy.program.loading import load
     from iapo_dspy.program.results import CompileResult
@@ -68,6 +68,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "IAPO",
+    "Abstention",
     "BatchAPI",
     "BestOfN",
     "Budget",
@@ -120,7 +121,7 @@ _HOME = {  # public name -> its module
         "optimizer.options": "Execution Search",
         "optimizer.pipelines": "attach",
         "preferences": "Preference",
-        "program.call_report": "CallReport",
+        "program.call_report": "Abstention CallReport",
         "program.compiled": "CompiledProgram",
         "program.loading": "load",
         "program.results": "CompileResult",

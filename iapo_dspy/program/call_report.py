@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +34,67 @@ class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships n
         return self._iapo
 
 
+class Abstention(CompiledPrediction):
+    """What a call returns that was not sure enough to answer: all output fields are None.
+
+    `iapo.withheld` has the answer that it would have given, and `iapo` says how sure that was. It is a result and not
+    an error, so a batch goes on.
+    """
+
+
+class PromptReport(BaseModel):
+    """What a stage of a call drew of one prompt.
+
+    Attributes:
+        prompt: Index of the prompt.
+        label: The prompt in words.
+        model: Model string of the LM that was asked; one for each predictor where they differ.
+        n: Completions drawn.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: int
+    label: str
+    model: str | tuple[str, ...]
+    n: int
+
+
+class StageReport(BaseModel):
+    """The report of one stage of a call. A call of one prompt has one stage.
+
+    Attributes:
+        prompts: What it drew of which prompt; several in a mixture.
+        n: Completions drawn.
+        planned: Completions that it draws at most.
+        waves: Waves in which they were drawn, one after another.
+        weight: How often each of its completions counts.
+        counted: Completions that count, as often as they count; with those of earlier stages where these still count.
+        stopped: Why fewer were drawn than planned: as in `CallReport`, or "sure" (the rest could not have made it less
+            sure than `below`), or "unsure" (nor as sure). None where all were drawn.
+        ending: "answered", "went on" (to the next stage), or "abstained".
+        sureness: How sure the answer was, see `CallReport`.
+        below: Below this, the call went on or abstained; None where the stage answered in any case.
+        votes: Answer -> votes, as often as they count, most first.
+        utilities: Weighted objective of each completion of the call so far; None where it did not count, or failed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prompts: tuple[PromptReport, ...]
+    n: int
+    planned: int
+    waves: int
+    weight: int
+    counted: int
+    stopped: str | None
+    ending: Literal["answered", "went on", "abstained"]
+    sureness: float | None
+    below: float | None
+    votes: dict[str, int | float] | None
+    utilities: tuple[float | None, ...] | None
+
+
 class CallReport(BaseModel):
     """The report of one call of a compiled program: `iapo` of its prediction.
 
@@ -41,19 +102,29 @@ class CallReport(BaseModel):
         preference: Name of the preference, or None for an ad hoc one.
         cost_weight: Its cost weight.
         asked: The whole preference as JSON data (`Preference.from_dict` reads it).
-        prompt: Index of the prompt.
+        prompt: Index of the prompt; of several, the one of the returned completion.
         label: The prompt in words.
         model: Model string of the LM that was asked; one for each predictor where they differ.
-        n: Completions drawn.
+        n: Completions drawn, in all stages together.
         planned: Completions that the arm draws at most: its N.
-        waves: Waves in which they were drawn.
+        waves: Waves in which they were drawn, one after another.
         stopped: Why fewer were drawn than planned: "settled" (the rest could not have changed the result), "confident"
-            or "threshold" (the arm's stopping rule); None where all were drawn.
-        votes: Answer -> votes, or the sum of their weights, most first (votes).
-        utilities: Weighted objective per completion, None for a failed one (best-of-n).
-        winner: Position of the returned completion among the n.
+            or "threshold" (the arm's stopping rule), "sure" (a stage was sure enough for an answer), "unsure" (the rest
+            of a stage could not have made it sure); None where all were drawn.
+        votes: Answer -> votes, or the sum of their weights, most first (votes); of the stage that answered.
+        utilities: Weighted objective per completion, None for a failed one, and for one that did not count (best-of-n).
+        winner: Position of the returned completion among the n; None where the call abstained without any.
         failures: Position -> why this completion took no part.
         replaced: Output field -> the value that the winner was returned with instead of its own (means and medians).
+        stages: The stages that were drawn, first to last.
+        stage: The stage that answered or abstained, 0-based: the last one of `stages`.
+        sureness: How sure the answer was. Votes: the share of the completions that gave it, failed ones counted; with
+            weights, its share of the weights times the share of completions with a vote. Best-of-N: its weighted
+            objective. None where the strategy does not tell.
+        confidence: Calibrated probability that the answer is right; None where that is not known.
+        abstained: Whether the call was not sure enough to answer; its prediction is an `Abstention`.
+        withheld: Output field -> its value in the answer that the call would have given; None where it answered, and
+            empty where all completions failed.
         prompt_tokens: Input tokens of the call.
         completion_tokens: Output tokens of the call.
         usd: Price, None where it is not known.
@@ -81,9 +152,15 @@ class CallReport(BaseModel):
     stopped: str | None
     votes: dict[str, int | float] | None
     utilities: tuple[float | None, ...] | None
-    winner: int
+    winner: int | None
     failures: dict[int, str]
     replaced: dict[str, Any] = {}
+    stages: tuple[StageReport, ...] = ()
+    stage: int = 0
+    sureness: float | None = None
+    confidence: float | None = None
+    abstained: bool = False
+    withheld: dict[str, Any] | None = None
     prompt_tokens: float
     completion_tokens: float
     usd: float | None

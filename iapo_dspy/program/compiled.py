@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.errors import ConfigurationError, StateError, nearest, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.call import Call, Drawn
+from iapo_dspy.program.call import Call
 from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.explain import Explanation, explain, report_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.results import ArmEstimate, CompileResult
+from iapo_dspy.program.stages import Drawable, Drawn
 from iapo_dspy.program.streaming import asend, asked_for_listeners, send, winner_chunks
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.program.using_preference import current_preference
@@ -243,10 +245,11 @@ class CompiledProgram(Alternatives):
             ConfigurationError: The arm is not one of this program's.
         """
         data, arm = self.policy.ready, found.arm
-        if arm.prompt >= len(data.prompts) or arm.n > data.max_n:
+        largest = max(share.n for stage in arm.stages for share in stage.shares)
+        if max(arm.prompts) >= len(data.prompts) or largest > data.max_n:
             raise ConfigurationError(
-                f"with_arm: prompt {arm.prompt} with N={arm.n} is not an arm of this program, which has "
-                f"{len(data.prompts)} prompts and N up to {data.max_n}: take one of its own results."
+                f"with_arm: {arm_in_words(arm)} is not an arm of this program, which has {len(data.prompts)} prompts "
+                f"and N up to {data.max_n}: take one of its own results."
             )
         preference = replace(found.preference, name=found.preference.name or "chosen")
         fixed = replace(data, preferences=(preference,), arms=(arm,), default=str(preference.name), measured=None)
@@ -378,6 +381,8 @@ class CompiledProgram(Alternatives):
 
     def _chunks(self, drawn: Drawn, prediction: dspy.Prediction) -> list[Any]:
         report: CallReport = prediction.iapo
+        if report.abstained or report.winner is None:  # the answer is withheld
+            return []
         return winner_chunks(self.policy.programs, report.prompt, drawn.rollouts[report.winner].trace)
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -392,18 +397,28 @@ class CompiledProgram(Alternatives):
             if near := nearest(name, known - kwargs.keys(), least=0.8):
                 raise ConfigurationError(f"The program has no input {name!r}.{near}")
         chosen = table.solver.choose(preference)
-        arm = chosen.arm
+        tokens_each = table.tokens_of_each(preference, chosen)
+        programs = table.programs
+        drawables = {
+            prompt: Drawable(
+                prompt=prompt,
+                label=programs.label(prompt),
+                program=programs.runnable(prompt),
+                decoding=table.ready.prompts[prompt].decoding,
+                adapter=programs.adapter_of(prompt),
+                tokens_each=tokens_each.get(prompt),
+            )
+            for prompt in chosen.arm.prompts
+        }
         return Call(
             preference=preference,
-            arm=arm,
-            label=table.programs.label(arm.prompt),
+            arm=chosen.arm,
+            drawables=drawables,
             inputs=kwargs,
-            program=table.programs.runnable(arm.prompt),
-            decoding=table.ready.prompts[arm.prompt].decoding,
-            adapter=table.programs.adapter_of(arm.prompt),
+            outputs=tuple(Student(table.student).output_fields),
             strategy=table.strategy,
             cost=table.ready.cost,
-            tokens_each=table.tokens_of_each(preference, chosen) if preference.caps else None,
+            calibration=chosen.calibration,
         )
 
 

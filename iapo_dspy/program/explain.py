@@ -271,7 +271,7 @@ def _did(report: CallReport) -> str:
     if report.votes is not None:
         shown = [f"{_short(answer)} {votes}" for answer, votes in list(report.votes.items())[:4]]
         parts.append(f"votes {', '.join(shown)}{', ...' if len(report.votes) > 4 else ''}")
-    if report.utilities is not None:
+    if report.utilities is not None and report.winner is not None:
         best = report.utilities[report.winner]
         parts.append(f"completion {report.winner} was the best" + (f" with {best:.3f}" if best is not None else ""))
     if report.failures:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import operator
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from cachetools import FIFOCache, cachedmethod
 
 from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
 from iapo_dspy.preferences import Preference
-from iapo_dspy.program.evidence.caps import check_caps, prompt_tokens_of_call
+from iapo_dspy.program.evidence.caps import PromptUse, check_caps, most_of_prompts
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import Arm
@@ -32,12 +33,12 @@ class Chosen:
 
     Attributes:
         arm: Its arm.
-        prompt_tokens: Prompt tokens that a call takes at most, by estimate plus its uncertainty; 0 without caps.
+        uses: Prompt -> the most that a call takes of it, by estimate plus its uncertainty; nothing without caps.
         calibration: How sure its answers are; None where that is not known.
     """
 
     arm: Arm
-    prompt_tokens: float = 0.0
+    uses: Mapping[int, PromptUse] = field(default_factory=dict)
     calibration: ConfidenceMap | None = None
 
 
@@ -68,7 +69,7 @@ class Solver:
             return Chosen(arm=arm, calibration=calibration)
         charges = self.policy.charges(preference)
         check_caps(preference, arm, charges, self.policy.prompts[arm.prompt].label)
-        return Chosen(arm=arm, prompt_tokens=prompt_tokens_of_call(arm, charges), calibration=calibration)
+        return Chosen(arm=arm, uses=most_of_prompts(arm, charges), calibration=calibration)
 
     def _solve(self, preference: Preference) -> Arm:
         outcome = self.policy.solve([preference], self.strategy)

@@ -24,7 +24,7 @@ from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.plain_student import described
 from iapo_dspy.prompts.programs import Programs, ways
 from iapo_dspy.prompts.student import Student
-from iapo_dspy.sampling.spending.pricing import price_of
+from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.strategies import Calibrates, Strategy, columns_of, fitted
 from iapo_dspy.scoring.strategies.saved import Given, functions_of, rebuilt, recipes_of, without_functions
 
@@ -111,12 +111,16 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         """The program that was compiled, without a candidate's instructions."""
         return self.programs.student
 
-    def tokens_of_each(self, preference: Preference, chosen: Chosen) -> int | None:
-        """Return the output tokens that each completion of a call may take, at the prices of today; None: any."""
-        lms = [p.lm or dspy.settings.lm for _, p in self.programs.of(chosen.arm.prompt).named_predictors()]
+    def tokens_of_each(self, preference: Preference, chosen: Chosen) -> dict[int, int]:
+        """Return prompt -> output tokens that each of its completions may take, at the prices of today."""
+        prices = {prompt: self._price(prompt) for prompt in chosen.uses}
+        return tokens_of_each(preference, chosen.uses, prices)
+
+    def _price(self, prompt: int) -> Price | None:
+        """Return the price of a prompt's tokens; None where it is not known, or predictors have several."""
+        lms = [p.lm or dspy.settings.lm for _, p in self.programs.of(prompt).named_predictors()]
         prices = {price_of(lm, self.ready.cost.prices) if isinstance(lm, dspy.BaseLM) else None for lm in lms}
-        price = prices.pop() if len(prices) == 1 else None  # not known where predictors have several
-        return tokens_of_each(preference, chosen.arm, chosen.prompt_tokens, price)
+        return prices.pop() if len(prices) == 1 else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyTable:
         """Copy the programs; policies are frozen and strategies hold the user's functions, so they are shared."""
@@ -248,12 +252,12 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
             arms = zip(self.ready.preferences, self.ready.arms, strict=True)
             logger.warning(
                 "The preferences %s run on the LM %s, which a saved program does not hold and which was not given. %s",
-                [str(p.name) for p, arm in arms if arm.prompt in prompts], name, ways(name),
+                [str(p.name) for p, arm in arms if prompts & {*arm.prompts}], name, ways(name),
             )  # fmt: skip
 
 
 def _in_use(data: CompiledPolicy) -> list[int]:
-    return sorted({arm.prompt for arm in data.arms})
+    return sorted({prompt for arm in data.arms for prompt in arm.prompts})
 
 
 def _inputs(student: Student) -> set[str]:

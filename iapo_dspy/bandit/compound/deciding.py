@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from iapo_dspy.types import Arm
+from iapo_dspy.types import Arm, Escalation
 
 Decision = Literal["sure", "unsure"]
+
+_ROUNDING = 1e-9  # sums of weights are rounded, so a stage that is exactly as sure as it has to be may seem less sure
+
+
+def least_sure(then: Escalation) -> float:
+    """Return how sure a stage must be at least to answer."""
+    return then.below - _ROUNDING
 
 
 def share_of_leader(votes: Sequence[float], completions: int, silent: int) -> float:
@@ -19,7 +26,11 @@ def share_of_leader(votes: Sequence[float], completions: int, silent: int) -> fl
         silent: Those of them without a vote.
     """
     total = sum(votes)
-    return max(votes) / total * (completions - silent) / completions if total > 0 and completions else 0.0
+    if not (total > 0 and completions):
+        return 0.0
+    if total == completions - silent:  # each of weight 1: one division, as the aggregator has it
+        return max(votes) / completions
+    return max(votes) / total * ((completions - silent) / completions)
 
 
 def decided(
@@ -36,11 +47,12 @@ def decided(
     """
     if stage.then is None:
         return None
+    least = least_sure(stage.then)
     if votes is None:  # the best completion is good enough already, and a later one may only be better
-        return "sure" if best is not None and best >= stage.then.below else None
+        return "sure" if best is not None and best >= least else None
     leading, n = (votes[0] if votes else 0), stage.n
-    if settled and leading / n >= stage.then.below:
+    if settled and leading / n >= least:
         return "sure"
     if stage.then.weight:  # all of its votes count in the next stage
         return None
-    return "unsure" if (leading + n - drawn) / n < stage.then.below else None
+    return "unsure" if (leading + n - drawn) / n < least else None

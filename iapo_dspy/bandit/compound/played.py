@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iapo_dspy.bandit.aggregators.port import Stoppable, Sure
+from iapo_dspy.bandit.compound.deciding import least_sure
 from iapo_dspy.bandit.compound.sequences import Part, Sequences
 from iapo_dspy.bandit.stopping.replays import VoteTally, numbered_answers
 from iapo_dspy.bandit.stopping.rules import votes_needed
@@ -96,7 +97,7 @@ def _played(stage: Arm, pool: list[Part], sequences: Sequences, rows: IntArray) 
     """Play one stage; with waves, its own completions alone count."""
     aggregator, size = sequences.aggregator, len(rows)
     label, score = sequences.pool(pool, rows)
-    below = stage.then.below if stage.then is not None else -np.inf
+    below = least_sure(stage.then) if stage.then is not None else -np.inf
     reward = aggregator.reward(label, score, sequences.weights[None])[0]
     sureness = _sureness(sequences, label, score)
     goes_on = sureness < below
@@ -136,7 +137,7 @@ def _deciding(
     if not (isinstance(aggregator, Stoppable) and aggregator.settling(2) is not None):  # the best completion counts
         value = np.where(np.isnan(score).any(axis=2), -np.inf, score @ sequences.weights)
         best = np.maximum.accumulate(value, axis=1)
-        enough = stage.then.below if stage.then is not None else stop.threshold
+        enough = least_sure(stage.then) if stage.then is not None else stop.threshold
         return lambda k: (never if enough is None else best[:, k - 1] >= enough, never)
     voted = np.where(np.isnan(score).any(axis=2), -1, label)
     dense, credit = numbered_answers(voted, np.nan_to_num(score[:, :, 0]))
@@ -146,7 +147,7 @@ def _deciding(
         _, votes, second, _ = tally.at(k)
         settled = tally.settled(k, n)
         if stage.then is not None:  # as `deciding.decided`
-            below = stage.then.below
+            below = least_sure(stage.then)
             sure = settled & (votes / n >= below)
             return sure, never if stage.then.weight else ~sure & ((votes + n - k) / n < below)
         if stop.confidence is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.costs.charges import Charges
+from iapo_dspy.bandit.costs.worst_path import keeps_caps, most_used
 from iapo_dspy.errors import CapsTooTight, ConfigurationError
 from iapo_dspy.preferences import CAPS, RESOURCES, UNITS, Preference
 from iapo_dspy.sampling.spending.pricing import Price
@@ -49,17 +52,16 @@ def check_caps(preference: Preference, arm: Arm, charges: Charges, label: str) -
     Raises:
         CapsTooTight: It breaks a cap.
     """
-    waves = len(arm.stop.waves) if arm.stop is not None else 1
-    if charges.most_waves()[0, arm.prompt, arm.n - 1] >= waves:
+    if keeps_caps(charges, 0, arm):
         return
-    upper = charges.upper()[:, arm.prompt, arm.n - 1]
-    times = {"seconds": waves}
-    least = {unit: float(upper[RESOURCES.index(unit)]) * times.get(unit, 1) for unit in preference.caps}
+    used = most_used(charges, arm)
+    least = {unit: float(used[RESOURCES.index(unit)]) for unit in preference.caps}
     broken = {unit: cap for unit, cap in preference.caps.items() if not least[unit] <= cap}
     wanted = ", ".join(f"{_NAMES[unit]}={cap:.6g}" for unit, cap in broken.items())
     takes = ", ".join(f"{_up(unit, least[unit])} {UNITS[unit]}" for unit in broken)
+    what = arm_in_words(arm) if arm.compound else f"prompt {arm.prompt} with N={arm.n} ({label!r})"
     raise CapsTooTight(
-        f"No arm keeps {wanted} of {preference}. The cheapest is prompt {arm.prompt} with N={arm.n} ({label!r}): a "
+        f"No arm keeps {wanted} of {preference}. The cheapest is {what}: a "
         f"call of it takes up to {takes}, by estimate plus its uncertainty. Raise the cap to that, or compile "
         "with cheaper candidates, LMs or decodings.",
         arm=arm,
@@ -75,23 +77,66 @@ def _up(unit: str, value: float) -> str:
     return f"{math.ceil(value / step) * step:.6g}"
 
 
-def prompt_tokens_of_call(arm: Arm, charges: Charges) -> float:
-    """Return the prompt tokens that a call of an arm takes at most, by estimate plus its uncertainty."""
-    request, completion = (part[RESOURCES.index("prompt_tokens"), arm.prompt] for part in charges.upper_parts())
-    waves = len(arm.stop.waves) if arm.stop is not None else 1
-    return float(waves * request + arm.n * completion)
+@dataclass(frozen=True, kw_only=True)
+class PromptUse:
+    """The most that a call takes of one prompt, by its worst path.
 
-
-def tokens_of_each(preference: Preference, arm: Arm, prompt_tokens: float, price: Price | None) -> int | None:
-    """Return the output tokens that each of the arm's completions may take, so that its caps are kept; None: any.
-
-    `prompt_tokens` are those that a call takes at most; `price` is None where it is not known, or where the arm has
-    several LMs.
+    Attributes:
+        completions: Completions.
+        prompt_tokens: Prompt tokens of all of them, by estimate plus its uncertainty.
+        tokens_each: Output tokens of one of them, by estimate plus its uncertainty.
     """
+
+    completions: int
+    prompt_tokens: float
+    tokens_each: float
+
+
+def most_of_prompts(arm: Arm, charges: Charges) -> dict[int, PromptUse]:
+    """Return the most that a call takes of each prompt of its arm."""
+    request, completion = (part[RESOURCES.index("prompt_tokens")] for part in charges.upper_parts())
+    each = charges.upper_parts()[1][RESOURCES.index("tokens")]
+    found: dict[int, PromptUse] = {}
+    for stage in arm.stages:
+        waves = len(stage.stop.waves) if stage.stop is not None else 1
+        for share in stage.shares:
+            before = found.get(share.prompt)
+            used = waves * request[share.prompt] + share.n * completion[share.prompt]
+            found[share.prompt] = PromptUse(
+                completions=share.n + (before.completions if before is not None else 0),
+                prompt_tokens=float(used) + (before.prompt_tokens if before is not None else 0.0),
+                tokens_each=float(each[share.prompt]),
+            )
+    return found
+
+
+def tokens_of_each(
+    preference: Preference, uses: Mapping[int, PromptUse], prices: Mapping[int, Price | None]
+) -> dict[int, int]:
+    """Return the output tokens that a completion of each prompt may take, so that caps are kept on the worst path.
+
+    Prompts that take more tokens may take more of what there is.
+
+    Args:
+        preference: The preference.
+        uses: The most that a call takes of each prompt.
+        prices: The price of each prompt's tokens; None where it is not known, or where it has several LMs.
+
+    Returns:
+        The limits; nothing where there are none.
+    """
+    if len(uses) > 1:
+        part = {p: max(use.tokens_each, 1.0) for p, use in uses.items()}
+    else:
+        part = dict.fromkeys(uses, 1.0)
     limits = []
     if preference.max_tokens is not None:
-        limits.append(preference.max_tokens // arm.n)
-    if preference.max_usd is not None and price is not None and price.completion > 0:
-        left = (preference.max_usd - prompt_tokens * price.prompt) / price.completion
-        limits.append(math.floor(left / arm.n))
-    return max(min(limits), 1) if limits else None
+        whole = sum(use.completions * part[p] for p, use in uses.items())
+        limits.append({p: math.floor(preference.max_tokens * part[p] / whole) for p in uses})
+    known = {p: price for p, price in prices.items() if price is not None}
+    if preference.max_usd is not None and len(known) == len(uses):
+        left = preference.max_usd - sum(use.prompt_tokens * known[p].prompt for p, use in uses.items())
+        whole = sum(use.completions * part[p] * known[p].completion for p, use in uses.items())
+        if whole > 0:
+            limits.append({p: math.floor(left * part[p] / whole) for p in uses})
+    return {p: max(min(limit[p] for limit in limits), 1) for p in uses} if limits else {}

@@ -1,0 +1,166 @@
+"""What a call may draw and has drawn, stage by stage, and which completion of a stage is its answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import dspy
+
+from iapo_dspy.bandit.compound.deciding import share_of_leader
+from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
+from iapo_dspy.sampling.rollouts.rollout import Rollout
+from iapo_dspy.sampling.spending.usage import Usage
+from iapo_dspy.scoring.scores import Scored
+from iapo_dspy.scoring.strategies import Selection, Strategy
+from iapo_dspy.types import Arm, Decoding, FloatArray
+
+Ending = Literal["answered", "went on", "abstained"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawable:
+    """A prompt that a call may draw.
+
+    Attributes:
+        prompt: Its index.
+        label: It in words.
+        program: It as a program, on its LMs.
+        decoding: How it is sampled.
+        adapter: The adapter that it was measured with; None is the configured one.
+        tokens_each: Output tokens that each of its completions may take; None: any.
+    """
+
+    prompt: int
+    label: str
+    program: dspy.Module
+    decoding: Decoding
+    adapter: dspy.Adapter | None
+    tokens_each: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wave:
+    """Completions that were drawn by one request: those of a prompt from `begin` to `end` of the call."""
+
+    prompt: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer of a stage.
+
+    Attributes:
+        selection: The choice, by positions among the completions of the call; None where no completion can be used.
+        sureness: How sure it is, see `Escalation`; None where there is no answer, or the strategy does not tell.
+    """
+
+    selection: Selection | None
+    sureness: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnStage:
+    """One stage of a call.
+
+    Attributes:
+        arm: The stage.
+        weight: How often each of its own completions counts.
+        begin: Its first completion, by position in the call.
+        end: Its last one, exclusive.
+        waves: Waves in which they were drawn, one after another.
+        stopped: Why fewer were drawn than planned; None where all were.
+        counted: Positions of the completions that count, each as often as it counts.
+        verdict: The answer.
+        ending: What the call did after it.
+    """
+
+    arm: Arm
+    weight: int
+    begin: int
+    end: int
+    waves: int
+    stopped: str | None
+    counted: tuple[int, ...]
+    verdict: Verdict
+    ending: Ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The completions of one call.
+
+    Attributes:
+        rollouts: The completions, in the order of drawing.
+        read: Each of them as the strategy reads it.
+        waves: Which of them were drawn by one request.
+        stages: The stages that were drawn, at least one.
+        seconds: From sending the call to its last completion.
+        judges: Usage of LMs and embedding models that objectives asked.
+    """
+
+    rollouts: tuple[Rollout, ...]
+    read: tuple[Scored, ...]
+    waves: tuple[Wave, ...]
+    stages: tuple[DrawnStage, ...]
+    seconds: float
+    judges: JudgeUsage
+
+    @property
+    def last(self) -> DrawnStage:
+        """The stage in which the call ended."""
+        return self.stages[-1]
+
+    @property
+    def usage(self) -> Usage:
+        """The usage of all completions together."""
+        return sum((r.usage for r in self.rollouts), Usage())
+
+    def prompt_of(self, position: int) -> int:
+        """Return the prompt of a completion."""
+        return next(wave.prompt for wave in self.waves if wave.begin <= position < wave.end)
+
+
+def judged(
+    strategy: Strategy, weights: FloatArray, read: Sequence[Scored], counted: Sequence[int], *, exchangeable: bool
+) -> Verdict:
+    """Choose the answer of a stage, and say how sure it is.
+
+    Args:
+        strategy: The strategy.
+        weights: The preference's weights of the objectives [K].
+        read: All completions of the call so far.
+        counted: Positions of those that count, each as often as it counts.
+        exchangeable: Whether they are of one prompt and count once each. If not, ties must not go to the prompt that
+            was drawn first, so the completions are shuffled; equal ones always in the same way.
+    """
+    order = list(counted)
+    if not exchangeable:
+        random.Random(repr([(read[i].answer, read[i].scores) for i in order])).shuffle(order)
+    found = strategy.choose([read[i] for i in order], weights)
+    if found is None:
+        return Verdict(selection=None, sureness=None)
+    failures = {order[i]: cause for i, cause in found.failures.items()}
+    utilities: list[float | None] | None = None
+    if found.utilities is not None:
+        utilities = [None] * len(read)
+        for i, utility in zip(order, found.utilities, strict=True):
+            utilities[i] = utility
+    selection = Selection(
+        index=order[found.index],
+        votes=found.votes,
+        utilities=None if utilities is None else tuple(utilities),
+        failures=failures,
+        replaced=found.replaced,
+    )
+    sureness = None
+    if found.votes is not None:
+        silent = sum(i in failures or read[i].failure is not None for i in order)
+        sureness = share_of_leader(list(found.votes.values()), len(order), silent)
+    elif found.utilities is not None:
+        sureness = found.utilities[found.index]
+    return Verdict(selection=selection, sureness=sureness)
