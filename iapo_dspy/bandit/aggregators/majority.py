@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.aggregators.port import BlockLayout, WeightRows, whole
+from iapo_dspy.bandit.aggregators.port import BlockLayout, WeightRows
 from iapo_dspy.bandit.cells import Cells, ballots
 from iapo_dspy.bandit.models.subset_means import vote_subsets
 from iapo_dspy.bandit.models.votes import VotePredictor
@@ -55,8 +55,12 @@ class MajorityVoteAggregator:
         return weighted
 
     def reward(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
-        """Implement `Aggregator.reward`."""
-        return self.blocks(label, score, weights, whole(label.shape[1]))[:, 0]
+        """Implement `Aggregator.reward`: as one block of `blocks`, counted at once."""
+        voted = (label >= 0) & ~np.isnan(score).any(axis=2)
+        votes, flat = _votes(label, voted)
+        sums = np.bincount(flat, weights=score[voted, 0], minlength=votes.size).astype(float).reshape(votes.shape)
+        credit = self._credit(votes[None], sums[None])[0]
+        return np.asarray(np.multiply.outer(weights[:, 0], credit))
 
     @property
     def reach(self) -> int | None:
@@ -95,8 +99,8 @@ class MajorityVoteAggregator:
 
     def sureness(self, label: IntArray, score: FloatArray, weights: FloatArray) -> FloatArray:
         """Implement `Sure.sureness`: the leading answer's share of all completions."""
-        ballots, _ = self._ballots(label, score)
-        return np.asarray(ballots.sum(axis=0).max(axis=0) / label.shape[1])
+        votes, _ = _votes(label, (label >= 0) & ~np.isnan(score).any(axis=2))
+        return np.asarray(votes.max(axis=0) / label.shape[1])
 
     def doubt(self, below: float, n: int) -> str:
         """Implement `Sure.doubt`."""
@@ -131,6 +135,14 @@ def too_few_agree(below: float, n: int) -> str:
     if least == n:
         return f"not all {n} agree" if n > 1 else "it has no answer"
     return f"fewer than {least} of {n} agree"
+
+
+def _votes(label: IntArray, voted: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
+    """Return the votes for each answer of each pull [A, G], and the position there of each vote, pull after pull."""
+    answer = dense_answers(label, voted)
+    n_answers, pulls = max(int(answer.max(initial=-1)) + 1, 1), len(label)
+    flat = (answer * pulls + np.arange(pulls)[:, None])[voted]
+    return np.bincount(flat, minlength=n_answers * pulls).reshape(n_answers, pulls), flat
 
 
 def dense_answers(label: IntArray, voted: NDArray[np.bool_]) -> IntArray:
