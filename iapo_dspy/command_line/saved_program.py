@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.errors import StateError, storing
+from iapo_dspy.program.evidence.saved_arms import saved_arm
 from iapo_dspy.program.policy import FORMAT, CompiledPolicy
 from iapo_dspy.report.tabular import Line, Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
@@ -44,6 +46,7 @@ class SavedProgram:
                     "prompt": arm.prompt,
                     "n": arm.n,
                     "stop": None if arm.stop is None else asdict(arm.stop),
+                    **{name: part for name, part in saved_arm(arm).items() if name in ("beside", "then")},
                     "estimates": {name: row[name] for name in _COLUMNS if name in row},
                 }
                 for preference, arm, row in zip(policy.preferences, policy.arms, rows, strict=True)
@@ -70,8 +73,8 @@ class SavedProgram:
                 cells=(
                     str(p.name),
                     *(format(self.rows[i][name], _COLUMNS[name]) for name in columns),
-                    str(policy.arms[i].n),
-                    str(policy.arms[i].prompt),
+                    str(policy.arms[i].most),
+                    ", ".join(map(str, policy.arms[i].prompts)),
                     policy.prompts[policy.arms[i].prompt].label,
                 )
             )
@@ -83,13 +86,20 @@ class SavedProgram:
             numbers=frozenset({*columns, "N", "prompt"}),
             title=f"{self.where or 'program'}: {len(policy.prompts)} prompts, N up to {policy.max_n}, "
             f"strategy {policy.strategy.get('kind')}, default preference {policy.default!r}",
-            notes=(f"spent: {spent.completions:,} completions, {spent.tokens:,} tokens, {spent.usd:,.4g} dollars",),
+            notes=(
+                *(
+                    f"{p.name}: {arm_in_words(a)}"
+                    for p, a in zip(policy.preferences, policy.arms, strict=True)
+                    if a.compound
+                ),
+                f"spent: {spent.completions:,} completions, {spent.tokens:,} tokens, {spent.usd:,.4g} dollars",
+            ),
         )
         return "\n\n".join([as_text(table), *map(self._prompt, self._drawn)])
 
     @property
     def _drawn(self) -> list[int]:
-        return sorted({arm.prompt for arm in self.policy.arms})
+        return sorted({prompt for arm in self.policy.arms for prompt in arm.prompts})
 
     def _instructions(self, prompt: int) -> dict[str, str]:
         states = self.policy.prompts[prompt].state

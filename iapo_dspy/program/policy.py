@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -24,16 +24,17 @@ from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import check_known
 from iapo_dspy.program.evidence.columns import MOST, check_ranges, dumped, loaded, packed, plain, rounded, unpacked
 from iapo_dspy.program.evidence.reprice import at_prices
+from iapo_dspy.program.evidence.saved_arms import read_arm, saved_arm
 from iapo_dspy.prompts.prompt import PromptState, shared_parts
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Price
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Arm, Contexts, Observations, Policy, Stop
+from iapo_dspy.types import Arm, Contexts, Observations, Policy
 
 FORMAT = "iapo_dspy.policy"
 # 2: the unit of costs; overheads beside costs. 3: the algorithm "auto". 4: models as arms, stops, and the resources
-# that calls take. 5: the evidence is packed; the results of the run.
-VERSION = 5
+# that calls take. 5: the evidence is packed; the results of the run. 6: cascades and mixtures.
+VERSION = 6
 T = TypeVar("T")
 _MEASURED = TypeAdapter(tuple[HeldOut | None, ...])
 
@@ -196,10 +197,7 @@ class CompiledPolicy:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "preferences": [
-                {**p.to_dict(), "arm": [a.prompt, a.n], **({"stop": asdict(a.stop)} if a.stop is not None else {})}
-                for p, a in zip(self.preferences, self.arms, strict=True)
-            ],
+            "preferences": [{**p.to_dict(), **saved_arm(a)} for p, a in zip(self.preferences, self.arms, strict=True)],
             "default": self.default,
             "prompts": [p.to_dict() for p in self.prompts],
             "max_n": self.max_n,
@@ -247,12 +245,7 @@ class CompiledPolicy:
         for i, saved in enumerate(_listed(data, "preferences")):
             with part(f"preferences[{i}]"):
                 preferences.append(Preference.from_dict(saved))
-                prompt, n = saved["arm"]
-                if not (type(prompt) is type(n) is int and prompt < len(prompts) and n <= max_n):
-                    raise ValueError(
-                        f"arm={saved['arm']}: the prompt must be below {len(prompts)}, and n at most max_n={max_n}"
-                    )
-                arms.append(Arm(prompt, n, Stop(**saved["stop"]) if "stop" in saved else None))
+                arms.append(read_arm(saved, len(prompts), max_n))
         with part("evidence"):  # up to version 4, it was not packed
             rounds = data["evidence"] if isinstance(data["evidence"], list) else unpacked(data["evidence"])
         evidence = []

@@ -53,6 +53,19 @@ WRONG: dict[str, list[Any]] = {
     "preferences.0.arm": [[1, 500], [True, 4], [7, 2], [-1, 2], [1, 0], [1], "11", None, ["1", 2], [1, 1.5]],
     "preferences": [[], {}, "x", [1], KeyError],
     "preferences.0.stop": [{"waves": [3, 9]}],
+    "preferences.0.beside": ["x", 3, [[1]], [[9, 2]], [[0, 5]], [[1, 2], [1, 2]], [[True, 1]]],
+    "preferences.0.then": [
+        None,
+        {},
+        {"below": 0.5, "weight": 0},
+        {"below": "x", "weight": 0, "stage": None},
+        {"below": 0.5, "weight": 1, "stage": None},
+        {"below": 0.5, "weight": -1, "stage": {"arm": [0, 1]}},
+        {"below": 0.5, "weight": 0, "stage": {"arm": [9, 1]}},
+        {"below": 0.5, "weight": 0, "stage": {"arm": [0, 99]}},
+        {"below": 0.5, "weight": 0, "stage": [0, 1]},
+        DEEP,
+    ],
     "preferences.0.cost": ["x"],
     "max_n": [0, -1, 1.5, "4", None, 10**30, True, KeyError],
     "n_queries": [0, -1, 1.5, "4", None, 10**30, True, KeyError],
@@ -96,6 +109,17 @@ def test_an_edit_is_refused_with_its_place_and_nothing_changes(place: str, value
 def test_the_message_says_which_arm_asks_for_too_many(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"preferences\[0\].*arm=\[1, 500\].*at most max_n=4"):
         loaded(changed("preferences.0.arm", [1, 500]), tmp_path)
+
+
+def test_the_message_says_which_stage_is_wrong(tmp_path: Path) -> None:
+    third = {"arm": [1, 2], "beside": [[0, 9]]}
+    second = {"arm": [0, 1], "then": {"below": 0.9, "weight": 1, "stage": third}}
+    with pytest.raises(StateError, match=r"preferences\[0\].*stage 3: arm=\[0, 9\].*at most max_n=4"):
+        loaded(changed("preferences.0.then", {"below": 0.5, "weight": 0, "stage": second}), tmp_path)
+    for _ in range(40):
+        second = {"arm": [0, 1], "then": {"below": 0.9, "weight": 1, "stage": second}}
+    with pytest.raises(StateError, match=r"preferences\[0\].*more than 16 stages"):
+        loaded(changed("preferences.0.then", {"below": 0.5, "weight": 0, "stage": second}), tmp_path)
 
 
 OTHERS = ["", "[1, 2]", "{}", "null", "{" * 5000, '{"metadata": {}}']
