@@ -10,6 +10,7 @@ BestOfN([objectives.judge("Is the answer polite?"), objectives.length("answer", 
 from iapo_dspy.scoring.objectives.constraints import json_valid, length, regex_match
 from iapo_dspy.scoring.objectives.judging import judge
 from iapo_dspy.scoring.objectives.pairs import REWARD_MODELS
+from iapo_dspy.scoring.objectives.preferring import prefers
 from iapo_dspy.scoring.objectives.rewards import reward_model
 from iapo_dspy.scoring.objectives.served import served_reward_model
 from iapo_dspy.scoring.objectives.similar import similarity
@@ -19,6 +20,7 @@ __all__ = [
     "json_valid",
     "judge",
     "length",
+    "prefers",
     "regex_match",
     "reward_model",
     "served_reward_model",

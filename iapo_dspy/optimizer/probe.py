@@ -131,7 +131,8 @@ def probe(
             if isinstance(problem, (ConfigurationError, LMRefused)):
                 raise problem
             if silent.reached or asked or own.reached:  # whatever became of the refused call in the user's code
-                return Probed(judges=(*asked, *([configured] if silent.reached else [])))
+                found = (*asked, *([silent] if silent.reached else []))
+                return Probed(judges=tuple(configured if judge is silent else judge for judge in found))
             if isinstance(problem, Exception):
                 _explain(problem, metric, example, prediction, i)
             elif scores and not prediction.made_up_read and not prediction.doubted:

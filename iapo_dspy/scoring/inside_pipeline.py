@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 
 from iapo_dspy.sampling.concurrency.contained import contained
+from iapo_dspy.scoring.objectives.opponents import beside
 from iapo_dspy.scoring.scores import Metric, Scored, as_score
 from iapo_dspy.scoring.strategies.port import Strategy, bounds_of
 from iapo_dspy.scoring.user_functions import name_of
@@ -22,6 +23,7 @@ def score_inside(
     said: dspy.Prediction,
     outcome: dspy.Prediction | None,
     metric: Metric | None,
+    around: dspy.Module | None = None,
     failure: str | None = None,
     error: bool = False,
 ) -> Scored:
@@ -38,13 +40,17 @@ def score_inside(
         outcome: The pipeline's prediction; None where a later step failed. The completion still votes then, as it would
             at deployment, and is worth the metric's lowest value.
         metric: The pipeline's metric.
+        around: The pipeline, which a metric that compares has as its opponent.
         failure: Why there is no outcome.
         error: Whether an exception was the cause.
     """
 
     def judge(example_: Any, prediction: Any, trace: Any = None) -> Any:
         assert metric is not None  # a strategy without a metric asks none
-        return bounds_of(strategy)[0] if outcome is None else metric(example, outcome)
+        if outcome is None:
+            return bounds_of(strategy)[0]
+        with beside(around):
+            return metric(example, outcome)
 
     shown = dspy.Example(**inputs).with_inputs(*inputs)
     scored = strategy.score(shown, said, judge if metric is not None else None)

@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ class Scored:
         error: True where an exception, rather than the text of the completion, made it fail.
         value: The answer itself, for strategies that compare answers by more than their keys; never stored.
         feedback: What the metric said of it beside the score; only proposers read it.
+        compared: Verdicts on it by the name of the objective that compares (`comparisons.Comparison`), as plain data;
+            None where there are none.
     """
 
     answer: str | None = None
@@ -46,6 +48,7 @@ class Scored:
     error: bool = False
     value: Any = field(default=None, compare=False, repr=False)
     feedback: str | None = field(default=None, compare=False, repr=False)
+    compared: Mapping[str, Sequence[Any]] | None = field(default=None, compare=False, repr=False)
 
     @property
     def usable(self) -> bool:

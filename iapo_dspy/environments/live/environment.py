@@ -37,6 +37,7 @@ from iapo_dspy.sampling.rollouts.pipeline import Upstream
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Reservation
 from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
@@ -113,6 +114,8 @@ class LiveEnvironment:
         tries: Where completions are kept for writers of prompts; None where nobody writes.
         patient: Go on where no completion can be read. Errors still end a run in which nothing works.
         adapters: Adapters that the prompts have between them; none where all have the configured one.
+        student: See `Scorer`.
+        around: See `Scorer`.
 
     Attributes:
         n_prompts: P, with those that may still come.
@@ -141,6 +144,8 @@ class LiveEnvironment:
         tries: Tries | None = None,
         patient: bool = False,
         adapters: Sequence[dspy.Adapter] = (),
+        student: dspy.Module | None = None,
+        around: dspy.Module | None = None,
     ) -> None:
         cost = cost or Cost()
         kept = (
@@ -176,7 +181,7 @@ class LiveEnvironment:
             kept=kept,
             progress=tell,
         )
-        self._scorer = Scorer(strategy, metric, sampler, ledger)
+        self._scorer = Scorer(strategy, metric, sampler, ledger, student, around)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
         self._told_unit = False
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
@@ -198,6 +203,11 @@ class LiveEnvironment:
     def strategy(self) -> Strategy:
         """The strategy, with the scales that the first batch of pulls has set."""
         return self._scorer.strategy
+
+    @property
+    def bias(self) -> dict[str, PositionBias]:
+        """How judges that compare take places, by the column of their scores."""
+        return self._scorer.bias
 
     @property
     def failures(self) -> FailureReport:

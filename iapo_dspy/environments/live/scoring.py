@@ -18,7 +18,9 @@ from iapo_dspy.sampling.judges.metered import Metering
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ScoreRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.scoring.comparisons import Comparison, PositionBias, Tally, comparing, hearing
 from iapo_dspy.scoring.inside_pipeline import score_inside
+from iapo_dspy.scoring.objectives.opponents import beside, identity_of
 from iapo_dspy.scoring.scores import Heard, Metric, Scored
 from iapo_dspy.scoring.strategies import Calibrates, Equates, Strategy, columns_of
 
@@ -33,16 +35,37 @@ class Scorer:
         metric: For strategies that need labels.
         sampler: Sends the requests of judges.
         ledger: Keeps the scores.
+        student: The program that completions are compared with where a comparison has no other baseline.
+        around: The pipeline around it, which is compared where the metric sees the pipeline's result.
     """
 
-    def __init__(self, strategy: Strategy, metric: Metric | None, sampler: Sampler, ledger: LedgerPort) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        metric: Metric | None,
+        sampler: Sampler,
+        ledger: LedgerPort,
+        student: dspy.Module | None = None,
+        around: dspy.Module | None = None,
+    ) -> None:
         self.strategy = strategy
         self._metric = metric
         self._ledger = ledger
-        self._digest = strategy.digest(metric)
+        self._student = student
+        self._around = around or student
+        self._comparing = comparing(strategy, metric)
+        self._tallies = {column: Tally() for column in self._comparing}
+        duels = any(c.duels for c in self._comparing.values())
+        opponents = [identity_of(p) for p in (self._student, self._around) if duels]
+        self._digest = "/".join([strategy.digest(metric), *dict.fromkeys(opponents)])
         self._metering = Metering.of(sampler, sampler.meter, ledger, "judge")
         self._threads = concurrent.futures.ThreadPoolExecutor(sampler.max_concurrency, "iapo-dspy-score")
         self._warned = False
+
+    @property
+    def bias(self) -> dict[str, PositionBias]:
+        """How judges that compare take places, by the column of their scores; also of completions scored earlier."""
+        return {column: tally.bias for column, tally in self._tallies.items()}
 
     def close(self) -> None:
         """End the threads."""
@@ -92,9 +115,10 @@ class Scorer:
             known = None  # somebody has changed the ledger
         if known is not None and not known.error:
             if (found := self._stored(known, said)) is not None:
+                self._count(found, anew=False)
                 return found
         heard = Heard(self._metric) if self._metric is not None else None
-        with self._metering.case(record.key) as case:
+        with self._metering.case(record.key) as case, beside(self._student), hearing() as compared:
             if inner is not None and inner.prediction is not None:
                 scored = score_inside(
                     self.strategy,
@@ -103,6 +127,7 @@ class Scorer:
                     said=inner.prediction,
                     outcome=completion.prediction,
                     metric=heard,
+                    around=self._around,
                     failure=record.failure,
                     error=record.error,
                 )
@@ -112,6 +137,9 @@ class Scorer:
             return None
         if heard is not None and heard.feedback is not None:
             scored = replace(scored, feedback=heard.feedback)
+        if compared:
+            scored = replace(scored, compared=compared)
+            self._count(scored, anew=True)
         self._ledger.append(
             ScoreRecord(
                 key=record.key,
@@ -121,10 +149,19 @@ class Scorer:
                 error=scored.error,
                 scorer=scorer,
                 feedback=scored.feedback,
+                compared=compared or None,
                 calibrates=isinstance(self.strategy, Calibrates) and not self.strategy.calibrated,
             )
         )
         return scored
+
+    def _count(self, scored: Scored, *, anew: bool) -> None:
+        """Count the comparisons of a completion; an objective knows those that it has made anew."""
+        for column, compares in self._comparing.items():
+            for data in (scored.compared or {}).get(compares.name, ()):
+                self._tallies[column].add(comparison := Comparison.from_json(data))
+                if not anew:
+                    compares.tally.add(comparison)
 
     def _stored(self, known: ScoreRecord, said: dspy.Prediction) -> Scored | None:
         """Return a stored score; None where its answer cannot be read any more, so that it has to be scored anew."""
@@ -143,6 +180,7 @@ class Scorer:
             error=known.error,
             value=value,
             feedback=known.feedback,
+            compared=known.compared,
         )
 
     def _compare_inputs(self, inputs: Sequence[object]) -> None:

@@ -16,7 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import dspy
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from iapo_dspy.errors import ConfigurationError, LedgerError, LMRefused
 from iapo_dspy.sampling.concurrency.identity_cache import IdentityCache
 from iapo_dspy.sampling.concurrency.loop import await_on_loop, run_on_loop
-from iapo_dspy.sampling.concurrency.once import AsyncOnce
+from iapo_dspy.sampling.concurrency.once import AsyncOnce, Once
 from iapo_dspy.sampling.judges.embeddings import EmbeddingRequest, Embeddings
 from iapo_dspy.sampling.judges.judge_usage import LMWatcher
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
@@ -226,6 +226,7 @@ class Metering:
         self._known = known
         self._keep = keep
         self._answers: AsyncOnce[str, list[Any]] = AsyncOnce(_REMEMBERED)
+        self._drawn: Once[str, Any] = Once()
         self._kept: dict[int, dspy.BaseLM] = {}  # ids name LMs in keys, so that the LMs must live as long
         self._stand_ins: IdentityCache[MeteredLM] = IdentityCache()
         self._watcher = LMWatcher(self._warn_once)
@@ -301,6 +302,19 @@ class Metering:
         case.answers += 1
         return list(outputs)
 
+    def drawn_once(self, key: str, draw: Callable[[], T], keep: bool) -> T:
+        """Return what was drawn under a key, in this run or in an earlier process of it; see `drawn_once`."""
+
+        def work() -> T:
+            if keep and (known := self._known(key)) is not None and known.outputs:
+                return cast(T, known.outputs[0])
+            found = draw()
+            if keep:
+                self._keep(VerdictRecord(key=key, outputs=[found]))
+            return found
+
+        return cast(T, self._drawn(key, work))
+
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts, on the sampling loop. Embedders remember by themselves what they have embedded.
 
@@ -357,12 +371,31 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def tried(model: object) -> None:
-    """Tell the check that tries objectives before a run that a model has scored one completion, which is enough."""
+def drawn_once(key: str, draw: Callable[[], T], *, keep: bool = True) -> T:
+    """Return what a run draws once under a key, however many threads ask; outside of a run, draw it.
+
+    Args:
+        key: Equal keys have equal results.
+        draw: Returns JSON data; where it raises, the next one who asks tries again.
+        keep: Whether the ledger keeps it, so that a run that is resumed has the same.
+    """
     scope: Case | None = dspy.settings.get(METERING)
-    refuse = getattr(scope.metering, "refuse", None) if scope is not None else None
-    if refuse is not None:
-        refuse(model)
+    if scope is None or _refuse(scope) is not None:
+        return draw()
+    with noted():  # a caller that waits for another one's draw takes part in its errors
+        return scope.metering.drawn_once(key, draw, keep)
+
+
+def tried(*models: object) -> None:
+    """Tell the check that tries objectives before a run that models have scored one completion, which is enough."""
+    scope: Case | None = dspy.settings.get(METERING)
+    refuse = _refuse(scope)
+    if refuse is not None and models:
+        refuse(*models)
+
+
+def _refuse(scope: Case | None) -> Callable[..., Any] | None:
+    return getattr(scope.metering, "refuse", None) if scope is not None else None
 
 
 @contextlib.contextmanager
@@ -375,8 +408,8 @@ def refusing(error: Exception) -> Iterator[list[Any]]:
     called: list[Any] = []
 
     class Refusal:
-        def refuse(self, model: Any) -> Any:
-            called.append(model)
+        def refuse(self, *models: Any) -> Any:
+            called.extend(models)
             raise error
 
         async def ask(self, case: Case, lm: dspy.BaseLM, *_: Any) -> Any:

@@ -124,6 +124,7 @@ class ScoreRecord:
         scorer: Hash of the code that scored and of the labels that it saw; other code and other labels score anew.
         calibrates: Whether it belongs to the first batch of a run, whose scores set the scales of the objectives.
         feedback: What the metric said of it beside the score, for proposers.
+        compared: Verdicts of judges that compare it with opponents, by the name of the objective.
     """
 
     key: str
@@ -134,6 +135,7 @@ class ScoreRecord:
     error: bool = False
     calibrates: bool = False
     feedback: str | None = None
+    compared: dict[str, list[Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +373,7 @@ def encode_record(record: Record) -> dict[str, Any]:
         value = getattr(record, f.name)
         if isinstance(value, Usage):
             line |= {name: getattr(value, name) for name in _USAGE[type(record)]}
-        elif value is not None or f.name not in ("feedback", "finish", "logprob"):  # which many lines do not have
+        elif value is not None or f.name not in ("compared", "feedback", "finish", "logprob"):  # which many lack
             line[f.name] = jsonable(value)
     return line
 

@@ -20,7 +20,7 @@ from iapo_dspy.scoring.fields import check_name, field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.once_per_call import once
 
-_HIDDEN = frozenset({"reasoning"})  # added by a chain of thought; judged only where it is named
+HIDDEN = frozenset({"reasoning"})  # added by a chain of thought; judged only where it is named
 _DECIDING = ("temperature", "top_p", "max_tokens", "reasoning_effort", "seed")
 # At most 20 digits, so that a verdict of many thousands is read in no time.
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d{1,20}(?:[.,]\d{1,20})?(?![\w.]*\d)")
@@ -66,20 +66,29 @@ def judge(
         raise ConfigurationError(f"judge({rubric!r}): give a rubric in words.")
     if lm is not None and not isinstance(lm, dspy.BaseLM):
         raise ConfigurationError(f"judge(lm={lm!r}): give a dspy.LM('provider/model'), or leave it out.")
-    settings = () if lm is None else ((lm.model, *((k, repr(lm.kwargs.get(k))) for k in _DECIDING)),)
     scorer = Judge(
         rubric.strip(),
-        _names(fields, "judge(fields=)"),
-        _names(inputs, "judge(inputs=)"),
+        names_of(fields, "judge(fields=)"),
+        names_of(inputs, "judge(inputs=)"),
         _scale(scale),
         reasoning,
-        repr(settings),
+        settings_of(lm),
         None if lm is None else metered(lm),
     )
     return Objective(name, scorer)
 
 
-def _names(value: str | Sequence[str] | None, what: str) -> tuple[str, ...] | None:
+def settings_of(lm: dspy.BaseLM | None) -> str:
+    """Return what decides about the verdicts of a judge: its model and how it decodes."""
+    return repr(() if lm is None else ((lm.model, *((k, repr(lm.kwargs.get(k))) for k in _DECIDING)),))
+
+
+def names_of(value: str | Sequence[str] | None, what: str) -> tuple[str, ...] | None:
+    """Return names of fields as they are given: one, several, or None for the default.
+
+    Raises:
+        ConfigurationError: There is none, or one is not a name.
+    """
     if value is None:
         return None
     names = (value,) if isinstance(value, str) else tuple(value)
@@ -130,7 +139,7 @@ class Judge:
     @staticmethod
     def _shown(holder: dspy.Example, names: Iterable[str] | None, what: str) -> dict[str, Any]:
         if names is None:
-            names = [str(n) for n in holder.keys() if n not in _HIDDEN]
+            names = [str(n) for n in holder.keys() if n not in HIDDEN]
         return {n: field_of(holder, n, what) for n in names}
 
     def _ask(self, given: Mapping[str, Any], judged: Mapping[str, Any]) -> float:
