@@ -142,7 +142,11 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
     ] = True
     last = Round(active=active, pulls=len(pulls), completions=pulls.completions)
     return replace(
-        outcome, measured=tuple(found), rounds=(*outcome.rounds, last), spent=outcome.spent + pulls.completions
+        outcome,
+        measured=tuple(found),
+        measuring=observations,
+        rounds=(*outcome.rounds, last),
+        spent=outcome.spent + pulls.completions,
     )
 
 

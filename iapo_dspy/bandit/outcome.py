@@ -124,6 +124,7 @@ class Outcome:
         charges: Resources of calls, and which arms keep the contexts' caps; `None` from sequential baselines.
         measured: The arms of the policy by completions that had no part in the choice [C], from `measurement.measured`;
             None for an arm without one whole call, and altogether where nothing was measured.
+        measuring: What was drawn to measure them; None where nothing was.
         stops: The arms of the policy with their expected calls [C], from `stops.with_stops`; else `None`.
         considered: The compound arms that each context was offered [C]; none where nothing but single prompts was
             looked at.
@@ -143,6 +144,7 @@ class Outcome:
     charges: Charges | None = None
     stops: tuple[StoppedArm, ...] | None = None
     measured: tuple[HeldOut | None, ...] | None = None
+    measuring: Observations | None = None
     considered: tuple[tuple[Considered, ...], ...] = ()
     prompts: IntArray | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +35,7 @@ from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fin
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.budget import Meter, Spent
+from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.types import FloatArray, Observations, Policy
@@ -57,6 +58,7 @@ class Findings:
         output_tokens: Mean output tokens of a completion of each prompt [P].
         verdict: Why the run ended before its budget did, where all scores were equal.
         gains: Gains of the written prompts that were best, by preference; none where none was written.
+        bias: How judges that compare take places, by the column of their scores.
     """
 
     plan: Plan
@@ -69,6 +71,7 @@ class Findings:
     output_tokens: FloatArray
     verdict: str | None
     gains: tuple[ConfirmedGain | None, ...]
+    bias: Mapping[str, PositionBias]
 
 
 def draw(plan: Plan, watch: RunWatch) -> Findings:
@@ -152,6 +155,8 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
                 stored_only=starts_from_evidence and ledger.answered,
                 tries=tries,
                 adapters=settings.adapters,
+                student=plan.student.module,
+                around=None if plan.pipeline is None else plan.pipeline.outer,
             )
             stack.callback(environment.close, finished=False)
             rounds = Rounds(watch, meter, environment, resumed=restored > 0)
@@ -182,6 +187,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
         output_tokens=tokens,
         verdict=environment.verdict,
         gains=gains,
+        bias=environment.bias,
     )
 
 

@@ -49,6 +49,7 @@ from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, check_budget, price_of
+from iapo_dspy.scoring.comparisons import comparing
 from iapo_dspy.scoring.inside_pipeline import probe_metric
 from iapo_dspy.scoring.strategies import Strategy, bounds_of, columns_of, fitted
 from iapo_dspy.types import Contexts, IntArray, Observations, Pulls
@@ -313,6 +314,8 @@ def make_plan(
     )
     plan = _with_unit(_with_writing(plan) if writes else plan)
     (plan if plan.completions is not None else plan.of(plan.least)).start().close()  # raises BudgetTooSmall
+    for compares in comparing(strategy, settings.metric).values() if pipeline is None else ():
+        compares.check_queries(examples + held_out)
     trial = strategy.probe if pipeline is None else partial(probe_metric, strategy)
     found = probe(trial, settings.metric, examples, whole, bounds_of(strategy)[0])
     for prompt in others if pipeline is None else ():

@@ -22,6 +22,7 @@ from iapo_dspy.errors import ConfigurationError, LabelRequired, LMRefused, Score
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.judges.metered import refusing
 from iapo_dspy.scoring.no_labels import label_message
+from iapo_dspy.scoring.objectives.opponents import beside
 from iapo_dspy.scoring.scores import Metric, as_score
 from iapo_dspy.scoring.user_functions import name_of
 
@@ -124,7 +125,7 @@ def probe(
         return None
 
     callbacks = [own, *(dspy.settings.callbacks or ())]
-    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=silent, callbacks=callbacks):
+    with refusing(ProbeReachedLM()) as asked, dspy.context(lm=silent, callbacks=callbacks), beside(student.module):
         for i, example in enumerate(examples[:PROBED]):
             prediction = StandIn(example, student.output_fields, is_open=student.input_fields is None)
             problem = attempt(example, prediction)

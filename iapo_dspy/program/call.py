@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,12 +21,14 @@ from iapo_dspy.program.call_report import Abstention, CallReport, CompiledPredic
 from iapo_dspy.program.stages import Drawable, Drawn, DrawnStage, Ending, Verdict, Wave, judged
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
+from iapo_dspy.sampling.concurrency.once import Once
 from iapo_dspy.sampling.concurrency.threads import in_thread
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.rollouts.sampler import Sampler
 from iapo_dspy.sampling.spending.cost import Cost
 from iapo_dspy.sampling.spending.pricing import Prices
+from iapo_dspy.scoring.objectives.opponents import beside
 from iapo_dspy.scoring.once_per_call import sharing
 from iapo_dspy.scoring.scores import Scored
 from iapo_dspy.scoring.strategies import Selection, Settles, Strategy
@@ -61,6 +63,7 @@ class Call:
         strategy: The strategy.
         cost: The unit of costs.
         calibration: How sure the arm's answers are; None where that is not known.
+        student: The program as it was, which objectives may compare with; see `objectives.prefers`.
     """
 
     preference: Preference
@@ -71,6 +74,12 @@ class Call:
     strategy: Strategy
     cost: Cost
     calibration: ConfidenceMap | None = None
+    student: dspy.Module | None = None
+
+    @functools.cached_property
+    def _shared(self) -> Once[Hashable, Any]:
+        """What the completions of all waves share; see `once_per_call`."""
+        return Once(keep_errors=True)
 
     @functools.cached_property
     def weights(self) -> FloatArray:
@@ -164,7 +173,7 @@ class Call:
         # A judge is not a step of the program: its calls must not enter the trace, nor its tokens the stream.
         callbacks = [*(dspy.settings.callbacks or ()), judges.watcher]
         settings = {"usage_tracker": judges, "callbacks": callbacks, "trace": [], "send_stream": None}
-        with dspy.context(**settings), sharing():
+        with dspy.context(**settings), sharing(self._shared), beside(self.student):
             return list(await asyncio.gather(*(in_thread(functools.partial(self._read, r)) for r in rollouts)))
 
     def _read(self, rollout: Rollout) -> Scored:

@@ -419,6 +419,7 @@ class CompiledProgram(Alternatives):
             strategy=table.strategy,
             cost=table.ready.cost,
             calibration=chosen.calibration,
+            student=table.student,
         )
 
 

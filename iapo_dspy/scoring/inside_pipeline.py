@@ -23,7 +23,7 @@ def score_inside(
     said: dspy.Prediction,
     outcome: dspy.Prediction | None,
     metric: Metric | None,
-    around: dspy.Module | None = None,
+    around: Any = None,
     failure: str | None = None,
     error: bool = False,
 ) -> Scored:

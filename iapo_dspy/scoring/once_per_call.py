@@ -14,9 +14,13 @@ _SHARED: contextvars.ContextVar[Once[Hashable, Any] | None] = contextvars.Contex
 
 
 @contextlib.contextmanager
-def sharing() -> Iterator[None]:
-    """Let everything within, also in threads that copy the context, share what `once` computes."""
-    token = _SHARED.set(Once(keep_errors=True))
+def sharing(shared: Once[Hashable, Any] | None = None) -> Iterator[None]:
+    """Let everything within, also in threads that copy the context, share what `once` computes.
+
+    Args:
+        shared: What was computed before, such as in the first wave of a call; None for nothing.
+    """
+    token = _SHARED.set(shared if shared is not None else Once(keep_errors=True))
     try:
         yield
     finally:

@@ -173,7 +173,7 @@ def _values(function: Any, owner: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(i), value) for i, value in defaults if value is not None)
         yield from sorted((k, v) for k, v in (function.__kwdefaults__ or {}).items() if v is not None)
     owned = callable(function) and (owner is function) != plain  # a callable object, or a method of one
-    if owned and not isinstance(owner, (type, types.ModuleType, dspy.BaseLM)) and not _is_program(owner):
+    if owned and not isinstance(owner, (type, types.ModuleType, dspy.BaseLM)) and not is_program(owner):
         yield from sorted(getattr(owner, "__dict__", {}).items(), key=lambda item: item[0])
 
 
@@ -184,7 +184,8 @@ def _filled(cell: types.CellType) -> bool:
         return False
 
 
-def _is_program(value: Any) -> bool:
+def is_program(value: Any) -> bool:
+    """Tell whether a value is a program of DSPy."""
     return hasattr(value, "named_predictors") and not isinstance(value, type)
 
 
@@ -192,7 +193,7 @@ def _held(value: Any, inside: tuple[int, ...] = ()) -> str:
     """Describe a value that a function holds: LMs and programs by what they ask, not by their history."""
     if isinstance(value, dspy.BaseLM):
         return digest([value.model, generation_params(value.kwargs)])
-    if _is_program(value):
+    if is_program(value):
         states = {name: {**p.dump_state(), "lm": None} for name, p in value.named_predictors()}
         return digest([type(value).__qualname__, states])
     if isinstance(value, types.ModuleType):

@@ -144,8 +144,8 @@ class LiveEnvironment:
         tries: Tries | None = None,
         patient: bool = False,
         adapters: Sequence[dspy.Adapter] = (),
-        student: dspy.Module | None = None,
-        around: dspy.Module | None = None,
+        student: Any = None,
+        around: Any = None,
     ) -> None:
         cost = cost or Cost()
         kept = (

@@ -8,6 +8,7 @@ import contextvars
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import dspy
 
@@ -45,8 +46,8 @@ class Scorer:
         metric: Metric | None,
         sampler: Sampler,
         ledger: LedgerPort,
-        student: dspy.Module | None = None,
-        around: dspy.Module | None = None,
+        student: Any = None,
+        around: Any = None,
     ) -> None:
         self.strategy = strategy
         self._metric = metric

@@ -22,6 +22,7 @@ from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompt
 from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
 from iapo_dspy.bandit.stops import as_drawn
+from iapo_dspy.bandit.wins import win_rates
 from iapo_dspy.errors import ConfigurationError, storing, whole_file
 from iapo_dspy.preferences import RESOURCES, Preference, is_number
 from iapo_dspy.program.evidence.columns import numbers
@@ -41,6 +42,7 @@ from iapo_dspy.report.page import page_html
 from iapo_dspy.report.tabular import Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.sampling.spending.cost import Cost
+from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy, columns_of
 from iapo_dspy.types import Arm, Contexts, FloatArray, IntArray
@@ -74,6 +76,7 @@ class CompileResult:
         written: Prompt -> where it comes from, for the prompts that the run wrote.
         student: Position of the student as it was in `labels`; None where it was not a candidate, and in programs that
             were saved before 1.0.
+        bias: How judges that compare take places, by the objective; see `objectives.prefers`.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
         programs: Makes `candidate_programs`.
@@ -101,6 +104,7 @@ class CompileResult:
     strategy: Strategy = field(repr=False)
     programs: Callable[[], tuple[dspy.Module, ...]] = field(repr=False)
     student: int | None = None
+    bias: Mapping[str, PositionBias] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate_programs(self) -> tuple[dspy.Module, ...]:
@@ -147,6 +151,7 @@ class CompileResult:
             outage=self.outage,
             written=self.written,
             student=self.student,
+            bias=self.bias,
         )
 
     @property
@@ -229,6 +234,7 @@ class CompileResult:
             student=self.student is not None,
             too_little=self.too_little,
             failures=self.failures,
+            bias=self.bias,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -267,6 +273,8 @@ class CompileResult:
             "written": {str(prompt): written for prompt, written in self.written.items()},
             "cost_unit": self.cost.unit,
             "cost_scale": self.cost_scale,
+            "wins": {str(row.preference.name): row.wins for row in self.policy if row.wins},
+            "position_bias": {name: {**vars(found), "share": found.share} for name, found in self.bias.items()},
             "notes": list(self.table.notes),
         }
         plain: dict[str, Any] = json.loads(to_json(found, inf_nan_mode="null"))
@@ -548,6 +556,7 @@ def make_result(
     gains: Sequence[ConfirmedGain | None] = (),
     validated: bool = False,
     student: int | None = None,
+    bias: Mapping[str, PositionBias] | None = None,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words, with arrays as they would be read back.
 
@@ -566,6 +575,7 @@ def make_result(
         gains: Gains of written prompts [C]; none where none was written.
         validated: Whether the chosen arms were measured on a validation set.
         student: The student's number among the prompts.
+        bias: How judges that compare take places, by the objective.
     """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
@@ -583,6 +593,11 @@ def make_result(
         doubted=doubted(written or (), gains),
     )
     calls = CallsOfPrompts.of(compiled, labels, models, output_tokens)
+    columns, arms = columns_of(strategy), outcome.policy.arms
+    wins = {
+        name: win_rates(problem, arms, columns.index(name), outcome.observations, outcome.measuring)
+        for name in bias or ()
+    }
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         call = outcome.stops[c] if outcome.stops is not None else as_drawn(outcome, c, arm)
@@ -608,6 +623,7 @@ def make_result(
                 gain=gains[c] if gains else None,
                 usd=chosen.usd,
                 seconds=chosen.seconds,
+                wins={name: rate for name, rates in wins.items() if (rate := rates[c]) is not None},
                 baselines=tuple(
                     ComparedArm(
                         name=found.name,
@@ -643,6 +659,7 @@ def make_result(
         strategy=strategy,
         programs=programs,
         student=student,
+        bias=dict(bias or {}),
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from iapo_dspy.bandit.comparison import BaselineName
 from iapo_dspy.bandit.confirmation import ConfirmedGain
 from iapo_dspy.bandit.inference import Certainty
 from iapo_dspy.bandit.outcome import HeldOut
+from iapo_dspy.bandit.wins import WinRate
 from iapo_dspy.preferences import Preference
 from iapo_dspy.types import Arm
 
@@ -99,6 +101,7 @@ class PreferenceResult:
             and keep the preference's caps; none in programs that were saved before 1.0.
         gain: Where a prompt that the run wrote was the best one: its gain over the best prompt that was given, and how
             much of it is left on training questions that no writer has read. Where nothing is, `arm` has the given one.
+        wins: How the arm fares against the opponents, by the objective that compares (`objectives.prefers`).
     """
 
     preference: Preference
@@ -119,6 +122,7 @@ class PreferenceResult:
     usd: float | None = None
     seconds: float | None = None
     baselines: tuple[ComparedArm, ...] = ()
+    wins: Mapping[str, WinRate] = field(default_factory=dict)
 
     @property
     def estimate(self) -> ArmEstimate:

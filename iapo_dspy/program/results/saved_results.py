@@ -30,6 +30,7 @@ from iapo_dspy.prompts.proposers.written import WrittenPrompt
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import FailureReport, UnreadableText, worst_examples
 from iapo_dspy.scoring.strategies import Strategy
 from iapo_dspy.scoring.strategies.saved import for_solving
@@ -57,6 +58,7 @@ class _Saved:
     estimates: str
     written: Mapping[int, WrittenPrompt] = field(default_factory=dict)
     student: int | None = None
+    bias: Mapping[str, PositionBias] = field(default_factory=dict)
 
 
 _SAVED, _ROW = TypeAdapter(_Saved), TypeAdapter(PreferenceResult)
@@ -83,6 +85,7 @@ def result_to_dict(result: CompileResult) -> dict[str, Any]:
             estimates=packed(arrays),
             written=result.written,
             student=result.student,
+            bias=result.bias,
         )
     )
     return saved
@@ -130,6 +133,7 @@ def read_result(
             outage=saved.outage,
             written=saved.written,
             student=saved.student,
+            bias=saved.bias,
             compiled=policy,
             strategy=strategy,
             programs=programs,

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from iapo_dspy.bandit.inference import WANTED, Deceptive
-from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult
+from iapo_dspy.bandit.wins import WinRate
+from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
 from iapo_dspy.report.tabular import Line, Table
+from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import REMARKABLE, FailureReport
 
 _BASELINES = {
@@ -27,6 +29,7 @@ def result_table(
     student: bool,
     too_little: Sequence[str],
     failures: FailureReport | None = None,
+    bias: Mapping[str, PositionBias] | None = None,
 ) -> Table:
     """Return the chosen arm of each preference with its baselines below it.
 
@@ -40,6 +43,7 @@ def result_table(
         too_little: Remarks about preferences whose utility rests on too little.
         failures: Failed completions; None where they are not known. The share that could not be read has a column
             where it is more than a fifth of some prompt's.
+        bias: How judges that compare take places, by the objective.
     """
     shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
     lines: list[tuple[str, ArmEstimate, str, str, bool]] = []
@@ -79,6 +83,8 @@ def result_table(
             *([] if student or not any(row.baselines for row in policy) else [_NO_STUDENT]),
             *(_deceptive(d, policy, labels) for d in deceptive),
             *(_left(row, authors[row.gain.prompt]) for row in policy if row.gain is not None),
+            *(_won(row, name, rate) for row in policy for name, rate in row.wins.items()),
+            *(f"{name}: {found}." for name, found in (bias or {}).items()),
             *too_little,
             *([failures.remark] if failures is not None and failures.remark is not None else []),
             *([f"cost: {unit}"] if unit is not None else []),
@@ -129,6 +135,15 @@ def _deceptive(found: Deceptive, policy: Sequence[PreferenceResult], labels: Seq
     return (
         f"{policy[found.context].preference.name or 'ad hoc'}: one prompt has the best single completions, but is "
         f"{found.difference:.3f}{shown_interval(found.interval)} behind at N={found.n}: {labels[found.prompt]}"
+    )
+
+
+def _won(row: PreferenceResult, name: str, found: WinRate) -> str:
+    measured = "" if found.measured else ", by which the arm was chosen"
+    return (
+        f"{row.preference.name or 'ad hoc'}: against the baseline, {name} is {found.rate:.3f}"
+        f"{shown_interval(known(found.interval))}: {found.wins:.0%} won, {found.ties:.0%} tied, {found.losses:.0%} "
+        f"lost on {found.queries} question{'s' * (found.queries > 1)}{measured}."
     )
 
 

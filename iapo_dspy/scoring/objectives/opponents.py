@@ -21,18 +21,18 @@ from iapo_dspy.sampling.lm.params import generation_params
 from iapo_dspy.sampling.lm.refusals import is_fatal, is_retryable, is_undrawn
 from iapo_dspy.sampling.rollouts.prepare import Prepared, predictors_of, prepare, quiet_adapter, state_of
 from iapo_dspy.scoring.once_per_call import once
-from iapo_dspy.scoring.scores import function_digest
+from iapo_dspy.scoring.scores import function_digest, is_program
 from iapo_dspy.scoring.user_functions import name_of
 
-Baseline = dspy.Module | Callable[..., Any] | Mapping[Any, Any]
-"""A program, a function of the inputs by their names, or a mapping from queries to outputs."""
+Baseline = Callable[..., Any] | Mapping[Any, Any]
+"""A program of DSPy, a function of the inputs by their names, or a mapping from queries to outputs."""
 
 _STUDENT = "iapo_student"  # the DSPy setting under which a comparison finds the student
 _prepared: IdentityCache[Prepared] = IdentityCache()
 
 
 @contextlib.contextmanager
-def beside(student: dspy.Module | None) -> Iterator[None]:
+def beside(student: Any) -> Iterator[None]:
     """Let comparisons within, in the threads of DSPy too, have a student as the opponent that was left out."""
     with dspy.context(**{_STUDENT: student}):
         yield
@@ -70,7 +70,7 @@ def opponent_of(baseline: Any) -> Opponent:
     Raises:
         ConfigurationError: It is none.
     """
-    if isinstance(baseline, dspy.Module):
+    if is_program(baseline):
         return Program(identity_of(baseline), baseline)
     if isinstance(baseline, Mapping):
         if not baseline:
@@ -144,7 +144,7 @@ class Function:
             try:
                 with contained():
                     return _written(said(self.function(**inputs)))
-            except Exception as error:  # noqa: BLE001  # the user's code: its failure is the opponent's
+            except Exception as error:  # the user's code: its failure is the opponent's
                 if _is_ours(error):
                     raise
                 return {"failure": one_line(error)}
@@ -179,7 +179,7 @@ class Program:
             try:
                 with contained(), dspy.context(**settings, adapter=quiet_adapter(None, _lasting), trace=[]):
                     return _written(said(ready.program(**inputs)))
-            except Exception as error:  # noqa: BLE001  # explained above `_is_ours`
+            except Exception as error:  # explained above `_is_ours`
                 if _is_ours(error):
                     raise
                 return {"failure": one_line(error)}
@@ -227,8 +227,8 @@ def said(output: Any) -> Said:
     if isinstance(output, Mapping):
         return Said(prediction=dspy.Prediction(**output))
     raise ConfigurationError(
-        f"prefers(baseline=...): the baseline returned {output!r}. It must return a text, a mapping of output fields or "
-        "a dspy.Prediction."
+        f"prefers(baseline=...): the baseline returned {output!r}. It must return a text, a mapping of output fields "
+        "or a dspy.Prediction."
     )
 
 
