@@ -87,7 +87,7 @@ def _win_rate(
     def of_answer(values: FloatArray) -> FloatArray:
         """Return the values [S, n] of the completions that the answers [S] are: the reward moves as they do."""
         moved = (reward(np.nan_to_num(values)) - still) / (_STEP * weights[column])
-        return np.clip(np.round(moved, 6), 0.0, 1.0)
+        return np.asarray(np.clip(np.round(moved, 6), 0.0, 1.0))
 
     own = score[:, :, column]
     still = reward(np.zeros_like(own))

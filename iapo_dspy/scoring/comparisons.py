@@ -105,7 +105,7 @@ class PositionBias:
         return f"{shown}; the first place wins {self.share:.0%}{between} of these"
 
 
-class Tally:
+class Comparisons:
     """The different comparisons that were made. Thread-safe; beyond many thousands, the oldest are forgotten."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class Compares(Protocol):
         """Its name."""
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> Comparisons:
         """The comparisons that it has made."""
 
     @property

@@ -19,7 +19,7 @@ from iapo_dspy.sampling.judges.metered import Metering
 from iapo_dspy.sampling.ledger.ledger import LedgerPort
 from iapo_dspy.sampling.ledger.records import ScoreRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
-from iapo_dspy.scoring.comparisons import Comparison, PositionBias, Tally, comparing, hearing
+from iapo_dspy.scoring.comparisons import Comparison, Comparisons, PositionBias, comparing, hearing
 from iapo_dspy.scoring.inside_pipeline import score_inside
 from iapo_dspy.scoring.objectives.opponents import beside, identity_of
 from iapo_dspy.scoring.scores import Heard, Metric, Scored
@@ -55,7 +55,7 @@ class Scorer:
         self._student = student
         self._around = around or student
         self._comparing = comparing(strategy, metric)
-        self._tallies = {column: Tally() for column in self._comparing}
+        self._tallies = {column: Comparisons() for column in self._comparing}
         duels = any(c.duels for c in self._comparing.values())
         opponents = [identity_of(p) for p in (self._student, self._around) if duels]
         self._digest = "/".join([strategy.digest(metric), *dict.fromkeys(opponents)])

@@ -71,13 +71,13 @@ def opponent_of(baseline: Any) -> Opponent:
         ConfigurationError: It is none.
     """
     if is_program(baseline):
-        return Program(identity_of(baseline), baseline)
+        return ProgramOpponent(identity_of(baseline), baseline)
     if isinstance(baseline, Mapping):
         if not baseline:
             raise ConfigurationError("prefers(baseline={}): give an output for each query.")
-        return Known(digest(sorted((digest(k), digest(v)) for k, v in baseline.items())), dict(baseline))
+        return KnownOpponent(digest(sorted((digest(k), digest(v)) for k, v in baseline.items())), dict(baseline))
     if callable(baseline):
-        return Function(function_digest(baseline), baseline)
+        return FunctionOpponent(function_digest(baseline), baseline)
     raise ConfigurationError(
         f"prefers(baseline={baseline!r}): give a program, a function of the inputs, a mapping from queries to outputs, "
         "a list of such, or nothing, which stands for the student."
@@ -94,7 +94,7 @@ def identity_of(program: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownOpponent:
     """Outputs that are known."""
 
     identity: str
@@ -124,7 +124,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Function:
+class FunctionOpponent:
     """A function of the inputs, asked once for a query."""
 
     identity: str
@@ -153,7 +153,7 @@ class Function:
 
 
 @dataclass(frozen=True)
-class Program:
+class ProgramOpponent:
     """A program, run once for a query: as it is, with its own LM, or the configured one, and its own decoding."""
 
     identity: str
@@ -189,7 +189,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentOpponent:
     """The student of the run, or of the deployed program, as it was given."""
 
     def check(self, examples: Sequence[dspy.Example]) -> None:
@@ -204,14 +204,14 @@ class Student:
         return self._program().answer(inputs)
 
     @staticmethod
-    def _program() -> Program:
+    def _program() -> ProgramOpponent:
         student = dspy.settings.get(_STUDENT)
         if student is None:
             raise ConfigurationError(
                 "prefers(judge) without a baseline compares with the student of a run, and there is no run here. Give "
                 "the opponent: prefers(judge, baseline=program)."
             )
-        return Program(identity_of(student), student)
+        return ProgramOpponent(identity_of(student), student)
 
 
 def said(output: Any) -> Said:

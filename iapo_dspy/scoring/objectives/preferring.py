@@ -17,11 +17,11 @@ from iapo_dspy.errors import ConfigurationError, ScoreError
 from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.judges.metered import MeteredLM, drawn_once, metered, tried
 from iapo_dspy.sampling.ledger.digests import digest
-from iapo_dspy.scoring.comparisons import Comparison, PositionBias, Tally, tell
+from iapo_dspy.scoring.comparisons import Comparison, Comparisons, PositionBias, tell
 from iapo_dspy.scoring.fields import field_of, text_of
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.judging import HIDDEN, names_of, read_verdict, settings_of
-from iapo_dspy.scoring.objectives.opponents import Baseline, Opponent, Said, Student, opponent_of
+from iapo_dspy.scoring.objectives.opponents import Baseline, Opponent, Said, StudentOpponent, opponent_of
 from iapo_dspy.scoring.once_per_call import once
 from iapo_dspy.scoring.scores import as_score, function_digest, is_program
 from iapo_dspy.scoring.user_functions import name_of
@@ -98,7 +98,7 @@ def prefers(
         orders,
         reasoning,
         settings_of(judge) if asks_lm else function_digest(judge),
-        tuple(opponent_of(b) if b is not None else Student() for b in several),
+        tuple(opponent_of(b) if b is not None else StudentOpponent() for b in several),
         metered(judge) if isinstance(judge, dspy.BaseLM) else judge,
     )
     return PairwiseObjective(name, scorer)
@@ -122,7 +122,7 @@ class PairwiseObjective(Objective):
         return self.name
 
     @property
-    def tally(self) -> Tally:
+    def tally(self) -> Comparisons:
         """The comparisons that it has made."""
         return self.score.tally
 
@@ -156,7 +156,7 @@ class Prefers:
     settings: str
     opponents: tuple[Opponent, ...]
     judge: MeteredLM | PairJudge = attribute(compare=False, repr=False)
-    tally: Tally = attribute(default_factory=Tally, compare=False, repr=False)
+    tally: Comparisons = attribute(default_factory=Comparisons, compare=False, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prefers:
         """Return itself: copies of a program count in one place."""
@@ -165,7 +165,7 @@ class Prefers:
     @property
     def duels(self) -> bool:
         """Whether the student is an opponent."""
-        return any(isinstance(o, Student) for o in self.opponents)
+        return any(isinstance(o, StudentOpponent) for o in self.opponents)
 
     def check_queries(self, examples: Sequence[dspy.Example]) -> None:
         """Raise ConfigurationError where an opponent has no output for one of these."""
