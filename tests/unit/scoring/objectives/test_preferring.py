@@ -69,8 +69,11 @@ def test_both_orders_are_asked_and_the_completion_wins_loses_or_ties() -> None:
 
 
 def test_a_judge_that_always_names_one_place_makes_ties_and_is_found_out() -> None:
+    def always(place: str) -> Any:
+        return lambda example, first, second: place
+
     for place, share in (("first", 1.0), ("second", 0.0)):
-        objective = objectives.prefers(lambda e, a, b, place=place: place, baseline={"1 + 2": "four"})
+        objective = objectives.prefers(always(place), baseline={"1 + 2": "four"})
         assert [of(objective, answer=str(i)) for i in range(5)] == [0.5] * 5
         bias = objective.bias()
         assert (bias.compared, bias.contradicted, bias.share) == (5, 5, share)
@@ -97,7 +100,7 @@ def test_a_completion_that_says_the_same_ties_and_nobody_is_asked() -> None:
 
 
 def test_opponents_are_functions_mappings_programs_or_several_of_them() -> None:
-    class Fixed(dspy.Module):  # type: ignore[misc]
+    class Fixed(dspy.Module):
         def forward(self, question: str) -> dspy.Prediction:
             return dspy.Prediction(answer="12345", note="not compared")
 
@@ -143,7 +146,7 @@ def test_it_is_a_metric_too_and_needs_no_label() -> None:
     assert metric(EXAMPLE, dspy.Prediction(answer="123"), trace=[], pred_name="x") == 1.0
     evaluate = dspy.Evaluate(devset=[EXAMPLE] * 4, metric=metric, display_progress=False)
 
-    class Fixed(dspy.Module):  # type: ignore[misc]
+    class Fixed(dspy.Module):
         def forward(self, question: str) -> dspy.Prediction:
             return dspy.Prediction(answer="1")
 
