@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import starmap
+from itertools import starmap, zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -275,14 +275,15 @@ def _gains(
     """Compare the reported gains over the baselines with the exact ones."""
     mode = entrant.algorithm.mode if isinstance(entrant.algorithm, Stopping) else None
     found = []
-    for baselines in zip(*compared(problem, outcome, student=0, mode=mode), strict=True):  # one of each context
-        policy = Policy(tuple(b.call.arm for b in baselines))
+    arms = outcome.policy.arms
+    for baselines in zip_longest(*compared(problem, outcome, student=0, mode=mode)):  # one of each context that has it
+        policy = Policy(tuple(arm if b is None else b.call.arm for b, arm in zip(baselines, arms, strict=True)))
         early, _ = _stopped_value(instance, policy, instance.q_train, instance.train_queries)
         late, _ = _stopped_value(instance, policy, instance.q_test, instance.test_queries)
         exact = truth - share * early - (1.0 - share) * late
-        for baseline, arm, gain in zip(baselines, outcome.policy.arms, exact.tolist(), strict=True):
-            low, high = baseline.difference_interval
-            if baseline.call.arm != arm:
+        for baseline, arm, gain in zip(baselines, arms, exact.tolist(), strict=True):
+            if baseline is not None and baseline.call.arm != arm:
+                low, high = baseline.difference_interval
                 found.append((baseline.name, baseline.difference - gain, (high - low) / 2.0, low <= gain <= high))
     return tuple(found)
 

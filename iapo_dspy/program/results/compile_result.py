@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,13 @@ import numpy as np
 from pydantic_core import to_json
 
 from iapo_dspy.bandit.comparison import compared
+from iapo_dspy.bandit.compound.uncertainty import error_of
 from iapo_dspy.bandit.confirmation import ConfirmedGain, doubted
+from iapo_dspy.bandit.costs.worst_path import keeps_caps
 from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
-from iapo_dspy.bandit.stops import as_drawn
+from iapo_dspy.bandit.stops import as_drawn, call_prices
 from iapo_dspy.bandit.wins import win_rates
 from iapo_dspy.errors import ConfigurationError, storing, whole_file
 from iapo_dspy.preferences import RESOURCES, Preference, is_number
@@ -30,8 +32,8 @@ from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import page_data
-from iapo_dspy.program.results.calls import CallsOfPrompts
-from iapo_dspy.program.results.flat_records import records_of
+from iapo_dspy.program.results.calls import CallsOfPrompts, priced
+from iapo_dspy.program.results.flat_records import considered_of, records_of
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
 from iapo_dspy.prompts.lms import models_of
@@ -235,13 +237,14 @@ class CompileResult:
             too_little=self.too_little,
             failures=self.failures,
             bias=self.bias,
+            aggregator=self.strategy.aggregator(),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the results as plain JSON data: NaN and infinities as null.
 
-        "rows" has a record for each chosen arm and each baseline, "prompts" the instructions, and "estimates" the
-        arrays by the names that they have here.
+        "rows" has a record for each chosen arm and each baseline, "considered" the cascades and mixtures that each
+        preference was offered, "prompts" the instructions, and "estimates" the arrays by the names that they have here.
         """
         arrays = {
             "utility": self.q, "reward": self.reward, "standard_error": self.standard_error, "tokens": self.tokens,
@@ -249,6 +252,7 @@ class CompileResult:
         }  # fmt: skip
         found = {
             "rows": records_of(self.policy, self.failures),
+            "considered": considered_of(self.policy, self.strategy.aggregator()),
             "prompts": [
                 {
                     "label": label,
@@ -312,7 +316,7 @@ class CompileResult:
 
     @functools.cached_property
     def _calls(self) -> CallsOfPrompts:
-        return CallsOfPrompts.of(self.compiled, self.labels, self.models, self.tokens[:, 0])
+        return CallsOfPrompts.of(self.compiled, self.labels, self.models, self.strategy.aggregator(), self.tokens[:, 0])
 
     @functools.cached_property
     def _outcome(self) -> Outcome:
@@ -341,8 +345,8 @@ class CompileResult:
         """Return the cheapest arm whose task reward is nearly the best one.
 
         Every prompt at every N counts, and the compiled arms of preferences with the same weights, which may stop
-        early. All are compared by the estimates that arms are chosen by. `CompiledProgram.with_arm` returns a program
-        that draws the arm.
+        early, or be cascades and mixtures. All are compared by the estimates that arms are chosen by.
+        `CompiledProgram.with_arm` returns a program that draws the arm.
 
         Args:
             within: How much less reward it may have than the best arm, >= 0.
@@ -406,7 +410,7 @@ class CompileResult:
         return self.compiled.named(self.compiled.default if preference is None else preference)
 
     def _arms(self, preference: Preference) -> list[ArmEstimate]:
-        """Return every arm that draws all N, and compiled ones that stop early, under a preference's weights."""
+        """Return every arm that draws all N, and compiled ones of another kind, under a preference's weights."""
         names = [p.wishes for p in self.compiled.preferences]
         known = preference.wishes in names
         outcome = self._outcome if known else self.compiled.solve([preference], self.strategy, apart=True)
@@ -414,14 +418,16 @@ class CompileResult:
         at = np.argwhere(np.isfinite(outcome.q[context]) & np.isfinite(outcome.estimates.cost))
         calls = [as_drawn(outcome, context, Arm(prompt, n + 1)) for prompt, n in at.tolist()]
         weights = preference.vector(self.strategy.objectives)
-        for other, call in zip(self.compiled.preferences, outcome.stops or (), strict=False) if known else ():
-            if call.arm.stop is not None and np.array_equal(other.vector(self.strategy.objectives), weights):
-                calls.append(call)
+        if known and outcome.stops is not None:
+            prices = call_prices(self.compiled.problem(self.compiled.preferences, self.strategy), outcome)
+            for other, call in zip(self.compiled.preferences, outcome.stops, strict=True):
+                kept = call.arm.stop is not None or call.arm.compound
+                if kept and np.array_equal(other.vector(self.strategy.objectives), weights):
+                    calls.append(priced(call, prices.fixed[context], prices.each[context]))
         return [self._estimate(preference, outcome, context, call) for call in calls]
 
     def _estimate(self, preference: Preference, outcome: Outcome, context: int, call: StoppedArm) -> ArmEstimate:
-        error = outcome.estimates.standard_error
-        half = math.nan if error is None else Z95 * float(error[context, call.arm.prompt, call.arm.n - 1])
+        half = Z95 * error_of(outcome, context, call)
         return self._calls.estimate(preference, call, known((call.utility - half, call.utility + half)))
 
     def plot_frontier(
@@ -432,6 +438,8 @@ class CompileResult:
         ax: Any = None,
     ) -> Any:
         """Draw every arm by its cost and task reward, the frontier of the best ones, and the chosen arms.
+
+        Compiled cascades and mixtures are among the arms.
 
         Chosen arms stand where they were measured after the choice, with their 95 % interval; the others, and the
         frontier, are the estimates by which arms are chosen.
@@ -454,7 +462,10 @@ class CompileResult:
         costs = {"tokens": self.tokens, "usd": self.usd, "seconds": self.seconds, "cost": self.costs}
         if x not in costs:
             raise ConfigurationError(f"plot_frontier({x!r}): give one of {', '.join(map(repr, costs))}.")
-        cost = costs[x]
+        several = [found for found in self._arms(asked) if found.arm.compound]
+        at = [math.nan if (value := getattr(found, x)) is None else value for found in several]
+        cost = np.append(costs[x].ravel(), at)
+        reward = np.append(self.reward[context].ravel(), [found.reward for found in several])
         weights = asked.vector(self.strategy.objectives)
         alike = [r for r in self.policy if np.array_equal(r.preference.vector(self.strategy.objectives), weights)]
         marked = {
@@ -464,7 +475,7 @@ class CompileResult:
         }
         unit = {"tokens": "output tokens", "usd": "dollars", "seconds": "seconds", "cost": self.cost.unit}[x]
         axes = new_axes() if ax is None else ax
-        return draw_frontier(axes, cost.ravel(), self.reward[context].ravel(), marked, unit=unit)
+        return draw_frontier(axes, cost, reward, marked, unit=unit)
 
     def plot_curves(
         self, prompts: Sequence[int] | None = None, *, preference: str | None = None, ax: Any = None
@@ -582,7 +593,6 @@ def make_result(
     output_tokens = _as_saved(output_tokens)
     contexts = Contexts.from_preferences(compiled.preferences, strategy.objectives, columns_of(strategy))
     sure = choices(outcome, contexts, strategy.aggregator())
-    keeps = outcome.charges.keeps() if outcome.charges is not None else None
     problem = compiled.problem(compiled.preferences, strategy)
     beside = compared(
         problem,
@@ -592,12 +602,12 @@ def make_result(
         apart=validated,
         doubted=doubted(written or (), gains),
     )
-    calls = CallsOfPrompts.of(compiled, labels, models, output_tokens)
     columns, arms = columns_of(strategy), outcome.policy.arms
     wins = {
         name: win_rates(problem, arms, columns.index(name), outcome.observations, outcome.measuring)
         for name in bias or ()
     }
+    calls = CallsOfPrompts.of(compiled, labels, models, problem.aggregator, output_tokens)
     rows = []
     for c, (preference, arm) in enumerate(zip(compiled.preferences, outcome.policy.arms, strict=True)):
         call = outcome.stops[c] if outcome.stops is not None else as_drawn(outcome, c, arm)
@@ -608,8 +618,9 @@ def make_result(
             PreferenceResult(
                 preference=preference,
                 arm=arm,
+                words=chosen.words,
                 label=chosen.label,
-                keeps_caps=keeps is None or bool(keeps[c][arm.prompt, arm.n - 1]),
+                keeps_caps=outcome.charges is None or keeps_caps(outcome.charges, c, _whole(arm)),
                 model=chosen.model,
                 utility=shown,
                 reward=call.reward + shown - call.utility,
@@ -624,6 +635,9 @@ def make_result(
                 usd=chosen.usd,
                 seconds=chosen.seconds,
                 wins={name: rate for name, rates in wins.items() if (rate := rates[c]) is not None},
+                abstains=chosen.abstains,
+                of_prompts=chosen.of_prompts,
+                considered=outcome.considered[c] if outcome.considered else (),
                 baselines=tuple(
                     ComparedArm(
                         name=found.name,
@@ -661,6 +675,11 @@ def make_result(
         student=student,
         bias=dict(bias or {}),
     )
+
+
+def _whole(arm: Arm) -> Arm:
+    """Return an arm that draws all N at once; where that breaks a cap, any number of waves does."""
+    return arm if arm.compound else replace(arm, stop=None)
 
 
 def _of_reward(row: PreferenceResult) -> tuple[float, float] | None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from iapo_dspy.bandit.comparison import BaselineName
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.confirmation import ConfirmedGain
 from iapo_dspy.bandit.inference import Certainty
-from iapo_dspy.bandit.outcome import HeldOut
+from iapo_dspy.bandit.outcome import Considered, HeldOut
 from iapo_dspy.bandit.wins import WinRate
 from iapo_dspy.preferences import Preference
 from iapo_dspy.types import Arm
@@ -23,18 +24,22 @@ class ArmEstimate:
 
     Attributes:
         preference: The preference by which its utility is counted.
-        arm: Its prompt and N, and its stop.
-        label: The prompt in words.
-        model: Model string of its LM; one for each predictor where they differ.
+        arm: Its prompt and N, and its stop; or several prompts.
+        words: The arm in words, with the numbers of its prompts.
+        label: The prompt in words; those of a compound arm one after the other.
+        model: Model string of its LM; one for each predictor where they differ, and all that a compound arm may ask.
         utility: Estimated utility (eq. 3).
         reward: Estimated task reward without the cost.
         interval: The 95 % interval of the utility; None where there is none.
         completions: Expected completions of a call: N, or fewer where it stops early.
         tokens: Expected output tokens of a call.
         usd: Expected dollars of a call; None where they are not known.
-        seconds: Expected seconds from sending a call to its last completion, all in one wave; None where they are not
-            known.
+        seconds: Expected seconds from sending a call to its last completion, all in one wave; of a compound arm, its
+            waves one after the other. None where they are not known.
         cost: Expected cost of a call in the run's unit (`CompileResult.cost`).
+        abstains: Expected share of calls that end without an answer.
+        of_prompts: Of a compound arm, each of its prompts with the completions and the waves that a call is expected
+            to draw of it; none of others.
     """
 
     preference: Preference
@@ -49,6 +54,13 @@ class ArmEstimate:
     usd: float | None
     seconds: float | None
     cost: float
+    words: str = ""
+    abstains: float = 0.0
+    of_prompts: tuple[tuple[int, float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.words:  # saved by an older version, whose arms are of one prompt
+            object.__setattr__(self, "words", arm_in_words(self.arm))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +70,7 @@ class ComparedArm:
     Attributes:
         name: "student": the student as it was, at N = 1. "best prompt": the prompt whose single completions serve the
             preference best, at N = 1. "best prompt, N tuned": the same prompt with the N, and the stop, that serve it
-            best.
+            best. "best single arm", beside a compound arm only: the arm of one prompt that serves it best.
         estimate: The arm with its estimates: those that arms are chosen by, as no draws measure it apart. Where it is
             the chosen arm itself, those of the chosen arm.
         difference: Utility of the chosen arm minus that of this one; 0 where they are the same arm.
@@ -78,27 +90,33 @@ class PreferenceResult:
 
     Attributes:
         preference: The preference.
-        arm: Its prompt and N.
-        label: The prompt in words.
-        model: Model string of its LM; one for each predictor where they differ.
+        arm: Its prompt and N, or several prompts.
+        words: The arm in words, with the numbers of its prompts.
+        label: The prompt in words; those of a compound arm one after the other.
+        model: Model string of its LM; one for each predictor where they differ, and all that a compound arm may ask.
         utility: Utility (eq. 3) as measured after the choice, by completions that had no part in it. Where the budget
             does not pay for that (`choice.measured` says so), and for `psst`, it is the estimate that the arm was
             chosen by; the best of many estimates is optimistic.
         reward: Task reward without the cost, likewise.
         completions: Expected completions of a call: N, or fewer where it stops early.
         waves: Expected waves of a call, >= 1.
-        tokens: Output tokens per query: `completions` times the mean of the prompt's completions.
+        tokens: Output tokens per query: `completions` times the mean of the prompt's completions, prompt by prompt.
         cost: Estimated cost per query in the run's unit (`CompileResult.cost`).
-        evidence: Number of observations behind the estimates: queries on which the prompt was drawn; for `psst`,
-            groups of N completions.
+        evidence: Number of observations behind the estimates: queries on which each of its prompts was drawn; for
+            `psst`, groups of N completions.
         choice: How sure the choice is: the interval of the utility, the runner-up, the probability of being best. None
             for `psst`, whose estimates have no standard errors.
         held_out: The utility on the validation set; None without one.
         keeps_caps: Whether the arm keeps the preference's caps; where no arm does, calls raise `CapsTooTight`.
         usd: Expected dollars of a call; None where they are not known, and in programs that were saved before 1.0.
-        seconds: Expected seconds of a call, all in one wave, likewise.
+        seconds: Expected seconds of a call, as those of `ArmEstimate`, likewise.
+        abstains: Expected share of calls that end without an answer.
+        of_prompts: As that of `ArmEstimate`.
         baselines: The student as it was, the best single prompt, and that prompt with N tuned, as far as they are known
-            and keep the preference's caps; none in programs that were saved before 1.0.
+            and keep the preference's caps; beside a compound arm also the best arm of one prompt. None in programs that
+            were saved before 1.0.
+        considered: The best cascade and the best mixture that the preference was offered, with what each would gain;
+            none where nothing but single prompts was looked at.
         gain: Where a prompt that the run wrote was the best one: its gain over the best prompt that was given, and how
             much of it is left on training questions that no writer has read. Where nothing is, `arm` has the given one.
         wins: How the arm fares against the opponents, by the objective that compares (`objectives.prefers`).
@@ -106,6 +124,7 @@ class PreferenceResult:
 
     preference: Preference
     arm: Arm
+    words: str
     label: str
     utility: float
     reward: float
@@ -121,8 +140,11 @@ class PreferenceResult:
     gain: ConfirmedGain | None = None
     usd: float | None = None
     seconds: float | None = None
+    abstains: float = 0.0
+    of_prompts: tuple[tuple[int, float, float], ...] = ()
     baselines: tuple[ComparedArm, ...] = ()
     wins: Mapping[str, WinRate] = field(default_factory=dict)
+    considered: tuple[Considered, ...] = ()
 
     @property
     def estimate(self) -> ArmEstimate:
@@ -130,6 +152,7 @@ class PreferenceResult:
         return ArmEstimate(
             preference=self.preference,
             arm=self.arm,
+            words=self.words,
             label=self.label,
             model=self.model,
             utility=self.utility,
@@ -140,6 +163,8 @@ class PreferenceResult:
             usd=self.usd,
             seconds=self.seconds,
             cost=self.cost,
+            abstains=self.abstains,
+            of_prompts=self.of_prompts,
         )
 
     @property

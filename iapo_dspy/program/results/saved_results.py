@@ -19,11 +19,13 @@ import dspy
 import numpy as np
 from pydantic import TypeAdapter
 
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.inference import Deceptive
 from iapo_dspy.bandit.outcome import Round
 from iapo_dspy.errors import ConfigurationError, StateError, storing
 from iapo_dspy.program.evidence.columns import numbers, packed, plain, unpacked, written
 from iapo_dspy.program.policy import CompiledPolicy, checked, part
+from iapo_dspy.program.results.calls import label_of, model_of
 from iapo_dspy.program.results.compile_result import CompileResult, of_calls
 from iapo_dspy.program.results.rows import PreferenceResult
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
@@ -41,7 +43,7 @@ PROGRAM = "program.json"
 
 _ARRAYS = ("q", "reward")
 _OWN = tuple(
-    f.name for f in fields(PreferenceResult) if f.name not in ("preference", "arm", "label", "model")
+    f.name for f in fields(PreferenceResult) if f.name not in ("preference", "arm", "words", "label", "model")
 )  # what a row has beside the policy
 
 
@@ -114,12 +116,20 @@ def read_result(
         saved = checked(_SAVED, data)
         if (len(saved.policy), len(saved.models)) != shape[:2]:
             raise ValueError(f"they are of {len(saved.policy)} preferences and {len(saved.models)} prompts")
-        labels = tuple(p.label for p in policy.prompts)
+        labels, aggregator = tuple(p.label for p in policy.prompts), strategy.aggregator()
         given = zip(saved.policy, policy.preferences, policy.arms, strict=True)
         rows = [
-            {**row, "preference": p, "arm": arm, "label": labels[arm.prompt], "model": saved.models[arm.prompt]}
+            {
+                **row,
+                "preference": p,
+                "arm": arm,
+                "words": arm_in_words(arm, aggregator),
+                "label": label_of(arm, labels),
+                "model": model_of(arm, saved.models),
+            }
             for row, p, arm in given
         ]
+
         found = CompileResult(
             policy=tuple(checked(_ROW, row) for row in rows),
             labels=labels,
@@ -143,8 +153,10 @@ def read_result(
         if any(not (0 <= c < shape[0] and 0 <= p < n_prompts and 0 <= q < n_prompts) for c, p, q in asked):
             raise ValueError("deceptive prompts are of preferences or prompts that the policy does not have")
         others = [b.estimate.arm for row in found.policy for b in row.baselines]
-        numbers_of = [*(a.prompt for a in others), *([] if found.student is None else [found.student])]
-        if any(not 0 <= p < n_prompts for p in numbers_of) or any(a.n > max_n for a in others):
+        others += [arm for row in found.policy for c in row.considered for arm in (c.arm, c.beside)]
+        shares = [share for arm in others for stage in arm.stages for share in stage.shares]
+        numbers_of = [*(s.prompt for s in shares), *([] if found.student is None else [found.student])]
+        if any(not 0 <= p < n_prompts for p in numbers_of) or any(s.n > max_n for s in shares):
             raise ValueError("baselines are not among the arms of the policy")
         gains = [row.gain for row in found.policy if row.gain is not None]
         named = {*found.written, *(p for w in found.written.values() for p in w.parents), *(g.given for g in gains)}

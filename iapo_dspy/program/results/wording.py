@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.inference import WANTED, Deceptive
+from iapo_dspy.bandit.outcome import Considered
 from iapo_dspy.bandit.wins import WinRate
+from iapo_dspy.program.results.flat_records import unreadable_of
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import REMARKABLE, FailureReport
+from iapo_dspy.types import Arm
 
 _BASELINES = {
     "student": "student as it was",
     "best prompt": "best single prompt",
     "best prompt, N tuned": "  the same, N tuned",
+    "best single arm": "best arm of one prompt",
 }
 
 
@@ -30,6 +36,7 @@ def result_table(
     too_little: Sequence[str],
     failures: FailureReport | None = None,
     bias: Mapping[str, PositionBias] | None = None,
+    aggregator: Aggregator | None = None,
 ) -> Table:
     """Return the chosen arm of each preference with its baselines below it.
 
@@ -44,17 +51,19 @@ def result_table(
         failures: Failed completions; None where they are not known. The share that could not be read has a column
             where it is more than a fifth of some prompt's.
         bias: How judges that compare take places, by the objective.
+        aggregator: Says when an answer is not sure enough.
     """
     shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
     lines: list[tuple[str, ArmEstimate, str, str, bool]] = []
     for row, name, chosen in shown:
-        best = f"{row.choice.probability_best:.2f}" if row.choice is not None else ""
+        sure = row.choice.probability_best if row.choice is not None else math.nan
+        best = "" if math.isnan(sure) else f"{sure:.2f}"
         lines.append((name, chosen, "", best, True))
         lines += [(f"  {_BASELINES[b.name]}", b.estimate, _gain(b, row), "", False) for b in row.baselines]
     found = [line[1] for line in lines]
     columns: dict[str, list[str]] = {"preference": [line[0] for line in lines]}
-    columns["N"] = [str(e.arm.n) for e in found]
-    if any(e.arm.stop is not None for e in found):
+    columns["N"] = [_scale(e.arm) for e in found]
+    if any(e.arm.stop is not None or e.arm.compound for e in found):
         columns["draws"] = [f"{e.completions:.1f}" for e in found]
     where = "utility on the valset" if any(row.held_out is not None for row in policy) else "utility"
     columns[where] = [f"{e.utility:.3f}{shown_interval(e.interval)}" for e in found]
@@ -67,24 +76,28 @@ def result_table(
         columns["dollars"] = [shown_usd(e.usd) for e in found]
     if unit is not None and not (unit == "dollars" and "dollars" in columns):
         columns["cost"] = [f"{e.cost:.3g}" for e in found]
-    unread = [failures.unreadable_of(e.arm.prompt) if failures is not None else None for e in found]
+    if any(e.arm.abstains for e in found):
+        columns["no answer"] = [f"{e.abstains:.1%}" if e.arm.abstains else "" for e in found]
+    unread = [unreadable_of(e.arm, failures) for e in found]
     if any((share or 0.0) > REMARKABLE for share in unread):
         columns["unreadable"] = ["" if share is None else f"{share:.0%}" for share in unread]
-    columns["prompt"] = [e.label for e in found]
+    columns["prompt"] = [e.words if e.arm.compound else e.label for e in found]
     return Table(
         columns=tuple(columns),
         rows=tuple(
             Line(cells=cells, strong=line[4])
             for line, cells in zip(lines, zip(*columns.values(), strict=True), strict=True)
         ),
-        numbers=frozenset({"N", "draws", "tokens", "dollars", "cost", "best with p", "unreadable"} & columns.keys()),
+        numbers=frozenset(_NUMBERS & columns.keys()),
         notes=(
+            *(f"prompt {p}: {labels[p]}" for p in sorted({p for e in found if e.arm.compound for p in e.arm.prompts})),
             *_doubts(policy),
             *([] if student or not any(row.baselines for row in policy) else [_NO_STUDENT]),
             *(_deceptive(d, policy, labels) for d in deceptive),
             *(_left(row, authors[row.gain.prompt]) for row in policy if row.gain is not None),
             *(_won(row, name, rate) for row in policy for name, rate in row.wins.items()),
             *(f"{name}: {found}." for name, found in (bias or {}).items()),
+            *_considered(policy, aggregator),
             *too_little,
             *([failures.remark] if failures is not None and failures.remark is not None else []),
             *([f"cost: {unit}"] if unit is not None else []),
@@ -92,7 +105,34 @@ def result_table(
     )
 
 
+_NUMBERS = {"N", "draws", "tokens", "dollars", "cost", "best with p", "no answer", "unreadable"}
 _NO_STUDENT = "The student as it was is not a candidate, so it was not drawn. Give it as one to compare with it."
+
+
+def _scale(arm: Arm) -> str:
+    """Return N, stage by stage and part by part."""
+    return "+".join(str(share.n) for stage in arm.stages for share in stage.shares)
+
+
+def considered_in_words(found: Considered, aggregator: Aggregator | None = None) -> str:
+    """Say what a cascade or a mixture would gain or gains over an arm of one prompt, and whether it is used."""
+    by = f"{found.gain:+.3f} (s.e. {found.standard_error:.3f})"
+    beside = "the best arm of one prompt" if found.kind == "cascade" else "the best prompt at the same N"
+    what = f"{found.kind} ({arm_in_words(found.arm, aggregator)})"
+    if found.chosen:
+        return f"the {what} gains {by} over {beside}, {arm_in_words(found.beside)}"
+    if found.gain <= 0:
+        return f"no {found.kind} gains over {beside}, {arm_in_words(found.beside)}"
+    return f"a {what} would gain {by} over {beside}: not more than its uncertainty, so it is not used"
+
+
+def _considered(policy: Sequence[PreferenceResult], aggregator: Aggregator | None) -> list[str]:
+    """Say of each preference which compound arms it was offered; once for preferences that were offered the same."""
+    said: dict[str, list[str]] = {}
+    for row in policy:
+        for found in row.considered:
+            said.setdefault(considered_in_words(found, aggregator), []).append(row.preference.name or "ad hoc")
+    return [f"{', '.join(names)}: {text}." for text, names in said.items()]
 
 
 def _gain(baseline: ComparedArm, row: PreferenceResult) -> str:
