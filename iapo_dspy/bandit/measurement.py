@@ -27,6 +27,8 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator, ClosedForm, distinct_rows
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.compound.played import play
+from iapo_dspy.bandit.compound.sequences import drawn_sequences, needed
 from iapo_dspy.bandit.estimators.subsets import cell_subsets
 from iapo_dspy.bandit.outcome import HeldOut, Outcome, Round
 from iapo_dspy.bandit.problem import Problem
@@ -72,13 +74,17 @@ def measuring_pulls(
         phases: 1 leaves out the single completions, and measures all prompts on the same queries.
     """
     largest: dict[int, int] = {}
+    together = set[int]()  # prompts of compound arms, whose calls need all of them on the same queries
     for arm in outcome.policy.arms:
-        largest[arm.prompt] = max(largest.get(arm.prompt, 0), _needed(problem, arm))
+        sizes = needed(arm) if arm.compound else {arm.prompt: _needed(problem, arm)}
+        together |= sizes.keys() if arm.compound else set()
+        for prompt, n in sizes.items():
+            largest[prompt] = max(largest.get(prompt, 0), n)
     total = sum(largest.values())
     order = np.random.default_rng([seed, len(queries)]).permutation(queries)
     asked: list[tuple[int, int, int]] = []
     for prompt, n in sorted(largest.items()):
-        if phases == 1:
+        if phases == 1 or prompt in together:
             whole, single = min(len(queries), budget // total), 0
         else:
             whole, single = _two_phases(budget * n // total, n, len(queries))
@@ -120,6 +126,9 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
     seen = (*outcome.observations, observations)
     found: list[HeldOut | None] = []
     for context, arm in enumerate(outcome.policy.arms):
+        if arm.compound:
+            found.append(_of_compound(problem, outcome, cells, context, seen))
+            continue
         mine = cells.prompt == arm.prompt
         reward, single, size = value[row[context], mine, arm.n - 1], value[row[context], mine, 0], cells.size[mine]
         completions, waves = np.full(len(reward), float(arm.n)), np.ones(len(reward))
@@ -127,13 +136,13 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
             gain, completions, waves = observed_calls(problem, cells, context, arm)
             reward = reward + gain
         paid = waves * prices.fixed[context, arm.prompt] + completions * prices.each[context, arm.prompt]
-        needed = _needed(problem, arm)
-        whole = (size >= needed) & ~np.isnan(reward)
+        least = _needed(problem, arm)
+        whole = (size >= least) & ~np.isnan(reward)
         if not whole.any():
             found.append(None)
             continue
         bounds = Bounds.of(problem.aggregator, seen, contexts.weights[context])
-        others = single[~whole & (size == 1)] if needed > 1 else single[:0]
+        others = single[~whole & (size == 1)] if least > 1 else single[:0]
         slope = _slope(outcome, context, arm, len(reward[whole]), len(others), bounds)
         found.append(_estimate(reward[whole], paid[whole], single[whole], others, slope, bounds))
     pulls, active = observations.pulls, np.zeros(problem.shape, dtype=bool)
@@ -148,6 +157,34 @@ def measured(problem: Problem, outcome: Outcome, observations: Observations) -> 
         rounds=(*outcome.rounds, last),
         spent=outcome.spent + pulls.completions,
     )
+
+
+def _of_compound(
+    problem: Problem, outcome: Outcome, cells: Cells, context: int, seen: Sequence[Observations]
+) -> HeldOut | None:
+    """Estimate the utility of a compound arm from whole calls, with the run's prediction of each query beside them.
+
+    The mean of what was predicted of all queries of the run, corrected by the mean error on those that were measured,
+    is unbiased whatever the predictions are (a difference estimator, Cochran 1977, ch. 7): the calls had no part in
+    them. Queries of a validation set have no predictions.
+    """
+    assert outcome.stops is not None
+    arm, weights = outcome.policy[context], problem.contexts.weights[context]
+    calls = drawn_sequences(cells, arm, problem.aggregator, weights)
+    if not len(calls):
+        return None
+    played = play(arm, calls)
+    prices = call_prices(problem, outcome)
+    fixed, each = prices.fixed[context, calls.prompts], prices.each[context, calls.prompts]
+    paid = played.waves @ fixed + played.completions @ each
+    bounds = Bounds.of(problem.aggregator, seen, weights)
+    predicted = outcome.stops[context].by_query
+    visited = Cells.of(outcome.observations, problem.n_prompts, problem.contexts.n_objectives).visited
+    query = cells.visited[calls.query]
+    if predicted is None or not np.isin(query, visited).all():
+        return _estimate(played.reward, paid, np.zeros(len(calls)), np.empty(0), 0.0, bounds)
+    mine = predicted[np.searchsorted(visited, query)]
+    return replace(_estimate(played.reward, paid, mine, predicted, 1.0, bounds), queries=len(calls))
 
 
 def _estimate(

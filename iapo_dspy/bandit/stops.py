@@ -250,7 +250,7 @@ class _Chooser:
         reward, allowed = outcome.reward[context], self._prices.most_waves[context]
         if not np.isfinite(outcome.q[context]).any():
             return self._described(context, self._plain_arm(context))
-        fixed, each = self._thrifty(context, evidence)
+        fixed, each = thrifty_prices(outcome, self._prices, context)
         prompts, scales = (a.reshape(-1) for a in np.indices((problem.n_prompts, problem.max_n)))
         scales = scales + 1
         option = np.full(len(prompts), -1)
@@ -278,15 +278,23 @@ class _Chooser:
             return self._settling(context, arm, rules)
         return self._described(context, arm, float(gain[best]), float(completions[best]), float(waves[best]))
 
-    def _thrifty(self, context: int, evidence: Evidence) -> tuple[FloatArray, FloatArray]:
-        """Return the prices of a wave and of a completion [P] by which arms are compared: at least `THRIFT`'s."""
-        prices, reward = self._prices, self._outcome.reward[context]
-        spread = evidence.factor[context] * float(evidence.spread[evidence.row[context]])
-        call = np.nanmean(np.where(np.isnan(reward[:, -1]), np.nan, self._outcome.estimates.cost[:, -1]))
-        rate = THRIFT * spread / call if call > 0 else 0.0
-        fixed = np.maximum(prices.fixed[context], rate * (prices.raw_fixed + WAVE * prices.raw_each))
-        each = np.maximum(prices.each[context], rate * prices.raw_each)
-        return fixed, each
+
+def thrifty_prices(outcome: Outcome, prices: CallPrices, context: int) -> tuple[FloatArray, FloatArray]:
+    """Return the prices of a wave and of a completion [P] by which arms are compared: at least `THRIFT`'s.
+
+    Args:
+        outcome: The run, of an algorithm whose estimates have standard errors.
+        prices: As the run learnt them.
+        context: Of which context.
+    """
+    evidence, reward = outcome.detail, outcome.reward[context]
+    assert evidence is not None
+    spread = evidence.factor[context] * float(evidence.spread[evidence.row[context]])
+    call = np.nanmean(np.where(np.isnan(reward[:, -1]), np.nan, outcome.estimates.cost[:, -1]))
+    rate = THRIFT * spread / call if call > 0 else 0.0
+    fixed = np.maximum(prices.fixed[context], rate * (prices.raw_fixed + WAVE * prices.raw_each))
+    each = np.maximum(prices.each[context], rate * prices.raw_each)
+    return fixed, each
 
 
 def _estimated(arm: Arm, stop: Stop, rules: StopEstimates | None) -> tuple[float, float] | None:

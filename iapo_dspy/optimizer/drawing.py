@@ -10,7 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, first_of
+from iapo_dspy.bandit.compound.chosen import with_compounds
+from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, doubted, first_of
 from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.stops import with_stops
@@ -270,7 +271,7 @@ def _spent_before(record: SpentRecord) -> Spent:
 def _settled(
     plan: Plan, outcome: Outcome, environment: LiveEnvironment
 ) -> tuple[Outcome, tuple[ConfirmedGain | None, ...]]:
-    """Give the chosen arms their stops, take written prompts back whose gain is luck, and measure what is left.
+    """Give arms their stops, take written prompts back whose gain is luck, combine prompts, and measure the choice.
 
     Half of what is kept for measuring confirms written prompts, so that neither decides about its own measurement.
     """
@@ -280,6 +281,8 @@ def _settled(
     kept, gains = plan.reserved if outcome.complete else 0, tuple[ConfirmedGain | None, ...]()
     if writing is not None and writing.prompts:
         kept, outcome, gains = _confirmed(plan, writing, outcome, kept, environment)
+    if plan.settings.compound:
+        outcome = with_compounds(problem, outcome, left_out=doubted(writing.prompts if writing else (), gains))
     pulls = plan.measuring(outcome, kept) if environment.verdict is None else plan.measuring(outcome, 0)
     if not len(pulls) and kept and environment.verdict is None:
         logger.warning(

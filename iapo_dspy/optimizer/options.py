@@ -33,6 +33,8 @@ class Search:
         stopping: How deployed calls may stop before all N are drawn. "confidence", the default: in waves, by a rule
             that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
             rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
+        compound: Whether calls may combine several prompts where that is surely better, by the same draws: cascades,
+            in which a cheap stage answers where it is sure, and mixtures, in which several prompts vote together.
         cost_unit: The unit in which calls are priced: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`.
             `Preference(cost=...)` is the weight of that price. Default: output tokens, or dollars where `lms` have
             different prices.
@@ -47,6 +49,7 @@ class Search:
 
     algorithm: str | Algorithm = "auto"
     stopping: StopMode | None = "confidence"
+    compound: bool = True
     cost_unit: Cost | None = None
     proposers: Proposer | Sequence[Proposer] | None = None
     joint_limit: int = 32
@@ -61,6 +64,8 @@ class Search:
             raise ConfigurationError(
                 f'stopping={self.stopping!r}: give "confidence", "exact", or None to draw all N at once.'
             )
+        if not isinstance(self.compound, bool):
+            raise ConfigurationError(f"compound={self.compound!r}: give True or False.")
         if self.cost_unit is not None and not isinstance(self.cost_unit, Cost):
             raise ConfigurationError(
                 f"cost_unit={self.cost_unit!r}: give a Cost, such as Cost(usd=1); the weight of costs is "

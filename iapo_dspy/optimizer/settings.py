@@ -76,6 +76,7 @@ class Settings:
     joint_limit: int
     algorithm: Algorithm
     stopping: StopMode | None
+    compound: bool
     seed: int
     num_threads: int | None
     rollout_timeout: float | None
@@ -167,9 +168,10 @@ class Settings:
 
         Functions are there by name and candidate programs by class, because they may hold LMs with their keys.
         """
-        plain = ("default_preference", "preference_field", "max_n", "generations", "joint_limit", "stopping", "seed",
-                 "num_threads", "rollout_timeout", "outage_patience", "max_errors", "max_unreadable",
-                 "track_stats")  # fmt: skip
+        plain = (
+            "default_preference", "preference_field", "max_n", "generations", "joint_limit", "stopping", "compound",
+            "seed", "num_threads", "rollout_timeout", "outage_patience", "max_errors", "max_unreadable", "track_stats",
+        )  # fmt: skip
         return {
             **{name: getattr(self, name) for name in plain},
             "strategy": jsonable(self.strategy.to_dict()),

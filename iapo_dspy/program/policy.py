@@ -12,13 +12,14 @@ from typing import Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from iapo_dspy.bandit.algorithms.port import Algorithm
+from iapo_dspy.bandit.compound.chosen import as_called, with_compounds
 from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
 from iapo_dspy.bandit.outcome import HeldOut, Outcome
 from iapo_dspy.bandit.problem import Problem
-from iapo_dspy.bandit.stops import StopMode, as_drawn, with_stops
+from iapo_dspy.bandit.stops import StopMode, with_stops
 from iapo_dspy.errors import StateError, UnknownPreference, one_line
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import check_known
@@ -53,6 +54,7 @@ class CompiledPolicy:
         cost_scale: Utility of one raw unit of `cost` (an output token by default) at cost weight 1.
         algorithm: The algorithm that ran.
         stopping: How calls may stop early: "confidence", "exact", or None.
+        compound: Whether calls may combine several prompts.
         strategy: The strategy as JSON data.
         evidence: The observations, round by round.
         spent: Completions, tokens, dollars and the like that the run took.
@@ -76,6 +78,7 @@ class CompiledPolicy:
     spent: Mapping[str, Any]
     cost: Cost
     measured: tuple[HeldOut | None, ...] | None = None
+    compound: bool = False
     calibrations: tuple[ConfidenceMap | None, ...] | None = None
 
     @functools.cached_property
@@ -151,7 +154,9 @@ class CompiledPolicy:
             check_known(preference, self.evidence)
         problem = self.problem(preferences, strategy)
         outcome = self.algorithm.solve(problem, self.evidence)
-        return outcome if self.stopping is None else with_stops(problem, outcome, mode=self.stopping, apart=apart)
+        if self.stopping is not None:
+            outcome = with_stops(problem, outcome, mode=self.stopping, apart=apart)
+        return with_compounds(problem, outcome) if self.compound else outcome
 
     def problem(self, preferences: Sequence[Preference], strategy: Strategy) -> Problem:
         """Return the problem of any preferences over the stored prompts."""
@@ -168,13 +173,14 @@ class CompiledPolicy:
     def outcome(self, strategy: Strategy) -> Outcome:
         """Return the compiled arms with their estimates by the stored evidence.
 
-        Arms that would be chosen otherwise today have the estimates of calls that draw all N at once.
+        Arms that would be chosen otherwise today have the estimates of `as_called`.
         """
         found = self.solve(self.preferences, strategy)
         stops = None
         if found.stops is not None:
             chosen = zip(self.arms, found.stops, strict=True)
-            stops = tuple(s if s.arm == arm else as_drawn(found, c, arm) for c, (arm, s) in enumerate(chosen))
+            problem = self.problem(self.preferences, strategy)
+            stops = tuple(s if s.arm == arm else as_called(problem, found, c, arm) for c, (arm, s) in enumerate(chosen))
         return replace(found, policy=Policy(self.arms), stops=stops, measured=self.measured)
 
     def repriced(self, cost: Cost, prices: Sequence[Price], strategy: Strategy) -> tuple[CompiledPolicy, Outcome]:
@@ -207,6 +213,7 @@ class CompiledPolicy:
             "prompt_costs": self.prompt_costs,
             **saved_algorithm(self.algorithm),
             "stopping": self.stopping,
+            "compound": self.compound,
             "strategy": dict(self.strategy),
             "spent": dict(self.spent),
             "evidence": packed([dumped(o) for o in self.evidence]),
@@ -262,6 +269,7 @@ class CompiledPolicy:
                 prompts=prompts,
                 algorithm=read_algorithm(data),
                 stopping=data.get("stopping"),
+                compound=bool(data.get("compound", False)),  # up to version 5, there was nothing but single prompts
                 evidence=tuple(evidence),
                 # Version 1 always counted output tokens.
                 cost=Cost.from_dict(data["cost"]) if "cost" in data else Cost(),

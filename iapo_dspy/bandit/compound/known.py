@@ -54,7 +54,7 @@ def known_sequences(
     evidence = outcome.detail
     if evidence is None or not isinstance(problem.aggregator, Sure) or not evidence.queries[prompts, 0].all():
         return None
-    rng = np.random.default_rng((seed, context))
+    rng = np.random.default_rng(seed)  # the same rows in every context
     aggregator, weights = problem.aggregator, problem.contexts.weights[context]
     query = np.repeat(np.arange(evidence.n_visited), copies)
     if not isinstance(evidence.model, Simulates):

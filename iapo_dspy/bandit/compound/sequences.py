@@ -6,14 +6,17 @@ drawn after a choice, to measure it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
-from iapo_dspy.types import FloatArray, IntArray
+from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.types import Arm, FloatArray, IntArray
 
 
 class Part(NamedTuple):
@@ -88,3 +91,43 @@ class Sequences:
         count = np.bincount(self.query, minlength=self.n_queries)
         total = np.bincount(self.query, weights=values, minlength=self.n_queries)
         return np.asarray(np.divide(total, count, out=np.full(self.n_queries, np.nan), where=count > 0))
+
+
+def needed(arm: Arm) -> dict[int, int]:
+    """Return how many completions of each prompt a call of an arm draws by its worst path."""
+    found = Counter[int]()
+    for stage in arm.stages:
+        for share in stage.shares:
+            found[share.prompt] += share.n
+    return dict(found)
+
+
+def drawn_sequences(cells: Cells, arm: Arm, aggregator: Aggregator, weights: FloatArray) -> Sequences:
+    """Return the completions that were really drawn, a row for each query with as many as a call of an arm may take.
+
+    Args:
+        cells: The completions.
+        arm: The arm.
+        aggregator: Values the completions.
+        weights: Objective weights of a context [K].
+    """
+    sizes = needed(arm)
+    prompts = np.array(sorted(sizes), dtype=np.int64)
+    able = [np.flatnonzero((cells.prompt == p) & (cells.size >= sizes[p])) for p in prompts.tolist()]
+    query = reduce(np.intersect1d, [cells.query[mine] for mine in able])
+    most = max(sizes.values())
+    label = np.full((len(prompts), len(query), most), -1, dtype=np.int64)
+    score = np.full((*label.shape, cells.score.shape[1]), np.nan)
+    for i, (p, mine) in enumerate(zip(prompts.tolist(), able, strict=True)):
+        cell = mine[np.searchsorted(cells.query[mine], query)]
+        at = cells.start[cell][:, None] + np.arange(sizes[p])
+        label[i, :, : sizes[p]], score[i, :, : sizes[p]] = cells.label[at], cells.score[at]
+    return Sequences(
+        prompts=prompts,
+        label=label,
+        score=score,
+        query=query,
+        n_queries=cells.n_visited,
+        aggregator=aggregator,
+        weights=weights,
+    )

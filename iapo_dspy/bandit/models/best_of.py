@@ -26,6 +26,7 @@ from itertools import pairwise
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.models.drawn_thetas import draw_thetas
 from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.port import CellPredictions, Simulated
 from iapo_dspy.bandit.models.traits import (
@@ -33,7 +34,6 @@ from iapo_dspy.bandit.models.traits import (
     TraitModel,
     Traits,
     difficulties,
-    draw_thetas,
     drawn_cells,
     of_drawn,
     of_prompts,

@@ -56,6 +56,8 @@ class Traits:
         law: P(theta-grid point | prompt, difficulty) [B, P, D, T].
         kind: Which distinct (count, draws) each cell has [B, G].
         likelihood: Likelihood of each distinct (count, draws) on the theta grid [U, T].
+        draws: Draws of each distinct (count, draws) [U].
+        events: Events among them [U].
         evidence: Likelihood of each distinct (count, draws) given prompt and difficulty [B, P, U, D].
         query: Log of each difficulty's posterior, not normalised [B, V, D].
         eta: Level, slope and log of the interaction's standard deviation of every prompt [B, P, 3].
@@ -65,6 +67,8 @@ class Traits:
     law: FloatArray
     kind: IntArray
     likelihood: FloatArray
+    draws: IntArray
+    events: IntArray
     evidence: FloatArray
     query: FloatArray
     eta: FloatArray
@@ -163,6 +167,8 @@ class TraitModel:
             law=law,
             kind=kind,
             likelihood=likelihood,
+            draws=draws,
+            events=events,
             evidence=evidence,
             query=total,
             eta=self._parameters(),
@@ -284,50 +290,6 @@ def laws(eta: FloatArray) -> FloatArray:
 def difficulties(traits: Traits) -> FloatArray:
     """Return the posterior of each visited query's difficulty [B, V, D]."""
     return _normalise(traits.query)
-
-
-def draw_thetas(traits: Traits, cells: Cells, prompts: IntArray, copies: int, rng: np.random.Generator) -> FloatArray:
-    """Draw probabilities of the events in cells from what all draws say of them.
-
-    A row is a query with a difficulty of its own, which all prompts share. What is hard for one event is hard for all
-    of them, and a prompt that does well in one does well in all.
-
-    Args:
-        traits: The fitted model.
-        cells: The cells it was fitted to.
-        prompts: The prompts [Q].
-        copies: Rows of each query, evenly spread over its posterior.
-        rng: Source of randomness.
-
-    Returns:
-        Probabilities [B, Q, V * copies]; rows of one query are neighbours.
-    """
-    n_events, n_visited = traits.query.shape[:2]
-    below = np.cumsum(difficulties(traits), axis=2)[:, :, None, :-1]
-    difficulty = (below < _spread(n_visited, copies, rng)[:, :, None]).sum(axis=3)  # [B, V, copies]
-    theta = np.empty((n_events, len(prompts), n_visited * copies))
-    undrawn = len(traits.likelihood)
-    likelihood = np.concatenate([traits.likelihood, np.ones((1, len(THETA)))])
-    for i, p in enumerate(prompts.tolist()):
-        kind = np.full((n_events, n_visited), undrawn)
-        _, mine = cells.of_prompts(np.array([p]))
-        kind[:, cells.query[mine]] = traits.kind[:, mine]
-        # One ascending table of all laws: the entries of law i lie in (i, i + 1], so that one search draws.
-        known, law = np.unique(np.arange(n_events)[:, None] * (undrawn + 1) + kind, return_inverse=True)
-        event, kinds = np.divmod(known, undrawn + 1)
-        table = np.cumsum(traits.law[event, p] * likelihood[kinds, None], axis=2).reshape(-1, len(THETA))
-        table /= table[:, -1:]
-        table += np.arange(len(table))[:, None]
-        row = law.reshape(n_events, n_visited, 1) * len(DIFFICULTY) + difficulty
-        place = np.searchsorted(table.reshape(-1), row + _spread(n_visited, copies, rng), side="right")
-        theta[:, i] = THETA[np.minimum(place - row * len(THETA), len(THETA) - 1)].reshape(n_events, -1)
-    return theta
-
-
-def _spread(rows: int, copies: int, rng: np.random.Generator) -> FloatArray:
-    """Return uniform numbers [rows, copies], in each row one from each of so many equal parts, in random order."""
-    part = rng.permuted(np.tile(np.arange(copies), (rows, 1)), axis=1)
-    return np.asarray((part + rng.random(part.shape)) / copies)
 
 
 def of_drawn(traits: Traits, cells: Cells, mine: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:

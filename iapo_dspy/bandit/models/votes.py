@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from iapo_dspy.bandit.cells import Ballots, Cells, ballots
+from iapo_dspy.bandit.models.drawn_thetas import draw_thetas
 from iapo_dspy.bandit.models.exact import majority_vote_rewards
 from iapo_dspy.bandit.models.information import Knowledge
 from iapo_dspy.bandit.models.port import CellPredictions, Simulated
@@ -25,7 +26,6 @@ from iapo_dspy.bandit.models.traits import (
     TraitModel,
     Traits,
     difficulties,
-    draw_thetas,
     drawn_cells,
     of_drawn,
     of_prompts,

