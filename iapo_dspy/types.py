@@ -118,6 +118,11 @@ class Escalation:
             raise ConfigurationError(
                 f"Escalation(weight={self.weight!r}): give a whole number >= 0, and 0 where the call abstains."
             )
+        if self.weight and self.arm is not None and self.arm.stop is not None:
+            raise ConfigurationError(
+                f"Escalation(weight={self.weight}): completions of earlier stages count in the next one, so it draws "
+                "all of its own at once: leave its stop out, or give weight 0."
+            )
 
 
 @dataclass(frozen=True)

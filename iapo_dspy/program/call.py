@@ -101,9 +101,8 @@ class Call:
             counted = [i for i in range(own.begin, own.end) for _ in range(max(weight, 1))]
             if before is not None and weight:
                 counted = [*before.counted, *counted]
-            judge = functools.partial(
-                judged, self.strategy, self.weights, draws.read, counted, exchangeable=not (weight or arm.beside)
-            )
+            shuffle = repr(self.inputs) if weight or arm.beside else None
+            judge = functools.partial(judged, self.strategy, self.weights, draws.read, counted, shuffle=shuffle)
             verdict = await in_thread(judge)
             stages.append(
                 DrawnStage(
@@ -344,8 +343,9 @@ def _key(position: int, before: int) -> Any:
         position: Of the prompt among those of the arm.
         before: Completions of this prompt that the call has drawn before.
     """
-    name = ["call", before] if before else "call"
-    return [name, position] if position else name
+    if position:
+        return ["call", before, position]
+    return ["call", before] if before else "call"
 
 
 def _best(selection: Selection) -> float | None:

@@ -126,7 +126,7 @@ class Drawn:
 
 
 def judged(
-    strategy: Strategy, weights: FloatArray, read: Sequence[Scored], counted: Sequence[int], *, exchangeable: bool
+    strategy: Strategy, weights: FloatArray, read: Sequence[Scored], counted: Sequence[int], *, shuffle: str | None
 ) -> Verdict:
     """Choose the answer of a stage, and say how sure it is.
 
@@ -135,12 +135,12 @@ def judged(
         weights: The preference's weights of the objectives [K].
         read: All completions of the call so far.
         counted: Positions of those that count, each as often as it counts.
-        exchangeable: Whether they are of one prompt and count once each. If not, ties must not go to the prompt that
-            was drawn first, so the completions are shuffled; equal ones always in the same way.
+        shuffle: Given where they are not of one prompt, or do not count alike: a tie must then not go to the prompt
+            that was drawn first, so they are shuffled, by this text and by what they are.
     """
     order = list(counted)
-    if not exchangeable:
-        random.Random(repr([(read[i].answer, read[i].scores) for i in order])).shuffle(order)
+    if shuffle is not None:
+        random.Random(repr([shuffle, *((read[i].answer, read[i].scores) for i in order)])).shuffle(order)
     found = strategy.choose([read[i] for i in order], weights)
     if found is None:
         return Verdict(selection=None, sureness=None)
