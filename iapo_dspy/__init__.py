@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:  # names are imported when they are first used, so that
         objectives,
         proposers,
         recordings,
+        rewriters,
         tasks,
     )
     from iapo_dspy.errors import IAPOError
@@ -44,6 +45,7 @@ if typing.TYPE_CHECKING:  # names are imported when they are first used, so that
     from iapo_dspy.program.results import CompileResult
     from iapo_dspy.program.using_preference import using_preference
     from iapo_dspy.prompts.harvest import candidates_of
+    from iapo_dspy.prompts.rewriters.rewriter import Rewriter
     from iapo_dspy.sampling.adapters.plain_text import PlainTextAdapter
     from iapo_dspy.sampling.batches.running import BatchAPI
     from iapo_dspy.sampling.judges.metered import metered
@@ -87,6 +89,7 @@ __all__ = [
     "PlainTextAdapter",
     "Preference",
     "ReplicatedLM",
+    "Rewriter",
     "Search",
     "Strategy",
     "WeightedVote",
@@ -111,6 +114,7 @@ _MODULES = (
     "objectives",
     "proposers",
     "recordings",
+    "rewriters",
     "tasks",
 )
 _HOME = {  # public name -> its module
@@ -127,6 +131,7 @@ _HOME = {  # public name -> its module
         "program.results": "CompileResult",
         "program.using_preference": "using_preference",
         "prompts.harvest": "candidates_of",
+        "prompts.rewriters.rewriter": "Rewriter",
         "sampling.adapters.plain_text": "PlainTextAdapter",
         "sampling.batches.running": "BatchAPI",
         "sampling.judges.metered": "metered",

@@ -145,6 +145,27 @@ def check_around(pipeline: Pipeline, settings: Settings) -> None:
         _check_limits(lm_of(name, predictor), request_params(lm_of(name, predictor), predictor.config), settings)
 
 
+def check_rewriters(settings: Settings, pipeline: Pipeline | None) -> None:
+    """Refuse rewriters whose calls the budget cannot hold, and settings under which nothing can be rewritten."""
+    if settings.batch is not None:
+        raise ConfigurationError(
+            "batch=... sends the requests of a round together, and a rewriter must have answered before. Leave batch "
+            "out, or rewriters."
+        )
+    if pipeline is not None:
+        raise ConfigurationError(
+            f"rewriters=... rewrite the query, and inner={pipeline.path!r} has inputs that the steps before it make. "
+            "Leave inner out, or rewriters."
+        )
+    for i, rewriter in enumerate(settings.rewriters):
+        try:
+            _check_limits(rewriter.lm, rewriter.params, settings)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"The calls of rewriters[{i}] count in the budget and in costs. {error}"
+            ) from error
+
+
 def check_reserved_fields(student: Student, inputs: Iterable[str], preference_field: str | None) -> None:
     """Refuse fields whose names a compiled program needs for itself."""
     used = {*inputs, *(student.input_fields or ())}
@@ -299,6 +320,7 @@ def check_resources(prompts: Sequence[Prompt], settings: Settings) -> None:
         if "usd" not in preference.resources:
             continue
         inside = [lm for adapter in settings.adapters for lm in lms_inside(adapter)]
+        inside += [rewriter.lm for rewriter in settings.rewriters]
         for lm in (*inside, *(lm for prompt in prompts for lm in prompt.student.lms.values())):
             if price_of(lm, settings.cost_unit.prices) is None:
                 raise ConfigurationError(

@@ -67,6 +67,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         programs=programs,
         lms=[p.lms for p in plan.prompts if p.lms] or None,
         adapters=settings.adapters or None,
+        rewriters=settings.rewriters or None,
     )
     result = make_result(
         policy,

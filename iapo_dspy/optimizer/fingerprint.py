@@ -45,6 +45,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         facts["programs"] = digest(kinds)
     if settings.adapters:
         facts["adapters"] = [adapter_digest(adapter) for adapter in settings.adapters]
+    if settings.rewriters:
+        facts["rewriters"] = [rewriter.digest for rewriter in settings.rewriters]
     if plan.writing is not None:
         by = [_told(p) for p in settings.proposers or ()]
         facts["writing"] = [settings.generations, public_params(plan.writing.lm), by]
@@ -120,7 +122,9 @@ def prompt_ids(plan: Plan) -> Callable[[int], str]:
     def name(prompt: Prompt) -> str:
         lms = {n: (_params(lm), _nth(lm, twins)) for n, lm in prompt.student.lms.items()}
         state, types = program_state(prompt.program), _types(prompt.program)
-        return digest([state, prompt.decoding.as_kwargs(), lms, around[id(prompt.adapter)], types, *_kind(prompt)])
+        rewriter = [] if prompt.rewriter is None else [{"rewriter": prompt.rewriter.digest}]
+        own = around[id(prompt.adapter)]
+        return digest([state, prompt.decoding.as_kwargs(), lms, own, types, *_kind(prompt), *rewriter])
 
     count = len(plan.prompts)
     student = [name(plan.as_it_is)] if plan.as_it_is is not None else []

@@ -23,6 +23,7 @@ from iapo_dspy.optimizer.settings import Settings
 from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.compiled import CompiledProgram
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.sampling.spending.budget import Budget
 from iapo_dspy.scoring.scores import Metric
 from iapo_dspy.scoring.strategies import Strategy
@@ -74,6 +75,9 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             `lms`, also a mapping from model strings to configurations of that model alone.
         adapters: Adapters to choose from, such as `[dspy.ChatAdapter(), dspy.JSONAdapter()]`: every candidate is tried
             with each of them, and calls use the chosen one. Default: the configured one.
+        rewriters: Rewriters of queries to choose from, such as `[Rewriter(lm), bpo(other)]`: every candidate is tried
+            with the queries as they are and with those that each rewriter makes of them. A call pays for the rewrite
+            once, whatever its N. Default: queries stay as they are.
         max_n: Largest number of completions per call, >= 1. Default: that of `auto`, or 16 with a `budget`.
         num_threads: LM requests in flight at most. Default: `dspy.settings.num_threads` where that was raised
             above DSPy's own default, else 64.
@@ -108,6 +112,7 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
         lms: Sequence[dspy.BaseLM | Mapping[str, dspy.BaseLM]] | None = None,
         decoding: Decoding | Sequence[Decoding] | Mapping[str, Decoding | Sequence[Decoding]] | None = None,
         adapters: Sequence[dspy.Adapter] | None = None,
+        rewriters: Sequence[Rewriter] | None = None,
         max_n: int | None = None,
         num_threads: int | None = None,
         seed: int = 0,
@@ -244,7 +249,8 @@ class IAPO(Teleprompter):  # type: ignore[misc]  # dspy ships no types
             inner: As for `compile`.
             output_tokens: Mean output tokens of a completion, all its LM calls together: one number or one for each
                 prompt (candidate by candidate, each with every LM, each of these with every decoding, each of these
-                with every adapter). Without it, lengths are those of the ledger in `log_dir`, if any.
+                with every adapter, each of these with the query as it is and with every rewriter). Without it,
+                lengths are those of the ledger in `log_dir`, if any.
 
         A student with a `forward` of its own is run once for each prompt, with answers that are made up.
 

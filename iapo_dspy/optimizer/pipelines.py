@@ -142,6 +142,7 @@ class LivePrompts(Sequence[LivePrompt]):
                 inner=None if pipeline is None else prompt.program,
                 id=self._id_of(len(self._prompts) if behind else int(index)),
                 adapter=prompt.adapter,
+                rewriter=prompt.rewriter,
             )
         return self._made[index]
 

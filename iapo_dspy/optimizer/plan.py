@@ -29,6 +29,7 @@ from iapo_dspy.optimizer.checks import (
     check_program,
     check_reserved_fields,
     check_resources,
+    check_rewriters,
     check_sampling,
     check_trainset,
     check_valset,
@@ -46,6 +47,7 @@ from iapo_dspy.prompts.prompt import Prompt, prompt_states, shared_parts
 from iapo_dspy.prompts.proposers.mix import Mix, default_proposers
 from iapo_dspy.prompts.proposers.port import Proposer
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.prompts.rewriters.rewriter import fitted_rewriters
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.batches import batch_sampler
 from iapo_dspy.sampling.spending.pricing import Price, check_budget, price_of
@@ -69,7 +71,7 @@ class Writing:
         lm: The LM that it asks.
         read: The training questions that it may read, by position. Those that are left confirm its prompts.
         known: Those that the writers of earlier runs have read, whose prompts this run knows.
-        each: Prompts that one candidate makes: one for each choice of LMs, decoding and adapter.
+        each: Prompts that one candidate makes: one for each choice of LMs, decoding, adapter and rewriter.
         most: Prompts that may be written in all.
         prompts: The prompts that were written, by number in the prompt set; those of earlier runs first.
     """
@@ -270,11 +272,16 @@ def make_plan(
     held_out = check_valset(valset, examples, whole) if valset is not None else ()
     inputs = sorted(examples[0].inputs().keys()) if pipeline is None else inner_inputs(part.module)
     check_reserved_fields(part, inputs, settings.preference_field)
+    if settings.rewriters:
+        check_rewriters(settings, pipeline)
+        given = [dict(example.inputs().items()) for example in (*examples, *held_out)]
+        settings = replace(settings, rewriters=fitted_rewriters(settings.rewriters, inputs, given))
     settings.strategy.check_student(inputs, part.output_fields)
     strategy = fitted(settings.strategy, part.output_fields)
     writes = settings.writes or candidates is None or is_auto(asked)  # a compiled program has candidates: its arms
     candidates = [part.module] if candidates is None else candidates
-    prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, settings.lms, settings.adapters)
+    configurations = settings.lms, settings.adapters, settings.rewriters
+    prompts = prompt_set(part, candidates, settings.decoding, settings.joint_limit, *configurations)
     others = other_programs(prompts.shown)
     for prompt in others:
         check_other(prompt, examples, None if pipeline is None else inputs, strategy, settings.preference_field)
@@ -345,7 +352,8 @@ def _with_writing(plan: Plan) -> Plan:
     except ConfigurationError as error:
         raise ConfigurationError(f"The calls that write prompts count in the budget. {error}") from error
     servers = combine(settings.lms, list(plan.student.predictors), settings.decoding)
-    each = sum(len(served.decodings) for served in servers) * max(len(settings.adapters), 1)
+    ways = max(len(settings.adapters), 1) * (1 + len(settings.rewriters))
+    each = sum(len(served.decodings) for served in servers) * ways
     size = max(_SIZE, 2 * each) // each * each
     order = np.random.default_rng([settings.seed, 0]).permutation(len(plan.examples))
     writing = Writing(

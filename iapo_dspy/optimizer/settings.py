@@ -22,6 +22,7 @@ from iapo_dspy.preferences import Preference
 from iapo_dspy.prompts.adapter_names import adapted, read_distinct_adapters
 from iapo_dspy.prompts.lms import Decodings, LMs, default_cost, read_decodings, read_distinct_lms
 from iapo_dspy.prompts.proposers.port import Proposer
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter, read_distinct_rewriters
 from iapo_dspy.sampling.batches.running import BatchAPI
 from iapo_dspy.sampling.ledger.field_values import jsonable
 from iapo_dspy.sampling.spending.budget import Budget
@@ -73,6 +74,7 @@ class Settings:
     decoding: Decodings
     lms: tuple[LMs, ...]
     adapters: tuple[dspy.Adapter, ...]
+    rewriters: tuple[Rewriter, ...]
     joint_limit: int
     algorithm: Algorithm
     stopping: StopMode | None
@@ -152,6 +154,7 @@ class Settings:
             "decoding": read_decodings(given["decoding"], lms),
             "lms": lms,
             "adapters": read_distinct_adapters(given["adapters"]),
+            "rewriters": read_distinct_rewriters(given["rewriters"]),
             "log_dir": Path(log_dir) if log_dir is not None else None,
             "batch": BatchAPI.of(given["batch"]),
             "callbacks": tuple(given["callbacks"]),
@@ -186,6 +189,7 @@ class Settings:
             "decoding": _decodings(self.decoding),
             "lms": [_models(element) for element in self.lms],
             "adapters": [str(one.name) for one in adapted(self.adapters) if one.name is not None],
+            "rewriters": [rewriter.name for rewriter in self.rewriters],
             "log_dir": str(self.log_dir) if self.log_dir is not None else None,
             "batch": self.batch is not None,
         }

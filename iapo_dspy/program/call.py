@@ -20,6 +20,7 @@ from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call_report import Abstention, CallReport, CompiledPrediction, PromptReport, StageReport
 from iapo_dspy.program.stages import Drawable, Drawn, DrawnStage, Ending, Verdict, Wave, judged
 from iapo_dspy.prompts.lms import models_of
+from iapo_dspy.prompts.rewriters.rewriting import CallRewrites
 from iapo_dspy.sampling.concurrency.contained import CodeExited, contained
 from iapo_dspy.sampling.concurrency.once import Once
 from iapo_dspy.sampling.concurrency.threads import in_thread
@@ -41,6 +42,7 @@ class _Draws:
 
     sampler: Sampler
     judges: JudgeUsage
+    rewrites: CallRewrites
     rollouts: list[Rollout] = field(default_factory=list)
     read: list[Scored] = field(default_factory=list)
     waves: list[Wave] = field(default_factory=list)
@@ -90,7 +92,8 @@ class Call:
         """Draw stage after stage until one is sure enough. To be awaited on the sampling loop."""
         start = time.perf_counter()
         judges = JudgeUsage(dspy.settings.usage_tracker, self.cost.prices)
-        draws = _Draws(sampler=_sampler(self.cost.prices), judges=judges)
+        sampler = _sampler(self.cost.prices)
+        draws = _Draws(sampler=sampler, judges=judges, rewrites=CallRewrites(sampler, self.inputs))
         stages: list[DrawnStage] = []
         end = start
         for arm in self.arm.stages:
@@ -119,7 +122,7 @@ class Call:
             )
             if stages[-1].ending != "went on":
                 break
-        in_turn = sum(stage.waves for stage in stages)
+        in_turn = sum(stage.waves for stage in stages) + len(draws.rewrites.found)
         return Drawn(
             rollouts=tuple(draws.rollouts),
             read=tuple(draws.read),
@@ -127,6 +130,7 @@ class Call:
             stages=tuple(stages),
             seconds=end - start if in_turn > 1 else max(r.usage.latency_s for r in draws.rollouts),
             judges=judges,
+            rewrites=draws.rewrites,
         )
 
     async def _draw_stage(self, arm: Arm, draws: _Draws) -> tuple[_Own, str | None]:
@@ -158,7 +162,7 @@ class Call:
         drawable = self.drawables[prompt]
         return await draws.sampler.sample(
             drawable.program,
-            self.inputs,
+            await draws.rewrites.of(drawable.rewriter),
             size,
             key=_key(self.arm.prompts.index(prompt), draws.of(prompt)),
             decoding=drawable.decoding,
@@ -250,7 +254,9 @@ class Call:
         stopped = last.stopped
         if stopped is None and len(rollouts) < self.arm.most:
             stopped = "sure" if last.arm.then is not None and last.ending == "answered" else "unsure"
+        rewriting = drawn.rewrites.usage
         parts = [self.cost.split([r.usage for r in rollouts[w.begin : w.end]]) for w in drawn.waves]
+        parts.append(self.cost.split([rewriting]))
         cost = sum(once + sum(each) for once, each in parts)
         prompt = last.arm.prompt if selection is None else drawn.prompt_of(selection.index)
         return CallReport(
@@ -285,6 +291,10 @@ class Call:
             cost_unit=self.cost.unit,
             judge_tokens=int(drawn.judges.usage.tokens),
             judge_usd=drawn.judges.usage.usd,
+            rewritten={name: found.text for name, found in drawn.rewrites.found.items() if found.text is not None},
+            not_rewritten={n: found.failure for n, found in drawn.rewrites.found.items() if found.failure is not None},
+            rewriter_tokens=int(rewriting.tokens),
+            rewriter_usd=None if rewriting.unpriced else rewriting.usd or 0.0,
         )
 
     def _stage_report(self, drawn: Drawn, stage: DrawnStage) -> StageReport:

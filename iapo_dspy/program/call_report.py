@@ -136,6 +136,10 @@ class CallReport(BaseModel):
         judge_tokens: Input and output tokens of LMs and embedding models that objectives asked to select; not part of
             `prompt_tokens` and `completion_tokens`.
         judge_usd: Their price, not part of `usd`; None where one of them has no known price.
+        rewritten: Rewriter -> the text that it made of its input field; all completions are drawn on that.
+        not_rewritten: Rewriter -> why the query stayed as it was.
+        rewriter_tokens: Input and output tokens of rewriters, a part of `prompt_tokens` and `completion_tokens`.
+        rewriter_usd: Their price, a part of `usd`; None where it is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -169,6 +173,10 @@ class CallReport(BaseModel):
     cost_unit: str
     judge_tokens: int = 0
     judge_usd: float | None = 0.0
+    rewritten: dict[str, str] = {}
+    not_rewritten: dict[str, str] = {}
+    rewriter_tokens: int = 0
+    rewriter_usd: float | None = 0.0
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook, a line for each fact that there is."""

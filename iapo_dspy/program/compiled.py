@@ -30,6 +30,7 @@ from iapo_dspy.program.using_preference import current_preference
 from iapo_dspy.prompts.adapter_names import read_adapters
 from iapo_dspy.prompts.harvest import Alternatives
 from iapo_dspy.prompts.lms import LMs, read_lms
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter, read_rewriters
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.tabular import Line, Table
@@ -72,6 +73,8 @@ class CompiledProgram(Alternatives):
         adapters: Adapters for arms that were measured with adapters of their own (`IAPO(adapters=...)`), found by class
             and settings. DSPy's own and those of `iapo_dspy.adapters` are made again from the file; give those of other
             classes.
+        rewriters: Rewriters for arms that were measured with them (`IAPO(rewriters=...)`). Others are made again from
+            the file, with the LM of their model string in `lms`, or under `{"rewriter": lm}` in it.
     """
 
     def __init__(
@@ -85,13 +88,14 @@ class CompiledProgram(Alternatives):
         lms: Sequence[LMs] | None = None,
         others: Sequence[dspy.Module] = (),
         adapters: Sequence[dspy.Adapter] | None = None,
+        rewriters: Sequence[Rewriter] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(student, dspy.Module):
             raise ConfigurationError(f"CompiledProgram needs the student, a dspy.Module; got {student!r}.")
         if isinstance(others, dspy.Module) or not all(isinstance(other, dspy.Module) for other in others):
             raise ConfigurationError("others= is not a list of programs: give one such as [dspy.Predict(...)].")
-        given = read_lms(lms), others, read_adapters(adapters)
+        given = read_lms(lms), others, read_adapters(adapters), read_rewriters(rewriters)
         self.policy = PolicyTable(student, strategy, policy, programs, preference_field, *given)
         self.arms = self.policy.programs.arms
 
@@ -192,8 +196,9 @@ class CompiledProgram(Alternatives):
     @property
     def models(self) -> tuple[str, ...]:
         """Model strings of the LMs that belong to its prompts: `lms` must hold them when it is loaded."""
-        names = {str(name): name.model for p in self.policy.ready.prompts for name in p.lms.values()}
-        return tuple(names.values())
+        prompts = self.policy.ready.prompts
+        names = [name for p in prompts for name in (*p.lms.values(), *([p.rewriter.lm] if p.rewriter else []))]
+        return tuple({str(name): name.model for name in names}.values())
 
     @property
     def detailed_results(self) -> Any:
@@ -406,6 +411,7 @@ class CompiledProgram(Alternatives):
                 program=programs.runnable(prompt),
                 decoding=table.ready.prompts[prompt].decoding,
                 adapter=programs.adapter_of(prompt),
+                rewriter=programs.rewriter_of(prompt),
                 tokens_each=tokens_each.get(prompt),
             )
             for prompt in chosen.arm.prompts

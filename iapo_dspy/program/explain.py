@@ -265,6 +265,8 @@ def _known(value: Any) -> float | None:
 
 def _did(report: CallReport) -> str:
     drew = f"drew {report.n} of {report.planned}" if report.n < report.planned else f"drew all {report.n}"
+    drew += "".join(f" on the query as {name!r} rewrote it, {_short(text)}," for name, text in report.rewritten.items())
+    drew += "".join(f" on the query as it was, for {name!r} failed," for name in report.not_rewritten)
     parts = [f"{drew} in {report.waves} {'wave' if report.waves == 1 else 'waves'}"]
     if report.stopped is not None:
         parts[0] += f" ({report.stopped}: {_STOPPED.get(report.stopped, 'its rule said so')})"

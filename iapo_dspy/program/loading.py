@@ -13,6 +13,7 @@ from iapo_dspy.errors import StateError, storing
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.plain_student import student_from
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.scoring.strategies import Strategy
 
 
@@ -24,6 +25,7 @@ def load(
     lms: Sequence[LMs] | None = None,
     others: Sequence[dspy.Module] = (),
     adapters: Sequence[dspy.Adapter] | None = None,
+    rewriters: Sequence[Rewriter] | None = None,
     allow_unsafe_lm_state: bool = False,
 ) -> CompiledProgram:
     """Return a program that `CompiledProgram.save` wrote: `iapo_dspy.load("math.json")`.
@@ -37,6 +39,7 @@ def load(
         lms: See `CompiledProgram`.
         others: See `CompiledProgram`.
         adapters: See `CompiledProgram`.
+        rewriters: See `CompiledProgram`.
         allow_unsafe_lm_state: See `CompiledProgram.load`.
 
     Raises:
@@ -44,7 +47,7 @@ def load(
         StorageError: The file cannot be read.
     """
     fresh = _student_in(Path(path)) if student is None else student
-    program = CompiledProgram(fresh, strategy, lms=lms, others=others, adapters=adapters)
+    program = CompiledProgram(fresh, strategy, lms=lms, others=others, adapters=adapters, rewriters=rewriters)
     program.load(path, allow_unsafe_lm_state=allow_unsafe_lm_state)
     return program
 

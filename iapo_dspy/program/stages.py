@@ -10,6 +10,8 @@ from typing import Literal
 import dspy
 
 from iapo_dspy.bandit.compound.deciding import share_of_leader
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
+from iapo_dspy.prompts.rewriters.rewriting import CallRewrites
 from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.spending.usage import Usage
@@ -30,6 +32,7 @@ class Drawable:
         program: It as a program, on its LMs.
         decoding: How it is sampled.
         adapter: The adapter that it was measured with; None is the configured one.
+        rewriter: The rewriter that it was measured with; None leaves the query as it is.
         tokens_each: Output tokens that each of its completions may take; None: any.
     """
 
@@ -38,6 +41,7 @@ class Drawable:
     program: dspy.Module
     decoding: Decoding
     adapter: dspy.Adapter | None
+    rewriter: Rewriter | None = None
     tokens_each: int | None = None
 
 
@@ -101,6 +105,7 @@ class Drawn:
         stages: The stages that were drawn, at least one.
         seconds: From sending the call to its last completion.
         judges: Usage of LMs and embedding models that objectives asked.
+        rewrites: What rewriters made of the query.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -109,6 +114,7 @@ class Drawn:
     stages: tuple[DrawnStage, ...]
     seconds: float
     judges: JudgeUsage
+    rewrites: CallRewrites
 
     @property
     def last(self) -> DrawnStage:
@@ -117,8 +123,8 @@ class Drawn:
 
     @property
     def usage(self) -> Usage:
-        """The usage of all completions together."""
-        return sum((r.usage for r in self.rollouts), Usage())
+        """The usage of all completions and of the rewriters together."""
+        return sum((r.usage for r in self.rollouts), self.rewrites.usage)
 
     def prompt_of(self, position: int) -> int:
         """Return the prompt of a completion."""

@@ -23,6 +23,7 @@ from iapo_dspy.prompts.copies import program_state
 from iapo_dspy.prompts.lms import LMs
 from iapo_dspy.prompts.plain_student import described
 from iapo_dspy.prompts.programs import Programs, ways
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.spending.pricing import Price, price_of
 from iapo_dspy.scoring.strategies import Calibrates, Strategy, columns_of, fitted
@@ -54,10 +55,11 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
         lms: Sequence[LMs] = (),
         others: Sequence[dspy.Module] = (),
         adapters: Sequence[dspy.Adapter] = (),
+        rewriters: Sequence[Rewriter] = (),
     ) -> None:
         self.default: str | Preference | None = None
         self.preference_field = preference_field
-        self.programs = Programs(student, lms, others, adapters)
+        self.programs = Programs(student, lms, others, adapters, rewriters)
         self._given_strategy = strategy
         self._solver: Solver | None = None
         self._results: Any = None
@@ -114,7 +116,8 @@ class PolicyTable(Parameter):  # type: ignore[misc]  # dspy ships no types
     def tokens_of_each(self, preference: Preference, chosen: Chosen) -> dict[int, int]:
         """Return prompt -> output tokens that each of its completions may take, at the prices of today."""
         prices = {prompt: self._price(prompt) for prompt in chosen.uses}
-        return tokens_of_each(preference, chosen.uses, prices)
+        rewritten = [prompt for prompt in chosen.uses if self.ready.prompts[prompt].rewriter is not None]
+        return tokens_of_each(preference, chosen.uses, prices, rewritten)
 
     def _price(self, prompt: int) -> Price | None:
         """Return the price of a prompt's tokens; None where it is not known, or predictors have several."""

@@ -14,6 +14,7 @@ from iapo_dspy.prompts.candidates import is_options, read_options
 from iapo_dspy.prompts.copies import bare, clone
 from iapo_dspy.prompts.lms import Decodings, LMs, combine
 from iapo_dspy.prompts.prompt import Prompt, build_prompts, configured, same_prompt
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.prompts.student import Student
 
 MOST = 1_000_000  # combinations; a run keeps a few numbers for each
@@ -34,7 +35,7 @@ class Combinations(Sequence[Prompt]):
     """One instruction for each predictor, in every combination, under every configuration.
 
     A prompt is made when it is first asked for, and kept. Prompts are numbered row by row: the last predictor's
-    instructions change faster than the first one's, and configurations (LMs, decodings and adapters) fastest.
+    instructions change faster than the first one's, and configurations (LMs, decodings, adapters, rewriters) fastest.
 
     Args:
         student: The program to optimize; it is not changed.
@@ -42,6 +43,7 @@ class Combinations(Sequence[Prompt]):
         decodings: Decoding configurations, of all LMs or of each.
         lms: The run's LMs; none for the configured one.
         adapters: The run's adapters; none for the configured one.
+        rewriters: The run's rewriters; queries as they are come first.
 
     Attributes:
         options: Every predictor with its instructions.
@@ -58,12 +60,14 @@ class Combinations(Sequence[Prompt]):
         decodings: Decodings,
         lms: Sequence[LMs] = (),
         adapters: Sequence[dspy.Adapter] = (),
+        rewriters: Sequence[Rewriter] = (),
     ) -> None:
         self._student = bare(student.module)
         self._servers = combine(lms, list(student.predictors), decodings)
         self.options = read_options(candidates, student.instructions)
-        self._adapters = tuple(adapters)
-        n_configurations = sum(len(served.decodings) for served in self._servers) * max(len(adapters), 1)
+        self._adapters, self._rewriters = tuple(adapters), tuple(rewriters)
+        ways = max(len(adapters), 1) * (1 + len(rewriters))
+        n_configurations = sum(len(served.decodings) for served in self._servers) * ways
         self.shape = (*(len(texts) for texts in self.options.values()), n_configurations)
         self._made: dict[int, list[Prompt]] = {}
         if len(self) > MOST:
@@ -109,13 +113,13 @@ class Combinations(Sequence[Prompt]):
         for (name, texts), option in zip(self.options.items(), place, strict=True):
             predictors[name].signature = predictors[name].signature.with_instructions(texts[option])
         options = dict(zip(self.options, place, strict=True))
-        return configured(program, combination, self._servers, {}, self._adapters, options)
+        return configured(program, combination, self._servers, {}, self._adapters, self._rewriters, options)
 
     @property
     def student(self) -> int | None:
         """The combination of the predictors' own instructions under the first configuration; None where there is none.
 
-        The first configuration is the first LM with its first decoding and the first adapter.
+        The first configuration is the first LM with its first decoding and the first adapter, without a rewriter.
         """
         own = [list(map(str.strip, texts)) for texts in self.options.values()]
         wanted = [text.strip() for text in Student(self._student).instructions.values()]
@@ -137,6 +141,7 @@ def prompt_set(
     joint_limit: int,
     lms: Sequence[LMs] = (),
     adapters: Sequence[dspy.Adapter] = (),
+    rewriters: Sequence[Rewriter] = (),
 ) -> PromptSet:
     """Return the prompt set P: a list, or `Combinations` where there are more than `joint_limit` of them.
 
@@ -144,8 +149,8 @@ def prompt_set(
         ConfigurationError: The candidates cannot be used with this student.
     """
     if not is_options(candidates):
-        return PromptList(build_prompts(student, candidates, decodings, lms, adapters))
-    combinations = Combinations(student, candidates, decodings, lms, adapters)
+        return PromptList(build_prompts(student, candidates, decodings, lms, adapters, rewriters))
+    combinations = Combinations(student, candidates, decodings, lms, adapters, rewriters)
     free = sum(k > 1 for k in combinations.shape)  # one coordinate alone is a list as any other
     return PromptList(combinations) if len(combinations) <= joint_limit or free < 2 else combinations
 
@@ -159,7 +164,8 @@ def student_prompt(
 ) -> tuple[int | None, Prompt]:
     """Return the student as it is under the first of the run's configurations, and its place among prompts.
 
-    That is the first LM with its first decoding and the first adapter. The place is None where it is not one of them.
+    That is the first LM with its first decoding and the first adapter, without a rewriter. The place is None where it
+    is not one of them.
     """
     first = combine(lms, list(student.predictors), decodings)[:1]
     as_it_is = configured(bare(student.module), -1, first, {}, adapters[:1])[0]

@@ -15,6 +15,8 @@ from iapo_dspy.prompts.adapter_names import find_adapter, using, way
 from iapo_dspy.prompts.copies import bare, clone, restore
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm
 from iapo_dspy.prompts.prompt import Prompt, PromptState
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
+from iapo_dspy.prompts.rewriters.rewriter_names import RewriterName, find_rewriter, way_to_give
 from iapo_dspy.prompts.student import Kind, Student
 
 _MAKING = threading.RLock()
@@ -31,6 +33,7 @@ class Programs:
         others: Fresh programs of the other classes that prompts are of.
         lms: LMs for prompts that have LMs of their own, found by model string.
         adapters: Adapters for prompts that have adapters of their own, found by class and settings.
+        rewriters: Rewriters for prompts that have one; others are made of the file with one of `lms`.
 
     Attributes:
         student: The copy.
@@ -46,6 +49,7 @@ class Programs:
         lms: Sequence[LMs] = (),
         others: Sequence[dspy.Module] = (),
         adapters: Sequence[dspy.Adapter] = (),
+        rewriters: Sequence[Rewriter] = (),
     ) -> None:
         self.student = bare(student)
         self._kind = Student(self.student).kind
@@ -55,6 +59,7 @@ class Programs:
         self.lm: dspy.BaseLM | None = None
         self.lms = tuple(lms)
         self._adapters = tuple(adapters)
+        self._rewriters = tuple(rewriters)
         self._prompts: tuple[PromptState, ...] = ()
         self._measured: tuple[dspy.Module, ...] | None = None
         self._others: dict[int, dspy.Module] = {}
@@ -159,6 +164,27 @@ class Programs:
         """
         return self._adapter(self._prompts[prompt])
 
+    def rewriter_of(self, prompt: int) -> Rewriter | None:
+        """Return the rewriter that a prompt was measured with; None where it had queries as they are.
+
+        Raises:
+            ConfigurationError: Its LM is not there. A prompt never runs without its rewriter by itself.
+        """
+        name = self._prompts[prompt].rewriter
+        if name is None:
+            return None
+        if (found := self._rewriter(prompt, name)) is not None:
+            return found
+        raise ConfigurationError(
+            f"The prompt {self.label(prompt)!r} was measured with the rewriter {name}, whose LM is not there. "
+            f"{way_to_give(name)}"
+        )
+
+    def _rewriter(self, prompt: int, name: RewriterName) -> Rewriter | None:
+        students = [p.lm for _, p in self.of(prompt).named_predictors()]
+        there = [lm for lm in (*students, dspy.settings.lm) if _is(lm, name.lm)]
+        return find_rewriter(name, self._rewriters, (*self.lms, *there))
+
     def _adapter(self, prompt: PromptState) -> dspy.Adapter | None:
         name = prompt.adapter
         if name is None:
@@ -175,6 +201,9 @@ class Programs:
         for prompt in self.in_use:
             for name in self._missing(prompt).values():
                 found.setdefault(name, set()).add(prompt)
+            rewriter = self._prompts[prompt].rewriter
+            if rewriter is not None and self._rewriter(prompt, rewriter) is None:
+                found.setdefault(rewriter.lm, set()).add(prompt)
         return found
 
     def label(self, prompt: int) -> str:
@@ -190,6 +219,7 @@ class Programs:
             kind=None if saved.kind == self._kind else saved.kind,
             mark=saved.mark,
             adapter_name=saved.adapter,
+            rewriter_name=saved.rewriter,
         )
         return now.label
 

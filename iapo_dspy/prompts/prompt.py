@@ -18,6 +18,8 @@ from iapo_dspy.prompts.adapter_names import AdapterName, adapted
 from iapo_dspy.prompts.candidates import Proposal, read_candidates
 from iapo_dspy.prompts.copies import bare, clone, identity_of, program_state, stripped
 from iapo_dspy.prompts.lms import Decodings, LMs, ModelName, Served, combine, model_names
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
+from iapo_dspy.prompts.rewriters.rewriter_names import RewriterName, named_rewriters
 from iapo_dspy.prompts.student import Kind, Student, class_of
 from iapo_dspy.types import Decoding, IntArray
 
@@ -43,6 +45,8 @@ class Prompt:
         mark: What tells its label from equal ones, such as "#3"; "" where nothing needs to.
         adapter: Writes its calls and reads their answers; None is the configured one.
         adapter_name: The name of this adapter.
+        rewriter: Rewrites the query before its program sees it; None leaves the query as it is.
+        rewriter_name: The name of this rewriter.
     """
 
     program: dspy.Module
@@ -55,6 +59,8 @@ class Prompt:
     mark: str = ""
     adapter: dspy.Adapter | None = field(default=None, repr=False)
     adapter_name: AdapterName | None = None
+    rewriter: Rewriter | None = field(default=None, repr=False)
+    rewriter_name: RewriterName | None = None
 
     @functools.cached_property
     def student(self) -> Student:
@@ -65,13 +71,14 @@ class Prompt:
     def label(self) -> str:
         """A short text for tables: the class if it is not the student's, the instructions, and the rest in brackets.
 
-        The rest is the model and the adapter if there are several, the decoding if given, the mark, and how many demos
-        there are.
+        The rest is the model and the adapter if there are several, the decoding if given, the rewriter if there is one,
+        the mark, and how many demos there are.
         """
         program = f"[{self.kind.short}] " if self.kind is not None else ""
         decoding = [f"{k}={v}" for k, v in self.decoding.as_kwargs().items()]
         adapter = self.adapter_name.words if self.adapter_name is not None else ""
-        rest = ", ".join(filter(None, [self.model, *decoding, adapter, self.mark, self.student.demos]))
+        rewriter = f"rewriter: {self.rewriter_name.words}" if self.rewriter_name is not None else ""
+        rest = ", ".join(filter(None, [self.model, *decoding, adapter, rewriter, self.mark, self.student.demos]))
         return f"{program}{self.student.text}" + (f" [{rest}]" if rest else "")
 
 
@@ -81,8 +88,11 @@ def build_prompts(
     decodings: Decodings,
     lms: Sequence[LMs] = (),
     adapters: Sequence[dspy.Adapter] = (),
+    rewriters: Sequence[Rewriter] = (),
 ) -> tuple[Prompt, ...]:
     """Return the prompt set P: every candidate with every LM, with every decoding or those of its model, and adapter.
+
+    Each of them is there with the query as it is, and with each rewriter.
 
     Repeats of a candidate are left out, with a log line.
 
@@ -113,7 +123,7 @@ def build_prompts(
             )
         of = "the student" if kind is None else f"{where}, a {kind.short},"
         servers = combine(lms, list(bound), decodings, of)
-        prompts += configured(program, index, servers, own, adapters, kind=kind)
+        prompts += configured(program, index, servers, own, adapters, rewriters, kind=kind)
     if repeats:
         logger.info("%d of the candidates are repeats and are left out: %s.", len(repeats), "; ".join(repeats))
     labels = Counter(prompt.label for prompt in prompts)
@@ -126,10 +136,13 @@ def configured(
     servers: Sequence[Served],
     own: Mapping[str, dspy.BaseLM],
     adapters: Sequence[dspy.Adapter] = (),
+    rewriters: Sequence[Rewriter] = (),
     options: Mapping[str, int] | None = None,
     kind: Kind | None = None,
 ) -> list[Prompt]:
     """Return a candidate's prompts: the program on every choice of LMs, under every decoding, with every adapter.
+
+    Rewriters change fastest; the first of them is none.
 
     `own` are LMs that the candidate brought; there are none where the run has a choice of LMs.
     """
@@ -144,11 +157,14 @@ def configured(
             kind=kind,
             adapter=chosen.adapter,
             adapter_name=chosen.name,
+            rewriter=rewriter,
+            rewriter_name=rewriter_name,
         )
         for served in servers
         for bound in [_served(program, served)]
         for decoding in served.decodings
         for chosen in adapted(adapters)
+        for rewriter, rewriter_name in [(None, None), *zip(rewriters, named_rewriters(rewriters), strict=True)]
     ]
 
 
@@ -209,8 +225,11 @@ def plain_attributes(program: dspy.Module) -> dict[str, Any]:
 
 
 def same_prompt(one: Prompt, other: Prompt) -> bool:
-    """Tell whether two prompts of a run ask the same LMs with the same instructions, demos, settings and adapter."""
-    alike = one.decoding == other.decoding and one.adapter is other.adapter
+    """Tell whether two prompts of a run ask the same LMs with the same instructions, demos, settings and adapter.
+
+    They ask the same about queries that the same rewriter has rewritten, or none.
+    """
+    alike = one.decoding == other.decoding and one.adapter is other.adapter and one.rewriter is other.rewriter
     return alike and identity_of(one.program) == identity_of(other.program)
 
 
@@ -224,6 +243,7 @@ class PromptState:
         kind: What its program is, where the prompts are programs of several kinds; saved as "program".
         lms: Predictor name -> name of the LM that belongs to it; the LM itself is not saved.
         adapter: The name of its adapter; None is the configured one.
+        rewriter: The name of its rewriter; None leaves queries as they are.
     """
 
     state: Mapping[str, Any]
@@ -236,6 +256,7 @@ class PromptState:
     kind: Kind | None = None
     mark: str = ""
     adapter: AdapterName | None = None
+    rewriter: RewriterName | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
@@ -250,6 +271,7 @@ class PromptState:
             **({"program": self.kind.to_json()} if self.kind is not None else {}),
             **({"mark": self.mark} if self.mark else {}),
             **({"adapter": self.adapter.to_json()} if self.adapter is not None else {}),
+            **({"rewriter": self.rewriter.to_json()} if self.rewriter is not None else {}),
         }
 
     @classmethod
@@ -269,9 +291,11 @@ class PromptState:
             raise TypeError(f"{texts}: they must be text")
         kind = Kind.from_json(data["program"]) if "program" in data else None
         adapter = AdapterName.from_json(data["adapter"]) if "adapter" in data else None
+        rewriter = RewriterName.from_json(data["rewriter"]) if "rewriter" in data else None
         rest = {name: value for name, value in data.items() if name != "program"}
         decoding = Decoding(**data["decoding"])
-        return cls(**{**rest, "decoding": decoding, "lms": lms, "kind": kind, "adapter": adapter})
+        read = {"decoding": decoding, "lms": lms, "kind": kind, "adapter": adapter, "rewriter": rewriter}
+        return cls(**{**rest, **read})
 
 
 def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
@@ -290,6 +314,7 @@ def prompt_states(prompts: Sequence[Prompt]) -> tuple[PromptState, ...]:
             kind=p.student.kind if mixed else None,
             mark=p.mark,
             adapter=p.adapter_name,
+            rewriter=p.rewriter_name,
         )
         for p, lms in zip(prompts, names, strict=True)
     )
@@ -299,7 +324,7 @@ def shared_parts(prompts: Sequence[PromptState]) -> IntArray | None:
     """Return labels of the parts that prompts have in common.
 
     Parts are the program, the instructions of each predictor, the rest of its state (demos and the like), the decoding,
-    the LMs and the adapter.
+    the LMs, the adapter and the rewriter.
 
     Returns:
         Labels >= 0 [P, F] of those parts in which some prompts are alike and others differ, numbered as they come, each
@@ -324,6 +349,7 @@ def _parts(prompt: PromptState) -> dict[tuple[str, ...], str]:
         ("lms",): json.dumps(lms, sort_keys=True),
         ("program",): str(prompt.kind),
         ("adapter",): str(prompt.adapter),
+        ("rewriter",): str(prompt.rewriter),
     }
 
 

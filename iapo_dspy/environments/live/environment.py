@@ -24,6 +24,8 @@ from iapo_dspy.environments.live.student_unit import StudentUnit, UnitPlan
 from iapo_dspy.environments.live.tries import Tries
 from iapo_dspy.environments.live.unreadable import LEAST, TELLING
 from iapo_dspy.errors import BudgetExceeded, ProviderDown
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
+from iapo_dspy.prompts.rewriters.rewriting import Rewrites, with_rewriting
 from iapo_dspy.sampling.batches.batch_sampler import Ask, BatchSampler, Drawn
 from iapo_dspy.sampling.batches.lines import BatchLine
 from iapo_dspy.sampling.batches.running import BatchAPI
@@ -56,6 +58,7 @@ class LivePrompt:
         inner: The module inside of the program whose completions are drawn; None where it is the program itself.
         id: Digest of all that its completions depend on; the ledger finds them by it. Default: its position.
         adapter: Writes its calls and reads their answers; None is the configured one.
+        rewriter: Rewrites queries before the program sees them; None leaves them as they are.
     """
 
     program: Any
@@ -63,6 +66,7 @@ class LivePrompt:
     inner: Any = None
     id: str = ""
     adapter: dspy.Adapter | None = None
+    rewriter: Rewriter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,7 @@ class LiveEnvironment:
         n_prompts: P, with those that may still come.
         n_queries: X.
         unjudged: Completions that were drawn, but not scored, because their judge did not fit into the budget.
+        rewrites: What rewriters made of queries.
     """
 
     def __init__(
@@ -183,6 +188,7 @@ class LiveEnvironment:
         )
         self._scorer = Scorer(strategy, metric, sampler, ledger, student, around)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
+        self.rewrites = Rewrites(sampler, ledger)
         self._told_unit = False
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._equal = equal
@@ -241,6 +247,8 @@ class LiveEnvironment:
 
     def close(self, *, finished: bool) -> None:
         """End the threads that score, and say in the ledger whether the run came to its end; an outage is none."""
+        if finished:
+            self.rewrites.warn()
         self._scorer.close()
         if finished and self.outage is None:
             self._journal.write(finished=True)
@@ -419,12 +427,41 @@ class LiveEnvironment:
             adapter=self._prompts[prompt].adapter,
         )
 
+    async def _sampled(self, start: _Start, reservation: Reservation) -> dict[int, Completion]:
+        """Draw the missing completions of a pull, and put them on disk; none where its rewrite cannot be paid for."""
+        pull, missing, prompt = start.pull, start.missing, self._prompts[start.pull.prompt]
+        inputs = dict(self._examples[pull.query].inputs().items())
+        query = await self.rewrites.of(prompt.rewriter, self._queries[pull.query], inputs)
+        if query is None:
+            reservation.release()
+            return {}
+        rollouts = await self._sampler.sample(
+            prompt.program,
+            query.inputs,
+            len(missing),
+            key=start.seeds,
+            decoding=prompt.decoding,
+            upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
+            adapter=prompt.adapter,
+        )
+        done = [rollout for rollout in rollouts if not rollout.undrawn]
+        if prompt.rewriter is not None:  # a call pays for the rewrite once: it is a part of all of them
+            done = [replace(r, usage=with_rewriting(r.usage, query.usage, len(done))) for r in done]
+        drawn = dict(zip(missing, done, strict=False))
+        reservation.settle(completions=len(drawn))
+        made = {i: Completion.of_rollout(r, start.key, i) for i, r in drawn.items()}
+        # The spending is written first: after a crash in between, the ledger says too much, never too little.
+        self._journal.write()
+        # A failure that may pass by waiting is not kept: the next start of the run draws the completion again.
+        self._ledger.extend([c.record for i, c in made.items() if not drawn[i].passing])
+        return made
+
     async def _pull_one(self, start: _Start, drawn: Drawn | None, place: asyncio.Semaphore) -> Pulled | None:
         """Draw the missing completions of a pull, put them on disk, and score the whole pull.
 
         Completions that are drawn for the unit of costs only are not scored: None.
         """
-        pull, reservation, missing = start.pull, start.reservation, start.missing
+        pull, reservation = start.pull, start.reservation
         example, prompt = self._examples[pull.query], self._prompts[pull.prompt]
         async with place:
             known = {i: Completion.of_record(r, prompt.program, prompt.inner) for i, r in start.stored.items()}
@@ -434,23 +471,7 @@ class LiveEnvironment:
             elif reservation is not None and (self.unjudged or self._ledger.full):
                 reservation.release()  # further completions could not be judged either, or could not be kept
             elif reservation is not None:
-                rollouts = await self._sampler.sample(
-                    prompt.program,
-                    dict(example.inputs().items()),
-                    len(missing),
-                    key=start.seeds,
-                    decoding=prompt.decoding,
-                    upstream=self._upstreams[pull.query] if prompt.inner is not None else None,
-                    adapter=prompt.adapter,
-                )
-                drawn_now = dict(zip(missing, (r for r in rollouts if not r.undrawn), strict=False))
-                reservation.settle(completions=len(drawn_now))
-                made = {i: Completion.of_rollout(r, start.key, i) for i, r in drawn_now.items()}
-                # The spending is written first: after a crash in between, the ledger says too much, never too little.
-                self._journal.write()
-                # A failure that may pass by waiting is not kept: the next start of the run draws the completion again.
-                self._ledger.extend([c.record for i, c in made.items() if not drawn_now[i].passing])
-                known |= made
+                known |= await self._sampled(start, reservation)
             completions = [known[i] for i in sorted(known)]
             if self._unit is not None and self._round == 0:
                 self._unit.note(pull.prompt, pull.query, completions)

@@ -249,7 +249,7 @@ class _Ledger:
         """Average over each prompt's completions; over all of them for prompts that the ledger does not know."""
         mine = [[r for r in self.records if r.prompt == p] or self.records for p in self.prompt_of]
         pulls = [len({r.pull for r in rows}) for rows in mine]
-        beside = self.spent.judge_requests + self.spent.writer_requests
+        beside = self.spent.judge_requests + self.spent.writer_requests + self.spent.rewriter_requests
         asked = (self.spent.requests - beside) / len(self.records)
 
         def once(name: str) -> FloatArray:

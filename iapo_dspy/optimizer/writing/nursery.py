@@ -121,7 +121,8 @@ def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[
         if name in texts:
             predictor.signature = predictor.signature.with_instructions(texts[name])
     try:
-        found = build_prompts(plan.student, [program], settings.decoding, settings.lms, settings.adapters)
+        configurations = settings.lms, settings.adapters, settings.rewriters
+        found = build_prompts(plan.student, [program], settings.decoding, *configurations)
         if not {p.kind for p in found} <= {None, *(p.kind for p in plan.prompts)}:
             raise ConfigurationError("its class is not that of the student or of another candidate.")
         check_sampling(found, settings)
@@ -137,10 +138,15 @@ def made(plan: Plan, proposal: Proposed, beside: Sequence[Prompt] = ()) -> list[
 
 
 def _alike(prompts: Sequence[Prompt], parent: int, child: Prompt) -> int:
-    """Return the parent as it is with the child's LMs, decoding and adapter."""
+    """Return the parent as it is with the child's LMs, decoding, adapter and rewriter."""
 
     def asks(prompt: Prompt) -> Any:
-        return prompt.decoding, prompt.adapter_name, {name: id(lm) for name, lm in prompt.lms.items()}
+        return (
+            prompt.decoding,
+            prompt.adapter_name,
+            prompt.rewriter_name,
+            {name: id(lm) for name, lm in prompt.lms.items()},
+        )
 
     candidate = prompts[parent].candidate
     return next((i for i, p in enumerate(prompts) if p.candidate == candidate and asks(p) == asks(child)), parent)

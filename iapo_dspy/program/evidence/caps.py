@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,17 +85,22 @@ class PromptUse:
         completions: Completions.
         prompt_tokens: Prompt tokens of all of them, by estimate plus its uncertainty.
         tokens_each: Output tokens of one of them, by estimate plus its uncertainty.
+        tokens_once: Output tokens that it takes whatever their number, likewise.
+        usd_once: Dollars that it takes whatever their number, likewise.
     """
 
     completions: int
     prompt_tokens: float
     tokens_each: float
+    tokens_once: float = 0.0
+    usd_once: float = 0.0
 
 
 def most_of_prompts(arm: Arm, charges: Charges) -> dict[int, PromptUse]:
     """Return the most that a call takes of each prompt of its arm."""
     request, completion = (part[RESOURCES.index("prompt_tokens")] for part in charges.upper_parts())
     each = charges.upper_parts()[1][RESOURCES.index("tokens")]
+    tokens, usd = (charges.upper_parts()[0][RESOURCES.index(name)] for name in ("tokens", "usd"))
     found: dict[int, PromptUse] = {}
     for stage in arm.stages:
         waves = len(stage.stop.waves) if stage.stop is not None else 1
@@ -106,12 +111,17 @@ def most_of_prompts(arm: Arm, charges: Charges) -> dict[int, PromptUse]:
                 completions=share.n + (before.completions if before is not None else 0),
                 prompt_tokens=float(used) + (before.prompt_tokens if before is not None else 0.0),
                 tokens_each=float(each[share.prompt]),
+                tokens_once=float(tokens[share.prompt]),
+                usd_once=waves * float(usd[share.prompt]) + (before.usd_once if before is not None else 0.0),
             )
     return found
 
 
 def tokens_of_each(
-    preference: Preference, uses: Mapping[int, PromptUse], prices: Mapping[int, Price | None]
+    preference: Preference,
+    uses: Mapping[int, PromptUse],
+    prices: Mapping[int, Price | None],
+    rewritten: Collection[int] = (),
 ) -> dict[int, int]:
     """Return the output tokens that a completion of each prompt may take, so that caps are kept on the worst path.
 
@@ -121,6 +131,7 @@ def tokens_of_each(
         preference: The preference.
         uses: The most that a call takes of each prompt.
         prices: The price of each prompt's tokens; None where it is not known, or where it has several LMs.
+        rewritten: Prompts with a rewriter of queries, which takes its part before.
 
     Returns:
         The limits; nothing where there are none.
@@ -132,10 +143,13 @@ def tokens_of_each(
     limits = []
     if preference.max_tokens is not None:
         whole = sum(use.completions * part[p] for p, use in uses.items())
-        limits.append({p: math.floor(preference.max_tokens * part[p] / whole) for p in uses})
+        apart = sum(uses[p].tokens_once for p in rewritten)
+        limits.append({p: math.floor((preference.max_tokens - apart) * part[p] / whole) for p in uses})
     known = {p: price for p, price in prices.items() if price is not None}
     if preference.max_usd is not None and len(known) == len(uses):
-        left = preference.max_usd - sum(use.prompt_tokens * known[p].prompt for p, use in uses.items())
+        read = {p: use.prompt_tokens * known[p].prompt for p, use in uses.items()}
+        read |= {p: max(read[p], uses[p].usd_once) for p in rewritten}
+        left = preference.max_usd - sum(read.values())
         whole = sum(use.completions * part[p] * known[p].completion for p, use in uses.items())
         if whole > 0:
             limits.append({p: math.floor(left * part[p] / whole) for p in uses})

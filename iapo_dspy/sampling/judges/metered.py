@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _REMEMBERED = 4096  # answers kept for identical questions
-_CALLS = {"judge": "The metric calls", "writer": "A proposer calls"}
+_CALLS: Mapping[Share, str] = {"judge": "The metric calls", "writer": "A proposer calls"}
 _FAREWELL = 5.0  # seconds that cancelled calls get to end
 
 

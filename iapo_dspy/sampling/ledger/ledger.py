@@ -40,6 +40,7 @@ from iapo_dspy.sampling.ledger.records import (
     PlannedRecord,
     ProposalRecord,
     Record,
+    RewriteRecord,
     RunRecord,
     ScoreRecord,
     SpentRecord,
@@ -121,6 +122,10 @@ class LedgerPort:
 
     def proposal(self, key: str) -> ProposalRecord | None:
         """Return a prompt that proposers of earlier processes wrote."""
+        return None
+
+    def rewrite(self, key: str) -> RewriteRecord | None:
+        """Return what a rewriter of earlier processes made of a query."""
         return None
 
     @property
@@ -314,6 +319,10 @@ class Ledger(LedgerPort):
     def proposal(self, key: str) -> ProposalRecord | None:
         """Return a prompt that proposers of earlier processes wrote, as this run had it written if it did."""
         return self._proposals.get(key)
+
+    def rewrite(self, key: str) -> RewriteRecord | None:
+        """Return what a rewriter of earlier processes made of a query."""
+        return self._contents.last(RewriteRecord, key)
 
     def flush(self) -> None:
         """Make everything that was appended survive a power failure."""

@@ -26,6 +26,7 @@ from iapo_dspy.sampling.ledger.records import (
     CompletionRecord,
     ProposalRecord,
     Record,
+    RewriteRecord,
     RunRecord,
     ScoreRecord,
     VerdictRecord,
@@ -40,9 +41,9 @@ def merge_ledgers(into: str | os.PathLike[str], *sources: str | os.PathLike[str]
     """Put what other ledgers of the same student hold into one, as if one run had paid for all of it.
 
     Completions are the same where prompt, query and number of the draw are, and all of their content, and, where no
-    seed was sent, their tokens and latency; others of one number get the next free one. Scores, verdicts, prompts that
-    proposers wrote and the answers that pipelines share come along, and what the runs have spent adds up. All ledgers
-    are locked meanwhile. The sources stay as they are, and `into` is written as a whole or not at all.
+    seed was sent, their tokens and latency; others of one number get the next free one. Scores, verdicts, rewrites,
+    prompts that proposers wrote and the answers that pipelines share come along, and what the runs have spent adds up.
+    All ledgers are locked meanwhile. The sources stay as they are, and `into` is written as a whole or not at all.
 
     Args:
         into: The `log_dir` to merge into; made if it does not exist.
@@ -205,6 +206,8 @@ def _key(record: object) -> tuple[str, ...] | None:
         return ("score", record.key, record.scorer)
     if isinstance(record, VerdictRecord):
         return ("verdict", record.key)
+    if isinstance(record, RewriteRecord):
+        return ("rewrite", record.key)
     if isinstance(record, ProposalRecord):
         return ("proposal", record.key, *record.read)
     if isinstance(record, CallRecord):

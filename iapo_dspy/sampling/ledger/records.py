@@ -193,6 +193,23 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewriteRecord:
+    """What a rewriter made of a query; completions of prompts with this rewriter are drawn on it.
+
+    Attributes:
+        key: Names it: the digest of the rewriter, and that of the query's inputs.
+        text: The rewritten field; None where the query stays as it is.
+        failure: Why it stays as it is; None where it was rewritten.
+        usage: The rewriting's usage; its shared parts are not stored, because all of it is shared.
+    """
+
+    key: str
+    text: str | None = None
+    failure: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlannedRecord:
     """The completions that a run planned for, because its budget says nothing about them.
 
@@ -280,6 +297,7 @@ Record = (
     | PlannedRecord
     | ProposalRecord
     | GenerationRecord
+    | RewriteRecord
 )
 KINDS: dict[str, type] = {
     "run": RunRecord,
@@ -293,6 +311,7 @@ KINDS: dict[str, type] = {
     "planned": PlannedRecord,
     "proposal": ProposalRecord,
     "generation": GenerationRecord,
+    "rewrite": RewriteRecord,
 }
 """The kinds of records by their names in lines."""
 _NAMES: dict[type, str] = {cls: kind for kind, cls in KINDS.items()}
@@ -301,6 +320,7 @@ _ONCE = ("shared_tokens", "shared_completion_tokens", "shared_usd")
 _USAGE: dict[type, tuple[str, ...]] = {
     CompletionRecord: ("prompt_tokens", "completion_tokens", "usd", *_ONCE, "latency_s"),
     CallRecord: ("prompt_tokens", "completion_tokens", "usd", "latency_s"),
+    RewriteRecord: ("prompt_tokens", "completion_tokens", "usd", "latency_s"),
 }
 
 _Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
@@ -365,7 +385,7 @@ def encode_record(record: Record) -> dict[str, Any]:
     """Return a record as one line's JSON data. Usage and spending are flat in it."""
     if isinstance(record, SpentRecord):
         spent = {name: value for name, value in asdict(record.spent).items() if name != "completions"}
-        parts = {name: spent.pop(name) for name in list(spent) if name.startswith(("judge_", "writer_"))}
+        parts = {name: spent.pop(name) for name in list(spent) if name.startswith(("judge_", "writer_", "rewriter_"))}
         reserved = {"reserved_tokens": record.reserved.tokens, "reserved_usd": record.reserved.usd}
         return {"kind": "spent", **spent, "finished": record.finished, **reserved, **parts}
     line: dict[str, Any] = {"kind": _NAMES[type(record)]}

@@ -51,6 +51,7 @@ T = TypeVar("T")
 _DEFAULT_CONCURRENCY = 64
 _UNBOUNDED = 10**9
 _DSPY_DEFAULT = 8  # DSPy's default of num_threads, which is meant for threads
+_WHOSE: Mapping[Share, str] = {"judge": "metric", "writer": "proposers", "rewriter": "rewriter"}
 _UNUSABLE = (AdapterParseError, pydantic.ValidationError, IncompleteCompletion)  # the completion's fault
 
 
@@ -206,7 +207,7 @@ class Sampler:
         raise refusal  # outside the handler: the provider's own message may show keys
 
     async def ask(self, lm: dspy.BaseLM, request: CompletionRequest, share: Share) -> Sequence[Choice]:
-        """Send a request of a judge or a writer: bounded with all others, counted as their share.
+        """Send a request of a judge, a writer or a rewriter: bounded with all others, counted as their share.
 
         To be awaited on the sampling loop.
 
@@ -215,7 +216,7 @@ class Sampler:
         """
         self._bind()
         self._hide(lm.kwargs)
-        gate = self._gate_of(lm, needed=share == "judge")
+        gate = self._gate_of(lm, needed=share != "writer")
         completer = self._beside[share].get(lm, lambda: completer_for(lm, self._terms(gate, self.meter.part(share))))
         return await self._asked(completer.complete(request), share)
 
@@ -235,8 +236,7 @@ class Sampler:
         try:
             return await asking
         except Exception as error:
-            whose = "the metric" if share == "judge" else "the proposers"
-            refusal = self._refusal(error, f"A provider refuses every call of {whose}")
+            refusal = self._refusal(error, f"A provider refuses every call of the {_WHOSE[share]}")
             if refusal is None:
                 raise
         raise refusal  # as in `sample`
@@ -284,7 +284,7 @@ class Sampler:
             self._pulls: dict[Hashable, asyncio.Semaphore] = {}
             self._threads: dict[Hashable, ThreadGate] = {}
             self._completers: IdentityCache[Completer] = IdentityCache()
-            self._beside: dict[Share, IdentityCache[Completer]] = {"judge": IdentityCache(), "writer": IdentityCache()}
+            self._beside: dict[Share, IdentityCache[Completer]] = {share: IdentityCache() for share in _WHOSE}
 
     def _single(
         self,

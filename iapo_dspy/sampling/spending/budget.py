@@ -23,8 +23,8 @@ from iapo_dspy.sampling.spending.usage import Usage
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Share = Literal["judge", "writer"]
-"""Whose calls `Spent` tells apart from the task's own: those of metrics and objectives, and those of proposers."""
+Share = Literal["judge", "writer", "rewriter"]
+"""Whose calls `Spent` tells apart from the task's own: those of metrics and objectives, proposers, and rewriters."""
 WRITERS = 4  # one in so many tokens, dollars and seconds of a budget at most writes prompts; the rest tries them
 _PICO = 10**12
 
@@ -99,6 +99,10 @@ class Spent:
         writer_prompt_tokens: The part of `prompt_tokens` that they read.
         writer_completion_tokens: The part of `completion_tokens` that they wrote.
         writer_usd: The part of `usd` that they took.
+        rewriter_requests: The part of `requests` that rewriters of queries made.
+        rewriter_prompt_tokens: The part of `prompt_tokens` that they read.
+        rewriter_completion_tokens: The part of `completion_tokens` that they wrote.
+        rewriter_usd: The part of `usd` that they took.
     """
 
     completions: int = 0
@@ -115,6 +119,10 @@ class Spent:
     writer_prompt_tokens: int = 0
     writer_completion_tokens: int = 0
     writer_usd: float = 0.0
+    rewriter_requests: int = 0
+    rewriter_prompt_tokens: int = 0
+    rewriter_completion_tokens: int = 0
+    rewriter_usd: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -130,6 +138,11 @@ class Spent:
     def writer_tokens(self) -> int:
         """The part of `tokens` that proposers took."""
         return self.writer_prompt_tokens + self.writer_completion_tokens
+
+    @property
+    def rewriter_tokens(self) -> int:
+        """The part of `tokens` that rewriters took."""
+        return self.rewriter_prompt_tokens + self.rewriter_completion_tokens
 
     def __add__(self, other: Spent) -> Spent:
         """Return what both took together."""
@@ -246,6 +259,7 @@ class Meter:
         self._pico = round(self._spent.usd * _PICO)
         self._judge_pico = round(self._spent.judge_usd * _PICO)
         self._writer_pico = round(self._spent.writer_usd * _PICO)
+        self._rewriter_pico = round(self._spent.rewriter_usd * _PICO)
         self._reserved_completions = 0
         self._reserved_tokens = 0
         self._reserved_pico = 0
@@ -273,7 +287,7 @@ class Meter:
             self._journal(spent, reserved)
 
     def part(self, share: Share) -> RequestMeter:
-        """Return the same budget for judges or writers, which `Spent` tells apart."""
+        """Return the same budget for judges, writers or rewriters, which `Spent` tells apart."""
         return _Share(self, share)
 
     @property
@@ -290,6 +304,7 @@ class Meter:
                 usd=self._pico / _PICO,
                 judge_usd=self._judge_pico / _PICO,
                 writer_usd=self._writer_pico / _PICO,
+                rewriter_usd=self._rewriter_pico / _PICO,
                 seconds=self._clock() - self._start,
             )
 
@@ -380,6 +395,7 @@ class Meter:
             self._pico += _picodollars(spent.usd)
             self._judge_pico += _picodollars(spent.judge_usd)
             self._writer_pico += _picodollars(spent.writer_usd)
+            self._rewriter_pico += _picodollars(spent.rewriter_usd)
             self._spent += spent
 
     def replay(self, completions: int, *, own: int) -> None:
@@ -456,7 +472,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class _Share:
-    """A meter's share for judges or writers; see `Meter.part`."""
+    """A meter's share for one of the `Share`s; see `Meter.part`."""
 
     _meter: Meter
     _share: Share

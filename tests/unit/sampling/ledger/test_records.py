@@ -62,6 +62,7 @@ def test_what_was_spent_is_one_flat_line() -> None:
         "kind", "requests", "prompt_tokens", "completion_tokens", "usd", "seconds", "finished", "reserved_tokens",
         "reserved_usd", "judge_requests", "judge_prompt_tokens", "judge_completion_tokens", "judge_usd",
         "writer_requests", "writer_prompt_tokens", "writer_completion_tokens", "writer_usd",
+        "rewriter_requests", "rewriter_prompt_tokens", "rewriter_completion_tokens", "rewriter_usd",
     ]  # fmt: skip
     assert line["reserved_tokens"] == 6 and line["seconds"] == 5.1234567 and decode_record(line) == record
     assert decode_record({"kind": "spent", "requests": 2}) == SpentRecord(spent=Spent(requests=2))

@@ -1,0 +1,1 @@
+"""Rewriters: LMs that rewrite an input of a query before the student sees it."""

@@ -1,0 +1,227 @@
+"""Rewrites queries: once for each rewriter and query of a run, and once for each deployed call."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from iapo_dspy.errors import BudgetExceeded, one_line
+from iapo_dspy.prompts.rewriters.rewriter import Rewriter
+from iapo_dspy.sampling.concurrency.once import AsyncOnce
+from iapo_dspy.sampling.ledger.ledger import LedgerPort, NullLedger
+from iapo_dspy.sampling.ledger.records import RewriteRecord
+from iapo_dspy.sampling.lm.refusals import is_undrawn, secrets_of
+from iapo_dspy.sampling.requests.history import recorder
+from iapo_dspy.sampling.requests.port import CompletionRequest
+from iapo_dspy.sampling.rollouts.sampler import Sampler
+from iapo_dspy.sampling.spending.usage import Usage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten:
+    """What became of a query.
+
+    Attributes:
+        inputs: The inputs that the student gets.
+        text: The rewritten text; None where the query stays as it is.
+        failure: Why it stays as it is; None where it was rewritten.
+        usage: What the rewriting took. All of it is shared: a call pays for it once.
+    """
+
+    inputs: Mapping[str, Any]
+    text: str | None = None
+    failure: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+
+async def rewritten(
+    sampler: Sampler, rewriter: Rewriter, inputs: Mapping[str, Any], *, record: bool = False
+) -> Rewritten:
+    """Rewrite the inputs of one query. To be awaited on the sampling loop.
+
+    Args:
+        sampler: Sends the request and counts it.
+        rewriter: Knows its field.
+        inputs: The inputs of the query.
+        record: Write DSPy's history and usage tracker, as a deployed program should.
+
+    Raises:
+        BudgetExceeded: The request does not fit into the budget.
+        ProviderDown: Its provider was down for too long.
+        LMRefused: Its provider refuses every request.
+        ConfigurationError: The budget cannot be held.
+    """
+    name, text = rewriter.field or "", inputs.get(rewriter.field or "")
+    if not isinstance(text, str):
+        return Rewritten(inputs=inputs, failure=f"the input {name!r} is not text")
+    request = CompletionRequest(
+        model=rewriter.lm.model,
+        messages=rewriter.messages(text),
+        n=1,
+        params=rewriter.params,
+        key="rewriter",
+        record=recorder(rewriter.lm) if record else None,
+    )
+    (choice,) = await sampler.ask(rewriter.lm, request, "rewriter")
+    if choice.error is not None and is_undrawn(choice.error):
+        raise choice.error
+    usage = _shared(choice.usage)
+    if choice.problem is not None:
+        failure = one_line(choice.problem, secrets_of(rewriter.lm.kwargs))
+        return Rewritten(inputs=inputs, failure=failure, usage=usage)
+    found = rewriter.read(choice.text or "")
+    if not found:
+        return Rewritten(inputs=inputs, failure="the answer holds no text", usage=usage)
+    return Rewritten(inputs={**inputs, name: found}, text=found, usage=usage)
+
+
+def with_rewriting(usage: Usage, rewriting: Usage, n: int) -> Usage:
+    """Return the usage of one of n completions with its part of a rewriting, which comes before it."""
+    both = usage + rewriting.share(n)
+    return replace(both, latency_s=usage.latency_s + rewriting.latency_s)
+
+
+class CallRewrites:
+    """The rewrites of one deployed call: each of its rewriters is asked once, before the first draw that needs it.
+
+    A rewriter that fails leaves the query as it is, whatever the reason.
+
+    Args:
+        sampler: Sends the requests.
+        inputs: The inputs of the call.
+
+    Attributes:
+        found: What each rewriter made of the query, by the rewriter's name.
+    """
+
+    def __init__(self, sampler: Sampler, inputs: Mapping[str, Any]) -> None:
+        self._sampler = sampler
+        self._inputs = inputs
+        self._open: AsyncOnce[str, Rewritten] = AsyncOnce()
+        self._done: dict[str, Rewritten] = {}
+        self.found: dict[str, Rewritten] = {}
+
+    @property
+    def usage(self) -> Usage:
+        """What all of them took."""
+        return sum((found.usage for found in self._done.values()), Usage())
+
+    async def of(self, rewriter: Rewriter | None) -> Mapping[str, Any]:
+        """Return the inputs that a prompt with this rewriter gets."""
+        if rewriter is None:
+            return self._inputs
+        key = rewriter.digest
+        if key not in self._done:
+            await self._open(key, lambda: self._ask(key, rewriter))
+        return self._done[key].inputs
+
+    async def _ask(self, key: str, rewriter: Rewriter) -> Rewritten:
+        try:
+            found = await rewritten(self._sampler, rewriter, self._inputs, record=True)
+        except Exception as error:  # noqa: BLE001 - the call can be answered without it
+            failure = one_line(error, secrets_of(rewriter.lm.kwargs))
+            found = Rewritten(inputs=self._inputs, failure=failure)
+        self._done[key] = self.found[rewriter.name] = found
+        return found
+
+
+class Rewrites:
+    """The rewrites of one run: each query is rewritten once by each rewriter, and kept before it is used.
+
+    A rewrite that an earlier run has paid for, or a process that was killed, is found in the ledger. A failed one is
+    kept as well, because completions were drawn on the query as it is.
+
+    Args:
+        sampler: Sends the requests.
+        ledger: Keeps the rewrites.
+
+    Attributes:
+        asked: Queries that each rewriter was asked for or had in the ledger, by the rewriter's name.
+        failed: Those that stay as they are, likewise.
+        refused: Why the last one could not be asked for; None where none was refused.
+    """
+
+    def __init__(self, sampler: Sampler, ledger: LedgerPort | None = None) -> None:
+        self._sampler = sampler
+        self._ledger = ledger or NullLedger()
+        self._done: dict[str, Rewritten] = {}
+        self._open: AsyncOnce[str, Rewritten] = AsyncOnce()
+        self.asked: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.refused: str | None = None
+        self._said: set[str] = set()
+
+    async def of(self, rewriter: Rewriter | None, query: str, inputs: Mapping[str, Any]) -> Rewritten | None:
+        """Return a query as the student gets it; None where the budget does not pay for the rewrite.
+
+        Args:
+            rewriter: None leaves the query as it is.
+            query: Digest of its inputs.
+            inputs: Its inputs.
+
+        Raises:
+            LMRefused: The rewriter's provider refuses every request.
+            ConfigurationError: The budget cannot be held.
+        """
+        if rewriter is None:
+            return Rewritten(inputs=inputs)
+        key = f"{rewriter.digest}/{query}"
+        if key not in self._done:
+            try:
+                await self._open(key, lambda: self._find(key, rewriter, inputs))
+            except Exception as error:
+                if not is_undrawn(error):
+                    raise
+                self.refused = one_line(error)
+                return None
+        return self._done[key]
+
+    async def _find(self, key: str, rewriter: Rewriter, inputs: Mapping[str, Any]) -> Rewritten:
+        known = self._ledger.rewrite(key)
+        if known is not None:
+            text = known.text
+            changed = inputs if text is None else {**inputs, rewriter.field or "": text}
+            found = Rewritten(inputs=changed, text=text, failure=known.failure, usage=_shared(known.usage))
+        else:
+            if self._ledger.full:
+                raise BudgetExceeded("The disk is full, so that a rewrite could not be kept.")
+            found = await rewritten(self._sampler, rewriter, inputs)
+            self._sampler.meter.write_journal()  # the spending first: after a crash, the ledger says too much
+            self._ledger.append(RewriteRecord(key=key, text=found.text, failure=found.failure, usage=found.usage))
+        self.asked[rewriter.name] += 1
+        if found.failure is not None:
+            self.failed[rewriter.name] += 1
+            self._tell(rewriter, found.failure)
+        self._done[key] = found
+        return found
+
+    def warn(self) -> None:
+        """Say how many queries could not be rewritten."""
+        for name, failed in sorted(self.failed.items()):
+            logger.warning(
+                "The rewriter %r failed on %d of %d queries; their completions were drawn on the query as it is. See "
+                "what its LM answers, or leave it out.", name, failed, self.asked[name],
+            )  # fmt: skip
+
+    def _tell(self, rewriter: Rewriter, failure: str) -> None:
+        """Warn of the first failure of each rewriter."""
+        if rewriter.name not in self._said:
+            self._said.add(rewriter.name)
+            logger.warning(
+                "The rewriter %r (%s) failed: %s. The query stays as it is, as it would in a deployed call. Further "
+                "failures are counted.", rewriter.name, rewriter.lm.model, failure,
+            )  # fmt: skip
+
+
+def _shared(usage: Usage) -> Usage:
+    return replace(
+        usage,
+        shared_tokens=usage.prompt_tokens,
+        shared_completion_tokens=usage.completion_tokens,
+        shared_usd=usage.usd or 0.0,
+    )
