@@ -211,13 +211,11 @@ class StoppedValues:
                 length[share.prompt] = begin + share.n
                 controls.append(Part(share.prompt, begin, begin + share.n))
                 means.append(self.reward(context, share.prompt, share.n))
-        for prompt in prompts.tolist():
-            self._draw(prompt, length[prompt])
         values, known = [], []
         each = max(_AT_ONCE // (arm.most * self.sequences), 1)
         for first in range(0, self.recording.n_queries, each):
             queries = np.arange(first, min(first + each, self.recording.n_queries))
-            rows = self._rows(context, prompts, max(length.values()), queries)
+            rows = self.rows(context, prompts, max(length.values()), queries)
             ended = play(arm, rows)
             in_turn = ended.waves.sum(axis=1)
             for number, stage in enumerate(arm.stages):
@@ -238,20 +236,28 @@ class StoppedValues:
             waves=mean[4 + len(prompts) :][at],
         )
 
-    def _rows(self, context: int, prompts: IntArray, length: int, queries: IntArray) -> Sequences:
-        """Return the sequences of some queries, one query after the other."""
+    def rows(self, context: int, prompts: IntArray, length: int, queries: IntArray) -> Sequences:
+        """Return the sequences that calls are played on, R for each of these queries, one query after the other.
+
+        Args:
+            context: Whose weights count.
+            prompts: Their prompts, ascending.
+            length: Completions of each prompt.
+            queries: Which queries.
+        """
         recording = self.recording
+        for prompt in prompts.tolist():
+            self._draw(prompt, length)
         shape = len(queries) * self.sequences, length
         query = np.repeat(queries, self.sequences)
-        label = np.full((len(prompts), *shape), -1)
-        score = np.full((len(prompts), *shape, recording.contexts.n_objectives), np.nan)
+        label = np.empty((len(prompts), *shape), dtype=np.int64)
+        score = np.empty((len(prompts), *shape, recording.contexts.n_objectives))
         for at, prompt in enumerate(prompts.tolist()):
-            outcome = np.stack([drawn[queries].reshape(-1) for drawn in self._drawn[prompt][:length]], axis=1)
+            outcome = np.stack([d[queries].reshape(-1) for d in self._drawn[prompt][:length]], axis=1).astype(np.int64)
             seen = recording.observe(
                 np.full(outcome.size, prompt), np.repeat(query, outcome.shape[1]), outcome.reshape(-1)
             )
-            label[at, :, : outcome.shape[1]] = seen[0].reshape(outcome.shape)
-            score[at, :, : outcome.shape[1]] = seen[1].reshape(*outcome.shape, -1)
+            label[at], score[at] = seen[0].reshape(shape), seen[1].reshape(*shape, -1)
         return Sequences(
             prompts=prompts,
             label=label,
