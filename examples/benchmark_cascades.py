@@ -254,9 +254,7 @@ def report(
     def of(name: str, budget: int, context: int | None = None) -> list[Choice]:
         return [c for c in rows if (c.name, c.budget) == (name, budget) and context in (None, c.context)]
 
-    print(
-        f"\n{path}: {seeds} seeds; the large prompt {law.large.prompt} is right {accuracy:.4f}, a call costs {price:.5f}"
-    )
+    print(f"\n{path}: {seeds} seeds; the large prompt {law.large.prompt}, {accuracy:.4f} right, at {price:.5f} a call")
     print(f"\n(a) cost, in calls of the large one, of {accuracy - SLACK:.4f}")
     print("| arms | cost | arm |\n| --- | --- | --- |\n| always large | 1.00 | |")
     for words, options in (("one prompt, true law", singles), ("cascade, true law", cascades)):
@@ -298,7 +296,7 @@ def report(
     print("| " + " | ".join([*head, "exact - exact of auto"]) + " |\n" + "| --- " * 7 + "|")
     for budget in budgets:
         mine = of("auto+compound", budget)
-        beside = {(c.seed, c.context): c.utility for c in of("auto", budget)}
+        beside = [(c, a.utility) for c, a in zip(mine, of("auto", budget), strict=True)]
         parts = [[c for c in mine if c.arm.compound == kind] for kind in (True, False)]
         cells = [f"{len(parts[0])} ({len(parts[1])})"]
         measures = (
@@ -306,11 +304,12 @@ def report(
             lambda c: c.said - c.train,
             lambda c: c.interval[0] <= c.utility <= c.interval[1],
             lambda c: c.interval[0] <= c.held_out <= c.interval[1],
-            lambda c: c.utility - beside[c.seed, c.context],
         )
         for measure in measures:
             means = [f"{np.mean([measure(c) for c in part]):+.4f}" if part else "-" for part in parts]
             cells.append(f"{means[0]} ({means[1]})")
+        gains = [c.utility - other for c, other in beside if c.arm.compound]
+        cells.append(f"{np.mean(gains):+.4f}, {np.mean(np.array(gains) < 0):.2f} below 0" if gains else "-")
         print(f"| {budget:,} | " + " | ".join(cells) + " |")
     drawing, choosing = np.array([seconds for _, seconds in runs]).T
     print(f"\nseconds: {drawing.mean():.2f} for the search with stops, {choosing.mean():.2f} more for compound arms")

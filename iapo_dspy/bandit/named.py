@@ -21,6 +21,7 @@ from iapo_dspy.bandit.baselines.random_policy import RandomPolicy
 from iapo_dspy.bandit.baselines.sequential import UCB, EpsilonGreedy, Softmax
 from iapo_dspy.bandit.baselines.triple import Triple
 from iapo_dspy.bandit.baselines.uniform import Uniform
+from iapo_dspy.bandit.compound.chosen import with_compounds
 from iapo_dspy.bandit.estimators.subsets import SubsetEstimator
 from iapo_dspy.bandit.outcome import Outcome, Run
 from iapo_dspy.bandit.problem import Problem
@@ -58,10 +59,38 @@ class Stopping:
         return with_stops(problem, outcome, mode=self.mode)
 
 
+@dataclass(frozen=True)
+class Compounding:
+    """An algorithm that also offers every context cascades and mixtures of its prompts; see `with_compounds`.
+
+    Args:
+        algorithm: Chooses arms of one prompt, with their stops.
+    """
+
+    algorithm: Stopping
+
+    def least(self, problem: Problem) -> int:
+        """Implement `Algorithm.least`."""
+        return self.algorithm.least(problem)
+
+    def start(self, problem: Problem, *, budget: int, seed: int) -> Run:
+        """Implement `Algorithm.start`."""
+        return self._compounded(problem, self.algorithm.start(problem, budget=budget, seed=seed))
+
+    def solve(self, problem: Problem, rounds: Sequence[Observations]) -> Outcome:
+        """Implement `Algorithm.solve`."""
+        return with_compounds(problem, self.algorithm.solve(problem, rounds))
+
+    def _compounded(self, problem: Problem, run: Run) -> Run:
+        outcome = yield from run
+        return with_compounds(problem, outcome)
+
+
 ALGORITHMS: dict[str, Algorithm] = {
     "auto": Auto(),
     "auto+exact": Stopping(Auto(), "exact"),
     "auto+stop": Stopping(Auto(), "confidence"),
+    "auto+compound": Compounding(Stopping(Auto(), "confidence")),
     "psst": PSST(),
     "psst+k1": PSST(screening=Screening(k=1)),
     "psst+k4": PSST(screening=Screening(k=4)),
@@ -100,7 +129,7 @@ def named(algorithm: str | Algorithm) -> Algorithm:
 
 def has_intervals(algorithm: Algorithm | Generations) -> bool:
     """Return whether an algorithm's estimates have standard errors, so that its chosen arms are measured once more."""
-    if isinstance(algorithm, Stopping):
+    if isinstance(algorithm, (Stopping, Compounding)):
         return has_intervals(algorithm.algorithm)
     return isinstance(algorithm, (Auto, Coordinate, Generations))
 

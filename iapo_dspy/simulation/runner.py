@@ -14,7 +14,7 @@ import numpy as np
 from iapo_dspy.bandit.comparison import compared
 from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.measurement import measured, measuring_pulls, reserved
-from iapo_dspy.bandit.named import Stopping, has_intervals
+from iapo_dspy.bandit.named import Compounding, Stopping, has_intervals
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.environments.port import Environment, drive
@@ -273,7 +273,10 @@ def _gains(
     problem: Problem, instance: Instance, entrant: Entrant, outcome: Outcome, truth: FloatArray, share: float
 ) -> tuple[tuple[str, float, float, bool], ...]:
     """Compare the reported gains over the baselines with the exact ones."""
-    mode = entrant.algorithm.mode if isinstance(entrant.algorithm, Stopping) else None
+    algorithm = entrant.algorithm
+    if isinstance(algorithm, Compounding):
+        algorithm = algorithm.algorithm
+    mode = algorithm.mode if isinstance(algorithm, Stopping) else None
     found = []
     arms = outcome.policy.arms
     for baselines in zip_longest(*compared(problem, outcome, student=0, mode=mode)):  # one of each context that has it
