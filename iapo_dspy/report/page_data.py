@@ -60,22 +60,28 @@ class PageArm:
     """An arm that some preference gets, with the estimates that it is chosen by.
 
     Attributes:
-        prompt: Index of its prompt.
-        n: Completions at most.
+        prompt: Index of its prompt; of several, that of the first one.
+        n: Completions of it at most.
         stop: Its waves and its stopping rule in words; "" where all completions are drawn at once.
+        words: A cascade or a mixture in words; "" for an arm of one prompt.
+        prompts: All of its prompts.
         reward: Estimated task reward.
         standard_error: Of the reward; None where it is not known.
         completions: Expected completions of a call.
         use: Expected use of a call, by the name of the resource; that of "cost" is in the run's unit.
+        abstains: Expected share of calls that end without an answer.
     """
 
     prompt: int
     n: int
     stop: str
+    words: str
+    prompts: tuple[int, ...]
     reward: float
     standard_error: float | None
     completions: float
     use: Mapping[AxisName, float]
+    abstains: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

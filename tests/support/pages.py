@@ -9,10 +9,11 @@ WEIGHTS = (0.0, 1.0, 10.0)
 ARMS = (
     PageArm(
         prompt=1, n=2, stop="drawn in waves up to 1, 2", reward=0.8, standard_error=0.02, completions=1.5,
-        use={"cost": 15.0, "tokens": 15.0},
+        use={"cost": 15.0, "tokens": 15.0}, words="", prompts=(1,),
     ),
     PageArm(
-        prompt=0, n=1, stop="", reward=0.6, standard_error=0.03, completions=1.0, use={"cost": 4.0, "tokens": 4.0}
+        prompt=0, n=1, stop="", reward=0.6, standard_error=0.03, completions=1.0, use={"cost": 4.0, "tokens": 4.0},
+        words="", prompts=(0,),
     ),
 )  # fmt: skip
 

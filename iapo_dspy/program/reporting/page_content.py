@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.bandit.compound.uncertainty import error_of
+from iapo_dspy.bandit.costs.expected_use import expected_use
 from iapo_dspy.bandit.inference import WANTED, Certainty, Deceptive
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
@@ -21,7 +24,7 @@ from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
 from iapo_dspy.scoring.strategies import Strategy, columns_of
-from iapo_dspy.types import Contexts, FloatArray
+from iapo_dspy.types import Arm, Contexts, FloatArray
 
 _A_DECADE, _DECADES = 40, (-3, 2)
 _MOST_VIEWS = 8
@@ -114,7 +117,7 @@ def views_and_axes(policy: CompiledPolicy, strategy: Strategy) -> tuple[tuple[Vi
         bounds = Bounds.of(strategy.aggregator(), outcome.observations, contexts.weights[0])
         name = ", ".join(f"{objective} {w:g}" for objective, w in chosen) or "equal weights"
         found = [known.get(p.wishes, call) for p, call in zip(preferences, _calls(outcome), strict=True)]
-        views.append(_view(name, outcome, weights, found, use, bounds))
+        views.append(_view(name, outcome, weights, found, use, bounds, strategy.aggregator()))
     return tuple(views), axes
 
 
@@ -132,23 +135,28 @@ def _view(
     found: Sequence[StoppedArm],
     use: _Use,
     bounds: Bounds,
+    aggregator: Aggregator,
 ) -> View:
     """Return a view. Estimates are kept within the bounds of the rewards, as explanations keep them."""
     error = outcome.estimates.standard_error
-    arms: dict[StoppedArm, PageArm] = {}
+    arms: dict[tuple[Arm, float, float, float, float], PageArm] = {}
     chosen = []
     for c, call in enumerate(found):
-        alike = replace(call, utility=0.0)  # which depends on the weight
-        at = call.arm.prompt, call.arm.n - 1
-        arms[alike] = PageArm(
-            prompt=call.arm.prompt,
-            n=call.arm.n,
-            stop=call.arm.stop.in_words if call.arm.stop is not None else "",
-            reward=min(max(call.reward, bounds.low), bounds.high),
-            standard_error=None if error is None else _known(error[c][at]),
-            completions=call.completions,
-            use=use.of_call(call),
-        )
+        arm = call.arm
+        alike = arm, call.reward, call.completions, call.waves, call.cost  # the utility depends on the weight
+        if alike not in arms:
+            arms[alike] = PageArm(
+                prompt=arm.prompt,
+                n=arm.n,
+                stop=arm.stop.in_words if arm.stop is not None and not arm.compound else "",
+                words=arm_in_words(arm, aggregator) if arm.compound else "",
+                prompts=arm.prompts,
+                reward=min(max(call.reward, bounds.low), bounds.high),
+                standard_error=_known(error_of(outcome, c, call)),
+                completions=call.completions,
+                use=use.of_call(call),
+                abstains=call.abstains,
+            )
         chosen.append(alike)
     return View(
         name=name,
@@ -178,14 +186,14 @@ class _Use:
 
     def of_call(self, call: StoppedArm) -> dict[AxisName, float]:
         """Return the expected use of a call: a part per wave, and a part per completion."""
-        use: dict[AxisName, float] = {"cost": call.cost}
-        for axis in self.axes[1:]:
-            assert self._parts is not None
-            fixed, each = (part[RESOURCES.index(axis.name), call.arm.prompt] for part in self._parts)
-            value = _known(call.waves * fixed + call.completions * each)
-            if value is not None:
-                use[axis.name] = value
-        return use
+        found: dict[AxisName, float] = {"cost": call.cost}
+        if self._parts is not None:
+            use = expected_use(call, *self._parts)
+            for axis in self.axes[1:]:
+                value = _known(use[RESOURCES.index(axis.name)])
+                if value is not None:
+                    found[axis.name] = value
+        return found
 
 
 def page_prompts(

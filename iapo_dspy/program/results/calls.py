@@ -10,6 +10,7 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.bandit.costs.expected_use import drawn_by, expected_use
 from iapo_dspy.bandit.outcome import StoppedArm
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.policy import CompiledPolicy
@@ -58,8 +59,9 @@ class CallsOfPrompts:
     def estimate(self, preference: Preference, call: StoppedArm, interval: Interval | None) -> ArmEstimate:
         """Describe an arm with its expected call; see `ArmEstimate`."""
         arm = call.arm
-        drawn = drawn_by(call)
-        usd = self._taken("usd", drawn)
+        in_one = call if arm.compound else replace(call, waves=1.0)
+        usd = float(expected_use(call, self.fixed, self.each)[RESOURCES.index("usd")])
+        seconds = float(expected_use(in_one, self.fixed, self.each)[RESOURCES.index("seconds")])
         return ArmEstimate(
             preference=preference,
             arm=arm,
@@ -70,39 +72,13 @@ class CallsOfPrompts:
             reward=call.reward,
             interval=interval,
             completions=call.completions,
-            tokens=float(sum(self.tokens[prompt] * completions for prompt, completions, _ in drawn)),
+            tokens=float(sum(self.tokens[prompt] * completions for prompt, completions, _ in drawn_by(call))),
             usd=usd if math.isfinite(usd) else None,
-            seconds=seconds if math.isfinite(seconds := self._seconds(call)) else None,
+            seconds=seconds if math.isfinite(seconds) else None,
             cost=call.cost,
             abstains=call.abstains,
             of_prompts=call.by_prompt,
         )
-
-    def _taken(self, resource: str, drawn: Sequence[tuple[int, float, float]]) -> float:
-        """Return how much of a resource takes what is drawn: prompts with their completions and waves."""
-        at = RESOURCES.index(resource)
-        return float(sum(self.fixed[at, p] * waves + self.each[at, p] * n for p, n, waves in drawn))
-
-    def _seconds(self, call: StoppedArm) -> float:
-        """Return the seconds of a call. Prompts of one stage are drawn at the same time, stages one after the other."""
-        if not call.arm.compound:
-            return self._taken("seconds", [(call.arm.prompt, call.completions, 1.0)])
-        left, total = {drawn[0]: drawn for drawn in call.by_prompt}, 0.0
-        for stage in call.arm.stages:  # a prompt that comes back later has all of its completions at its first stage
-            mine = [left.pop(share.prompt) for share in stage.shares if share.prompt in left]
-            total += max((self._taken("seconds", [drawn]) for drawn in mine), default=0.0)
-        return total
-
-
-def drawn_by(call: StoppedArm) -> tuple[tuple[int, float, float], ...]:
-    """Return each prompt that an arm may ask, with its expected completions and waves."""
-    return call.by_prompt or ((call.arm.prompt, call.completions, call.waves),)
-
-
-def priced(call: StoppedArm, fixed: FloatArray, each: FloatArray) -> StoppedArm:
-    """Return an arm with its utility at other prices of waves and completions [P]."""
-    price = sum(waves * fixed[prompt] + completions * each[prompt] for prompt, completions, waves in drawn_by(call))
-    return replace(call, utility=float(call.reward - price))
 
 
 def label_of(arm: Arm, labels: Sequence[str]) -> str:

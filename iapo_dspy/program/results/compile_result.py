@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from iapo_dspy.bandit.comparison import compared
 from iapo_dspy.bandit.compound.uncertainty import error_of
 from iapo_dspy.bandit.confirmation import ConfirmedGain, doubted
+from iapo_dspy.bandit.costs.expected_use import priced
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
 from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown
@@ -32,7 +33,7 @@ from iapo_dspy.program.evidence.columns import written as in_text
 from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import page_data
-from iapo_dspy.program.results.calls import CallsOfPrompts, priced
+from iapo_dspy.program.results.calls import CallsOfPrompts
 from iapo_dspy.program.results.flat_records import considered_of, records_of
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
@@ -423,7 +424,8 @@ class CompileResult:
             for other, call in zip(self.compiled.preferences, outcome.stops, strict=True):
                 kept = call.arm.stop is not None or call.arm.compound
                 if kept and np.array_equal(other.vector(self.strategy.objectives), weights):
-                    calls.append(priced(call, prices.fixed[context], prices.each[context]))
+                    utility = priced(call, prices.fixed[context], prices.each[context])
+                    calls.append(replace(call, utility=utility))
         return [self._estimate(preference, outcome, context, call) for call in calls]
 
     def _estimate(self, preference: Preference, outcome: Outcome, context: int, call: StoppedArm) -> ArmEstimate:

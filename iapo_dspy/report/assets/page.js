@@ -21,6 +21,9 @@
   const view = () => data.views[Number(at("view").value)];
   const axis = () => data.axes[Number(at("axis").value)];
   const label = (prompt) => `${prompt}: ${data.prompts[prompt].label}`;
+  const said = (arm) => arm.words || `N=${arm.n} of prompt ${label(arm.prompt)}`;
+  /** A text as Plotly shows it letter by letter: it takes some HTML, and braces behind a percent sign in templates. */
+  const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%\{/g, "%&#123;");
   const colour = (prompt) => {
     const list = COLOURS[dark.matches ? "dark" : "light"];
     return list[prompt % list.length];
@@ -80,12 +83,12 @@
       const use = a.values[prompt][i];
       if (reward === null || use === null) return;
       const error = v.standard_error === null ? null : v.standard_error[prompt][i];
-      found.push({ prompt, n: i + 1, stop: "", reward, error, use, completions: i + 1 });
+      found.push({ prompt, n: i + 1, stop: "", words: "", reward, error, use, completions: i + 1 });
     }));
     v.arms.forEach((arm) => {
       const use = arm.use[a.name];
-      if (arm.stop === "" || use === undefined) return;
-      found.push({ prompt: arm.prompt, n: arm.n, stop: arm.stop, reward: arm.reward, error: arm.standard_error, use,
+      if ((arm.stop === "" && arm.words === "") || use === undefined) return;
+      found.push({ prompt: arm.prompt, n: arm.n, stop: arm.stop, words: arm.words, reward: arm.reward, error: arm.standard_error, use,
         completions: arm.completions });
     });
     return found;
@@ -114,15 +117,23 @@
         hoverinfo: "skip", mode: "lines", showlegend: false, name: "95 % band" });
     }
     data.prompts.forEach((prompt, i) => {
-      const mine = all.filter((p) => p.prompt === i);
+      const mine = all.filter((p) => p.prompt === i && !p.words);
       if (!mine.length) return;
       traces.push({ x: mine.map((p) => p.use), y: mine.map((p) => p.reward), mode: "markers", type: "scatter",
-        name: short(label(i)), marker: { color: faint(colour(i), 0.75), size: mine.map((p) => (p.stop ? 9 : 6)),
+        name: plain(short(label(i))), marker: { color: faint(colour(i), 0.75), size: mine.map((p) => (p.stop ? 9 : 6)),
           symbol: mine.map((p) => (p.stop ? symbol(i) + "-open" : symbol(i))), line: { width: mine.map((p) => (p.stop ? 2 : 0)) } },
-        text: mine.map((p) => `${short(label(i), 60)}<br>N=${p.n}${p.stop ? `, ${p.completions.toFixed(1)} drawn` : ""}`
+        text: mine.map((p) => `${plain(short(label(i), 60))}<br>N=${p.n}${p.stop ? `, ${p.completions.toFixed(1)} drawn` : ""}`
           + `<br>quality ${fixed(p.reward)}, ${amount(p.use)} ${axis().title.toLowerCase()}`),
         hovertemplate: "%{text}<extra></extra>" });
     });
+    const several = all.filter((p) => p.words);
+    if (several.length) {
+      traces.push({ x: several.map((p) => p.use), y: several.map((p) => p.reward), mode: "markers", type: "scatter",
+        name: "cascades and mixtures", marker: { symbol: "hexagram", size: 12, color: accent },
+        text: several.map((p) => `${plain(p.words).replace(/; /g, ";<br>")}<br>${p.completions.toFixed(1)} drawn`
+          + `<br>quality ${fixed(p.reward)}, ${amount(p.use)} ${axis().title.toLowerCase()}`),
+        hovertemplate: "%{text}<extra></extra>" });
+    }
     traces.push({ x: edge.map((p) => p.use), y: edge.map((p) => p.reward), mode: "lines", name: "frontier",
       line: { color: accent, width: 2, shape: "hv" }, hoverinfo: "skip" });
     const { arm } = choose(Number(at("weight").value));
@@ -149,22 +160,25 @@
     const { weight, arm, utility } = choose(position);
     const out = at("chosen");
     const parts = [
-      `Cost weight ${amount(weight)}: N=${arm.n} of prompt ${label(arm.prompt)}`,
-      arm.stop ? `${arm.stop}, ${arm.completions.toFixed(1)} completions on average` : "",
+      `Cost weight ${amount(weight)}: ${said(arm)}`,
+      arm.stop,
+      arm.stop || arm.words ? `${arm.completions.toFixed(1)} completions on average` : "",
+      arm.abstains ? `no answer to ${(100 * arm.abstains).toFixed(1)} %` : "",
     ].filter(Boolean).join("; ");
     const uses = data.axes.filter((a) => arm.use[a.name] !== undefined)
       .map((a) => `${amount(arm.use[a.name])} ${a.title.toLowerCase()}`).join(", ");
     out.textContent = `${parts}. Utility ${fixed(utility)}, quality ${fixed(arm.reward)}`
       + (arm.standard_error === null ? "" : ` \u00b1 ${fixed(Z95 * arm.standard_error)}`) + `; per call ${uses}.`;
-    Object.assign(out.dataset, { prompt: arm.prompt, n: arm.n, stop: arm.stop, weight, utility });
-    at("weight").setAttribute("aria-valuetext", `cost weight ${amount(weight)}, prompt ${arm.prompt}, N ${arm.n}`);
+    Object.assign(out.dataset, { prompt: arm.prompt, n: arm.n, stop: arm.stop, words: arm.words, weight, utility });
+    const told = arm.words || `prompt ${arm.prompt}, N ${arm.n}`;
+    at("weight").setAttribute("aria-valuetext", `cost weight ${amount(weight)}, ${told}`);
   }
 
   function drawCurves() {
     const v = view();
     const scales = v.reward[0].map((_, i) => i + 1);
     const crossed = data.crossings[Number(at("view").value)];
-    const leaders = new Set([...crossed.flatMap((c) => [c[1], c[2]]), ...v.arms.map((arm) => arm.prompt)]);
+    const leaders = new Set([...crossed.flatMap((c) => [c[1], c[2]]), ...v.arms.flatMap((arm) => arm.prompts)]);
     const traces = [];
     v.reward.forEach((row, prompt) => {
       if (row.every((value) => value === null)) return;
@@ -176,10 +190,10 @@
           fillcolor: faint(colour(prompt), 0.12), line: { width: 0 }, mode: "lines", hoverinfo: "skip",
           showlegend: false, legendgroup: prompt });
       }
-      traces.push({ x: scales, y: row, mode: "lines+markers", name: short(label(prompt)), legendgroup: prompt,
+      traces.push({ x: scales, y: row, mode: "lines+markers", name: plain(short(label(prompt))), legendgroup: prompt,
         opacity: leads ? 1 : 0.5, line: { color: colour(prompt), width: leads ? 3 : 1.5, dash: prompt < COLOURS.light.length ? "solid" : "dot" },
         marker: { symbol: symbol(prompt), size: 5 },
-        hovertemplate: `${short(label(prompt), 60)}<br>N=%{x}: %{y:.3f}<extra></extra>` });
+        hovertemplate: `${plain(short(label(prompt), 60))}<br>N=%{x}: %{y:.3f}<extra></extra>` });
     });
     traces.push({ x: crossed.map((c) => c[0]), y: crossed.map((c) => v.reward[c[2]][c[0] - 1]), mode: "markers",
       name: "another prompt leads", marker: { symbol: "diamond-open", size: 15, color: style("--text"),
@@ -246,7 +260,7 @@
     const from = v.arms.map((_, i) => v.weights[v.chosen.indexOf(i)]);
     fill("arms-table", table(
       ["Prompt", "N", "Drawn", "Quality", "From weight", ...data.axes.map((a) => a.title)],
-      v.arms.map((arm, i) => [label(arm.prompt), arm.n, arm.completions.toFixed(1), fixed(arm.reward), amount(from[i]),
+      v.arms.map((arm, i) => [arm.words || label(arm.prompt), arm.words ? "" : arm.n, arm.completions.toFixed(1), fixed(arm.reward), amount(from[i]),
         ...data.axes.map((a) => amount(arm.use[a.name]))])));
     const scales = v.reward[0].map((_, i) => i + 1).filter((n) => (n & (n - 1)) === 0 || n === v.reward[0].length);
     fill("curves-table", table(["Prompt", ...scales.map((n) => `N=${n}`)],

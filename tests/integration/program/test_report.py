@@ -13,6 +13,7 @@ import dspy
 import pytest
 
 from iapo_dspy import BestOfN, CompiledProgram, CompileResult, Objective, Preference
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.errors import ConfigurationError, StateError
 from iapo_dspy.program.reporting.page_content import views_and_axes
 from iapo_dspy.program.results.saved_results import PROGRAM, result_of_run
@@ -41,7 +42,9 @@ def assert_solved(program: CompiledProgram, view: View, every: int, **weights: A
     for weight, position in list(zip(view.weights, view.chosen, strict=True))[::every]:
         preference, arm = Preference(cost=weight, **weights), view.arms[position]
         solved = program.solve(preference)
-        assert (arm.prompt, arm.n, arm.stop) == (solved.prompt, solved.n, solved.stop.in_words if solved.stop else "")
+        stop = solved.stop.in_words if solved.stop is not None and not solved.compound else ""
+        words = arm_in_words(solved, program.policy.strategy.aggregator()) if solved.compound else ""
+        assert (arm.prompt, arm.n, arm.stop, arm.words) == (solved.prompt, solved.n, stop, words)
         if preference.wishes not in known:  # those were measured after the choice
             utility = program.explain(preference=preference).chosen.utility
             assert arm.reward - weight * scale * arm.use["cost"] == pytest.approx(utility, abs=1e-9)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
 
 from iapo_dspy import CompiledProgram, Preference
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.report.page import page_html
+from iapo_dspy.report.page_data import PageArm
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
+from tests.support.pages import ARMS, small_page
 from tests.support.worlds import adder, questions, student
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -49,6 +56,13 @@ def program() -> CompiledProgram:
 def chromium(tmp_path_factory: pytest.TempPathFactory, program: CompiledProgram) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("browser")
     program.detailed_results.report(folder / "report.html")
+    with opened(folder, "report.html") as driver:
+        yield driver
+
+
+@contextmanager
+def opened(folder: Path, name: str) -> Iterator[Any]:
+    """Open a page in a browser of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
@@ -56,7 +70,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory, program: CompiledProgram)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     try:
-        driver.get(f"file://{folder / 'report.html'}")
+        driver.get(f"file://{folder / name}")
         wait = webdriver.support.ui.WebDriverWait(driver, 60)
         wait.until(lambda d: d.execute_script("return document.documentElement.dataset.ready") == "yes")
         yield driver
@@ -90,7 +104,8 @@ def test_the_slider_shows_what_the_program_solves(chromium: Any, program: Compil
         preference = Preference(cost=float(shown["weight"]))
         arm = program.solve(preference)
         assert (int(shown["prompt"]), int(shown["n"])) == (arm.prompt, arm.n)
-        assert shown["stop"] == (arm.stop.in_words if arm.stop is not None else "")
+        assert shown["words"] == (arm_in_words(arm, program.policy.strategy.aggregator()) if arm.compound else "")
+        assert shown["stop"] == (arm.stop.in_words if arm.stop is not None and not arm.compound else "")
         if i % 20 == 1 and preference.wishes not in known:
             chosen = program.explain(preference=preference).chosen
             assert float(shown["utility"]) == pytest.approx(chosen.utility, abs=1e-9)
@@ -175,3 +190,36 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_cascades_are_said_in_words_and_labels_are_shown_letter_by_letter(tmp_path: Path) -> None:
+    label, words = "Say <b>why</b> & %{x} &lt;", "2 of prompt 0; 4 of prompt 1 instead where not all 2 agree"
+    cascade = PageArm(
+        prompt=0, n=2, stop="", words=words, prompts=(0, 1), reward=0.9, standard_error=0.02, completions=3.2,
+        use={"cost": 12.0, "tokens": 12.5}, abstains=0.04,
+    )  # fmt: skip
+    data = small_page(label=label)
+    view = replace(data.views[0], arms=(cascade, *ARMS), chosen=(0, 1, 2))
+    (tmp_path / "page.html").write_text(page_html(replace(data, views=(view,))), encoding="utf-8")
+    script = """
+    const chart = document.getElementById("frontier-chart");
+    const several = chart.data.find((trace) => trace.name.includes("cascade"));
+    return {
+      text: document.getElementById("chosen").textContent, told: document.getElementById("weight").ariaValueText,
+      words: document.getElementById("chosen").dataset.words, star: chart.data.at(-1),
+      point: [several.x, several.y, several.text],
+      rows: [...document.querySelectorAll("#arms-table tbody tr")].map((row) => row.cells[0].textContent),
+      legends: [...document.querySelectorAll("#frontier-chart .legendtext")].map((text) => text.textContent),
+    };
+    """
+    with opened(tmp_path, "page.html") as driver:
+        found = driver.execute_script(script)
+        assert driver.get_log("browser") == []
+    assert found["text"].startswith(
+        f"Cost weight 0: {words}; 3.2 completions on average; no answer to 4.0 %. Utility 0.900, quality 0.900"
+    )
+    assert (found["words"], found["told"]) == (words, f"cost weight 0, {words}")
+    assert (found["star"]["x"], found["star"]["y"]) == ([12.0], [0.9])
+    assert found["point"][:2] == [[12.0], [0.9]] and words.replace("; ", ";<br>") in found["point"][2][0]
+    assert found["rows"] == [words, "1: Think first", f"0: {label}"]
+    assert found["legends"][0] == f"0: {label}"
