@@ -30,7 +30,7 @@ from iapo_dspy.types import Arm, Escalation, FloatArray, IntArray, Stop
 SCALES = 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64
 FOLDS = 5
 _THRESHOLDS = 12  # of Best-of-N, where any number may be one
-_LONGER = 4  # cascades of two stages that a third is tried for
+_LONGER = 4  # first stages, of a prompt each, behind which two others are tried
 _WEIGHTS = 1, 2, 3  # how often later completions count beside earlier ones
 _TRIED = 500  # cascades whose caps are looked at
 
@@ -191,7 +191,9 @@ class Cascades:
         groups = [_Group(head=(), utility=utility, valid=~same)]
         if len(self.sequences.prompts) > 2:
             reach = np.where(same, -np.inf, utility.sum(axis=0)).max(axis=1)
-            for first in np.argsort(-reach, kind="stable")[:_LONGER].tolist():
+            ranked = np.argsort(-reach, kind="stable")
+            _, leading = np.unique(own[ranked], return_index=True)  # the best first stage of each prompt
+            for first in ranked[np.sort(leading)[:_LONGER]].tolist():
                 accepted, decided, needed = self._longer(first)
                 longer = accepted[:, :, None] + decided - needed[:, :, None] * price
                 longer -= (self._two[2][:, first, None] * price[firsts.stage])[:, :, None]
@@ -289,13 +291,13 @@ class Cascades:
         for number, stage in enumerate(arm.stages):
             settling = aggregator.settling(stage.n)
             if stage.then is None:
-                waves = settling.waves if settling is not None else ()
+                ends = settling.waves[:-1] if settling is not None else ()
             elif settling is None:  # the best completion counts: one that is good enough ends the stage
-                waves = doubling_waves(1, stage.n)
-            else:
-                waves = tuple(sorted({max(math.ceil(stage.then.below * stage.n), stage.n // 2 + 1), stage.n}))
-            if len(waves) > 1:
-                found.append(_Variant(stage=number, waves=waves))
+                ends = doubling_waves(1, stage.n)[:-1]
+            else:  # so many can be sure enough; and two that differ may show that they are not
+                ends = (max(math.ceil(stage.then.below * stage.n), stage.n // 2 + 1), 2)
+            options = [ends] if settling is None else [(end,) for end in ends]
+            found += [_Variant(stage=number, waves=(*e, stage.n)) for e in options if e and e[-1] < stage.n]
         return found
 
 

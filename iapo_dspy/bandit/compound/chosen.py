@@ -18,7 +18,7 @@ from iapo_dspy.bandit.stops import CallPrices, as_drawn, call_prices, thrifty_pr
 from iapo_dspy.types import Arm, FloatArray, Policy
 
 PROMPTS = 8  # that compound arms are made of, at most
-SURE = 2.0  # standard errors that a gain must be above 0
+SURE = 1.0  # standard errors that a gain must be above 0
 _SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
 _ROWS = 8192  # rows of sequences, over all queries
 _COPIES = 4, 32
