@@ -9,8 +9,8 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.bandit.compound.expected_use import expected_use
 from iapo_dspy.bandit.compound.uncertainty import error_of
-from iapo_dspy.bandit.costs.expected_use import expected_use
 from iapo_dspy.bandit.inference import WANTED, Certainty, Deceptive
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm

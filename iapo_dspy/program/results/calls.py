@@ -10,7 +10,7 @@ import numpy as np
 
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
-from iapo_dspy.bandit.costs.expected_use import drawn_by, expected_use
+from iapo_dspy.bandit.compound.expected_use import drawn_by, expected_use
 from iapo_dspy.bandit.outcome import StoppedArm
 from iapo_dspy.preferences import RESOURCES, Preference
 from iapo_dspy.program.policy import CompiledPolicy

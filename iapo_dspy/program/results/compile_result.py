@@ -17,9 +17,9 @@ import numpy as np
 from pydantic_core import to_json
 
 from iapo_dspy.bandit.comparison import compared
+from iapo_dspy.bandit.compound.expected_use import priced
 from iapo_dspy.bandit.compound.uncertainty import error_of
 from iapo_dspy.bandit.confirmation import ConfirmedGain, doubted
-from iapo_dspy.bandit.costs.expected_use import priced
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
 from iapo_dspy.bandit.inference import Z95, Deceptive, choices, deceptive_prompts
 from iapo_dspy.bandit.named import Unknown

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iapo_dspy.bandit.costs.expected_use import drawn_by, expected_use, priced
+from iapo_dspy.bandit.compound.expected_use import drawn_by, expected_use, priced
 from iapo_dspy.bandit.outcome import StoppedArm
 from iapo_dspy.preferences import RESOURCES
 from iapo_dspy.types import Arm, Escalation, Share
