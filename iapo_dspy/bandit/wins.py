@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ class WinRate:
 
     Attributes:
         rate: Mean score of the answers over queries, ties counted half, in [0, 1].
-        interval: Its 95 % interval, by query; NaN with fewer than two queries.
+        interval: Its 95 % interval, by query; None with fewer than two queries.
         wins: Share of answers with a score above 0.5.
         ties: Share of answers with a score of 0.5.
         losses: The rest: failed calls are among them.
@@ -31,7 +30,7 @@ class WinRate:
     """
 
     rate: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
     wins: float
     ties: float
     losses: float
@@ -94,8 +93,9 @@ def _win_rate(
     value, wins, ties = of_answer(own), of_answer(own > 0.5), of_answer(own == 0.5)
     queries, mean = len(value), float(value.mean())
     bounds = Bounds(low=0.0, high=1.0, spread=_spread(own))
-    variance = float(value.var(ddof=1)) / queries if queries > 1 else math.nan
-    interval = bounds.interval(mean, variance, queries - 1.0, queries)
+    interval = None
+    if queries > 1:
+        interval = bounds.interval(mean, float(value.var(ddof=1)) / queries, queries - 1.0, queries)
     share = float(wins.mean()), float(ties.mean())
     return WinRate(
         rate=mean,

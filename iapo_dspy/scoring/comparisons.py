@@ -59,13 +59,13 @@ class PositionBias:
         compared: Comparisons that were asked in both orders.
         contradicted: Those of them in which both orders named a winner, and not the same one.
         first: Contradictions in which the first place won both times; in the others, the second one did.
-        interval: 95 % interval of `share`, by query; NaN where contradictions are of fewer than two queries.
+        interval: 95 % interval of `share`, by query; None where contradictions are of fewer than two queries.
     """
 
     compared: int
     contradicted: int
     first: int
-    interval: tuple[float, float] = (math.nan, math.nan)
+    interval: tuple[float, float] | None = None
 
     @property
     def share(self) -> float:
@@ -100,8 +100,7 @@ class PositionBias:
         shown = f"{self.contradicted} of {self.compared} comparisons contradict each other when the places change"
         if not self.contradicted:
             return shown
-        low, high = self.interval
-        between = "" if math.isnan(low) else f" ({low:.0%} to {high:.0%})"
+        between = "" if self.interval is None else f" ({self.interval[0]:.0%} to {self.interval[1]:.0%})"
         return f"{shown}; the first place wins {self.share:.0%}{between} of these"
 
 

@@ -11,7 +11,7 @@ from iapo_dspy.bandit.inference import WANTED, Deceptive
 from iapo_dspy.bandit.outcome import Considered
 from iapo_dspy.bandit.wins import WinRate
 from iapo_dspy.program.results.flat_records import unreadable_of
-from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult, known
+from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.comparisons import PositionBias
 from iapo_dspy.scoring.failures import REMARKABLE, FailureReport
@@ -182,7 +182,7 @@ def _won(row: PreferenceResult, name: str, found: WinRate) -> str:
     measured = "" if found.measured else ", by which the arm was chosen"
     return (
         f"{row.preference.name or 'ad hoc'}: against the baseline, {name} is {found.rate:.3f}"
-        f"{shown_interval(known(found.interval))}: {found.wins:.0%} won, {found.ties:.0%} tied, {found.losses:.0%} "
+        f"{shown_interval(found.interval)}: {found.wins:.0%} won, {found.ties:.0%} tied, {found.losses:.0%} "
         f"lost on {found.queries} question{'s' * (found.queries > 1)}{measured}."
     )
 

@@ -15,16 +15,20 @@ from typing import Any
 import dspy
 
 from iapo_dspy.errors import StateError
+from iapo_dspy.sampling.judges.metered import MeteredLM
 from iapo_dspy.scoring.objective import Objective
 from iapo_dspy.scoring.objectives.constraints import JsonValid, Length, RegexMatch, json_valid, length, regex_match
 from iapo_dspy.scoring.objectives.judging import Judge, judge
+from iapo_dspy.scoring.objectives.opponents import StudentOpponent
 from iapo_dspy.scoring.objectives.pairs import Form, Pairing, known
+from iapo_dspy.scoring.objectives.preferring import Prefers, prefers
 from iapo_dspy.scoring.objectives.rewards import Reward, reward_model
 from iapo_dspy.scoring.objectives.served import ServedReward, served_reward_model
 from iapo_dspy.scoring.objectives.similar import DECIDING, Similarity, similarity
 
 _MAKE: dict[str, Callable[..., Objective]] = {
-    f.__name__: f for f in (json_valid, judge, length, regex_match, reward_model, served_reward_model, similarity)
+    f.__name__: f
+    for f in (json_valid, judge, length, prefers, regex_match, reward_model, served_reward_model, similarity)
 }
 _ADDRESS = "api_base"
 _NAMES = {
@@ -49,8 +53,13 @@ def recipe_of(objective: Objective) -> dict[str, Any] | None:
         scale = dict(scorer.scale) if isinstance(scorer.scale[0], tuple) else scorer.scale
         model = None if scorer.lm is None else scorer.lm.model
         return _recipe(objective, "judge", "rubric", "fields", "inputs", "reasoning", scale=scale, lm=model)
+    if isinstance(scorer, Prefers):
+        if not isinstance(scorer.judge, MeteredLM) or scorer.opponents != (StudentOpponent(),):
+            return None
+        names: tuple[str, ...] = ("criterion", "fields", "inputs", "orders", "reasoning")
+        return _recipe(objective, "prefers", *names, judge=scorer.judge.model)
     if isinstance(scorer, Reward) and (form := _form_of(scorer.model, scorer.form)) is not None and not scorer.loading:
-        names: tuple[str, ...] = ("model", "revision", "label", "probability", "max_length", "batch_size")
+        names = ("model", "revision", "label", "probability", "max_length", "batch_size")
         where = {"device": scorer.source.device, "dtype": scorer.source.dtype}
         return _recipe(objective, "reward_model", *names, **form, **where, **_scaled(objective, scorer.pairing))
     if isinstance(scorer, ServedReward) and (form := _form_of(scorer.model, scorer.form)) is not None:
@@ -93,8 +102,9 @@ def made_of(recipe: Mapping[str, Any], lms: Iterable[dspy.BaseLM], trusted: bool
         raise StateError(f"The objective {name!r} has the arguments {unknown}, which no saved {kind!r} has.")
     if kind == "regex_match":
         arguments["pattern"] = re.compile(arguments["pattern"], arguments.pop("flags", 0))
-    if kind == "judge" and arguments.get("lm") is not None:
-        arguments["lm"] = _judge_lm(name, str(arguments["lm"]), lms)
+    asked = {"judge": "lm", "prefers": "judge"}.get(kind, "")
+    if arguments.get(asked) is not None:
+        arguments[asked] = _judge_lm(name, str(arguments[asked]), lms)
     return _MAKE[kind](**arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from iapo_dspy.errors import ConfigurationError, nearest
@@ -39,7 +40,8 @@ def strategy_of(given: Any, metric: Metric | None) -> Strategy:
                 'strategy="best_of_n" selects by the metric: give metric(example, prediction), which needs no label, '
                 "or BestOfN([Objective('name', function)])."
             )
-        return BestOfN([Objective("metric", metric)])
+        given = replace(metric, name="metric") if isinstance(metric, Objective) else Objective("metric", metric)
+        return BestOfN([given])
     if isinstance(given, str):
         if given in _OBJECTS:
             raise ConfigurationError(f"strategy={given!r}: give {_OBJECTS[given]}.")

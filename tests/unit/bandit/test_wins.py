@@ -50,6 +50,7 @@ def test_single_completions_ties_counted_half() -> None:
     assert found is not None and found.measured and found.queries == 10
     assert found.rate == pytest.approx(0.5)  # 5 of 10: two completions failed
     assert (found.wins, found.ties, found.losses) == pytest.approx((0.4, 0.2, 0.4))
+    assert found.interval is not None
     low, high = found.interval
     assert 0.15 < low < 0.5 < high < 0.85
 
@@ -80,6 +81,7 @@ def test_weighted_objectives_choose_and_the_comparison_of_their_choice_counts() 
 def test_where_nothing_was_drawn_after_the_choice_it_is_said() -> None:
     found = rates(MajorityVoteAggregator(), [2.0], Arm(0, 1), [[(0, [1.0])]] * 3, after=False)
     assert found is not None and not found.measured and found.rate == 1.0
+    assert found.interval is not None
     assert found.interval[0] < 0.8 and found.interval[1] == 1.0
 
 
@@ -88,3 +90,8 @@ def test_no_rate_without_a_whole_call_and_for_arms_of_several_stages() -> None:
     assert rates(MajorityVoteAggregator(), [1.0], Arm(0, 2), calls) is None
     cascade = Arm(0, 1, then=Escalation(below=0.5, arm=None, weight=0))
     assert rates(MajorityVoteAggregator(), [1.0], cascade, calls) is None
+
+
+def test_one_query_gives_no_interval() -> None:
+    found = rates(MajorityVoteAggregator(), [1.0], Arm(0, 1), [[(0, [1.0])]])
+    assert found is not None and found.rate == 1.0 and found.interval is None

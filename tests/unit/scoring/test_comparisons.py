@@ -33,6 +33,7 @@ def test_bias_counts_comparisons_whose_orders_contradict_each_other() -> None:
     pairs = [(1.0, 0.0), (0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.9, 0.6), (1.0, 1.0), (0.0, 0.0), (1.0, None)]
     bias = PositionBias.of([made(i, i, *pair) for i, pair in enumerate(pairs)])
     assert (bias.compared, bias.contradicted, bias.first, bias.share) == (7, 4, 3, 0.75)
+    assert bias.interval is not None
     low, high = bias.interval
     assert 0.0 < low < 0.75 < high < 1.0
     assert "4 of 7 comparisons contradict" in str(bias) and "the first place wins 75%" in str(bias)
@@ -42,10 +43,11 @@ def test_an_interval_rests_on_queries_and_not_on_comparisons() -> None:
     apart = PositionBias.of([made(i, i, float(i % 2), float(i % 2)) for i in range(40)])
     together = PositionBias.of([made(i // 10, i, float(i // 10 % 2), float(i // 10 % 2)) for i in range(40)])
     assert (apart.share, together.share) == (0.5, 0.5)
+    assert apart.interval is not None and together.interval is not None
     assert apart.interval[1] - apart.interval[0] < 0.34
     assert together.interval[1] - together.interval[0] > 0.7  # four queries that agree within themselves
     alone = PositionBias.of([made(0, i, 1.0, 1.0) for i in range(40)])
-    assert alone.share == 1.0 and math.isnan(alone.interval[0])
+    assert alone.share == 1.0 and alone.interval is None
 
 
 def test_nothing_to_count() -> None:
