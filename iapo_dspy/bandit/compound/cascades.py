@@ -32,6 +32,7 @@ FOLDS = 5
 _THRESHOLDS = 12  # of Best-of-N, where any number may be one
 _LONGER = 4  # first stages, of a prompt each, behind which two others are tried
 _WEIGHTS = 1, 2, 3  # how often later completions count beside earlier ones
+_NEARLY = 0.03  # of the range of rewards: a cascade that is worse by less is looked at with votes of all its stages
 _TRIED = 500  # cascades whose caps are looked at
 
 Allowed = Callable[[Arm], bool]
@@ -238,7 +239,7 @@ class Cascades:
         difference = self.sequences.by_query(value - worth)
         arm = self._arm(chosen)
         played = play(arm, self.sequences)
-        if difference.mean() > 0:
+        if difference.mean() > -_NEARLY * np.ptp(self._reward):
             better, at = self._refined(arm, played, tuned, allowed)
             difference += self.sequences.by_query(self._worth(at, paid) - self._worth(played, paid))
             arm, played = better, at
