@@ -81,15 +81,16 @@ def test_three_stages_are_found_where_each_of_them_serves_some_queries() -> None
 
 
 def test_votes_of_the_first_stage_count_where_they_help() -> None:
-    # One wrong answer, the second prompt the weaker one. Where the first is split 2 to 1, its answer is right with .6;
-    # three votes of the second alone are right with .575, and all six votes with .6 (1 - .091) + .4 .166 = .612.
+    # One wrong answer, the second prompt the weaker one. Where the first is split 2 to 1, its answer is right with .6.
+    # Three votes of the second alone are right with .575. With all six votes, a right leader wins if two of the three
+    # are right and draws if one is, a wrong one loses if all are and draws if two are: .593.
     right = np.stack([np.full(600, 0.6), np.full(600, 0.55)])
     found = best(
         Cascades(rows(right, 3, wrong=1)), prices([0.0, 0.0]), Arm(0, 3), lambda arm: (arm.prompt, arm.n) == (0, 3)
     )
     assert found is not None and found.arm.then is not None
     assert found.arm.then.weight == 1
-    assert found.gain == pytest.approx(0.72 * 0.012, abs=0.006)
+    assert found.gain == pytest.approx(0.72 * (0.593 - 0.6), abs=0.006)
 
 
 def test_waves_inside_of_stages_change_no_answer_and_save_completions() -> None:
