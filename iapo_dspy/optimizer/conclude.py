@@ -51,7 +51,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         cost_scale=outcome.cost_scale,
         algorithm=settings.algorithm,
         stopping=settings.stopping,
-        compound=settings.compound,
+        compound=settings.combines,
         strategy=found.strategy.to_dict(),
         evidence=rounded([part(o, ~np.isin(o.pulls.prompt, unsure)) for o in outcome.observations]),
         spent=found.spent.to_dict(),

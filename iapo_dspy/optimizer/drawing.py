@@ -281,7 +281,7 @@ def _settled(
     kept, gains = plan.reserved if outcome.complete else 0, tuple[ConfirmedGain | None, ...]()
     if writing is not None and writing.prompts:
         kept, outcome, gains = _confirmed(plan, writing, outcome, kept, environment)
-    if plan.settings.compound:
+    if plan.settings.combines:
         outcome = with_compounds(problem, outcome, left_out=doubted(writing.prompts if writing else (), gains))
     pulls = plan.measuring(outcome, kept) if environment.verdict is None else plan.measuring(outcome, 0)
     if not len(pulls) and kept and environment.verdict is None:

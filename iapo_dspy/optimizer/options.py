@@ -34,7 +34,8 @@ class Search:
             that is tuned for each preference from the same draws, together with prompt and N. "exact": only where the
             rest cannot change the result. None: all N are drawn at once, in one request where the provider takes n.
         compound: Whether calls may combine several prompts where that is surely better, by the same draws: cascades,
-            in which a cheap stage answers where it is sure, and mixtures, in which several prompts vote together.
+            in which a cheap stage answers where it is sure, and mixtures, in which several prompts vote together. Not
+            with `stopping=None`, by which all completions of a call come at once.
         cost_unit: The unit in which calls are priced: `Cost()` counts output tokens, `Cost(usd=1)` dollars; see `Cost`.
             `Preference(cost=...)` is the weight of that price. Default: output tokens, or dollars where `lms` have
             different prices.

@@ -112,6 +112,11 @@ class Settings:
         if self.default_preference not in names:
             raise ConfigurationError(f"default_preference={self.default_preference!r}: it must be one of {names}.")
 
+    @property
+    def combines(self) -> bool:
+        """Whether calls may combine several prompts."""
+        return self.compound and self.stopping is not None
+
     @classmethod
     def of(cls, search: Search, execution: Execution, **given: Any) -> Settings:
         """Read the arguments of `IAPO` as a user gives them.
