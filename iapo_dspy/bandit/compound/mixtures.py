@@ -12,12 +12,12 @@ prompt that is best on the others at the same N. Most prompts of one LM err toge
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iapo_dspy.bandit.compound.cascades import Allowed, Found, Prices
+from iapo_dspy.bandit.compound.cascades import Allowed, ArmPrices, Offer
 from iapo_dspy.bandit.compound.played import play
 from iapo_dspy.bandit.compound.sequences import Part, Sequences
 from iapo_dspy.types import Arm, FloatArray, Share
@@ -26,13 +26,14 @@ FOLDS = 5
 MOST = 3  # prompts of a mixture
 _UNITS = 4  # a call's completions move between prompts in so many equal parts
 _MOVES = 6  # at most
+_AT_ONCE = 1 << 17  # completions on which a mixture is valued, about: its queries matter more than their rows
 
 Counts = tuple[int, ...]
 """Completions of each prompt of the sequences [Q]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Mixed(Found):
+class Mixed(Offer):
     """The best mixture of N completions.
 
     Attributes:
@@ -48,7 +49,7 @@ class Mixtures:
     """Mixtures of some prompts under one row of objective weights.
 
     Args:
-        sequences: Completions of the prompts.
+        sequences: Completions of the prompts; rows of one query are neighbours, in the order of queries.
         level: What the run's estimates say of the reward of each prompt at each scale [P, N]. The sequences are
             corrected by the difference, so that both agree on arms of one prompt; a mixture takes its share of each of
             its prompts' differences.
@@ -60,11 +61,12 @@ class Mixtures:
         self._level = level
         self._known: dict[Counts, FloatArray] = {}
         self._shifts: dict[tuple[int, int], float] = {}
+        self._rows: dict[int, Sequences] = {}
         order = np.random.default_rng([seed, sequences.n_queries]).permutation(sequences.n_queries)
         self._fold = order % FOLDS
 
     def best(
-        self, n: int, tuned: Prices, paid: Prices, single: Arm | None = None, allowed: Allowed | None = None
+        self, n: int, tuned: ArmPrices, paid: ArmPrices, single: Arm | None = None, allowed: Allowed | None = None
     ) -> Mixed | None:
         """Return the best mixture of n completions.
 
@@ -72,7 +74,7 @@ class Mixtures:
             n: Completions of a call, at most those of a row.
             tuned: Prices by which mixtures are compared; each prompt of a mixture is a wave.
             paid: Prices by which the mixture is valued.
-            single: The arm of one prompt that `Found.difference` compares with; None: `Mixed.beside`.
+            single: The arm of one prompt that `Offer.difference` compares with; None: `Mixed.beside`.
             allowed: Whether an arm keeps the caps of the context; None: there are none.
 
         Returns:
@@ -98,13 +100,13 @@ class Mixtures:
     def by_query(self, counts: Counts) -> FloatArray:
         """Return the reward on each query [V] of a call with so many completions of each prompt of the sequences."""
         if counts not in self._known:
-            sequences = self.sequences
+            sequences = self._thinned(sum(counts))
             parts = [Part(int(p), 0, m) for p, m in zip(sequences.prompts, counts, strict=True) if m]
             shift = sum(part.end / sum(counts) * self._shift(part.prompt, sum(counts)) for part in parts)
             self._known[counts] = sequences.by_query(sequences.reward(parts)) + shift
         return self._known[counts]
 
-    def price(self, counts: Counts, prices: Prices) -> float:
+    def price(self, counts: Counts, prices: ArmPrices) -> float:
         """Return the price of such a call."""
         drawn = np.array(counts)
         return float((drawn > 0) @ prices.fixed[self.sequences.prompts] + drawn @ prices.each[self.sequences.prompts])
@@ -119,14 +121,29 @@ class Mixtures:
         """Return the estimated reward of all n completions of one prompt, minus that on the sequences."""
         if (prompt, n) not in self._shifts:
             level = float(self._level[prompt, n - 1])
-            known = float(self.sequences.reward([Part(prompt, 0, n)]).mean())
+            known = float(self._thinned(n).reward([Part(prompt, 0, n)]).mean())
             self._shifts[prompt, n] = level - known if np.isfinite(level) else 0.0
         return self._shifts[prompt, n]
 
-    def _worth(self, single: Arm, paid: Prices) -> FloatArray:
+    def _thinned(self, n: int) -> Sequences:
+        """Return some of the rows of every query, the same ones for all mixtures of n completions."""
+        if n not in self._rows:
+            sequences = self.sequences
+            copy = np.arange(len(sequences)) - np.searchsorted(sequences.query, sequences.query)
+            kept = copy % max(len(sequences) * n // _AT_ONCE, 1) == 0
+            self._rows[n] = replace(
+                sequences,
+                label=sequences.label[:, kept, :n],
+                score=sequences.score[:, kept, :n],
+                query=sequences.query[kept],
+            )
+        return self._rows[n]
+
+    def _worth(self, single: Arm, paid: ArmPrices) -> FloatArray:
         """Return the utility of an arm of one prompt on each query [V]."""
-        played = play(single, self.sequences)
-        worth = self.sequences.by_query(played.reward - paid.of(self.sequences.prompts, played))
+        sequences = self._thinned(single.n)
+        played = play(single, sequences)
+        worth = sequences.by_query(played.reward - paid.of(sequences.prompts, played))
         return worth + self._shift(single.prompt, single.n)
 
 
@@ -136,7 +153,7 @@ class _Search:
 
     mixtures: Mixtures
     n: int
-    prices: Prices
+    prices: ArmPrices
     allowed: Allowed | None
 
     def best(self, queries: NDArray[np.bool_]) -> tuple[Counts | None, Counts | None]:

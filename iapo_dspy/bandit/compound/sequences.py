@@ -76,9 +76,9 @@ class Sequences:
         labels, scores = [], []
         for prompt, begin, end, weight in parts:
             at = int(np.searchsorted(self.prompts, prompt))
-            drawn = np.repeat(np.arange(begin, end), weight)
-            labels.append(self.label[at, kept][:, drawn])
-            scores.append(self.score[at, kept][:, drawn])
+            drawn = slice(begin, end)
+            labels.append(np.repeat(self.label[at, kept, drawn], weight, axis=1))
+            scores.append(np.repeat(self.score[at, kept, drawn], weight, axis=1))
         return np.concatenate(labels, axis=1), np.concatenate(scores, axis=1)
 
     def reward(self, parts: Sequence[Part], rows: IntArray | None = None) -> FloatArray:
