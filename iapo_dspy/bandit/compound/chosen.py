@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from iapo_dspy.bandit.compound.cascades import Allowed, ArmPrices, Cascades, Offer
 from iapo_dspy.bandit.compound.known import known_sequences
+from iapo_dspy.bandit.compound.mixtures import Mixed, Mixtures
 from iapo_dspy.bandit.compound.played import Played, play
 from iapo_dspy.bandit.compound.sequences import Part, Sequences, needed
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
@@ -19,6 +21,7 @@ from iapo_dspy.types import Arm, FloatArray, Policy
 
 PROMPTS = 8  # that compound arms are made of, at most
 SURE = 1.0  # standard errors that a gain must be above 0
+SURE_OF_MIXTURE = 1.5  # the same of a mixture
 _SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
 _ROWS = 8192  # rows of sequences, over all queries
 _COPIES = 4, 32
@@ -75,6 +78,14 @@ def _sequences(problem: Problem, outcome: Outcome, context: int, prompts: tuple[
     return known_sequences(problem, outcome, context, np.array(prompts), n, copies=copies)
 
 
+class _Known(NamedTuple):
+    """The compound arms of some prompts under one row of weights, and the completions that they are played on."""
+
+    sequences: Sequences
+    cascades: Cascades
+    mixtures: Mixtures
+
+
 class _Offers:
     """The compound arms of one run."""
 
@@ -83,7 +94,7 @@ class _Offers:
         self._outcome = outcome
         self._left_out = list(left_out)
         self._prices = call_prices(problem, outcome)
-        self._known: dict[tuple[bytes, tuple[int, ...]], Cascades | None] = {}
+        self._known: dict[tuple[bytes, tuple[int, ...]], _Known | None] = {}
 
     def made(self) -> Outcome:
         """Return the outcome."""
@@ -99,39 +110,61 @@ class _Offers:
         outcome = self._outcome
         single = outcome.policy[context]
         call = outcome.stops[context] if outcome.stops is not None else as_drawn(outcome, context, single)
-        cascades = self._cascades(context, single) if np.isfinite(call.utility) else None
-        if cascades is None:
+        known = self._compounds(context, single) if np.isfinite(call.utility) else None
+        if known is None:
             return call, ()
         fixed, each = thrifty_prices(outcome, self._prices, context)
         tuned = ArmPrices(fixed=fixed, each=each)
         paid = ArmPrices(fixed=self._prices.fixed[context], each=self._prices.each[context])
-        found = cascades.best(tuned, paid, single, self._allowed(context))
-        if found is None:
-            return call, ()
-        error = _error(self._outcome, context, found, cascades.sequences, single)
-        gain = found.gain + min(_correction(self._outcome, context, found, cascades.sequences, single), 0.0)
-        chosen = gain > SURE * error
-        offer = Considered(
-            kind="cascade",
-            arm=found.arm,
-            beside=single,
-            gain=gain,
-            standard_error=error,
-            chosen=chosen,
-        )
-        if not chosen:
-            return call, (offer,)
-        utility = call.utility + gain
-        return _described(found.arm, found.played, utility, cascades.sequences, paid, self._prices), (offer,)
+        allowed, offers = self._allowed(context), list[tuple[Considered, Offer, float]]()
+        cascade = known.cascades.best(tuned, paid, single, allowed)
+        if cascade is not None:
+            offers.append(self._considered(context, cascade, known.sequences, single))
+        mixture = known.mixtures.best(single.n, tuned, paid, single, allowed) if single.n > 1 else None
+        if mixture is not None:
+            offers.append(self._considered(context, mixture, known.sequences, single))
+        best = max((gain for offer, _, gain in offers if offer.chosen), default=np.nan)
+        offered = tuple(replace(offer, chosen=offer.chosen and gain == best) for offer, _, gain in offers)
+        for considered, (_, found, gain) in zip(offered, offers, strict=True):
+            if considered.chosen:
+                utility = call.utility + gain
+                return _described(found.arm, found.played, utility, known.sequences, paid, self._prices), offered
+        return call, offered
 
-    def _cascades(self, context: int, single: Arm) -> Cascades | None:
-        """Return the cascades of the context's prompts, made once for contexts of the same weights."""
+    def _considered(
+        self, context: int, found: Offer, sequences: Sequences, single: Arm
+    ) -> tuple[Considered, Offer, float]:
+        """Return what is to be said of an offer, the offer, and its gain in utility over the context's arm."""
+        outcome = self._outcome
+        error = _error(outcome, context, found, sequences, single)
+        if isinstance(found, Mixed):
+            alike = replace(found, difference=found.reward)  # against the same number of completions of one prompt
+            offer = Considered(
+                kind="mixture",
+                arm=found.arm,
+                beside=found.beside,
+                gain=alike.gain,
+                standard_error=_error(outcome, context, alike, sequences, found.beside),
+                chosen=found.gain > SURE_OF_MIXTURE * error,
+            )
+            return offer, found, found.gain
+        gain = found.gain + min(_correction(outcome, context, found, sequences, single), 0.0)
+        offer = Considered(
+            kind="cascade", arm=found.arm, beside=single, gain=gain, standard_error=error, chosen=gain > SURE * error
+        )
+        return offer, found, gain
+
+    def _compounds(self, context: int, single: Arm) -> _Known | None:
+        """Return the compound arms of the context's prompts, made once for contexts of the same weights."""
         prompts = tuple(sorted({*self._promising(context), single.prompt}))
         key = self._problem.contexts.weights[context].tobytes(), prompts
         if key not in self._known:
             sequences = _sequences(self._problem, self._outcome, context, prompts, self._problem.max_n)
-            known = None if sequences is None else Cascades(sequences)
-            self._known[key] = known
+            if sequences is None:
+                self._known[key] = None
+            else:
+                mixtures = Mixtures(sequences, self._outcome.reward[context])
+                self._known[key] = _Known(sequences, Cascades(sequences), mixtures)
         return self._known[key]
 
     def _promising(self, context: int) -> list[int]:
