@@ -10,7 +10,7 @@ import numpy as np
 
 from iapo_dspy.bandit.compound.cascades import Allowed, ArmPrices, Cascades, Offer
 from iapo_dspy.bandit.compound.known import known_sequences
-from iapo_dspy.bandit.compound.mixtures import Mixed, Mixtures
+from iapo_dspy.bandit.compound.mixtures import Mixture, Mixtures
 from iapo_dspy.bandit.compound.played import Played, play
 from iapo_dspy.bandit.compound.sequences import Part, Sequences, needed
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
@@ -137,7 +137,7 @@ class _Offers:
         """Return what is to be said of an offer, the offer, and its gain in utility over the context's arm."""
         outcome = self._outcome
         error = _error(outcome, context, found, sequences, single)
-        if isinstance(found, Mixed):
+        if isinstance(found, Mixture):
             alike = replace(found, difference=found.reward)  # against the same number of completions of one prompt
             offer = Considered(
                 kind="mixture",

@@ -33,7 +33,7 @@ Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Mixed(Offer):
+class Mixture(Offer):
     """The best mixture of N completions.
 
     Attributes:
@@ -67,14 +67,14 @@ class Mixtures:
 
     def best(
         self, n: int, tuned: ArmPrices, paid: ArmPrices, single: Arm | None = None, allowed: Allowed | None = None
-    ) -> Mixed | None:
+    ) -> Mixture | None:
         """Return the best mixture of n completions.
 
         Args:
             n: Completions of a call, at most those of a row.
             tuned: Prices by which mixtures are compared; each prompt of a mixture is a wave.
             paid: Prices by which the mixture is valued.
-            single: The arm of one prompt that `Offer.difference` compares with; None: `Mixed.beside`.
+            single: The arm of one prompt that `Offer.difference` compares with; None: `Mixture.beside`.
             allowed: Whether an arm keeps the caps of the context; None: there are none.
 
         Returns:
@@ -95,7 +95,7 @@ class Mixtures:
             value[mine] = self.by_query(mixed)[mine] - self.price(mixed, paid)
         arm, other = self.arm(chosen), self.arm(beside)
         difference = value - self._worth(single or other, paid)
-        return Mixed(arm=arm, difference=difference, played=play(arm, self.sequences), beside=other, reward=reward)
+        return Mixture(arm=arm, difference=difference, played=play(arm, self.sequences), beside=other, reward=reward)
 
     def by_query(self, counts: Counts) -> FloatArray:
         """Return the reward on each query [V] of a call with so many completions of each prompt of the sequences."""
