@@ -93,7 +93,7 @@ class Call:
         start = time.perf_counter()
         judges = JudgeUsage(dspy.settings.usage_tracker, self.cost.prices)
         sampler = _sampler(self.cost.prices)
-        draws = _Draws(sampler=sampler, judges=judges, rewrites=CallRewrites(sampler, self.inputs))
+        draws = _Draws(sampler=sampler, judges=judges, rewrites=CallRewrites(sampler, self.inputs, judges))
         stages: list[DrawnStage] = []
         end = start
         for arm in self.arm.stages:

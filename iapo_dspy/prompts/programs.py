@@ -176,7 +176,7 @@ class Programs:
         if (found := self._rewriter(prompt, name)) is not None:
             return found
         raise ConfigurationError(
-            f"The prompt {self.label(prompt)!r} was measured with the rewriter {name}, whose LM is not there. "
+            f"The prompt {self.label(prompt)!r} was measured with the rewriter {name}, which is not there. "
             f"{way_to_give(name)}"
         )
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import dspy
 
-from iapo_dspy.errors import ConfigurationError
+from iapo_dspy.errors import ConfigurationError, one_line
+from iapo_dspy.preferences import is_number
+from iapo_dspy.sampling.concurrency.contained import contained
 from iapo_dspy.sampling.ledger.digests import digest
-from iapo_dspy.sampling.lm.params import check_decoding, generation_params, request_params
+from iapo_dspy.sampling.lm.params import check_decoding, effective_temperature, generation_params, request_params
+from iapo_dspy.scoring.objective import Objective
+from iapo_dspy.scoring.scores import as_score, function_digest
+from iapo_dspy.scoring.user_functions import misfit, name_of
 from iapo_dspy.types import Decoding
+
+logger = logging.getLogger(__name__)
+
+Reward: TypeAlias = Callable[[dspy.Example, Any], Any]
+"""`reward(query, text)`, or an `Objective`."""
 
 PLACE = "{}"  # where the text stands in a template
 TEMPLATE = (
@@ -36,6 +47,13 @@ class Rewriter:
         field: The input field that it rewrites. Default: the student's only input that is text.
         name: How tables name it.
         until: The rewritten text ends before the first of these; () takes all of it.
+        k: How many rewrites of a query are asked for, >= 1. Several need a `reward`, and one of them is chosen.
+        reward: What a rewrite is worth: `reward(query, text) -> number`, where the query shows its inputs, or an
+            `Objective` of a prediction whose field `field` is the text. It must need no label. LMs that it asks are
+            judges (`Spent.judge_tokens`).
+        choose: "draw" draws rewrite i with the probability exp(r_i / tilt), divided by their sum: the optimal prompter
+            of Align-Pro, equation (10) of arXiv 2501.03486, on k rewrites. "best" takes that of the largest reward.
+        tilt: Lambda of "draw", > 0. The larger it is, the less the reward matters.
 
     Raises:
         ConfigurationError: An argument that cannot be used; the message says which and why.
@@ -48,6 +66,10 @@ class Rewriter:
     field: str | None = None
     name: str = "own"
     until: tuple[str, ...] = ()
+    k: int = 1
+    reward: Reward | None = None
+    choose: Literal["draw", "best"] = "draw"
+    tilt: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.lm, dspy.BaseLM):
@@ -66,6 +88,24 @@ class Rewriter:
             raise ConfigurationError(f"Rewriter name={self.name!r}: give a short text, or leave it out.")
         if isinstance(self.until, str) or not all(isinstance(mark, str) and mark for mark in self.until):
             raise ConfigurationError(f"Rewriter until={self.until!r}: give a tuple of texts, such as ('\\n',).")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ConfigurationError(f"Rewriter k={self.k!r}: give a whole number >= 1.")
+        if self.choose not in ("draw", "best"):
+            raise ConfigurationError(f"Rewriter choose={self.choose!r}: give 'draw' or 'best'.")
+        if not is_number(self.tilt) or not self.tilt > 0:
+            raise ConfigurationError(f"Rewriter tilt={self.tilt!r}: give a finite number > 0.")
+        if (self.k > 1) != (self.reward is not None):
+            raise ConfigurationError(
+                f"Rewriter k={self.k}, reward={self.reward!r}: several rewrites need a reward to choose by, and a "
+                "reward needs several rewrites, such as k=4."
+            )
+        if self.reward is not None and not callable(self.reward):
+            raise ConfigurationError(f"Rewriter reward={self.reward!r}: give a function reward(query, text).")
+        if self.reward is not None and (found := misfit(self.reward)) is not None:
+            raise ConfigurationError(
+                f"Rewriter reward{found} must be callable as reward(query, text): when the program is deployed there "
+                "is no label."
+            )
 
     def messages(self, text: str) -> list[dict[str, Any]]:
         """Return the request to rewrite a text."""
@@ -86,7 +126,32 @@ class Rewriter:
     def digest(self) -> str:
         """A digest of all that its texts depend on, without secrets and without the address of its server."""
         lm = {"model": self.lm.model, "model_type": self.lm.model_type, **generation_params(self.lm.kwargs)}
-        return digest([lm, self.template, self.decoding.as_kwargs(), self.field, list(self.until)])
+        parts: list[Any] = [lm, self.template, self.decoding.as_kwargs(), self.field, list(self.until)]
+        if self.reward is not None:
+            by = getattr(self.reward, "score", self.reward)
+            parts.append([self.k, self.choose, self.tilt if self.choose == "draw" else None, function_digest(by)])
+        return digest(parts)
+
+    @property
+    def reward_name(self) -> str | None:
+        """The name of its reward, for saved programs."""
+        if self.reward is None:
+            return None
+        return self.reward.name if isinstance(self.reward, Objective) else name_of(self.reward)
+
+    def worth(self, inputs: Mapping[str, Any], text: str) -> float | None:
+        """Return the reward of a rewrite of these inputs; None where it fails."""
+        if self.reward is None:
+            return None
+        query = dspy.Example(**inputs).with_inputs(*inputs)
+        try:
+            with contained():
+                made = dspy.Prediction(**{self.field or "": text}) if isinstance(self.reward, Objective) else text
+                value = self.reward(query, made)
+                return as_score(value, what="The reward of a rewriter", bounds=None)
+        except Exception as error:  # noqa: BLE001 - the user's code: its failure is this rewrite's
+            logger.debug("The reward of a rewrite failed (%s).", one_line(error))
+            return None
 
 
 def read_rewriters(rewriters: Any) -> tuple[Rewriter, ...]:
@@ -114,6 +179,11 @@ def read_distinct_rewriters(rewriters: Any) -> tuple[Rewriter, ...]:
     seen: dict[Any, int] = {}
     for i, rewriter in enumerate(found):
         check_decoding(rewriter.lm, None, rewriter.decoding)
+        if rewriter.k > 1 and effective_temperature(rewriter.lm, None, rewriter.decoding) == 0:
+            raise ConfigurationError(
+                f"rewriters[{i}] asks for k={rewriter.k} rewrites at temperature 0: all of them would be the same. Set "
+                "a temperature > 0, Rewriter(decoding=Decoding(temperature=1.0)), or k=1."
+            )
         first = seen.setdefault((rewriter.digest, id(rewriter.lm)), i)
         if first != i:
             raise ConfigurationError(

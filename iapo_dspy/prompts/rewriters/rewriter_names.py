@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from iapo_dspy.prompts.lms import LMs, ModelName, find_lm, model_names
 from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.types import Decoding
 
+_CHOICE = ("k", "choose", "tilt", "reward")
 PART = "rewriter"  # the name of its LM beside those of predictors, for mappings such as lms=[{"rewriter": lm}]
 
 
@@ -21,6 +22,7 @@ class RewriterName:
     Attributes:
         lm: The name of its LM.
         words: It in words, different for each rewriter of a run.
+        reward: The name of its reward, which is not saved; None for a rewriter without one.
     """
 
     lm: ModelName
@@ -30,6 +32,10 @@ class RewriterName:
     name: str
     words: str
     until: tuple[str, ...] = ()
+    k: int = 1
+    choose: str = "draw"
+    tilt: float = 1.0
+    reward: str | None = None
 
     def __str__(self) -> str:
         return f"{self.words} ({self.lm})"
@@ -44,6 +50,7 @@ class RewriterName:
             "template": self.template,
             "decoding": self.decoding.as_kwargs(),
             **({"until": list(self.until)} if self.until else {}),
+            **({name: getattr(self, name) for name in _CHOICE} if self.reward is not None else {}),
         }
 
     @classmethod
@@ -61,6 +68,7 @@ class RewriterName:
             lm=ModelName.from_json(data["lm"]),
             decoding=Decoding(**data["decoding"]),
             until=tuple(map(str, data.get("until", ()))),
+            **{name: data[name] for name in _CHOICE if "reward" in data},
         )
 
 
@@ -80,6 +88,10 @@ def named_rewriters(rewriters: Sequence[Rewriter]) -> tuple[RewriterName, ...]:
                 name=rewriter.name,
                 words=rewriter.name if nth == 1 else f"{rewriter.name} ({nth})",
                 until=rewriter.until,
+                k=rewriter.k,
+                choose=rewriter.choose,
+                tilt=rewriter.tilt,
+                reward=rewriter.reward_name,
             )
         )
     return tuple(found)
@@ -88,11 +100,14 @@ def named_rewriters(rewriters: Sequence[Rewriter]) -> tuple[RewriterName, ...]:
 def find_rewriter(name: RewriterName, rewriters: Sequence[Rewriter], lms: Sequence[LMs]) -> Rewriter | None:
     """Return the rewriter of this name: one of those given, or one that is made with an LM of those given.
 
-    None where its LM is not there.
+    None where its LM or its reward is not there.
     """
     for given, known in zip(rewriters, named_rewriters(rewriters), strict=True):
-        if known == name:
-            return given
+        if replace(known, words=name.words, lm=name.lm, field=known.field or name.field) == name:
+            if known.lm.model == name.lm.model and known.words == name.words:
+                return given if known.field else replace(given, field=name.field)
+    if name.reward is not None:
+        return None
     lm = find_lm([e for e in lms if isinstance(e, Mapping)], PART, name.lm) or find_lm(lms, PART, name.lm)
     if lm is None:
         return None
@@ -107,7 +122,12 @@ def find_rewriter(name: RewriterName, rewriters: Sequence[Rewriter], lms: Sequen
 
 
 def way_to_give(name: RewriterName) -> str:
-    """Return the way to give a program the LM of a rewriter, in words."""
+    """Return the way to give a program the LM of a rewriter, or the rewriter, in words."""
+    if name.reward is not None:
+        return (
+            f"A saved program does not hold its reward {name.reward!r}. Give the rewriter again: "
+            "CompiledProgram(student, rewriters=[Rewriter(...)]), or iapo_dspy.load(path, rewriters=[...])."
+        )
     return (
         "A saved program holds a rewriter's template and decoding, and the name of its LM. Give the LM: "
         f"CompiledProgram(student, lms=[dspy.LM({name.lm.model!r}), ...]), or "

@@ -199,12 +199,16 @@ class RewriteRecord:
     Attributes:
         key: Names it: the digest of the rewriter, and that of the query's inputs.
         text: The rewritten field; None where the query stays as it is.
+        texts: All rewrites that were chosen from, where there were several.
+        rewards: The reward of each of them.
         failure: Why it stays as it is; None where it was rewritten.
         usage: The rewriting's usage; its shared parts are not stored, because all of it is shared.
     """
 
     key: str
     text: str | None = None
+    texts: Sequence[str] = ()
+    rewards: Sequence[float] = ()
     failure: str | None = None
     usage: Usage = field(default_factory=Usage)
 
