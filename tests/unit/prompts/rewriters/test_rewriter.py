@@ -77,7 +77,7 @@ def test_arguments_that_cannot_be_used_are_refused(settings: dict[str, Any], wor
 
 def test_an_lm_is_needed_and_no_secret_is_shown() -> None:
     with pytest.raises(ConfigurationError, match=r"give a dspy\.LM"):
-        Rewriter("openai/gpt-4o")  # type: ignore[arg-type]
+        Rewriter("openai/gpt-4o")
     assert "sk-secret" not in repr(Rewriter(LM))
 
 
