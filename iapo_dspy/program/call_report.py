@@ -178,8 +178,42 @@ class CallReport(BaseModel):
     rewriter_tokens: int = 0
     rewriter_usd: float | None = 0.0
 
+    @property
+    def way(self) -> str:
+        """Which way the call went through the stages of its arm, and why; "" where it had no other."""
+        if all(stage.below is None and len(stage.prompts) == 1 for stage in self.stages):
+            return ""
+        *before, last = self.stages
+        doubts = "; ".join(f"{_named(stage)} {_sure(stage)}" for stage in before)
+        if last.below is None:
+            earlier = last.counted - last.n * last.weight
+            beside = f" with the {earlier} completions before" if earlier else ""
+            decided = f"{_named(last)} decided{beside}" + (" together" if len(last.prompts) > 1 else "")
+            return f"{doubts}, so {decided}" if doubts else decided
+        found = f"{_named(last)} {_sure(last)}, so the call {'abstained' if self.abstained else 'answered'}"
+        return f"{doubts}; {found}" if doubts else found
+
     def _repr_html_(self) -> str:
         """Return the report for a notebook, a line for each fact that there is."""
         facts = {name: value for name, value in self.model_dump().items() if value not in (None, {}, ())}
         lines = tuple(Line(cells=(name.replace("_", " "), str(value))) for name, value in facts.items())
         return table_html(Table(columns=("call", ""), rows=lines))
+
+
+def _named(stage: StageReport) -> str:
+    numbers = [str(drawn.prompt) for drawn in stage.prompts]
+    if len(numbers) == 1:
+        return f"prompt {numbers[0]}"
+    return f"prompts {', '.join(numbers[:-1])} and {numbers[-1]}"
+
+
+def _sure(stage: StageReport) -> str:
+    """Say how sure a stage was, and how sure it had to be."""
+    after = f"after {stage.n} of {stage.planned}" if stage.n < stage.planned else f"after {stage.n}"
+    after += " completion" if stage.planned == 1 else " completions"
+    if stage.sureness is None or stage.below is None:
+        return f"had no answer {after}"
+    # Of votes, sureness is a share.
+    sure, below = (f"{v:.3g}" if stage.votes is None else f"{v:.0%}" for v in (stage.sureness, stage.below))
+    had = f"scored {sure}" if stage.votes is None else f"was {sure} sure"
+    return f"{had} {after}, {'at least' if stage.ending == 'answered' else 'below'} {below}"

@@ -25,6 +25,8 @@ _STOPPED = {
     "settled": "the rest could not have changed the result",
     "confident": "the leading answer was ahead by enough",
     "threshold": "a completion was good enough",
+    "sure": "a stage was sure enough",
+    "unsure": "the rest of a stage could not have made it sure enough",
 }
 
 
@@ -270,6 +272,8 @@ def _did(report: CallReport) -> str:
     parts = [f"{drew} in {report.waves} {'wave' if report.waves == 1 else 'waves'}"]
     if report.stopped is not None:
         parts[0] += f" ({report.stopped}: {_STOPPED.get(report.stopped, 'its rule said so')})"
+    if report.way:
+        parts.append(report.way)
     if report.votes is not None:
         shown = [f"{_short(answer)} {votes}" for answer, votes in list(report.votes.items())[:4]]
         parts.append(f"votes {', '.join(shown)}{', ...' if len(report.votes) > 4 else ''}")

@@ -36,7 +36,7 @@ def deploy(
     settings: dict[str, Any] = {
         "metric": exact,
         "preferences": [Preference(name, cost=float(i)) for i, name in enumerate(arms)],
-        "max_n": max(arm.n for arm in arms.values()),
+        "max_n": max(share.n for arm in arms.values() for stage in arm.stages for share in stage.shares),
         "budget": 4 * len(candidates),
         "candidates": candidates,
         "progress": False,
