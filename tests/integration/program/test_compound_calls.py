@@ -85,7 +85,6 @@ def test_a_call_that_is_not_sure_goes_on(deployed: Any) -> None:
     assert (first.ending, first.sureness, second.ending, second.sureness) == ("went on", 0.25, "answered", 1.0)
     assert [p.prompt for p in (*first.prompts, *second.prompts)] == [0, 1]
     assert report.way == "prompt 0 was 25% sure after 4 completions, below 75%, so prompt 1 decided"
-    assert report.way in str(program.explain(prediction))
     assert len(prediction.completions) == 6 and prediction.completions[0].answer == "7"
 
 
