@@ -148,7 +148,7 @@ class _Offers:
                 chosen=found.gain > SURE_OF_MIXTURE * error,
             )
             return offer, found, found.gain
-        gain = found.gain + min(_correction(outcome, context, found, sequences, single), 0.0)
+        gain = found.gain + _correction(outcome, context, found, sequences, single)
         offer = Considered(
             kind="cascade", arm=found.arm, beside=single, gain=gain, standard_error=error, chosen=gain > SURE * error
         )
@@ -216,11 +216,7 @@ def _described(
 
 
 def _correction(outcome: Outcome, context: int, found: Offer, sequences: Sequences, single: Arm) -> float:
-    """Return what the corrected estimates of the stages would add to a gain.
-
-    The reward of a stage among all queries is known better than that of the queries that it answers, so a correction
-    is only believed where it lowers the gain.
-    """
+    """Return what the corrected estimates of arms of one prompt add to a gain, as far as each stage answers."""
 
     def of(prompt: int, n: int) -> float:
         known = float(outcome.reward[context, prompt, n - 1])
@@ -242,23 +238,22 @@ def _error(outcome: Outcome, context: int, found: Offer, sequences: Sequences, s
     evidence = outcome.detail
     assert evidence is not None
     row, factor = evidence.row[context], evidence.factor[context]
-    stages = found.arm.stages
-    weights = [sequences.by_query((found.played.stage == i).astype(float)) for i in range(len(stages))]
-    parts = [
-        (s.prompt, stage.size, w * s.n / stage.size)
-        for stage, w in zip(stages, weights, strict=True)
-        for s in stage.shares
-    ]
-    parts.append((single.prompt, single.n, -np.ones(len(found.difference))))
-    prompts, scales = np.array([p for p, _, _ in parts]), np.minimum([n for _, n, _ in parts], outcome.q.shape[2])
-    left = factor * (evidence.influence[row].at(prompts, scales) - evidence.values[row].at(prompts, scales))
-    left -= left.mean(axis=1, keepdims=True)
-    noisy = found.difference + sum(w * r for (_, _, w), r in zip(parts, left, strict=True))
-    doubt = 0.0
-    for prompt in set(prompts.tolist()):
-        mine = [i for i, p in enumerate(prompts.tolist()) if p == prompt]
-        share = sum(float(parts[i][2].mean()) for i in mine)
-        doubt += share**2 * factor**2 * float(evidence.doubt[row, prompt, scales[mine].max() - 1])
+    nothing = np.zeros(len(found.difference))
+    left: dict[int, FloatArray] = {}  # how much of each prompt's residual counts on each query
+    scales = {single.prompt: single.n}
+    for number, stage in enumerate(found.arm.stages):
+        answers = sequences.by_query((found.played.stage == number).astype(float))
+        for share in stage.shares:
+            scales.setdefault(share.prompt, min(stage.size, outcome.q.shape[2]))
+            left[share.prompt] = left.get(share.prompt, nothing) + answers * (share.n / stage.size)
+    left[single.prompt] = left.get(single.prompt, nothing) - 1.0  # the same draws decide both
+    prompts = np.array(list(left))
+    scale = np.array([scales[p] for p in left])
+    residual = evidence.influence[row].at(prompts, scale) - evidence.values[row].at(prompts, scale)
+    residual -= residual.mean(axis=1, keepdims=True)
+    weight = np.stack(list(left.values()))
+    noisy = found.difference + factor * (weight * residual).sum(axis=0)
+    doubt = factor**2 * float(weight.mean(axis=1) ** 2 @ evidence.doubt[row, prompts, scale - 1])
     return float(np.sqrt(noisy.var() / max(len(noisy) - 1, 1) + doubt))
 
 
