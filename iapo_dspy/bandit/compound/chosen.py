@@ -22,6 +22,7 @@ from iapo_dspy.types import Arm, FloatArray, Policy
 PROMPTS = 8  # that compound arms are made of, at most
 SURE = 1.0  # standard errors that a gain must be above 0
 SURE_OF_MIXTURE = 1.5  # the same of a mixture
+_TRUST = 0.5  # in corrections: the queries that a stage answers are not like all queries
 _SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
 _ROWS = 8192  # rows of sequences, over all queries
 _COPIES = 4, 32
@@ -148,7 +149,7 @@ class _Offers:
                 chosen=found.gain > SURE_OF_MIXTURE * error,
             )
             return offer, found, found.gain
-        gain = found.gain + _correction(outcome, context, found, sequences, single)
+        gain = found.gain + _TRUST * _correction(outcome, context, found, sequences, single)
         offer = Considered(
             kind="cascade", arm=found.arm, beside=single, gain=gain, standard_error=error, chosen=gain > SURE * error
         )
