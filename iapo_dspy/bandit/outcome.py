@@ -107,6 +107,36 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """How well the confidence of an arm's calls agreed with what was really drawn.
+
+    Calls are those of the completions that were drawn on a query, and their confidence is learnt from other queries
+    (cross-fitting).
+
+    Attributes:
+        confidence: Mean confidence of each bin of calls [B].
+        right: Share of them whose answer was right [B].
+        count: How many they are [B], >= 1.
+    """
+
+    confidence: tuple[float, ...]
+    right: tuple[float, ...]
+    count: tuple[int, ...]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: the mean distance of confidence and share over the bins, weighted by count."""
+        share = np.array(self.count) / sum(self.count)
+        return float(share @ np.abs(np.array(self.confidence) - np.array(self.right)))
+
+    @property
+    def by_chance(self) -> float:
+        """The error that so few calls are expected to have where every confidence is true."""
+        p, count = np.array(self.confidence), np.array(self.count)
+        return float((count / count.sum()) @ np.sqrt(2.0 / np.pi * p * (1.0 - p) / count))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The findings of a run.
 

@@ -113,7 +113,8 @@ class ConfidenceMap:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that `from_dict` reads back."""
         data: dict[str, Any] = {
-            "stages": [{"sureness": list(c.sureness), "confidence": list(c.confidence)} for c in self.stages]
+            # As text: DSPy writes JSON with one array element a line.
+            "stages": [{name: " ".join(map(repr, knots)) for name, knots in vars(c).items()} for c in self.stages]
         }
         if self.margin is not None:
             data["margin"] = self.margin
@@ -131,9 +132,13 @@ class ConfidenceMap:
         try:
             logprobs = data.get("logprobs")
             return cls(
-                stages=tuple(Curve(**stage) for stage in data["stages"]),
+                stages=tuple(Curve(**{k: _numbers(text) for k, text in s.items()}) for s in data["stages"]),
                 margin=data.get("margin"),
                 logprobs=None if logprobs is None else Logprobs(**logprobs),
             )
-        except (AttributeError, ConfigurationError, LookupError, TypeError) as error:
+        except (AttributeError, ConfigurationError, LookupError, TypeError, ValueError) as error:
             raise StateError(f"This is not a saved map of confidence: {one_line(error)}") from error
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split()))
