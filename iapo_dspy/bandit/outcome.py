@@ -135,6 +135,13 @@ class Reliability:
         p, count = np.array(self.confidence), np.array(self.count)
         return float((count / count.sum()) @ np.sqrt(2.0 / np.pi * p * (1.0 - p) / count))
 
+    @property
+    def in_words(self) -> str:
+        """The error in words."""
+        return (
+            f"confidence is off by {self.error:.3f} on {sum(self.count)} real calls; by chance by {self.by_chance:.3f}"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -158,6 +165,7 @@ class Outcome:
         stops: The arms of the policy with their expected calls [C], from `stops.with_stops`; else `None`.
         considered: The compound arms that each context was offered [C]; none where nothing but single prompts was
             looked at.
+        reliability: How well the confidence of the contexts' calls agrees with real ones [C]; none where unknown.
         prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
             `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
     """
@@ -176,6 +184,7 @@ class Outcome:
     measured: tuple[HeldOut | None, ...] | None = None
     measuring: Observations | None = None
     considered: tuple[tuple[Considered, ...], ...] = ()
+    reliability: tuple[Reliability | None, ...] = ()
     prompts: IntArray | None = None
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import dspy
 import numpy as np
 
+from iapo_dspy.bandit.confidence.learning import calibrated
 from iapo_dspy.bandit.confirmation import doubted, part
 from iapo_dspy.errors import BudgetTooSmall, one_line
 from iapo_dspy.optimizer.drawing import Findings
@@ -40,6 +42,8 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
     _warn(found)
     plan, outcome, settings = found.plan, found.outcome, found.plan.settings
     written = plan.writing.prompts if plan.writing is not None else None
+    confidence = calibrated(plan.problem, outcome)
+    outcome = replace(outcome, reliability=tuple(None if c is None else c.reliability for c in confidence))
     unsure = doubted(written or (), found.gains)  # later choices from the saved evidence leave them out
     policy = CompiledPolicy(
         preferences=settings.preferences,
@@ -57,6 +61,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         spent=found.spent.to_dict(),
         cost=settings.cost_unit,
         measured=outcome.measured,
+        calibrations=tuple(None if c is None else c.map for c in confidence),
     )
     programs = [p.program for p in plan.prompts]
     program = CompiledProgram(

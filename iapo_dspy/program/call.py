@@ -280,7 +280,7 @@ class Call:
             sureness=sureness,
             confidence=None
             if sureness is None or self.calibration is None
-            else self.calibration.confidence(number, sureness),
+            else self.calibration.confidence(number, sureness, _logprob(drawn)),
             abstained=withheld is not None,
             withheld=withheld,
             prompt_tokens=drawn.usage.prompt_tokens,
@@ -325,6 +325,18 @@ class Call:
             votes=_votes(selection),
             utilities=selection.utilities if selection is not None else None,
         )
+
+
+def _logprob(drawn: Drawn) -> float | None:
+    """Return the mean logprob of a token over the completions that gave the answer; None where it is not known."""
+    last = drawn.last
+    selection = last.verdict.selection
+    if selection is None:
+        return None
+    answer = drawn.read[selection.index].answer
+    same = [selection.index] if answer is None else [i for i in last.counted if drawn.read[i].answer == answer]
+    known = [v for i in dict.fromkeys(same) if (v := drawn.rollouts[i].logprob) is not None]
+    return sum(known) / len(known) if known else None
 
 
 class _Own(NamedTuple):

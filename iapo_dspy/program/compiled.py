@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import dspy
 
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.bandit.confidence.learning import calibrated
 from iapo_dspy.errors import ConfigurationError, StateError, nearest, one_line, storing, whole_file
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call import Call
@@ -258,8 +259,12 @@ class CompiledProgram(Alternatives):
             )
         preference = replace(found.preference, name=found.preference.name or "chosen")
         fixed = replace(data, preferences=(preference,), arms=(arm,), default=str(preference.name), measured=None)
+        outcome = fixed.outcome(self.policy.strategy)
+        confidence = calibrated(fixed.problem([preference], self.policy.strategy), outcome)
         twin = copy.deepcopy(self)
-        twin.policy.replace_data(fixed, fixed.outcome(self.policy.strategy))
+        twin.policy.replace_data(
+            replace(fixed, calibrations=tuple(None if c is None else c.map for c in confidence)), outcome
+        )
         twin.policy.default = None
         return twin
 

@@ -13,6 +13,7 @@ import numpy as np
 from cachetools import FIFOCache, cachedmethod
 
 from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
+from iapo_dspy.bandit.confidence.learning import calibrated
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.evidence.caps import PromptUse, check_caps, most_of_prompts
 from iapo_dspy.program.policy import CompiledPolicy
@@ -63,15 +64,17 @@ class Solver:
             CapsTooTight: No arm keeps its caps.
             ConfigurationError: It prices or caps something that was not measured.
         """
-        arm = self.policy.arm(preference) or self._solve(preference)
-        calibration = self.policy.calibration(preference, arm)
+        arm = self.policy.arm(preference)
+        calibration = None if arm is None else self.policy.calibration(preference, arm)
+        if arm is None:
+            arm, calibration = self._solve(preference)
         if not preference.caps:
             return Chosen(arm=arm, calibration=calibration)
         charges = self.policy.charges(preference)
         check_caps(preference, arm, charges, self.policy.prompts[arm.prompt].label)
         return Chosen(arm=arm, uses=most_of_prompts(arm, charges), calibration=calibration)
 
-    def _solve(self, preference: Preference) -> Arm:
+    def _solve(self, preference: Preference) -> tuple[Arm, ConfidenceMap | None]:
         outcome = self.policy.solve([preference], self.strategy)
         arm = outcome.policy[0]
         evidence = int(outcome.evidence[0])
@@ -90,4 +93,5 @@ class Solver:
                     "of %.3f, because the run drew that prompt on %d examples only. Compile with this preference for a "
                     "firmer choice.", preference, arm.prompt, arm.n, error, evidence,
                 )  # fmt: skip
-        return arm
+        (found,) = calibrated(self.policy.problem([preference], self.strategy), outcome)
+        return arm, None if found is None else found.map

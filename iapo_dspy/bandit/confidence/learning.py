@@ -161,11 +161,11 @@ def curve(sureness: FloatArray, right: FloatArray) -> Curve:
 
 
 def _curve(x: FloatArray, y: FloatArray) -> Curve:
-    x, first = np.unique(np.round(x, _DIGITS), return_index=True)
-    y = np.round(np.clip(y[first], 0.0, 1.0), _DIGITS)
-    inner = np.ones(len(x), dtype=bool)
-    inner[1:-1] = (y[1:-1] != y[:-2]) | (y[1:-1] != y[2:])  # a flat part needs its ends only
-    return Curve(sureness=tuple(x[inner].tolist()), confidence=tuple(y[inner].tolist()))
+    at, first = np.unique(np.round(x, _DIGITS), return_index=True)
+    level = np.round(np.clip(y[first], 0.0, 1.0), _DIGITS)
+    inner = np.ones(len(at), dtype=bool)
+    inner[1:-1] = (level[1:-1] != level[:-2]) | (level[1:-1] != level[2:])  # a flat part needs its ends only
+    return Curve(sureness=tuple(at[inner].tolist()), confidence=tuple(level[inner].tolist()))
 
 
 def stage_curves(arm: Arm, sequences: Sequences, margin: float | None) -> tuple[Curve, ...]:

@@ -640,6 +640,7 @@ def make_result(
                 abstains=chosen.abstains,
                 of_prompts=chosen.of_prompts,
                 considered=outcome.considered[c] if outcome.considered else (),
+                reliability=outcome.reliability[c] if outcome.reliability else None,
                 baselines=tuple(
                     ComparedArm(
                         name=found.name,

@@ -10,7 +10,7 @@ from iapo_dspy.bandit.comparison import BaselineName
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.confirmation import ConfirmedGain
 from iapo_dspy.bandit.inference import Certainty
-from iapo_dspy.bandit.outcome import Considered, HeldOut
+from iapo_dspy.bandit.outcome import Considered, HeldOut, Reliability
 from iapo_dspy.bandit.wins import WinRate
 from iapo_dspy.preferences import Preference
 from iapo_dspy.types import Arm
@@ -117,6 +117,9 @@ class PreferenceResult:
             were saved before 1.0.
         considered: The best cascade and the best mixture that the preference was offered, with what each would gain;
             none where nothing but single prompts was looked at.
+        reliability: How well the confidence of its calls agrees with really drawn ones, by cross-fitting: the
+            reliability curve and the expected calibration error. None where too few were drawn, and for algorithms
+            without a model of completions.
         gain: Where a prompt that the run wrote was the best one: its gain over the best prompt that was given, and how
             much of it is left on training questions that no writer has read. Where nothing is, `arm` has the given one.
         wins: How the arm fares against the opponents, by the objective that compares (`objectives.prefers`).
@@ -145,6 +148,7 @@ class PreferenceResult:
     baselines: tuple[ComparedArm, ...] = ()
     wins: Mapping[str, WinRate] = field(default_factory=dict)
     considered: tuple[Considered, ...] = ()
+    reliability: Reliability | None = None
 
     @property
     def estimate(self) -> ArmEstimate:
