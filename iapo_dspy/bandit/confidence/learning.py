@@ -54,7 +54,7 @@ class Calibrated:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Calls:
+class RealCalls:
     """Calls that were really drawn, R of them.
 
     Attributes:
@@ -73,12 +73,12 @@ class Calls:
     logprob: FloatArray
     after: FloatArray
 
-    def of(self, kept: NDArray[np.bool_]) -> Calls:
+    def of(self, kept: NDArray[np.bool_]) -> RealCalls:
         """Return some of them."""
-        return Calls(**{name: values[kept] for name, values in vars(self).items()})
+        return RealCalls(**{name: values[kept] for name, values in vars(self).items()})
 
     @classmethod
-    def joined(cls, parts: Sequence[Calls]) -> Calls:
+    def joined(cls, parts: Sequence[RealCalls]) -> RealCalls:
         """Return all calls of several parts."""
         none = np.empty(0)
         names = [f.name for f in fields(cls)]
@@ -226,7 +226,7 @@ class _Learner:
         found = ConfidenceMap(stages=stages, margin=self._margin, logprobs=logprobs)
         return Calibrated(map=found, reliability=_reliability(calls, least=min(self._arm.most, 2)))
 
-    def _calls(self) -> Calls:
+    def _calls(self) -> RealCalls:
         """Return the calls that the arm's prompts were really drawn for: all completions of a query are one call."""
         after = self._outcome.measuring
         drawn = [(o, 0.0) for o in self._outcome.observations] + ([(after, 1.0)] if after is not None else [])
@@ -234,12 +234,12 @@ class _Learner:
         for observations, when in drawn:
             groups.setdefault(when, []).append(observations)
         parts = [part for when, group in groups.items() for part in self._calls_of(group, when)]
-        return Calls.joined(parts)
+        return RealCalls.joined(parts)
 
-    def _calls_of(self, group: Sequence[Observations], after: float) -> list[Calls]:
+    def _calls_of(self, group: Sequence[Observations], after: float) -> list[RealCalls]:
         cells = Cells.of(group, self._problem.n_prompts, self._problem.contexts.n_objectives)
         logprobs = _logprobs(group, self._problem.n_prompts)
-        found: list[Calls] = []
+        found: list[RealCalls] = []
         for prompt, most in sorted(needed(self._arm).items()):
             mine = cells.prompt == prompt
             for size in np.unique(cells.size[mine]).tolist():
@@ -262,7 +262,7 @@ class _Learner:
                 played = play(one, calls)
                 expected = self._of_size(prompt, n)
                 found.append(
-                    Calls(
+                    RealCalls(
                         expected=np.array([expected(s) for s in played.sureness.tolist()]),
                         right=rightness(one, played, calls, self._margin),
                         size=np.full(len(chosen), float(n)),
@@ -308,13 +308,13 @@ def _of_winner(calls: Sequences, n: int, logprob: FloatArray, best: bool) -> Flo
     return found
 
 
-def _corrections(calls: Calls) -> tuple[Correction, Logprobs | None]:
+def _corrections(calls: RealCalls) -> tuple[Correction, Logprobs | None]:
     after = calls.after > 0
     correction = corrected(calls.expected[after], calls.right[after]) if after.any() else Correction()
     return correction, by_logprobs(correction(calls.expected), calls.logprob, calls.right)
 
 
-def _reliability(calls: Calls, least: int) -> Reliability | None:
+def _reliability(calls: RealCalls, least: int) -> Reliability | None:
     """Compare the confidence of calls of at least so many completions with what they were, by cross-fitting."""
     shown = calls.size >= least
     if shown.sum() < _LEAST_CALLS:
