@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dspy
 import numpy as np
 from pydantic_core import to_jsonable_python
 
+from iapo_dspy.bandit.compound.arm_words import arm_in_words
+from iapo_dspy.bandit.compound.chosen import as_called
+from iapo_dspy.bandit.compound.uncertainty import queries_of
 from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.outcome import Outcome
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.preferences import Preference
 from iapo_dspy.program.call_report import CallReport
+from iapo_dspy.program.results.wording import considered_in_words
 from iapo_dspy.program.table import PolicyTable
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.strategies import columns_of
-from iapo_dspy.types import Arm, Contexts
+from iapo_dspy.types import Arm, Contexts, Policy
 
 _LONGEST_LABEL = 60
 _STOPPED = {
@@ -35,10 +40,12 @@ class Option:
     """An arm and its estimated worth to the preference.
 
     Attributes:
-        what: Its part: "chosen", "best other prompt", "one completion of the same prompt", "best single completion".
-        prompt: Index of the prompt.
-        label: The prompt in words.
-        n: Completions drawn and aggregated, at most.
+        what: Its part: "chosen", "best other prompt", "one completion of the same prompt", "best single completion";
+            beside a cascade or a mixture "best arm of one prompt".
+        prompt: Index of the prompt; of several, that of the first one.
+        label: The prompt in words; of several, one after the other.
+        n: Completions drawn and aggregated, at most; of several prompts, those of the first one.
+        words: A cascade or a mixture in words; "" for an arm of one prompt.
         completions: Expected completions of a call: n, or fewer where it stops early.
         utility: Estimated utility (eq. 3); None without evidence.
         reward: Estimated task reward without the cost; None without evidence.
@@ -53,6 +60,12 @@ class Option:
     utility: float | None
     reward: float | None
     cost: float | None
+    words: str = ""
+
+    @property
+    def arm(self) -> str:
+        """The arm in words, with its prompt."""
+        return self.words or f"N={self.n} of prompt {self.prompt}, {_short(self.label)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +83,13 @@ class Explanation:
             that it was chosen by, and those of the alternatives, tend to be too high.
         estimated: The chosen arm's utility by the same estimates as the alternatives'; None without evidence.
         standard_error: Of the chosen arm's utility; None for algorithms without standard errors.
-        probability_best: Probability that the chosen prompt is the best one for this preference; None as above.
-        evidence: Observations behind the choice: queries on which the prompt was drawn; for `psst`, groups of N
-            completions.
+        probability_best: Probability that the chosen prompt is the best one for this preference; of a cascade or a
+            mixture, that it is better than any arm of one prompt. None as above.
+        evidence: Observations behind the choice: queries on which each of its prompts was drawn; for `psst`, groups of
+            N completions.
+        abstains: Expected share of calls that end without an answer.
+        prompts: The prompts of a cascade or a mixture in words; nothing for an arm of one prompt.
+        considered: The cascade and the mixture that the preference was offered, in words.
         alternatives: Other arms, best first.
         cost_unit: The unit of costs.
         call: The call that is explained; None for a preference alone.
@@ -90,6 +107,9 @@ class Explanation:
     alternatives: tuple[Option, ...]
     cost_unit: str
     call: CallReport | None
+    abstains: float = 0.0
+    prompts: Mapping[int, str] = field(default_factory=dict)
+    considered: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -101,14 +121,13 @@ class Explanation:
         stop = f"; {self.stop}" if self.stop else ""
         lines = [
             f"Preference: {self.preference}.",
-            f"Arm: N={self.chosen.n} of prompt {self.chosen.prompt}, {_short(self.chosen.label)}{stop}.",
+            f"Arm: {self.chosen.arm}{stop}.",
+            *(f"Prompt {number}: {_short(label)}." for number, label in self.prompts.items()),
             f"Expected: {self._estimates(self.chosen)}{self._sureness()}.",
         ]
         for option in self.alternatives:
-            lines.append(
-                f"Instead: {option.what}, N={option.n} of prompt {option.prompt}, {_short(option.label)}: "
-                f"{self._estimates(option)}."
-            )
+            lines.append(f"Instead: {option.what}, {option.arm}: {self._estimates(option)}.")
+        lines += [f"Considered: {found}." for found in self.considered]
         if self.call is not None:
             lines.append(f"This call: {_did(self.call)}.")
         return "\n".join(lines)
@@ -119,8 +138,9 @@ class Explanation:
         lines = tuple(
             Line(
                 cells=(
-                    o.what, str(o.n), f"{o.completions:.1f}",
-                    *("not known" if v is None else f"{v:.3g}" for v in (o.utility, o.reward, o.cost)), o.label,
+                    o.what, "" if o.words else str(o.n), f"{o.completions:.1f}",
+                    *("not known" if v is None else f"{v:.3g}" for v in (o.utility, o.reward, o.cost)),
+                    o.words or o.label,
                 ),
                 strong=o is self.chosen,
             )
@@ -128,7 +148,9 @@ class Explanation:
         )  # fmt: skip
         columns = ("arm", "N", "draws", "utility", "reward", f"cost, {self.cost_unit}", "prompt")
         call = () if self.call is None else (f"This call: {_did(self.call)}.",)
-        notes = (f"Expected: {self._estimates(self.chosen)}{self._sureness()}.", *call)
+        prompts = (f"Prompt {number}: {label}" for number, label in self.prompts.items())
+        considered = (f"Considered: {found}." for found in self.considered)
+        notes = (*prompts, f"Expected: {self._estimates(self.chosen)}{self._sureness()}.", *considered, *call)
         return table_html(
             Table(columns=columns, rows=lines, numbers=frozenset(columns[1:6]), title=self.preference, notes=notes)
         )
@@ -152,7 +174,10 @@ class Explanation:
         if self.probability_best is not None and not self.measured:
             parts.append("not measured after the choice, tends to be too high")
         if self.probability_best is not None:
-            parts.append(f"its prompt is the best with p={self.probability_best:.2f}")
+            what = "it is better than any arm of one prompt" if self.chosen.words else "its prompt is the best"
+            parts.append(f"{what} with p={self.probability_best:.2f}")
+        if self.abstains:
+            parts.append(f"no answer to {self.abstains:.1%}")
         parts.append(f"from {self.evidence} observations")
         return f"; {', '.join(parts)}"
 
@@ -180,19 +205,23 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
     """
     data = table.ready
     arm = table.solver.choose(preference).arm
-    if report is not None and (report.prompt, report.planned) != (arm.prompt, arm.n):
-        if report.prompt >= len(data.prompts) or report.planned > data.max_n:
+    if report is not None and not _made_by(report, arm):
+        if report.prompt >= len(data.prompts) or report.planned > data.max_n or len(_drawn(report)) > 1:
             raise ConfigurationError(
                 f"The report is of prompt {report.prompt} with N={report.planned}, which this program does not have: "
                 "explain it by the program that made the call."
             )
         arm = Arm(report.prompt, report.planned)  # the program was compiled or loaded anew since that call
     outcome = data.solve([preference], table.strategy)
+    if arm.compound and arm != outcome.policy[0]:
+        call = as_called(data.problem([preference], table.strategy), outcome, 0, arm)
+        outcome = replace(outcome, policy=Policy((arm,)), stops=(call,))
     chosen = _option(table, outcome, "chosen", arm)
     contexts = Contexts.from_preferences([preference], table.strategy.objectives, columns_of(table.strategy))
     measured = data.measurement(preference, arm)
     sure = choices(replace(outcome, measured=(measured,)), contexts, table.strategy.aggregator())
-    own = sure is not None and outcome.policy[0].prompt == arm.prompt
+    solved = outcome.policy[0]
+    own = sure is not None and (solved == arm or (solved.prompt == arm.prompt and not solved.compound))
     error = outcome.estimates.standard_error
     single = 0.01 * preference.cost
     meaning = f": an average single completion costs {single:.3g} of the objective" if single else ""
@@ -204,34 +233,50 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
     return Explanation(
         preference=f"{preference}{meaning}",
         chosen=chosen,
-        stop=arm.stop.in_words if arm.stop is not None else None,
+        stop=arm.stop.in_words if arm.stop is not None and not arm.compound else None,
         interval=interval,
         measured=measured is not None,
         estimated=estimated,
         standard_error=_known(told.standard_error) if told is not None else None,
-        probability_best=sure[0].probability_best if sure is not None and own else None,
-        evidence=int(outcome.count[arm.prompt, 0 if error is not None else arm.n - 1]),
+        probability_best=_known(sure[0].probability_best) if sure is not None and own else None,
+        evidence=queries_of(outcome, arm) if error is not None else int(outcome.count[arm.prompt, arm.n - 1]),
+        abstains=outcome.stops[0].abstains if arm.compound and outcome.stops is not None else 0.0,
+        prompts={prompt: table.programs.label(prompt) for prompt in arm.prompts} if arm.compound else {},
+        considered=tuple(
+            considered_in_words(found, table.strategy.aggregator())
+            for found in (outcome.considered[0] if outcome.considered else ())
+        ),
         alternatives=_alternatives(table, outcome, arm),
         cost_unit=data.cost.unit,
         call=report,
     )
 
 
+def _made_by(report: CallReport, arm: Arm) -> bool:
+    """Tell whether a call drew this arm, as far as its report says."""
+    return report.planned == arm.most and report.prompt in arm.prompts and _drawn(report) <= {*arm.prompts}
+
+
+def _drawn(report: CallReport) -> set[int]:
+    """Return the prompts that a call drew."""
+    return {drawn.prompt for stage in report.stages for drawn in stage.prompts} or {report.prompt}
+
+
 def _alternatives(table: PolicyTable, outcome: Outcome, arm: Arm) -> tuple[Option, ...]:
     """Return the arms that a reader would ask about, each once, best first."""
     q = np.where(np.isnan(outcome.q[0]), -np.inf, outcome.q[0])
-    others = np.where(np.arange(len(q))[:, None] == arm.prompt, -np.inf, q)
+    others = np.where((np.arange(len(q))[:, None] == arm.prompt) & (not arm.compound), -np.inf, q)
     asked: dict[Arm, str] = {}
 
     def ask(what: str, values: np.ndarray[Any, Any]) -> None:
         prompt, column = np.unravel_index(int(values.argmax()), values.shape)
         found = Arm(int(prompt), int(column) + 1)
-        if np.isfinite(values[prompt, column]) and found != Arm(arm.prompt, arm.n):
+        if np.isfinite(values[prompt, column]) and (arm.compound or found != Arm(arm.prompt, arm.n)):
             asked.setdefault(found, what)
 
-    ask("best other prompt", others)
+    ask("best arm of one prompt" if arm.compound else "best other prompt", others)
     same = Arm(arm.prompt, 1)
-    if arm.n > 1 and np.isfinite(q[arm.prompt, 0]):
+    if not arm.compound and arm.n > 1 and np.isfinite(q[arm.prompt, 0]):
         asked.setdefault(same, "one completion of the same prompt")
     ask("best single completion", q[:, :1])
     ranked = sorted(asked, key=lambda a: -q[a.prompt, a.n - 1])
@@ -252,8 +297,9 @@ def _option(table: PolicyTable, outcome: Outcome, what: str, arm: Arm) -> Option
     return Option(
         what=what,
         prompt=arm.prompt,
-        label=table.programs.label(arm.prompt),
+        label="; ".join(map(table.programs.label, arm.prompts)),
         n=arm.n,
+        words=arm_in_words(arm, table.strategy.aggregator()) if arm.compound else "",
         completions=stopped.completions if stopped is not None else float(arm.n),
         utility=utility,
         reward=reward if utility is not None else None,

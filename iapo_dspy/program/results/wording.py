@@ -81,7 +81,7 @@ def result_table(
     unread = [unreadable_of(e.arm, failures) for e in found]
     if any((share or 0.0) > REMARKABLE for share in unread):
         columns["unreadable"] = ["" if share is None else f"{share:.0%}" for share in unread]
-    columns["prompt"] = [e.words if e.arm.compound else e.label for e in found]
+    columns["prompt"] = [_prompts(e.arm) if e.arm.compound else e.label for e in found]
     return Table(
         columns=tuple(columns),
         rows=tuple(
@@ -90,6 +90,7 @@ def result_table(
         ),
         numbers=frozenset(_NUMBERS & columns.keys()),
         notes=(
+            *(f"{name}: {chosen.words}" for _, name, chosen in shown if chosen.arm.compound),
             *(f"prompt {p}: {labels[p]}" for p in sorted({p for e in found if e.arm.compound for p in e.arm.prompts})),
             *_doubts(policy),
             *([] if student or not any(row.baselines for row in policy) else [_NO_STUDENT]),
@@ -114,16 +115,21 @@ def _scale(arm: Arm) -> str:
     return "+".join(str(share.n) for stage in arm.stages for share in stage.shares)
 
 
+def _prompts(arm: Arm) -> str:
+    *others, last = map(str, arm.prompts)
+    return f"prompts {', '.join(others)} and {last}" if others else f"prompt {last}"
+
+
 def considered_in_words(found: Considered, aggregator: Aggregator | None = None) -> str:
     """Say what a cascade or a mixture would gain or gains over an arm of one prompt, and whether it is used."""
     by = f"{found.gain:+.3f} (s.e. {found.standard_error:.3f})"
     beside = "the best arm of one prompt" if found.kind == "cascade" else "the best prompt at the same N"
-    what = f"{found.kind} ({arm_in_words(found.arm, aggregator)})"
     if found.chosen:
-        return f"the {what} gains {by} over {beside}, {arm_in_words(found.beside)}"
+        return f"the {found.kind} gains {by} over {beside}, {arm_in_words(found.beside)}"
     if found.gain <= 0:
         return f"no {found.kind} gains over {beside}, {arm_in_words(found.beside)}"
-    return f"a {what} would gain {by} over {beside}: not more than its uncertainty, so it is not used"
+    words = arm_in_words(found.arm, aggregator)
+    return f"a {found.kind} ({words}) would gain {by} over {beside}: not more than its uncertainty, so it is not used"
 
 
 def _considered(policy: Sequence[PreferenceResult], aggregator: Aggregator | None) -> list[str]:

@@ -74,6 +74,15 @@
     return [low - room, high + room];
   }
 
+  /** The arms of a view, each once: the estimates of a cascade differ a little from weight to weight. */
+  function distinct(v) {
+    const seen = new Set();
+    return v.arms.filter((arm) => {
+      const key = `${arm.words || label(arm.prompt)} ${arm.n} ${arm.stop}`;
+      return !seen.has(key) && seen.add(key);
+    });
+  }
+
   /** All arms under the current view, each with its use of the current resource and its reward. */
   function points() {
     const v = view();
@@ -85,7 +94,7 @@
       const error = v.standard_error === null ? null : v.standard_error[prompt][i];
       found.push({ prompt, n: i + 1, stop: "", words: "", reward, error, use, completions: i + 1 });
     }));
-    v.arms.forEach((arm) => {
+    distinct(v).forEach((arm) => {
       const use = arm.use[a.name];
       if ((arm.stop === "" && arm.words === "") || use === undefined) return;
       found.push({ prompt: arm.prompt, n: arm.n, stop: arm.stop, words: arm.words, reward: arm.reward, error: arm.standard_error, use,
@@ -257,10 +266,10 @@
 
   function showTables() {
     const v = view();
-    const from = v.arms.map((_, i) => v.weights[v.chosen.indexOf(i)]);
+    const from = (arm) => v.weights[v.chosen.indexOf(v.arms.indexOf(arm))];
     fill("arms-table", table(
       ["Prompt", "N", "Drawn", "Quality", "From weight", ...data.axes.map((a) => a.title)],
-      v.arms.map((arm, i) => [arm.words || label(arm.prompt), arm.words ? "" : arm.n, arm.completions.toFixed(1), fixed(arm.reward), amount(from[i]),
+      distinct(v).map((arm) => [arm.words || label(arm.prompt), arm.words ? "" : arm.n, arm.completions.toFixed(1), fixed(arm.reward), amount(from(arm)),
         ...data.axes.map((a) => amount(arm.use[a.name]))])));
     const scales = v.reward[0].map((_, i) => i + 1).filter((n) => (n & (n - 1)) === 0 || n === v.reward[0].length);
     fill("curves-table", table(["Prompt", ...scales.map((n) => `N=${n}`)],
