@@ -66,7 +66,7 @@ def compound(policy: CompiledPolicy, outcome: Outcome) -> tuple[CompiledPolicy, 
 
 @pytest.fixture(scope="module")
 def plain() -> CompileResult:
-    run = optimizers(budget=300, cost_unit=Cost(usd_per_million=(1.0, 4.0)))
+    run = optimizers(budget=300, cost_unit=Cost(usd_per_million=(1.0, 4.0)), compound=False)
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=1)):
         found: Any = run(candidates=INSTRUCTIONS).compile(student(), trainset=questions(30)).detailed_results
     assert isinstance(found, CompileResult)
@@ -203,7 +203,7 @@ def made() -> CompiledProgram:
 
 def test_a_run_that_finds_a_cascade_says_so(made: CompiledProgram) -> None:
     row, other = made.detailed_results.policy
-    assert row.arm.compound and row.arm.stages[0].prompts == (0, 1)[:1] and row.arm.stages[-1].prompt == 1
+    assert row.arm.compound and [stage.prompt for stage in row.arm.stages] == [0, 1]
     (cascade,) = (found for found in row.considered if found.kind == "cascade")
     assert cascade.chosen and cascade.arm == row.arm and cascade.gain > cascade.standard_error > 0
     assert row.choice is not None and row.choice.probability_best > 0.9 and row.choice.runner_up is not None
@@ -219,7 +219,9 @@ def test_its_explanation_says_what_the_cascade_is_compared_with(made: CompiledPr
     told = made.explain(preference="thrifty")
     assert told.chosen.utility == pytest.approx(row.utility, abs=1e-6) and told.chosen.words == row.words
     assert told.interval == pytest.approx(row.interval, abs=1e-6) and told.prompts == {0: "Guess.", 1: "Think."}
-    assert told.probability_best == pytest.approx(row.choice.probability_best, abs=1e-6) and told.evidence == row.evidence
+    assert (
+        told.probability_best == pytest.approx(row.choice.probability_best, abs=1e-6) and told.evidence == row.evidence
+    )
     text = str(told)
     assert f"Arm: {row.words}.\nPrompt 0: 'Guess.'.\nPrompt 1: 'Think.'.\nExpected: utility" in text
     assert "it is better than any arm of one prompt with p=" in text and "Instead: best arm of one prompt, N=" in text
@@ -231,11 +233,12 @@ def test_its_explanation_says_what_the_cascade_is_compared_with(made: CompiledPr
     assert made.explain(call).chosen == told.chosen
 
 
+@pytest.mark.slow
 def test_its_slider_gets_what_the_program_solves(made: CompiledProgram) -> None:
     (view,) = views_and_axes(made.policy.ready, made.policy.strategy)[0]
     scale, known = made.detailed_results.cost_scale, {p.wishes for p in made.preferences}
     words = 0
-    for weight, position in list(zip(view.weights, view.chosen, strict=True))[::12]:
+    for weight, position in list(zip(view.weights, view.chosen, strict=True))[::24]:
         preference, arm = Preference(cost=weight), view.arms[position]
         solved = made.solve(preference)
         assert arm.words == (arm_in_words(solved, made.policy.strategy.aggregator()) if solved.compound else "")
