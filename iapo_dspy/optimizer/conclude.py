@@ -89,6 +89,7 @@ def conclude(found: Findings, watch: RunWatch) -> CompiledProgram | dspy.Module:
         written=written,
         gains=found.gains,
         bias=found.bias,
+        rewrites=found.rewrites,
         student=student_prompt(plan.prompts, plan.student, settings.decoding, settings.lms, settings.adapters)[0],
     )
     program.detailed_results = result if settings.track_stats else None

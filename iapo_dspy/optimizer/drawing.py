@@ -32,6 +32,8 @@ from iapo_dspy.optimizer.watching.watch import RunWatch
 from iapo_dspy.optimizer.writing.earlier import with_earlier
 from iapo_dspy.optimizer.writing.nursery import Nursery
 from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
+from iapo_dspy.prompts.rewriters.rewrite_counts import RewriteCount
+from iapo_dspy.prompts.rewriters.rewriter_names import named_rewriters
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
@@ -60,6 +62,7 @@ class Findings:
         verdict: Why the run ended before its budget did, where all scores were equal.
         gains: Gains of the written prompts that were best, by preference; none where none was written.
         bias: How judges that compare take places, by the column of their scores.
+        rewrites: What each rewriter made of its queries, by its words.
     """
 
     plan: Plan
@@ -73,6 +76,7 @@ class Findings:
     verdict: str | None
     gains: tuple[ConfirmedGain | None, ...]
     bias: Mapping[str, PositionBias]
+    rewrites: Mapping[str, RewriteCount]
 
 
 def draw(plan: Plan, watch: RunWatch) -> Findings:
@@ -189,6 +193,10 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
         verdict=environment.verdict,
         gains=gains,
         bias=environment.bias,
+        rewrites={
+            name.words: RewriteCount.of(rewriter, environment.rewrites.found.get(rewriter.digest, ()))
+            for rewriter, name in zip(settings.rewriters, named_rewriters(settings.rewriters), strict=True)
+        },
     )
 
 

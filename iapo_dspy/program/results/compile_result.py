@@ -35,10 +35,12 @@ from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import page_data
 from iapo_dspy.program.results.calls import CallsOfPrompts
 from iapo_dspy.program.results.flat_records import considered_of, records_of
+from iapo_dspy.program.results.rewriter_results import RewriterResult, rewriter_results
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
 from iapo_dspy.prompts.lms import models_of
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.prompts.rewriters.rewrite_counts import RewriteCount
 from iapo_dspy.report.figures import draw_curves, draw_frontier, draw_rounds, new_axes
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.page import page_html
@@ -80,6 +82,7 @@ class CompileResult:
         student: Position of the student as it was in `labels`; None where it was not a candidate, and in programs that
             were saved before 1.0.
         bias: How judges that compare take places, by the objective; see `objectives.prefers`.
+        rewrites: What rewriters made of queries, by the rewriter; `rewriters` compares them with queries as they are.
         compiled: The policy with all that it rests on; it solves other preferences.
         strategy: The strategy.
         programs: Makes `candidate_programs`.
@@ -108,6 +111,7 @@ class CompileResult:
     programs: Callable[[], tuple[dspy.Module, ...]] = field(repr=False)
     student: int | None = None
     bias: Mapping[str, PositionBias] = field(default_factory=dict)
+    rewrites: Mapping[str, RewriteCount] = field(default_factory=dict)
 
     @functools.cached_property
     def candidate_programs(self) -> tuple[dspy.Module, ...]:
@@ -155,6 +159,7 @@ class CompileResult:
             written=self.written,
             student=self.student,
             bias=self.bias,
+            rewrites=self.rewrites,
         )
 
     @property
@@ -238,6 +243,7 @@ class CompileResult:
             too_little=self.too_little,
             failures=self.failures,
             bias=self.bias,
+            rewriters=self.rewriters,
             aggregator=self.strategy.aggregator(),
         )
 
@@ -261,6 +267,7 @@ class CompileResult:
                     "instructions": instructions,
                     "decoding": prompt.decoding.as_kwargs(),
                     "adapter": None if prompt.adapter is None else str(prompt.adapter),
+                    "rewriter": None if prompt.rewriter is None else str(prompt.rewriter),
                     "unreadable": None if self.failures is None else self.failures.unreadable_of(i),
                 }
                 for i, (label, model, instructions, prompt) in enumerate(
@@ -280,6 +287,7 @@ class CompileResult:
             "cost_scale": self.cost_scale,
             "wins": {str(row.preference.name): row.wins for row in self.policy if row.wins},
             "position_bias": {name: {**vars(found), "share": found.share} for name, found in self.bias.items()},
+            "rewriters": self.rewriters,
             "notes": list(self.table.notes),
         }
         plain: dict[str, Any] = json.loads(to_json(found, inf_nan_mode="null"))
@@ -314,6 +322,11 @@ class CompileResult:
     def seconds(self) -> FloatArray:
         """Expected seconds of a call that draws all N at once [P, N]; NaN where they are not known."""
         return self._calls.of_resource("seconds", self.compiled.max_n)
+
+    @functools.cached_property
+    def rewriters(self) -> tuple[RewriterResult, ...]:
+        """Each rewriter beside the queries as they are: reward, variance, win rate, and the law that it chooses by."""
+        return rewriter_results(self.compiled, self.strategy, self.rewrites)
 
     @functools.cached_property
     def _calls(self) -> CallsOfPrompts:
@@ -570,6 +583,7 @@ def make_result(
     validated: bool = False,
     student: int | None = None,
     bias: Mapping[str, PositionBias] | None = None,
+    rewrites: Mapping[str, RewriteCount] | None = None,
 ) -> CompileResult:
     """Put the outcome of a run into the user's words, with arrays as they would be read back.
 
@@ -589,6 +603,7 @@ def make_result(
         validated: Whether the chosen arms were measured on a validation set.
         student: The student's number among the prompts.
         bias: How judges that compare take places, by the objective.
+        rewrites: What rewriters made of queries, by the rewriter.
     """
     labels = tuple(p.label for p in compiled.prompts)
     estimates = outcome.estimates
@@ -677,6 +692,7 @@ def make_result(
         programs=programs,
         student=student,
         bias=dict(bias or {}),
+        rewrites=dict(rewrites or {}),
     )
 
 

@@ -29,6 +29,7 @@ from iapo_dspy.program.results.calls import label_of, model_of
 from iapo_dspy.program.results.compile_result import CompileResult, of_calls
 from iapo_dspy.program.results.rows import PreferenceResult
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
+from iapo_dspy.prompts.rewriters.rewrite_counts import RewriteCount
 from iapo_dspy.sampling.ledger.reading import contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord
 from iapo_dspy.sampling.spending.budget import Spent
@@ -61,6 +62,7 @@ class _Saved:
     written: Mapping[int, WrittenPrompt] = field(default_factory=dict)
     student: int | None = None
     bias: Mapping[str, PositionBias] = field(default_factory=dict)
+    rewrites: Mapping[str, RewriteCount] = field(default_factory=dict)
 
 
 _SAVED, _ROW = TypeAdapter(_Saved), TypeAdapter(PreferenceResult)
@@ -88,6 +90,7 @@ def result_to_dict(result: CompileResult) -> dict[str, Any]:
             written=result.written,
             student=result.student,
             bias=result.bias,
+            rewrites=result.rewrites,
         )
     )
     return saved
@@ -144,6 +147,7 @@ def read_result(
             written=saved.written,
             student=saved.student,
             bias=saved.bias,
+            rewrites=saved.rewrites,
             compiled=policy,
             strategy=strategy,
             programs=programs,

@@ -11,6 +11,7 @@ from iapo_dspy.bandit.inference import WANTED, Deceptive
 from iapo_dspy.bandit.outcome import Considered
 from iapo_dspy.bandit.wins import WinRate
 from iapo_dspy.program.results.flat_records import unreadable_of
+from iapo_dspy.program.results.rewriter_results import RewriterResult
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, Interval, PreferenceResult
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.scoring.comparisons import PositionBias
@@ -36,6 +37,7 @@ def result_table(
     too_little: Sequence[str],
     failures: FailureReport | None = None,
     bias: Mapping[str, PositionBias] | None = None,
+    rewriters: Sequence[RewriterResult] = (),
     aggregator: Aggregator | None = None,
 ) -> Table:
     """Return the chosen arm of each preference with its baselines below it.
@@ -51,6 +53,7 @@ def result_table(
         failures: Failed completions; None where they are not known. The share that could not be read has a column
             where it is more than a fifth of some prompt's.
         bias: How judges that compare take places, by the objective.
+        rewriters: Rewriters beside the queries as they are.
         aggregator: Says when an answer is not sure enough.
     """
     shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
@@ -98,6 +101,7 @@ def result_table(
             *(_left(row, authors[row.gain.prompt]) for row in policy if row.gain is not None),
             *(_won(row, name, rate) for row in policy for name, rate in row.wins.items()),
             *(f"{name}: {found}." for name, found in (bias or {}).items()),
+            *(f"{found}." for found in rewriters),
             *_considered(policy, aggregator),
             *too_little,
             *([failures.remark] if failures is not None and failures.remark is not None else []),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -198,8 +197,7 @@ class Rewrites:
         ledger: Keeps the rewrites.
 
     Attributes:
-        asked: Queries that each rewriter was asked for or had in the ledger, by the rewriter's name.
-        failed: Those that stay as they are, likewise.
+        found: What each rewriter made of its queries, by the digest of the rewriter.
         refused: Why the last one could not be asked for; None where none was refused.
     """
 
@@ -209,8 +207,8 @@ class Rewrites:
         self._metering = Metering.of(sampler, sampler.meter, self._ledger, "judge")
         self._done: dict[str, Rewritten] = {}
         self._open: AsyncOnce[str, Rewritten] = AsyncOnce()
-        self.asked: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
+        self.found: dict[str, list[Rewritten]] = {}
+        self._names: dict[str, str] = {}
         self.refused: str | None = None
         self._said: set[str] = set()
 
@@ -267,9 +265,9 @@ class Rewrites:
                     usage=found.usage,
                 )
             )
-        self.asked[rewriter.name] += 1
+        self.found.setdefault(rewriter.digest, []).append(found)
+        self._names[rewriter.digest] = rewriter.name
         if found.failure is not None:
-            self.failed[rewriter.name] += 1
             self._tell(rewriter, found.failure)
         self._done[key] = found
         return found
@@ -283,11 +281,12 @@ class Rewrites:
 
     def warn(self) -> None:
         """Say how many queries could not be rewritten."""
-        for name, failed in sorted(self.failed.items()):
-            logger.warning(
-                "The rewriter %r failed on %d of %d queries; their completions were drawn on the query as it is. See "
-                "what its LM answers, or leave it out.", name, failed, self.asked[name],
-            )  # fmt: skip
+        for digest_of, found in self.found.items():
+            if failed := sum(rewritten.failure is not None for rewritten in found):
+                logger.warning(
+                    "The rewriter %r failed on %d of %d queries; their completions were drawn on the query as it is. "
+                    "See what its LM answers, or leave it out.", self._names[digest_of], failed, len(found),
+                )  # fmt: skip
 
     def _tell(self, rewriter: Rewriter, failure: str) -> None:
         """Warn of the first failure of each rewriter."""

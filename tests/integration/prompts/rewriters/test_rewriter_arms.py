@@ -296,3 +296,23 @@ def test_a_saved_program_has_the_rewriter_and_not_its_lm(
         assert loaded.detailed_results.labels == program.detailed_results.labels
     given = iapo_dspy.load(path, rewriters=[rewriter(helping, name="clear", field="question")])
     assert given(question="20 + 41").iapo.rewritten
+
+
+# -- the results
+
+
+def test_results_compare_a_rewriter_with_the_query_as_it_is(program: CompiledProgram, tmp_path: Path) -> None:
+    (found,) = program.detailed_results.rewriters
+    assert found.name == "clear" and found.rewrites.queries == 20 and not found.rewrites.failed
+    assert found.rewrites.rewards is None
+    assert found.compared == 20
+    assert found.reward == pytest.approx(0.95, abs=0.06) and found.plain == pytest.approx(0.25, abs=0.2)
+    assert found.variance == pytest.approx(found.reward * (1 - found.reward))  # right or wrong
+    assert found.plain_variance == pytest.approx(found.plain * (1 - found.plain))
+    # a pair is won with the chance .95 * .75, and is a tie with .95 * .25 + .05 * .75
+    assert found.win_rate == pytest.approx(0.5 + (found.reward - found.plain) / 2)
+    assert found.interval[0] < found.win_rate < found.interval[1]
+    assert "win rate" in str(program.detailed_results)
+    assert program.detailed_results.to_dict()["rewriters"][0]["name"] == "clear"
+    program.save(tmp_path / "p.json")
+    assert iapo_dspy.load(tmp_path / "p.json").detailed_results.rewriters == (found,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -152,3 +153,20 @@ def test_a_saved_program_needs_the_rewriter_for_its_reward(writer: Loopback, tmp
         loaded(question="20 + 41")
     whole = iapo_dspy.load(tmp_path / "p.json", rewriters=[ready])
     assert whole(question="20 + 41").iapo.rewritten == {"own": "Please compute 20 + 41."}
+
+
+def test_results_show_reward_variance_and_divergence_of_the_law(writer: Loopback) -> None:
+    arms = [of_several(writer, name="best", choose="best"), of_several(writer, name="draw", tilt=0.5)]
+    result = optimizer(rewriters=arms, budget=300).compile(student(), trainset=questions(10)).detailed_results
+    best, draw = (found.rewrites.rewards for found in result.rewriters)
+    assert best is not None and draw is not None
+    assert (best.reward, best.variance) == (1.0, 0.0)
+    assert best.reference == draw.reference == pytest.approx(1 / 3)
+    assert best.reference_variance == pytest.approx(2 / 9)
+    assert best.kl == pytest.approx(math.log(3)) and best.bound == pytest.approx(math.log(3) - 2 / 3)
+    p = math.exp(2) / (2 + math.exp(2))  # of the only rewrite with the reward 1, at lambda 0.5
+    assert draw.reward == pytest.approx(p) and draw.variance == pytest.approx(p * (1 - p))
+    assert draw.kl == pytest.approx(p * math.log(3 * p) + (1 - p) * math.log(3 * (1 - p) / 2))
+    assert draw.bound == pytest.approx((p - 1 / 3) / 0.5) and draw.kl < draw.bound
+    notes = str(result)
+    assert "log k - (k - 1) / k = 0.43 nats" in notes and "drawn with lambda 0.5" in notes
