@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iapo_dspy.bandit.compound.cascades import Allowed, ArmPrices, Cascades, Offer
 from iapo_dspy.bandit.compound.known import known_sequences
@@ -48,6 +49,32 @@ def with_compounds(problem: Problem, outcome: Outcome, *, left_out: Collection[i
     if outcome.detail is None or problem.n_prompts == 1:
         return outcome
     return _Offers(problem, outcome, left_out).made()
+
+
+def mixture_of(problem: Problem, outcome: Outcome, context: int, n: int) -> Considered | None:
+    """Return the best mixture of n completions, beside the best prompt with as many, whatever completions cost.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run.
+        context: Whose rewards count.
+        n: Completions of a call, from 2 to `max_n`.
+
+    Returns:
+        The mixture; `chosen` says whether it is surely better. None where nothing is known of mixtures, and where none
+        is better than its best prompt even on the queries that it is tuned on.
+    """
+    reward = outcome.reward[context][:, n - 1]
+    known = np.isfinite(reward) & _seen(outcome)
+    prompts = np.sort(np.argsort(np.where(known, -reward, np.inf), kind="stable")[: min(PROMPTS, int(known.sum()))])
+    if outcome.detail is None or len(prompts) < 2:
+        return None
+    sequences = _sequences(problem, outcome, context, tuple(prompts.tolist()), n)
+    if sequences is None:
+        return None
+    free = ArmPrices(fixed=np.zeros(problem.n_prompts), each=np.zeros(problem.n_prompts))
+    found = Mixtures(sequences, outcome.reward[context]).best(n, free, free)
+    return None if found is None else _of_mixture(outcome, context, found, sequences)
 
 
 def as_called(problem: Problem, outcome: Outcome, context: int, arm: Arm) -> StoppedArm:
@@ -139,16 +166,8 @@ class _Offers:
         outcome = self._outcome
         error = _error(outcome, context, found, sequences, single)
         if isinstance(found, Mixture):
-            alike = replace(found, difference=found.reward)  # against the same number of completions of one prompt
-            offer = Considered(
-                kind="mixture",
-                arm=found.arm,
-                beside=found.beside,
-                gain=alike.gain,
-                standard_error=_error(outcome, context, alike, sequences, found.beside),
-                chosen=found.gain > SURE_OF_MIXTURE * error,
-            )
-            return offer, found, found.gain
+            said = _of_mixture(outcome, context, found, sequences)
+            return replace(said, chosen=found.gain > SURE_OF_MIXTURE * error), found, found.gain
         gain = found.gain + _TRUST * _correction(outcome, context, found, sequences, single)
         offer = Considered(
             kind="cascade", arm=found.arm, beside=single, gain=gain, standard_error=error, chosen=gain > SURE * error
@@ -173,7 +192,7 @@ class _Offers:
         reward, cost = self._outcome.reward[context], self._outcome.estimates.cost
         known = np.isfinite(reward) & np.isfinite(cost)
         known[self._left_out] = False
-        known &= self._outcome.count[:, :1] >= _SEEN * self._outcome.count.max()
+        known &= _seen(self._outcome)[:, None]
         if not known.any():
             return []
         cheapest = float(np.min(cost, where=known, initial=np.inf))
@@ -191,6 +210,25 @@ class _Offers:
         if charges is None or np.isinf(self._problem.contexts.caps[context]).all():
             return None
         return lambda arm: keeps_caps(charges, context, arm)
+
+
+def _of_mixture(outcome: Outcome, context: int, found: Mixture, sequences: Sequences) -> Considered:
+    """Return what is to be said of a mixture: its gain over the best prompt with as many completions."""
+    alike = replace(found, difference=found.reward)
+    error = _error(outcome, context, alike, sequences, found.beside)
+    return Considered(
+        kind="mixture",
+        arm=found.arm,
+        beside=found.beside,
+        gain=alike.gain,
+        standard_error=error,
+        chosen=alike.gain > SURE_OF_MIXTURE * error,
+    )
+
+
+def _seen(outcome: Outcome) -> NDArray[np.bool_]:
+    """Return which prompts were drawn on enough queries to be part of a compound arm [P]."""
+    return np.asarray(outcome.count[:, 0] >= _SEEN * outcome.count.max())
 
 
 def _described(
