@@ -158,6 +158,9 @@ def _common(cells: Cells, rate: FloatArray, mean: FloatArray, centred: FloatArra
         observed = (rest * (rest.sum(axis=1, keepdims=True) - rest)).sum(axis=0)  # with all other prompts [P]
         same = np.einsum("pld,qld,d,pq->lp", centred[b], centred[b], _FACTOR, together)  # all have the same part [L, P]
         every = int(np.abs(same.sum(axis=1) - observed.sum()).argmin())
+        if not every:  # prompts have nothing in common, or fail on each other's queries, which one factor cannot say
+            found[b] = 0
+            continue
         own = np.einsum("pld,qd,d,pq->lp", centred[b], centred[b, :, every], _FACTOR, together)
         weight = drawn / (drawn + _PSEUDO_CELLS)
         wanted = weight * observed + (1.0 - weight) * same[every]

@@ -9,7 +9,7 @@ import pytest
 
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
-from iapo_dspy.bandit.compound.chosen import as_called, with_compounds
+from iapo_dspy.bandit.compound.chosen import as_called, mixture_of, with_compounds
 from iapo_dspy.bandit.compound.played import play
 from iapo_dspy.bandit.compound.sequences import Sequences, needed
 from iapo_dspy.bandit.measurement import measured, measuring_pulls
@@ -142,3 +142,53 @@ def test_measured_compound_arms_are_unbiased_and_their_intervals_hold() -> None:
     assert abs(np.mean(errors)) < 3 * np.std(errors) / np.sqrt(120)
     assert np.mean(held) >= 0.9
     assert np.mean(half) < 3 * np.std(errors)  # not as wide as to say nothing
+
+
+def specialists(cost_weights: tuple[float, ...] = (0.0,)) -> VotingRecording:
+    """Each of two prompts is right on its half of the queries; elsewhere its answers scatter."""
+    mine = np.stack([np.arange(120) % 2 == 0, np.arange(120) % 2 == 1])
+    right = np.where(mine, 0.8, 0.2)[..., None]
+    return VotingRecording(
+        probs=np.concatenate([right, (1 - right) * np.full(3, 1 / 3)], axis=2),
+        answers=np.zeros(120, dtype=np.int64),
+        cost=np.array([0.01, 0.01]),
+        cost_weights=np.array(cost_weights),
+    )
+
+
+def test_a_mixture_of_specialists_is_found_and_is_worth_what_is_said() -> None:
+    recording = specialists()
+    problem, outcome = run(recording)
+    offer = mixture_of(problem, outcome, 0, 8)
+    assert offer is not None and offer.chosen
+    assert offer.arm.size == 8 and len(offer.arm.shares) == 2
+    assert not offer.beside.compound and offer.beside.n == 8
+    truth = exact(recording, offer.arm).mean() - exact(recording, offer.beside).mean()
+    assert truth > 0.2
+    assert 0.08 < offer.gain < truth + 2 * offer.standard_error
+
+
+def test_contexts_draw_the_better_one_of_a_cascade_and_a_mixture() -> None:
+    problem, outcome = run(specialists((0.0, 4.0)))
+    found = with_compounds(problem, outcome)
+    for context, offers in enumerate(found.considered):
+        assert len(offers) == (2 if outcome.policy[context].n > 1 else 1)  # one completion cannot be shared
+        chosen = [offer for offer in offers if offer.chosen]
+        assert [offer.arm for offer in chosen] == [found.policy[context]]
+    assert found.stops is not None and outcome.stops is not None
+    assert found.stops[0].utility > outcome.stops[0].utility + 0.1
+
+
+def test_there_is_no_mixture_of_prompts_that_err_together() -> None:
+    recording = specialists()
+    recording = replace(recording, probs=recording.probs[[0, 0]])
+    problem, outcome = run(recording)
+    offer = mixture_of(problem, outcome, 0, 8)
+    assert offer is None or not offer.chosen
+
+
+def test_one_prompt_alone_is_no_mixture() -> None:
+    recording = specialists().of_prompts(np.array([0]))
+    problem = recording.problem(8)
+    outcome = drive(Auto().start(problem, budget=500, seed=0), recording.environment(0))
+    assert mixture_of(problem, outcome, 0, 8) is None

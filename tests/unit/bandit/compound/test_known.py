@@ -130,6 +130,18 @@ def test_a_prompt_shares_the_difficulty_of_a_query_on_which_others_were_drawn() 
     assert wrong[0].mean() * wrong[1].mean() < expected - 0.08
 
 
+def test_prompts_that_fail_on_each_others_queries_keep_what_their_own_draws_say() -> None:
+    mine = np.arange(120) % 2 == 0
+    right = np.stack([np.where(mine, 0.8, 0.2), np.where(mine, 0.2, 0.8)])
+    problem, outcome = solved(voting(np.stack([right, 1 - right], axis=2)), 8)
+    drawn = known(problem, outcome, [0, 1], 2)
+    for p in (0, 1):
+        level = drawn.by_query(drawn.score[p, :, 0, 0])
+        assert level[right[p] > 0.5].mean() > 0.7
+        assert level[right[p] < 0.5].mean() < 0.3
+    assert both_wrong(drawn, 0, 1)[0] == pytest.approx(0.16, abs=0.04)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_prompts_make_the_same_mistake_where_they_were_seen_to(same: bool) -> None:
     right = np.full((2, 120), 0.5)
