@@ -7,6 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
+from iapo_dspy.bandit.aggregators.port import Aggregator
+from iapo_dspy.bandit.aggregators.tally import TallyAggregator
 from iapo_dspy.bandit.algorithms.auto import Auto
 from iapo_dspy.bandit.algorithms.psst import PSST
 from iapo_dspy.bandit.compound.chosen import as_called, mixture_of, with_compounds
@@ -18,7 +21,7 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
-from iapo_dspy.types import Arm, Escalation, FloatArray, Pulls
+from iapo_dspy.types import Arm, Contexts, Escalation, FloatArray, Observations, Pulls
 
 
 def two_models(seed: int = 0, n_queries: int = 120, cost_weights: tuple[float, ...] = (4.0,)) -> VotingRecording:
@@ -192,3 +195,39 @@ def test_one_prompt_alone_is_no_mixture() -> None:
     problem = recording.problem(8)
     outcome = drive(Auto().start(problem, budget=500, seed=0), recording.environment(0))
     assert mixture_of(problem, outcome, 0, 8) is None
+
+
+@pytest.mark.parametrize("kind", ["weighted", "mixed", "best of"])
+def test_every_strategy_may_have_cascades(kind: str) -> None:
+    """The cheap prompt is right on 60 % of the queries, guesses on the others; the dear one is nearly always right."""
+    recording = two_models(n_queries=80)
+    environment = recording.environment(3)
+    aggregator: Aggregator = {
+        "weighted": TallyAggregator(floors=(0.0, 0.0), weight=1),
+        "mixed": TallyAggregator(floors=(0.0, 0.0), style=(1,)),
+        "best of": BestOfNAggregator(floors=(0.0, 0.0)),
+    }[kind]
+    style = np.random.default_rng(5)
+
+    def pull(prompt: int) -> Observations:
+        pulls = Pulls(np.full(80, prompt), np.arange(80), np.full(80, 6))
+        seen = environment.pull(pulls)
+        right = seen.score[:, 0]
+        second = np.where(right > 0, 0.8, 0.6) + 0.2 * style.random(len(right))  # a weight, or a style
+        return replace(seen, score=np.stack([right, second], axis=1))
+
+    seen = [pull(0), pull(1)]
+    weights = np.array([[1.0, 0.0], [1.0, 0.5]]) if kind != "weighted" else np.array([[1.0, 0.0]])
+    problem = Problem(
+        n_prompts=2,
+        n_queries=80,
+        max_n=4,
+        contexts=Contexts(weights, np.full(len(weights), 8.0)),
+        aggregator=aggregator,
+        cost_scale=1.0,
+    )
+    found = with_compounds(problem, with_stops(problem, Auto().solve(problem, seen)))
+    for context, offers in enumerate(found.considered):
+        (offer,) = (o for o in offers if o.kind == "cascade")
+        assert [stage.prompt for stage in offer.arm.stages] == [0, 1]
+        assert offer.chosen and found.policy[context].compound, (context, offer.gain, offer.standard_error)
