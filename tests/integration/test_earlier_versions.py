@@ -168,6 +168,9 @@ def test_a_saved_program_answers_as_it_did(name: str) -> None:
         found, wanted = (as_answered(f) for f in (answered_by(case, program, server), expected(name)["answered"]))
     if is_default(name):  # what is not stored is solved by the model of today
         found, wanted = ({k: f[k] for k in ("arms", "models", "calls")} for f in (found, wanted))
+    for call, then in zip(found["calls"], wanted["calls"], strict=True):  # equal completions of two waves: judged once
+        assert call["requests"] <= then["requests"] and (name == "judged" or call["requests"] == then["requests"])
+        call["requests"] = then["requests"]
     assert_same(found, wanted)
 
 

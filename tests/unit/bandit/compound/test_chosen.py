@@ -202,11 +202,11 @@ def test_every_strategy_may_have_cascades(kind: str) -> None:
     """The cheap prompt is right on 60 % of the queries, guesses on the others; the dear one is nearly always right."""
     recording = two_models(n_queries=80)
     environment = recording.environment(3)
-    aggregator: Aggregator = {
+    aggregators: dict[str, Aggregator] = {
         "weighted": TallyAggregator(floors=(0.0, 0.0), weight=1),
         "mixed": TallyAggregator(floors=(0.0, 0.0), style=(1,)),
         "best of": BestOfNAggregator(floors=(0.0, 0.0)),
-    }[kind]
+    }
     style = np.random.default_rng(5)
 
     def pull(prompt: int) -> Observations:
@@ -223,7 +223,7 @@ def test_every_strategy_may_have_cascades(kind: str) -> None:
         n_queries=80,
         max_n=4,
         contexts=Contexts(weights, np.full(len(weights), 8.0)),
-        aggregator=aggregator,
+        aggregator=aggregators[kind],
         cost_scale=1.0,
     )
     found = with_compounds(problem, with_stops(problem, Auto().solve(problem, seen)))
