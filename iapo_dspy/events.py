@@ -66,11 +66,12 @@ class LeadingArm:
 
     Attributes:
         preference: Name of the preference.
-        prompt: Number of the prompt, 0-based.
+        prompt: Number of the prompt, 0-based; of several, that of the first one.
         label: The prompt in a few words.
-        n: Completions per call.
+        n: Completions per call; of several prompts, those of the first one.
         utility: Estimated utility; NaN where there is no evidence.
         standard_error: Its standard error; NaN from algorithms that have none.
+        words: A cascade or a mixture in words; "" for an arm of one prompt.
     """
 
     preference: str
@@ -79,6 +80,7 @@ class LeadingArm:
     n: int
     utility: float
     standard_error: float
+    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from iapo_dspy.program.evidence.saved_arms import saved_arm
 from iapo_dspy.program.policy import FORMAT, CompiledPolicy
 from iapo_dspy.report.tabular import Line, Table, as_text
 from iapo_dspy.sampling.spending.budget import Spent
+from iapo_dspy.scoring.strategies.saved import for_solving
 
 _COLUMNS = {"utility": ".3f", "reward": ".3f", "tokens": ",.0f", "cost": ".3g"}  # of the results, as they are shown
 
@@ -67,6 +68,9 @@ class SavedProgram:
     def __str__(self) -> str:
         """Return the policy as a table, and the whole instructions of the prompts in it."""
         policy, spent = self.policy, Spent.from_dict(self.policy.spent)
+        strategy = for_solving(policy.strategy)
+        aggregator = None if strategy is None else strategy.aggregator()
+        usd = f", {spent.usd:,.4g} dollars" if spent.usd else ""  # an unknown price is not 0 dollars
         columns = [name for name in _COLUMNS if self.rows]
         rows = [
             Line(
@@ -88,11 +92,11 @@ class SavedProgram:
             f"strategy {policy.strategy.get('kind')}, default preference {policy.default!r}",
             notes=(
                 *(
-                    f"{p.name}: {arm_in_words(a)}"
+                    f"{p.name}: {arm_in_words(a, aggregator)}"
                     for p, a in zip(policy.preferences, policy.arms, strict=True)
                     if a.compound
                 ),
-                f"spent: {spent.completions:,} completions, {spent.tokens:,} tokens, {spent.usd:,.4g} dollars",
+                f"spent: {spent.completions:,} completions, {spent.tokens:,} tokens{usd}",
             ),
         )
         return "\n\n".join([as_text(table), *map(self._prompt, self._drawn)])

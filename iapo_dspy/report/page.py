@@ -50,6 +50,8 @@ def page_html(data: PageData) -> str:
         failures=_failures(data),
         prompts="".join(_prompt(i, prompt, data) for i, prompt in enumerate(data.prompts)),
         larger=table_html(data.larger),
+        confidence=_reliability(data),
+        no_confidence="" if data.reliability else "hidden",
     )
 
 
@@ -126,6 +128,18 @@ def _rounds(data: PageData) -> str:
     columns = ("Round", "Prompts alive", "Pulls", "Completions")
     table = Table(columns=columns, rows=tuple(Line(cells=row) for row in rows), numbers=frozenset(columns))
     return table_html(table)
+
+
+def _reliability(data: PageData) -> str:
+    columns = ("Preference", "Confidence", "Right", "Calls")
+    rows = [
+        (found.name, f"{confidence:.3f}", f"{right:.3f}", f"{count:,}")
+        for found in data.reliability
+        for confidence, right, count in zip(found.confidence, found.right, found.count, strict=True)
+    ]
+    table = Table(columns=columns, rows=tuple(Line(cells=row) for row in rows), numbers=frozenset(columns[1:]))
+    said = notes_html([f"{found.name}: {found.error}." for found in data.reliability])
+    return f"{said}<details><summary>The same numbers as a table</summary>{table_html(table)}</details>"
 
 
 def _failures(data: PageData) -> str:

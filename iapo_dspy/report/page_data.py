@@ -111,6 +111,25 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageReliability:
+    """How well the confidence of a preference's calls agrees with what they were.
+
+    Attributes:
+        name: Name of the preference.
+        confidence: Mean confidence of each bin of calls.
+        right: Share of them whose answer was right.
+        count: How many they are.
+        error: The expected calibration error in words.
+    """
+
+    name: str
+    confidence: tuple[float, ...]
+    right: tuple[float, ...]
+    count: tuple[int, ...]
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PageRound:
     """One round of the run.
 
@@ -160,6 +179,7 @@ class PageData:
         spent: What the run took: words -> words.
         failures: Failed completions; None where they are not known.
         larger: What a larger budget would bring to each preference.
+        reliability: Of the preferences of which it is known.
         remarks: Further sentences: an early end, an outage, too little evidence.
     """
 
@@ -177,6 +197,7 @@ class PageData:
     failures: PageFailures | None
     larger: Table
     remarks: tuple[str, ...]
+    reliability: tuple[PageReliability, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""

@@ -166,7 +166,8 @@ def _proposed(event: PromptsProposed) -> list[str]:
 def _arm(arm: LeadingArm) -> str:
     error = f" +- {arm.standard_error:.3f}" if not math.isnan(arm.standard_error) else ""
     value = f"{arm.utility:.3f}{error}" if not math.isnan(arm.utility) else "unknown"
-    return f"{arm.preference} {value} (prompt {arm.prompt}, N={arm.n})"
+    words = arm.words or f"prompt {arm.prompt}, N={arm.n}"
+    return f"{arm.preference} {value} ({words})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -80,6 +80,7 @@ class RunWatch:
                 n=row.arm.n,
                 utility=row.utility,
                 standard_error=row.choice.standard_error if row.choice is not None else float("nan"),
+                words=row.words if row.arm.compound else "",
             )
             for row in result.policy
         )
@@ -115,7 +116,10 @@ def metrics_of(result: CompileResult) -> dict[str, float]:
         values = {
             "utility": row.utility, "reward": row.reward, "tokens": row.tokens, "cost": row.cost,
             "n": float(row.arm.n), "prompt": float(row.arm.prompt), "evidence": float(row.evidence),
+            "completions": row.completions, "stages": float(len(row.arm.stages)),
         }  # fmt: skip
+        if row.arm.abstains:
+            values["abstains"] = row.abstains
         if row.choice is not None:
             values |= {
                 "standard_error": row.choice.standard_error,

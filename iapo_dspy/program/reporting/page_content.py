@@ -13,13 +13,24 @@ from iapo_dspy.bandit.compound.expected_use import expected_use
 from iapo_dspy.bandit.compound.uncertainty import error_of
 from iapo_dspy.bandit.inference import WANTED, Certainty, Deceptive
 from iapo_dspy.bandit.measurement import Bounds
-from iapo_dspy.bandit.outcome import Outcome, Round, StoppedArm
+from iapo_dspy.bandit.outcome import Outcome, Reliability, Round, StoppedArm
 from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.preferences import RESOURCES, UNITS, Preference
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.prompts.prompt import PromptState
 from iapo_dspy.prompts.proposers.written import WrittenPrompt
-from iapo_dspy.report.page_data import Axis, AxisName, PageArm, PageData, PageFailures, PagePrompt, PageRound, Row, View
+from iapo_dspy.report.page_data import (
+    Axis,
+    AxisName,
+    PageArm,
+    PageData,
+    PageFailures,
+    PagePrompt,
+    PageReliability,
+    PageRound,
+    Row,
+    View,
+)
 from iapo_dspy.report.tabular import Line, Table
 from iapo_dspy.sampling.spending.budget import Spent
 from iapo_dspy.scoring.failures import FailureReport
@@ -47,6 +58,7 @@ def page_data(
     student: int | None,
     complete: bool | None,
     outage: str | None,
+    reliability: Sequence[Reliability | None] = (),
 ) -> PageData:
     """Return all that a report shows of a run.
 
@@ -64,6 +76,7 @@ def page_data(
         student: The student's number among the prompts; None where it is not one of them.
         complete: Whether no budget ended the run early; None where that is not known.
         outage: The provider that was down for too long; None where none was.
+        reliability: Of the confidence of each preference's calls [C]; None where it is not known.
     """
     spent = Spent.from_dict(policy.spent)
     names = [p.name or "ad hoc" for p in policy.preferences]
@@ -86,6 +99,13 @@ def page_data(
         remarks=(
             *([f"{outage}. The run stopped there, with the policy that its completions support."] if outage else []),
             *(["A budget ended the run before its algorithm was done."] if complete is False and not outage else []),
+        ),
+        reliability=tuple(
+            PageReliability(
+                name=name, confidence=found.confidence, right=found.right, count=found.count, error=found.in_words
+            )
+            for name, found in zip(names, reliability, strict=False)
+            if found is not None
         ),
     )
 

@@ -34,7 +34,7 @@ from iapo_dspy.program.evidence.reprice import prices_of
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import page_data
 from iapo_dspy.program.results.calls import CallsOfPrompts
-from iapo_dspy.program.results.flat_records import considered_of, records_of
+from iapo_dspy.program.results.flat_records import considered_of, records_of, reliability_of
 from iapo_dspy.program.results.rewriter_results import RewriterResult, rewriter_results
 from iapo_dspy.program.results.rows import ArmEstimate, ComparedArm, PreferenceResult, known
 from iapo_dspy.program.results.wording import result_table, too_little
@@ -225,6 +225,7 @@ class CompileResult:
             student=self.student,
             complete=self.complete,
             outage=self.outage,
+            reliability=[row.reliability for row in self.policy],
         )
         page = page_html(data)
         with storing(path), whole_file(path) as part:
@@ -251,7 +252,8 @@ class CompileResult:
         """Return the results as plain JSON data: NaN and infinities as null.
 
         "rows" has a record for each chosen arm and each baseline, "considered" the cascades and mixtures that each
-        preference was offered, "prompts" the instructions, and "estimates" the arrays by the names that they have here.
+        preference was offered, "reliability" how well each preference's confidence agrees with what was drawn,
+        "prompts" the instructions, and "estimates" the arrays by the names that they have here.
         """
         arrays = {
             "utility": self.q, "reward": self.reward, "standard_error": self.standard_error, "tokens": self.tokens,
@@ -260,6 +262,7 @@ class CompileResult:
         found = {
             "rows": records_of(self.policy, self.failures),
             "considered": considered_of(self.policy, self.strategy.aggregator()),
+            "reliability": reliability_of(self.policy),
             "prompts": [
                 {
                     "label": label,

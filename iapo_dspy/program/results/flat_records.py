@@ -49,6 +49,21 @@ def considered_of(policy: Sequence[PreferenceResult], aggregator: Aggregator) ->
     ]
 
 
+def reliability_of(policy: Sequence[PreferenceResult]) -> list[dict[str, Any]]:
+    """Return one record for each preference whose confidence was compared with calls that were really drawn."""
+    return [
+        {
+            "preference": row.preference.name,
+            "confidence": list(found.confidence),
+            "right": list(found.right),
+            "count": list(found.count),
+            "error": found.error,
+        }
+        for row in policy
+        if (found := row.reliability) is not None
+    ]
+
+
 def stages_of(arm: Arm) -> list[dict[str, Any]]:
     """Return the stages of an arm as plain data.
 

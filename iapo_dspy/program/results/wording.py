@@ -103,6 +103,11 @@ def result_table(
             *(f"{name}: {found}." for name, found in (bias or {}).items()),
             *(f"{found}." for found in rewriters),
             *_considered(policy, aggregator),
+            *(
+                f"{r.preference.name or 'ad hoc'}: {r.reliability.in_words}."
+                for r in policy
+                if r.reliability is not None
+            ),
             *too_little,
             *([failures.remark] if failures is not None and failures.remark is not None else []),
             *([f"cost: {unit}"] if unit is not None else []),

@@ -235,6 +235,23 @@
     ], drawn, PANEL);
   }
 
+  function drawConfidence() {
+    if (!data.reliability.length) return;
+    const drawn = layout("confidence", "share that was right", true);
+    drawn.margin.b = 80;
+    drawn.xaxis.range = [-0.03, 1.03];
+    drawn.yaxis.range = [-0.05, 1.05];
+    const most = Math.max(...data.reliability.flatMap((found) => found.count));
+    Plotly.react("confidence-chart", [
+      { x: [0, 1], y: [0, 1], mode: "lines", hoverinfo: "skip", showlegend: false, line: { color: style("--soft"), dash: "dot" } },
+      ...data.reliability.map((found, i) => ({ x: found.confidence, y: found.right, mode: "lines+markers",
+        name: plain(short(found.name)), line: { color: colour(i) },
+        marker: { symbol: symbol(i), size: found.count.map((n) => 6 + 12 * Math.sqrt(n / most)) },
+        text: found.count.map((n) => `${n} calls`),
+        hovertemplate: "confidence %{x:.3f}, %{y:.3f} right, %{text}<extra></extra>" })),
+    ], drawn, PANEL);
+  }
+
   function table(columns, rows) {
     const made = document.createElement("table");
     const add = (parent, tag, texts, scope) => {
@@ -281,6 +298,7 @@
     showTables();
     drawFrontier();
     drawCurves();
+    drawConfidence();
     drawRounds();
   }
 

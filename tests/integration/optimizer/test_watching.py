@@ -259,6 +259,9 @@ def test_a_round_is_one_line() -> None:
     nothing = dataclasses.replace(LEADER, utility=float("nan"), standard_error=0.1, preference="thrifty")
     (line,) = lines_of(PolicyChosen(arms=(nothing,), measured=(False,)))
     assert line == 'chosen for thrifty unknown (prompt 3, N=4), not measured: "Think."'
+    several = dataclasses.replace(LEADER, words="2 of prompt 3; 4 of prompt 1 instead where not all 2 agree")
+    (line,) = lines_of(PolicyChosen(arms=(several,), measured=(True,)))
+    assert line == f'chosen for quality 0.500 ({several.words}): "Think."'
 
 
 @pytest.mark.slow

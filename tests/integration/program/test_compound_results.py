@@ -18,7 +18,7 @@ import pytest
 
 from iapo_dspy import CompiledProgram, CompileResult, Cost, Preference
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
-from iapo_dspy.bandit.outcome import Considered, Outcome, StoppedArm
+from iapo_dspy.bandit.outcome import Considered, Outcome, Reliability, StoppedArm
 from iapo_dspy.program.policy import CompiledPolicy
 from iapo_dspy.program.reporting.page_content import views_and_axes
 from iapo_dspy.program.results.compile_result import make_result
@@ -131,6 +131,17 @@ def test_rows_have_every_stage(result: CompileResult) -> None:
     assert first["beside"] == [{"draws": {"2": 4}, "waves": None, "below": None, "then": None, "weight": 0}]
     pytest.importorskip("pandas")
     assert result.to_pandas()["arm"][0] == row["arm"]
+
+
+def test_the_reliability_of_confidence_is_told(result: CompileResult) -> None:
+    sure = Reliability(confidence=(0.5, 0.9), right=(0.4, 0.95), count=(10, 30))
+    row = dataclasses.replace(result.policy[0], reliability=sure)
+    found = dataclasses.replace(result, policy=(row, result.policy[1]))
+    assert found.to_dict()["reliability"] == [
+        {"preference": "quality", "confidence": [0.5, 0.9], "right": [0.4, 0.95], "count": [10, 30], "error": 0.0625}
+    ]
+    assert "quality: confidence is off by 0.062 on 40 real calls; by chance by" in str(found)
+    assert result.to_dict()["reliability"] == []
 
 
 def test_what_was_saved_is_read_back(result: CompileResult) -> None:

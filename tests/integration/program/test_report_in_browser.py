@@ -16,7 +16,7 @@ import pytest
 from iapo_dspy import CompiledProgram, Preference
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.report.page import page_html
-from iapo_dspy.report.page_data import PageArm
+from iapo_dspy.report.page_data import PageArm, PageReliability
 from tests.support.compiling import optimizers
 from tests.support.loopback import Loopback
 from tests.support.pages import ARMS, small_page
@@ -162,7 +162,7 @@ def test_a_chart_that_is_too_wide_does_not_widen_the_page(chromium: Any) -> None
     return found;
     """
     charts, *widths = chromium.execute_script(script)
-    assert charts == 3
+    assert charts == 4
     assert max(widths) <= 360
     screen(chromium, 1280)
 
@@ -200,7 +200,11 @@ def test_cascades_are_said_in_words_and_labels_are_shown_letter_by_letter(tmp_pa
     )  # fmt: skip
     data = small_page(label=label)
     view = replace(data.views[0], arms=(cascade, *ARMS), chosen=(0, 1, 2))
-    (tmp_path / "page.html").write_text(page_html(replace(data, views=(view,))), encoding="utf-8")
+    sure = PageReliability(
+        name="safe <i>", confidence=(0.55, 0.9), right=(0.5, 0.92), count=(20, 80), error="confidence is off by 0.026"
+    )
+    page = page_html(replace(data, views=(view,), reliability=(sure,)))
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
     script = """
     const chart = document.getElementById("frontier-chart");
     const several = chart.data.find((trace) => trace.name.includes("cascade"));
@@ -209,6 +213,7 @@ def test_cascades_are_said_in_words_and_labels_are_shown_letter_by_letter(tmp_pa
       words: document.getElementById("chosen").dataset.words, star: chart.data.at(-1),
       point: [several.x, several.y, several.text],
       rows: [...document.querySelectorAll("#arms-table tbody tr")].map((row) => row.cells[0].textContent),
+      sure: document.getElementById("confidence-chart").data.map((trace) => [trace.x, trace.y]),
       legends: [...document.querySelectorAll("#frontier-chart .legendtext")].map((text) => text.textContent),
     };
     """
@@ -223,3 +228,5 @@ def test_cascades_are_said_in_words_and_labels_are_shown_letter_by_letter(tmp_pa
     assert found["point"][:2] == [[12.0], [0.9]] and words.replace("; ", ";<br>") in found["point"][2][0]
     assert found["rows"] == [words, "1: Think first", f"0: {label}"]
     assert found["legends"][0] == f"0: {label}"
+    assert found["sure"] == [[[0, 1], [0, 1]], [[0.55, 0.9], [0.5, 0.92]]]
+    assert "safe &lt;i&gt;: confidence is off by 0.026." in page and "0.920" in page

@@ -85,3 +85,8 @@ def test_without_plotly_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ImportError, match=r"pip install 'iapo_dspy\[report\]'"):
         page_html(small_page())
+
+
+def test_a_page_without_confidence_hides_its_section() -> None:
+    html = page_html(small_page())
+    assert re.search(r'<section id="confidence"[^>]* hidden>', html) and '<a href="#confidence" hidden>' in html
