@@ -80,7 +80,7 @@ def test_calls_are_as_right_and_as_dear_as_was_said(runs: Any) -> None:
     right, took, escalated = [], [], []
     with dspy.context(lm=server.lm("openai/small", seed=9)):
         for example in questions(40, start=500):
-            before = server.completions
+            before, requests = server.completions, len(server.bodies)
             prediction = program(**example.inputs(), preference="balanced")
             took.append(server.completions - before)
             escalated.append(any("large" in body["model"] for body in server.bodies[requests:]))
@@ -92,7 +92,5 @@ def test_calls_are_as_right_and_as_dear_as_was_said(runs: Any) -> None:
 
 def test_the_two_runs_agree_where_no_cascade_is_chosen(runs: Any) -> None:
     alone, both = runs[False][1], runs[True][1]
-    for name in ("quality", "thrifty"):
-        arm = both.solve(name)
-        if not arm.compound:
-            assert arm == alone.solve(name)
+    single = [p.name for p in PREFERENCES if not both.solve(p.name).compound]
+    assert single and all(both.solve(name) == alone.solve(name) for name in single)
