@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from iapo_dspy.bandit.compound.chosen import with_compounds
+from iapo_dspy.bandit.confidence.promise import with_promises
 from iapo_dspy.bandit.confirmation import ConfirmedGain, among_given, confirm, doubted, first_of
 from iapo_dspy.bandit.measurement import measured
 from iapo_dspy.bandit.outcome import Outcome
@@ -289,8 +290,10 @@ def _settled(
     kept, gains = plan.reserved if outcome.complete else 0, tuple[ConfirmedGain | None, ...]()
     if writing is not None and writing.prompts:
         kept, outcome, gains = _confirmed(plan, writing, outcome, kept, environment)
+    unsure = doubted(writing.prompts if writing else (), gains)
     if plan.settings.combines:
-        outcome = with_compounds(problem, outcome, left_out=doubted(writing.prompts if writing else (), gains))
+        outcome = with_compounds(problem, outcome, left_out=unsure)
+    outcome = with_promises(problem, outcome, left_out=unsure, compound=plan.settings.combines)
     pulls = plan.measuring(outcome, kept) if environment.verdict is None else plan.measuring(outcome, 0)
     if not len(pulls) and kept and environment.verdict is None:
         logger.warning(

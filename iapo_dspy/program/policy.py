@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from iapo_dspy.bandit.algorithms.port import Algorithm
 from iapo_dspy.bandit.compound.chosen import as_called, with_compounds
 from iapo_dspy.bandit.confidence.confidence_map import ConfidenceMap
+from iapo_dspy.bandit.confidence.promise import with_promises
 from iapo_dspy.bandit.costs.affine import AffineCosts
 from iapo_dspy.bandit.costs.charges import Charges
 from iapo_dspy.bandit.named import read_algorithm, saved_algorithm
@@ -139,13 +140,16 @@ class CompiledPolicy:
             charges.update(observations)
         return charges
 
-    def solve(self, preferences: Sequence[Preference], strategy: Strategy, *, apart: bool = False) -> Outcome:
+    def solve(
+        self, preferences: Sequence[Preference], strategy: Strategy, *, apart: bool = False, quiet: bool = True
+    ) -> Outcome:
         """Solve any preferences from the stored evidence, without LM calls.
 
         Args:
             preferences: The preferences.
             strategy: The strategy that the policy was compiled with.
             apart: Whether each of them gets the arm that it would get alone; see `with_stops`.
+            quiet: Whether promises that no arm is sure to keep go without a warning.
 
         Raises:
             ConfigurationError: One of them prices or caps something that was not measured.
@@ -156,7 +160,9 @@ class CompiledPolicy:
         outcome = self.algorithm.solve(problem, self.evidence)
         if self.stopping is not None:
             outcome = with_stops(problem, outcome, mode=self.stopping, apart=apart)
-        return with_compounds(problem, outcome) if self.compound else outcome
+        if self.compound:
+            outcome = with_compounds(problem, outcome)
+        return with_promises(problem, outcome, compound=self.compound, quiet=quiet)
 
     def problem(self, preferences: Sequence[Preference], strategy: Strategy) -> Problem:
         """Return the problem of any preferences over the stored prompts."""

@@ -75,7 +75,7 @@ class Solver:
         return Chosen(arm=arm, uses=most_of_prompts(arm, charges), calibration=calibration)
 
     def _solve(self, preference: Preference) -> tuple[Arm, ConfidenceMap | None]:
-        outcome = self.policy.solve([preference], self.strategy)
+        outcome = self.policy.solve([preference], self.strategy, quiet=False)
         arm = outcome.policy[0]
         evidence = int(outcome.evidence[0])
         if evidence < _THIN_EVIDENCE:

@@ -1,0 +1,326 @@
+"""Arms that keep a promised share of right answers, and abstain where they are not sure enough.
+
+A preference with `min_confidence` wants at least this share of the answers to be right. Its arm answers where its
+confidence reaches a level, goes on with a stronger stage where it may, and abstains at last. The level is chosen by
+fixed sequence testing (Angelopoulos et al., Learn then Test, arXiv 2110.01052): levels are tested one after the other,
+the most careful one first, and the last one before the first failure is taken. A level passes where a lower bound of
+the share of right answers reaches the promise. The bound has three parts: the queries are a sample; the level of the
+model's log odds is uncertain by as much as the run's estimates are; and the arm was chosen because it looked good, for
+which `OPTIMISM` is taken off the log odds. Of all arms that pass, the one with the largest utility is taken, where an
+abstention is worth as much as a call without a vote.
+
+Where no arm passes, the arm with the largest lower bound is taken, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from iapo_dspy.bandit.compound.chosen import as_called
+from iapo_dspy.bandit.compound.played import play
+from iapo_dspy.bandit.compound.sequences import Sequences
+from iapo_dspy.bandit.confidence.correction import log_odds, logistic
+from iapo_dspy.bandit.confidence.learning import MARGIN, curve, further_sequences, picks_best, rightness
+from iapo_dspy.bandit.costs.worst_path import keeps_caps
+from iapo_dspy.bandit.measurement import Bounds
+from iapo_dspy.bandit.outcome import Outcome, StoppedArm
+from iapo_dspy.bandit.problem import Problem
+from iapo_dspy.bandit.stops import as_drawn, call_prices
+from iapo_dspy.types import Arm, Escalation, FloatArray, Policy
+
+logger = logging.getLogger(__name__)
+
+OPTIMISM = 0.3  # log odds by which the answers of an arm that was chosen look better than they are
+DOUBT = 0.25  # standard deviation of that, in log odds
+Z = 1.645  # standard errors of a bound that holds in 95 % of runs
+LEVELS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.2)
+_LEAST = 0.1  # share of calls that a level must let answer, to be tested at all
+_PROMPTS = 3  # by reward, and as many by reward at a price of completions
+_FIRST = 1, 2, 4, 8  # N of first stages
+_LAST = 1, 2, 4, 8, 16, 32, 64  # N of last stages
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stage:
+    """One stage on all rows [S]: its reward, whether its answer is right, how sure it is, and its price."""
+
+    prompt: int
+    n: int
+    reward: FloatArray
+    right: FloatArray
+    sureness: FloatArray
+    price: float
+
+    def level(self, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the knots of its curve on some rows: how sure, and the probability there."""
+        found = curve(self.sureness[rows], self.right[rows])
+        return np.array(found.sureness), np.array(found.confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """An arm, the lower bound of its share of right answers, and its utility."""
+
+    arm: Arm
+    bound: float
+    utility: float
+    passes: bool
+
+
+def with_promises(
+    problem: Problem,
+    outcome: Outcome,
+    *,
+    left_out: Collection[int] = (),
+    compound: bool = True,
+    quiet: bool = False,
+) -> Outcome:
+    """Give every context that promises a share of right answers an arm that keeps it.
+
+    Nothing is drawn, and the same observations give the same arms. Runs without a model of their completions, and
+    strategies that cannot tell how sure an answer is, keep their arms: they cannot promise anything.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run, with all that comes before: stops, and compound arms.
+        left_out: Prompts that no stage asks.
+        compound: Whether calls may go on with a second stage.
+        quiet: Whether promises that no arm is sure to keep go without a warning.
+    """
+    promising = np.flatnonzero(problem.contexts.confidence > 0).tolist()
+    if not promising:
+        return outcome
+    arms = list(outcome.policy.arms)
+    calls = list(outcome.stops or (as_drawn(outcome, c, arm) for c, arm in enumerate(arms)))
+    for context in promising:
+        calls[context] = promised(problem, outcome, context, left_out=left_out, compound=compound, quiet=quiet)
+        arms[context] = calls[context].arm
+    return replace(outcome, policy=Policy(tuple(arms)), stops=tuple(calls))
+
+
+def promised(
+    problem: Problem,
+    outcome: Outcome,
+    context: int,
+    *,
+    left_out: Collection[int] = (),
+    compound: bool = True,
+    quiet: bool = False,
+) -> StoppedArm:
+    """Return the arm of a context that promises a share of right answers, with its expected calls.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run.
+        context: Which context; its `Contexts.confidence` is the promise.
+        left_out: Prompts that no stage asks.
+        compound: Whether calls may go on with a second stage.
+        quiet: Whether a promise that no arm is sure to keep goes without a warning.
+    """
+    tell = logging.DEBUG if quiet else logging.WARNING
+    promise, own = float(problem.contexts.confidence[context]), outcome.policy[context]
+    call = outcome.stops[context] if outcome.stops is not None else as_drawn(outcome, context, own)
+    prompts = _prompts(outcome, context, own, left_out)
+    found = list(_Search(problem, outcome, context, promise, prompts, own).candidates(compound)) if prompts else []
+    allowed = [c for c in found if _keeps_caps(outcome, context, c.arm)]
+    if not allowed:
+        logger.log(
+            tell,
+            "A preference promises %g of its answers right, and nothing is known of how sure answers are: its calls "
+            'answer in any case. Use the algorithm "auto", and a vote or Best-of-N.',
+            promise,
+        )
+        return call
+    kept = [c for c in allowed if c.passes]
+    if kept:
+        best = max(kept, key=lambda c: c.utility)
+    else:
+        best = max(allowed, key=lambda c: c.bound)
+        logger.log(
+            tell,
+            "No arm is sure to keep a promise of %g of the answers right: the best lower bound is %.3f. Calls answer "
+            "where they are as sure as they can be, and abstain elsewhere. More completions or more questions, a "
+            "stronger prompt, or min_confidence=%.2f would do.",
+            promise,
+            best.bound,
+            max(np.floor(best.bound * 100) / 100, 0.01),
+        )
+    if not best.arm.compound and not own.compound and (best.arm.prompt, best.arm.n) == (own.prompt, own.n):
+        return call  # it answers in any case, and may stop early
+    return as_called(problem, outcome, context, best.arm)
+
+
+def _prompts(outcome: Outcome, context: int, own: Arm, left_out: Collection[int]) -> list[int]:
+    """Return the prompts that stages may ask: the best ones by reward, and at a price of completions."""
+    reward, cost = outcome.reward[context], outcome.estimates.cost
+    known = np.isfinite(reward) & np.isfinite(cost)
+    known[list(left_out)] = False
+    if outcome.detail is None or not known.any():
+        return []
+    each = float(np.nanmedian(cost[:, 0][known[:, 0]])) if known[:, 0].any() else 0.0
+    spread = float(np.ptp(reward[known]))
+    ranked = dict.fromkeys(p for p in own.prompts if known[p].any())
+    for rate in (0.0, 0.1 * spread / each if each > 0 else 0.0):
+        best = np.where(known, reward - rate * cost, -np.inf).max(axis=1)
+        ranked |= dict.fromkeys(p for p in np.argsort(-best, kind="stable")[:_PROMPTS].tolist() if np.isfinite(best[p]))
+    return sorted(ranked)
+
+
+def _keeps_caps(outcome: Outcome, context: int, arm: Arm) -> bool:
+    return outcome.charges is None or keeps_caps(outcome.charges, context, arm)
+
+
+class _Search:
+    """Tests the levels of the arms of one context."""
+
+    def __init__(
+        self, problem: Problem, outcome: Outcome, context: int, promise: float, prompts: list[int], own: Arm
+    ) -> None:
+        self._problem, self._outcome, self._context = problem, outcome, context
+        self._promise = promise
+        self._own = own
+        self._margin: float | None = None
+        if picks_best(problem):
+            bounds = Bounds.of(problem.aggregator, outcome.observations, problem.contexts.weights[context])
+            self._margin = MARGIN * (bounds.high - bounds.low)
+        self._prices = call_prices(problem, outcome)
+        self._stages: dict[tuple[int, int], _Stage] = {}
+        self._of_prompt: dict[int, Sequences | None] = {}
+        self._prompts = prompts
+        # All prompts at once: rows of one query share what makes it hard.
+        self._sequences = _sequences(problem, outcome, context, prompts)
+
+    def candidates(self, compound: bool) -> Iterator[_Candidate]:
+        """Yield the arms that pass, or come nearest to it: one for each prompt and N, and pair of them."""
+        if self._sequences is None:
+            return
+        scales = [n for n in _LAST if n <= self._problem.max_n]
+        lasts = [self._stage(p, n) for p in self._prompts for n in scales]
+        for last in lasts:
+            yield from self._tested([last])
+        if not compound:
+            return
+        strong = {
+            max((s for s in lasts if s.prompt == p), key=lambda s: float(s.right.mean())).n for p in self._prompts
+        }
+        for first in lasts:
+            for last in lasts:
+                if first.prompt != last.prompt and first.n in _FIRST and last.n in strong and first.price <= last.price:
+                    yield from self._tested([first, last])
+
+    def _stage(self, prompt: int, n: int) -> _Stage:
+        assert self._sequences is not None
+        arm = Arm(prompt, n)
+        played = play(arm, self._sequences)
+        fixed, each = self._prices.fixed[self._context, prompt], self._prices.each[self._context, prompt]
+        return _Stage(
+            prompt=prompt,
+            n=n,
+            reward=played.reward,
+            right=rightness(arm, played, self._sequences, self._margin),
+            sureness=played.sureness,
+            price=float(fixed + n * each),
+        )
+
+    def _tested(self, stages: list[_Stage]) -> Iterator[_Candidate]:
+        """Test the levels of one arm, the most careful one first; yield the last that passes, and the surest one."""
+        passing: _Candidate | None = None
+        surest: _Candidate | None = None
+        for level in (*LEVELS, 0.0):
+            tested = self._at(stages, level)
+            if tested is None:
+                continue
+            if surest is None or tested.bound > surest.bound:
+                surest = tested
+            if not tested.passes:
+                break
+            passing = tested
+        found = passing or surest
+        if found is not None:
+            yield found
+
+    def _at(self, stages: list[_Stage], level: float) -> _Candidate | None:
+        """Return an arm whose stages answer where their confidence reaches a level; None where hardly any would."""
+        size = len(stages[0].right)
+        going, below = np.ones(size, dtype=bool), list[float]()
+        answers, p, reward, price = np.zeros(size, dtype=bool), np.zeros(size), np.full(size, self._nothing()), 0.0
+        for stage in stages:
+            if not going.any():
+                return None
+            x, y = stage.level(going)
+            reaches = y >= level
+            least = float(x[reaches][0]) if reaches.any() else np.inf
+            if reaches.any() and not reaches[0]:  # between the two knots, where the line reaches the level
+                i = int(np.argmax(reaches))
+                rise = y[i] - y[i - 1]
+                least = float(x[i] - (y[i] - level) / rise * (x[i] - x[i - 1])) if rise > 0 else least
+            mine = going & (stage.sureness >= least - 1e-9)
+            answers |= mine
+            p[mine] = np.interp(stage.sureness[mine], x, y)
+            reward[mine] = stage.reward[mine]
+            price += float(going.mean()) * stage.price
+            going = going & ~mine
+            if not np.isfinite(least):
+                least = float(x[-1]) + 1e-6
+            below.append(round(least, 6))
+        share = float(answers.mean())
+        if share < _LEAST:
+            return None
+        bound = self._bound(stages, p[answers], share)
+        utility = float(reward.mean()) - price
+        return _Candidate(
+            arm=_arm(stages, below, always=level <= 0.0), bound=bound, utility=utility, passes=bound >= self._promise
+        )
+
+    def _nothing(self) -> float:
+        """Return the reward of a call without an answer."""
+        assert self._sequences is not None
+        shape = 1, 1, self._sequences.score.shape[3]
+        weights = self._sequences.weights[None]
+        found = self._sequences.aggregator.reward(np.full((1, 1), -1), np.full(shape, np.nan), weights)
+        return float(found[0, 0])
+
+    def _bound(self, stages: list[_Stage], p: FloatArray, share: float) -> float:
+        """Return the lower bound of the share of right answers, of calls with these probabilities [S']."""
+        assert self._sequences is not None
+        expected = logistic(log_odds(p) - OPTIMISM)
+        mean, spread = float(expected.mean()), expected * (1.0 - expected)
+        # Each query counts as a single call: what was drawn of it tells hardly more.
+        queries = self._sequences.n_queries * share
+        sampling = float(np.maximum(spread.mean(), mean * (1.0 - mean))) / queries
+        doubt = max(self._doubt(stage) for stage in stages) * float(spread.mean())
+        return mean - Z * float(np.sqrt(sampling + doubt**2))
+
+    def _doubt(self, stage: _Stage) -> float:
+        """Return the standard deviation of the level of a stage's log odds."""
+        error, most = self._outcome.estimates.standard_error, self._problem.max_n
+        if error is None or self._margin is not None:  # the error is one of scores
+            return DOUBT
+        scale = max(float(self._problem.contexts.weights[self._context].sum()), 1e-12)
+        known = float(error[self._context, stage.prompt, min(stage.n, most) - 1]) / scale
+        mean = float(np.clip(stage.right.mean(), 0.02, 0.98))
+        return float(np.hypot(DOUBT, known / (mean * (1.0 - mean)))) if np.isfinite(known) else DOUBT
+
+
+def _arm(stages: list[_Stage], below: list[float], *, always: bool) -> Arm:
+    """Return the arm of these stages, which abstains after the last one, or answers always."""
+    arm: Arm | None = None
+    for stage, least in zip(reversed(stages), reversed(below), strict=True):
+        then = None if always and arm is None else Escalation(below=least, arm=arm)
+        arm = Arm(stage.prompt, stage.n, then=then)
+    assert arm is not None
+    return arm
+
+
+def _sequences(problem: Problem, outcome: Outcome, context: int, prompts: list[int]) -> Sequences | None:
+    """Return rows with as many completions of each prompt as the largest stage draws."""
+    most = max(n for n in _LAST if n <= problem.max_n)
+    first, *others = prompts
+    then = None
+    for prompt in reversed(others):
+        then = Escalation(below=0.0, arm=Arm(prompt, most, then=then))
+    return further_sequences(problem, outcome, context, Arm(first, most, then=then))
