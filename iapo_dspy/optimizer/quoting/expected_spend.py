@@ -16,9 +16,10 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.optimizer.fingerprint import older_of, prompt_ids
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import Takes, completions_for
+from iapo_dspy.optimizer.quoting.rewriting_calls import RewritesMade
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, calls_of, is_direct
 from iapo_dspy.optimizer.quoting.writers import Writers
-from iapo_dspy.sampling.ledger.reading import contents_of
+from iapo_dspy.sampling.ledger.reading import LedgerContents, contents_of
 from iapo_dspy.sampling.ledger.records import CompletionRecord, ScoreRecord, SpentRecord
 from iapo_dspy.sampling.lm.params import supports_n
 from iapo_dspy.sampling.spending.budget import Spent
@@ -127,7 +128,8 @@ def expect(
         aside = writers.takes if writers is not None else None
         plan = plan.of(max(completions_for(plan, lengths.takes, aside), plan.least))
     quality = ledger.quality(plan) if ledger is not None else None
-    guesses = [_Guess(plan, lengths, quality, seed, writers) for seed in range(_RUNS)]
+    known = ledger.contents if ledger is not None else None
+    guesses = [_Guess(plan, lengths, quality, seed, writers, RewritesMade(plan, known)) for seed in range(_RUNS)]
     for guess in guesses:
         guess.measure_the_student()
         outcome = drive(plan.start(), guess, more=guess.write)
@@ -194,12 +196,16 @@ class _Ledger:
         scores: Key of a completion -> its scores.
         spent: The spend as a whole.
         prompt_of: Name of each prompt in it.
+        contents: All of it.
+        rewriting: What a rewrite of a query takes for each prompt, in the order of `_TAKEN` [P, R].
     """
 
     records: Sequence[CompletionRecord]
     scores: Mapping[str, Sequence[float]]
     spent: Spent
     prompt_of: Sequence[str]
+    contents: LedgerContents
+    rewriting: FloatArray
 
     @classmethod
     def of(cls, log_dir: Path, plan: Plan) -> _Ledger | None:
@@ -225,7 +231,15 @@ class _Ledger:
             if isinstance(learnt, Calibrates):
                 scores = {key: learnt.place(row) for key, row in scores.items()} if learnt.calibrated else {}
         prompt_of = [id_of(i) for i in range(len(plan.prompts))]
-        return cls(records=records, scores=scores, spent=spent, prompt_of=prompt_of)
+        rewrites = RewritesMade(plan, contents)
+        return cls(
+            records=records,
+            scores=scores,
+            spent=spent,
+            prompt_of=prompt_of,
+            contents=contents,
+            rewriting=np.stack([rewrites.of_query(i) for i in range(len(plan.prompts))]),
+        )
 
     def quality(self, plan: Plan) -> FloatArray:
         """Return how many scores each prompt has, and their mean as a share of the objectives' bounds [P, 2]."""
@@ -265,7 +279,11 @@ class _Ledger:
         if any(r.usage.usd is None for r in self.records):
             usd = np.full(len(mine), np.nan), np.full(len(mine), np.nan)
         prompt, none = once("shared_tokens"), np.zeros(len(mine))
-        each = np.full(len(mine), asked), mean("prompt_tokens") - mean("shared_tokens"), mean("completion_tokens")
+        rewritten = self.rewriting[:, 0] > 0  # each pull has the whole of a rewrite, which a run pays for once a query
+        written = mean("completion_tokens") - rewritten * mean("shared_completion_tokens")
+        prompt = np.where(rewritten, np.maximum(prompt - self.rewriting[:, 1], 0.0), prompt)
+        usd = np.where(rewritten, np.maximum(usd[0] - np.nan_to_num(self.rewriting[:, _USD]), 0.0), usd[0]), usd[1]
+        each = np.full(len(mine), asked), mean("prompt_tokens") - mean("shared_tokens"), written
         return _Lengths(
             once=np.stack([none, prompt, none, usd[0]], axis=1),
             each=np.stack([*each, usd[1]], axis=1),
@@ -281,9 +299,16 @@ class _Guess:
     """
 
     def __init__(
-        self, plan: Plan, lengths: _Lengths, quality: FloatArray | None, seed: int, writers: Writers | None = None
+        self,
+        plan: Plan,
+        lengths: _Lengths,
+        quality: FloatArray | None,
+        seed: int,
+        writers: Writers | None,
+        rewrites: RewritesMade,
     ) -> None:
         self._plan = plan
+        self._rewrites = rewrites
         self._lengths = lengths
         self._writers = writers
         self._problem = plan.problem
@@ -353,8 +378,10 @@ class _Guess:
             fits &= total[:, 2] + total[:, 3] <= budget.tokens
         if budget.usd is not None:
             fits &= ~(total[:, 1 + _USD] > budget.usd)  # NaN: the price is not known
+        made = pulls.take(np.flatnonzero(fits))
         self.taken = self.taken + takes[fits].sum(axis=0)
-        return pulls.take(np.flatnonzero(fits))
+        self.taken[1:] += self._rewrites.take(made)
+        return made
 
     def _answers(self, pulls: Pulls) -> tuple[IntArray, FloatArray]:
         """Label [S] and score [S, K] of completions that are as good as their prompt and their query."""

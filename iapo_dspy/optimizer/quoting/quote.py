@@ -15,6 +15,7 @@ from iapo_dspy.optimizer.fingerprint import facts_of, older_of, prompt_ids, serv
 from iapo_dspy.optimizer.plan import Plan
 from iapo_dspy.optimizer.quoting.affordable import first_pulls, most_pulls, shown_budget
 from iapo_dspy.optimizer.quoting.expected_spend import Expected, expect
+from iapo_dspy.optimizer.quoting.rewriting_calls import RewritingBounds, longest_rewrite
 from iapo_dspy.optimizer.quoting.structure import DryRunFailed, LMCall, calls_of, is_direct
 from iapo_dspy.optimizer.quoting.writers import Writers, writers_of
 from iapo_dspy.optimizer.writing.earlier import with_earlier
@@ -232,7 +233,7 @@ class _Bounds:
     """The most that a run can take; None for a number that nothing limits."""
 
     requests: int
-    prompt_tokens: int
+    prompt_tokens: int | None
     completion_tokens: int | None
     usd: float | None
 
@@ -246,8 +247,9 @@ class _Bounds:
         total = plan.completions or 0
         longest = _longest([*plan.examples, *plan.held_out])
         calls = [calls_of(plan, prompt, longest) for prompt in plan.prompts.shown]
-        requests = _requests(plan, total, calls)
-        prompts = [sum(_most_tokens(some)) for some in calls]
+        requests, rewriting = _requests(plan, total, calls), RewritingBounds.of(plan)
+        added = [longest_rewrite(prompt.rewriter) for prompt in plan.prompts.shown]
+        prompts = [sum(_most_tokens(some)) + len(some) * (more or 0) for some, more in zip(calls, added, strict=True)]
         limits = [[call.limit for call in some] for some in calls]
         written = None
         if all(limit is not None for some in limits for limit in some):
@@ -255,12 +257,17 @@ class _Bounds:
         read = requests * max(prompts) if is_direct(plan) else total * max(prompts)
         if is_direct(plan) and most_pulls(plan) is not None:
             read = min(read, _spread_evenly(plan, requests, prompts, longest))
+        usd = _usd(plan, calls, prompts, requests, read, written)
         return cls(
-            requests=requests,
-            prompt_tokens=read,
-            completion_tokens=written,
-            usd=_usd(plan, calls, prompts, requests, read, written),
+            requests=requests + rewriting.requests,
+            prompt_tokens=None if None in added else read + rewriting.prompt_tokens,
+            completion_tokens=_both(written, rewriting.completion_tokens),
+            usd=_both(usd, rewriting.usd),
         )
+
+
+def _both(one: Number | None, other: Number | None) -> Number | None:
+    return None if one is None or other is None else one + other
 
 
 def _longest(examples: Sequence[dspy.Example]) -> dspy.Example:

@@ -316,3 +316,33 @@ def test_results_compare_a_rewriter_with_the_query_as_it_is(program: CompiledPro
     assert program.detailed_results.to_dict()["rewriters"][0]["name"] == "clear"
     program.save(tmp_path / "p.json")
     assert iapo_dspy.load(tmp_path / "p.json").detailed_results.rewriters == (found,)
+
+
+# -- the quote
+
+
+def test_a_quote_bounds_and_foresees_the_rewrites(server: Loopback, helping: Loopback, tmp_path: Path) -> None:
+    prices = {"openai/fake": (1.0, 2.0), "openai/rewriter": (3.0, 4.0)}
+    cost = Cost(completion_tokens=1, usd_per_million=prices)
+    with dspy.context(lm=server.lm(max_tokens=20)):
+        lm = helping.lm("openai/rewriter", max_tokens=30)
+        given: dict[str, Any] = {"cost_unit": cost, "log_dir": tmp_path, "budget": 120}
+        with_it = optimizer(rewriters=[Rewriter(lm)], **given)
+        two = optimizer(**given, candidates=[PLAIN, CLEAR])
+        plain = two.quote(student(), trainset=questions(20), output_tokens=8)
+        quote = with_it.quote(student(), trainset=questions(20), output_tokens=8)
+        assert helping.requests == 0
+        assert quote.completion_tokens == (plain.completion_tokens or 0) + 20 * 30
+        assert quote.expected is not None and plain.expected is not None
+        assert quote.expected.requests - plain.expected.requests == pytest.approx(20, abs=8)
+        spent = with_it.compile(student(), trainset=questions(20)).detailed_results.spent
+        assert quote.requests is not None and spent.requests <= quote.requests
+        assert quote.prompt_tokens is not None and spent.prompt_tokens <= quote.prompt_tokens
+        assert spent.completion_tokens <= quote.completion_tokens
+        assert quote.usd is not None and spent.usd <= quote.usd
+        again = with_it.quote(student(), trainset=questions(20)).expected
+        assert again is not None
+        assert again.completion_tokens == pytest.approx(spent.completion_tokens, rel=0.25)
+        assert again.prompt_tokens == pytest.approx(spent.prompt_tokens, rel=0.35)
+        without = optimizer(rewriters=[rewriter(helping)], budget=120).quote(student(), trainset=questions(20))
+        assert without.prompt_tokens is None and without.completion_tokens is None  # its LM has no max_tokens
