@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 import litellm  # noqa: F401 - imported once, by the fork server
 
-from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, Execution, MajorityVote, Objective, Preference, metered
+from iapo_dspy import IAPO, BatchAPI, BestOfN, Budget, Execution, MajorityVote, Objective, Preference, Rewriter, metered
 from iapo_dspy.recordings import save
 from tests.support.states import state_of
 from tests.support.worlds import INSTRUCTIONS, exact, questions
@@ -98,6 +98,25 @@ def judge_once(kind: str, lm: Mapping[str, Any], log_dir: str) -> None:
             execution=Execution(progress=False),
         )
         optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
+
+
+def rewrite_once(lm: Mapping[str, Any], rewriter: Mapping[str, Any], log_dir: str, result: str) -> None:
+    """Compile with a rewriter, and write the policy's saved state to a file."""
+    with dspy.context(lm=dspy.LM("openai/fake", **lm)):
+        optimizer = IAPO(
+            metric=exact,
+            strategy=MajorityVote("answer"),
+            preferences=PREFERENCES[:1],
+            max_n=4,
+            budget=200,
+            candidates=INSTRUCTIONS[:1],
+            rewriters=[Rewriter(dspy.LM("openai/rewriter", **rewriter))],
+            num_threads=THREADS,
+            log_dir=log_dir,
+            execution=Execution(progress=False),
+        )
+        program = optimizer.compile(dspy.Predict("question -> answer"), trainset=questions(30))
+    Path(result).write_text(json.dumps(state_of(program)))
 
 
 class Victim:

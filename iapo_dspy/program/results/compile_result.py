@@ -115,7 +115,10 @@ class CompileResult:
 
     @functools.cached_property
     def candidate_programs(self) -> tuple[dspy.Module, ...]:
-        """One program per prompt, in order. Calls of them use the prompt's adapter; calls of copies do not."""
+        """One program per prompt, in order. Calls of them use the prompt's adapter; calls of copies do not.
+
+        They get queries as they are, also where the prompt has a rewriter.
+        """
         return self.programs()
 
     @property
