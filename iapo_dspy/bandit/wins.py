@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from iapo_dspy.bandit.cells import Cells
+from iapo_dspy.bandit.compound.played import play
+from iapo_dspy.bandit.compound.sequences import drawn_sequences
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.types import Arm, FloatArray, Observations
@@ -24,7 +26,7 @@ class WinRate:
         interval: Its 95 % interval, by query; None with fewer than two queries.
         wins: Share of answers with a score above 0.5.
         ties: Share of answers with a score of 0.5.
-        losses: The rest: failed calls are among them.
+        losses: The rest: calls that failed or abstained are among them.
         queries: Queries behind them: those on which a whole call of the arm was drawn.
         measured: Whether they were drawn after the choice. Those that the arm was chosen by make it look too good.
     """
@@ -41,9 +43,9 @@ class WinRate:
 def win_rates(
     problem: Problem, arms: Sequence[Arm], column: int, drawn: Sequence[Observations], after: Observations | None
 ) -> tuple[WinRate | None, ...]:
-    """Estimate the win rate of each context's arm [C].
+    """Estimate the win rate of each context's arm [C], cascades and mixtures included.
 
-    Calls are played without their stops, on the first completions of each query.
+    Calls are played on the first completions of each query.
 
     Args:
         problem: The problem.
@@ -53,44 +55,38 @@ def win_rates(
         after: What was drawn after the choice; None for nothing.
 
     Returns:
-        None for an arm of several prompts or stages, for a context that does not weigh the column, and where no whole
-        call was drawn.
+        None for a context that does not weigh the column, and where no whole call was drawn.
     """
-    sources = [([after], True)] if after is not None and len(after.pulls) else []
+    k = problem.contexts.n_objectives
+    sources = [(Cells.of([after] if after is not None else [], problem.n_prompts, k), True)]
+    sources += [(Cells.of(drawn, problem.n_prompts, k), False)]
     found: list[WinRate | None] = []
-    for context, arm in enumerate(arms):
-        weights = problem.contexts.weights[context]
-        rate = None
-        for observations, measured in [*sources, (list(drawn), False)]:
-            if rate is None and not arm.compound and weights[column] > 0 and observations:
-                rate = _win_rate(problem, arm, column, weights, observations, measured)
-        found.append(rate)
+    for arm, weights in zip(arms, problem.contexts.weights, strict=True):
+        played = (_win_rate(problem, arm, column, weights, *source) for source in sources if weights[column] > 0)
+        found.append(next((rate for rate in played if rate is not None), None))
     return tuple(found)
 
 
 def _win_rate(
-    problem: Problem, arm: Arm, column: int, weights: FloatArray, observations: Sequence[Observations], measured: bool
+    problem: Problem, arm: Arm, column: int, weights: FloatArray, cells: Cells, measured: bool
 ) -> WinRate | None:
-    cells = Cells.of(observations, problem.n_prompts, problem.contexts.n_objectives)
-    whole = np.flatnonzero((cells.prompt == arm.prompt) & (cells.size >= arm.n))
-    if not len(whole):
+    calls = drawn_sequences(cells, arm, problem.aggregator, weights)
+    if not len(calls):
         return None
-    first = cells.start[whole, None] + np.arange(arm.n)
-    label, score = cells.label[first], cells.score[first]
+    own = calls.score[..., column]
 
     def reward(moved: FloatArray) -> FloatArray:
-        changed = score.copy()
-        changed[:, :, column] += _STEP * moved
-        return np.asarray(problem.aggregator.reward(label, changed, weights[None])[0])
+        score = calls.score.copy()
+        score[..., column] += _STEP * moved
+        return play(arm, replace(calls, score=score)).reward
 
     def of_answer(values: FloatArray) -> FloatArray:
-        """Return the values [S, n] of the completions that the answers [S] are: the reward moves as they do."""
+        """Return the values of the completions that are the answers [S]: rewards move as the answers' scores do."""
         moved = (reward(np.nan_to_num(values)) - still) / (_STEP * weights[column])
         return np.asarray(np.clip(np.round(moved, 6), 0.0, 1.0))
 
-    own = score[:, :, column]
     still = reward(np.zeros_like(own))
-    value, wins, ties = of_answer(own), of_answer(own > 0.5), of_answer(own == 0.5)
+    value, wins, ties = map(of_answer, (own, np.where(own > 0.5, 1.0, 0.0), np.where(own == 0.5, 1.0, 0.0)))
     queries, mean = len(value), float(value.mean())
     bounds = Bounds(low=0.0, high=1.0, spread=_spread(own))
     interval = None

@@ -10,7 +10,7 @@ from iapo_dspy.bandit.aggregators.maximum import BestOfNAggregator
 from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.wins import WinRate, win_rates
-from iapo_dspy.types import Arm, Contexts, Escalation, Observations, Pulls
+from iapo_dspy.types import Arm, Contexts, Escalation, Observations, Pulls, Stop
 
 NAN = math.nan
 
@@ -85,11 +85,27 @@ def test_where_nothing_was_drawn_after_the_choice_it_is_said() -> None:
     assert found.interval[0] < 0.8 and found.interval[1] == 1.0
 
 
-def test_no_rate_without_a_whole_call_and_for_arms_of_several_stages() -> None:
-    calls = [[(0, [1.0])]] * 3
-    assert rates(MajorityVoteAggregator(), [1.0], Arm(0, 2), calls) is None
-    cascade = Arm(0, 1, then=Escalation(below=0.5, arm=None, weight=0))
-    assert rates(MajorityVoteAggregator(), [1.0], cascade, calls) is None
+def test_no_rate_without_a_whole_call() -> None:
+    assert rates(MajorityVoteAggregator(), [1.0], Arm(0, 2), [[(0, [1.0])]] * 3) is None
+
+
+def test_a_cascade_counts_the_answer_of_the_stage_that_ends_and_an_abstention_is_no_win() -> None:
+    sure = [(7, [1.0]), (7, [1.0]), (8, [0.0]), (8, [0.0])]
+    unsure = [(7, [1.0]), (8, [0.0]), (9, [0.5]), (9, [0.5])]
+    twice = Arm(0, 2, then=Escalation(below=0.9, arm=Arm(0, 2), weight=0))
+    found = rates(MajorityVoteAggregator(), [1.0], twice, [sure, unsure])
+    assert found is not None and (found.rate, found.wins, found.ties) == pytest.approx((0.75, 0.5, 0.5))
+    abstaining = Arm(0, 2, then=Escalation(below=0.9, arm=None, weight=0))
+    found = rates(MajorityVoteAggregator(), [1.0], abstaining, [sure, unsure])
+    assert found is not None and (found.rate, found.wins, found.losses) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_call_that_stops_early_is_played_with_its_stop() -> None:
+    # the first of three has the threshold already, so that the better one that comes later is never drawn
+    call = [(0, [0.75]), (0, [1.0]), (0, [1.0])]
+    stopped = Arm(0, 3, Stop(waves=(1, 3), threshold=0.7))
+    found = rates(BestOfNAggregator(floors=(0.0,)), [1.0], stopped, [call] * 2)
+    assert found is not None and found.rate == pytest.approx(0.75)
 
 
 def test_one_query_gives_no_interval() -> None:
