@@ -196,7 +196,7 @@ def _deceptive(found: Deceptive, policy: Sequence[PreferenceResult], labels: Seq
 def _won(row: PreferenceResult, name: str, found: WinRate) -> str:
     measured = "" if found.measured else ", by which the arm was chosen"
     return (
-        f"{row.preference.name or 'ad hoc'}: against the baseline, {name} is {found.rate:.3f}"
+        f"{row.preference.name or 'ad hoc'}: the win rate against the baseline ({name}) is {found.rate:.3f}"
         f"{shown_interval(found.interval)}: {found.wins:.0%} won, {found.ties:.0%} tied, {found.losses:.0%} "
         f"lost on {found.queries} question{'s' * (found.queries > 1)}{measured}."
     )
