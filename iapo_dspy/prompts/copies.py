@@ -66,7 +66,10 @@ def _without_lm_in_state(cls: Any) -> Any:
         return cls
 
     def dump_state(self: Any, json_mode: bool = True) -> dict[str, Any]:
-        return {**cls.dump_state(self, json_mode=json_mode), "lm": None}
+        thin = copy.copy(self)
+        thin.lm = None  # an LM may hold what cannot be saved, such as an engine of the user's own
+        state: dict[str, Any] = cls.dump_state(thin, json_mode=json_mode)
+        return state
 
     def load_state(self: Any, state: dict[str, Any], **settings: Any) -> Any:
         lm = self.lm
@@ -96,9 +99,12 @@ def _revive(cls: type, state: Mapping[str, Any]) -> Any:
 
 def program_state(program: dspy.Module) -> dict[str, Any]:
     """Return instructions, demos, config and the like of every predictor as JSON data, without any LM."""
-    return {
-        name: {**p.dump_state(), "config": _json_only(p.config), "lm": None} for name, p in program.named_predictors()
-    }
+    found = {}
+    for name, predictor in program.named_predictors():
+        thin = copy.copy(predictor)
+        thin.lm = None  # it may hold what cannot be saved, such as an engine of the user's own
+        found[name] = {**thin.dump_state(), "config": _json_only(predictor.config), "lm": None}
+    return found
 
 
 def _json_only(config: Mapping[str, Any]) -> dict[str, Any]:
