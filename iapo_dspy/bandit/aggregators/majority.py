@@ -19,6 +19,8 @@ from iapo_dspy.bandit.stopping.rules import exact_waves
 from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.types import FloatArray, IntArray, Stop
 
+_FEW = 128  # answers that need no numbers of their own in each pull
+
 ArrayT = TypeVar("ArrayT", IntArray, FloatArray)
 
 
@@ -139,7 +141,8 @@ def too_few_agree(below: float, n: int) -> str:
 
 def _votes(label: IntArray, voted: NDArray[np.bool_]) -> tuple[IntArray, IntArray]:
     """Return the votes for each answer of each pull [A, G], and the position there of each vote, pull after pull."""
-    answer = dense_answers(label, voted)
+    few = label.max(initial=-1) < _FEW
+    answer = np.where(voted, label, -1) if few else dense_answers(label, voted)
     n_answers, pulls = max(int(answer.max(initial=-1)) + 1, 1), len(label)
     flat = (answer * pulls + np.arange(pulls)[:, None])[voted]
     return np.bincount(flat, minlength=n_answers * pulls).reshape(n_answers, pulls), flat

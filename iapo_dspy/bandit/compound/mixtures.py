@@ -26,7 +26,7 @@ FOLDS = 5
 MOST = 3  # prompts of a mixture
 _UNITS = 4  # a call's completions move between prompts in so many equal parts
 _MOVES = 6  # at most
-_AT_ONCE = 1 << 17  # completions on which a mixture is valued, about: its queries matter more than their rows
+_AT_ONCE = 1 << 16  # completions on which a mixture is valued, about: its queries matter more than their rows
 
 Counts = tuple[int, ...]
 """Completions of each prompt of the sequences [Q]."""

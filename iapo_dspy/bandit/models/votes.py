@@ -288,6 +288,7 @@ class VoteModel:
         luck = rng.normal(size=(len(query), names))
         shape = len(prompts), len(query), n
         label, value = np.empty(shape, dtype=np.int64), np.empty(shape)
+        fresh = np.full(len(query), names)  # the next answer of each row that nobody has given
         for i, p in enumerate(prompts.tolist()):
             share = self.top_share[p]
             agree = np.minimum(share / (2.0 - share) / (1.0 - silent[p]) ** 2, 1.0)
@@ -311,8 +312,10 @@ class VoteModel:
             named = np.take_along_axis(order, np.minimum(rank, _RANKS - 1), axis=1)
             named = np.where(right, self.best[query, None], np.where(rare, names, named))
             value[i] = credit[query[:, None], named]
-            unique = names + i * n + np.arange(n)
-            label[i] = np.where(mute, -1, np.where(rare & ~right, unique, named))
+            rare &= ~right & ~mute
+            number = np.cumsum(rare, axis=1) + fresh[:, None]
+            label[i] = np.where(mute, -1, np.where(rare, number - 1, named))
+            fresh = number[:, -1]
         return Simulated(label, value)
 
     def _silent(self, own: IntArray) -> FloatArray:
