@@ -12,14 +12,13 @@ floor of any method; and the mean confidence minus the share of right answers.
 
 The second table has promises (`min_confidence`): how often a run said that the promise is sure to be kept; in how many
 of these runs the share of right answers among the answered calls reaches it, on the law of all queries and on held-out
-ones; and the share of abstentions as estimated and true. The runs that gave a warning come behind it.
+ones; and the share of abstentions as estimated and true. The runs that were not sure come behind it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +103,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     asked = parser.parse_args()
-    logging.getLogger("iapo_dspy").setLevel(logging.ERROR)
     first: list[dict[str, object]] = []
     second: list[dict[str, object]] = []
     for environment in asked.environments:
@@ -154,36 +152,14 @@ def kept_by(
     """Return whether a run was sure, the shares of right answers on all and on held-out queries, and abstentions."""
     contexts = replace(problem.contexts, confidence=np.array([promise] + [0.0] * (len(problem.contexts) - 1)))
     problem = replace(problem, contexts=contexts)
-    with warnings_of("iapo_dspy.bandit.confidence.promise") as said:
-        found = with_promises(problem, outcome)
+    found = with_promises(problem, outcome)
     assert found.stops is not None
     call, shares = found.stops[0], list[float]()
     for queries in (np.arange(law.n_queries), instance.test_queries):
         _, right, answered = law.calls(call.arm, queries, margin)
         shares += [float(right @ answered / answered.sum()) if answered.any() else 1.0, float(1.0 - answered.mean())]
-    return float(not said), shares[0], shares[2], call.abstains, shares[1]
-
-
-class warnings_of(logging.Handler):  # noqa: N801 - a context manager
-    """Collects the warnings of a logger."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(logging.WARNING)
-        self._logger = logging.getLogger(name)
-        self._said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning."""
-        self._said.append(record.getMessage())
-
-    def __enter__(self) -> list[str]:
-        self._logger.setLevel(logging.WARNING)
-        self._logger.propagate = False
-        self._logger.addHandler(self)
-        return self._said
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.removeHandler(self)
+    promised = found.promises[0]
+    return float(promised is not None and promised.kept), shares[0], shares[2], call.abstains, shares[1]
 
 
 def summary(numbers: FloatArray, promise: float) -> dict[str, str]:

@@ -144,6 +144,43 @@ class Reliability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Promise:
+    """A promised share of right answers, and the share that a context's arm is sure of.
+
+    Attributes:
+        share: The promise, in (0, 1).
+        bound: Lower bound of the share of right answers among the calls that answer; NaN where nothing is known of how
+            sure answers are.
+    """
+
+    share: float
+    bound: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the arm is sure to keep the promise."""
+        return self.bound >= self.share
+
+    @property
+    def in_words(self) -> str:
+        """Why the promise may not be kept, and what to do; for one that is kept, by how much."""
+        asked = f"the promise of {self.share:g} of the answers right"
+        if self.kept:
+            return f"{asked} is kept: the lower bound is {self.bound:.3f}"
+        if np.isnan(self.bound):
+            return (
+                f"{asked} cannot be kept: nothing is known of how sure answers are, so calls answer in any case. Use "
+                'the algorithm "auto", and a vote or Best-of-N'
+            )
+        less = max(np.floor(self.bound * 100.0) / 100.0, 0.01)
+        return (
+            f"no arm is sure to keep {asked}: the best lower bound is {self.bound:.3f}. Calls answer where they are as "
+            "sure as they can be, and abstain elsewhere. More completions, more questions, a stronger prompt, or "
+            f"min_confidence={less:.2f} would do"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The findings of a run.
 
@@ -166,6 +203,7 @@ class Outcome:
         considered: The compound arms that each context was offered [C]; none where nothing but single prompts was
             looked at.
         reliability: How well the confidence of the contexts' calls agrees with real ones [C]; none where unknown.
+        promises: The promised shares of right answers [C], None of contexts without; none where nobody promises any.
         prompts: Which of the problem's prompts the P axis stands for, in policy, estimates and observations alike;
             `None`: all of them. `coordinate` looks at some prompts of a set that is too large to look at.
     """
@@ -185,6 +223,7 @@ class Outcome:
     measuring: Observations | None = None
     considered: tuple[tuple[Considered, ...], ...] = ()
     reliability: tuple[Reliability | None, ...] = ()
+    promises: tuple[Promise | None, ...] = ()
     prompts: IntArray | None = None
 
     @property

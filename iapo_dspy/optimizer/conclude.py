@@ -144,6 +144,9 @@ def _warn(found: Findings) -> None:
         logger.warning("%s", found.failures)
     if found.failures.remark is not None:
         logger.warning("%s", found.failures.remark)
+    for preference, promise in zip(plan.settings.preferences, outcome.promises, strict=False):
+        if promise is not None and not promise.kept:
+            logger.warning("%s: %s.", preference, promise.in_words)
     if outcome.charges is not None:
         for preference, arms in zip(plan.settings.preferences, outcome.charges.keeps(), strict=True):
             if not arms.any():

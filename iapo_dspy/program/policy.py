@@ -140,16 +140,13 @@ class CompiledPolicy:
             charges.update(observations)
         return charges
 
-    def solve(
-        self, preferences: Sequence[Preference], strategy: Strategy, *, apart: bool = False, quiet: bool = True
-    ) -> Outcome:
+    def solve(self, preferences: Sequence[Preference], strategy: Strategy, *, apart: bool = False) -> Outcome:
         """Solve any preferences from the stored evidence, without LM calls.
 
         Args:
             preferences: The preferences.
             strategy: The strategy that the policy was compiled with.
             apart: Whether each of them gets the arm that it would get alone; see `with_stops`.
-            quiet: Whether promises that no arm is sure to keep go without a warning.
 
         Raises:
             ConfigurationError: One of them prices or caps something that was not measured.
@@ -162,7 +159,7 @@ class CompiledPolicy:
             outcome = with_stops(problem, outcome, mode=self.stopping, apart=apart)
         if self.compound:
             outcome = with_compounds(problem, outcome)
-        return with_promises(problem, outcome, compound=self.compound, quiet=quiet)
+        return with_promises(problem, outcome, compound=self.compound)
 
     def problem(self, preferences: Sequence[Preference], strategy: Strategy) -> Problem:
         """Return the problem of any preferences over the stored prompts."""

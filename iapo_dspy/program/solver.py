@@ -75,7 +75,7 @@ class Solver:
         return Chosen(arm=arm, uses=most_of_prompts(arm, charges), calibration=calibration)
 
     def _solve(self, preference: Preference) -> tuple[Arm, ConfidenceMap | None]:
-        outcome = self.policy.solve([preference], self.strategy, quiet=False)
+        outcome = self.policy.solve([preference], self.strategy)
         arm = outcome.policy[0]
         evidence = int(outcome.evidence[0])
         if evidence < _THIN_EVIDENCE:
@@ -93,5 +93,8 @@ class Solver:
                     "of %.3f, because the run drew that prompt on %d examples only. Compile with this preference for a "
                     "firmer choice.", preference, arm.prompt, arm.n, error, evidence,
                 )  # fmt: skip
+        for promise in outcome.promises:
+            if promise is not None and not promise.kept:
+                logger.warning("%s: %s.", preference, promise.in_words)
         (found,) = calibrated(self.policy.problem([preference], self.strategy), outcome)
         return arm, None if found is None else found.map

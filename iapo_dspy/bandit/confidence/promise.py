@@ -9,12 +9,12 @@ model's log odds is uncertain by as much as the run's estimates are; and the arm
 which `OPTIMISM` is taken off the log odds. Of all arms that pass, the one with the largest utility is taken, where an
 abstention is worth as much as a call without a vote.
 
-Where no arm passes, the arm with the largest lower bound is taken, and a warning says so.
+Where no arm passes, the arm with the largest lower bound is taken; `Promise.kept` tells.
 """
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
@@ -27,12 +27,10 @@ from iapo_dspy.bandit.confidence.correction import log_odds, logistic
 from iapo_dspy.bandit.confidence.learning import MARGIN, curve, further_sequences, picks_best, rightness
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
 from iapo_dspy.bandit.measurement import Bounds
-from iapo_dspy.bandit.outcome import Outcome, StoppedArm
+from iapo_dspy.bandit.outcome import Outcome, Promise, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import as_drawn, call_prices
 from iapo_dspy.types import Arm, Escalation, FloatArray, Policy
-
-logger = logging.getLogger(__name__)
 
 OPTIMISM = 0.3  # log odds by which the answers of an arm that was chosen look better than they are
 DOUBT = 0.25  # standard deviation of that, in log odds
@@ -77,7 +75,6 @@ def with_promises(
     *,
     left_out: Collection[int] = (),
     compound: bool = True,
-    quiet: bool = False,
 ) -> Outcome:
     """Give every context that promises a share of right answers an arm that keeps it.
 
@@ -89,17 +86,17 @@ def with_promises(
         outcome: The run, with all that comes before: stops, and compound arms.
         left_out: Prompts that no stage asks.
         compound: Whether calls may go on with a second stage.
-        quiet: Whether promises that no arm is sure to keep go without a warning.
     """
     promising = np.flatnonzero(problem.contexts.confidence > 0).tolist()
     if not promising:
         return outcome
     arms = list(outcome.policy.arms)
     calls = list(outcome.stops or (as_drawn(outcome, c, arm) for c, arm in enumerate(arms)))
+    promises: list[Promise | None] = [None] * len(arms)
     for context in promising:
-        calls[context] = promised(problem, outcome, context, left_out=left_out, compound=compound, quiet=quiet)
+        calls[context], promises[context] = promised(problem, outcome, context, left_out=left_out, compound=compound)
         arms[context] = calls[context].arm
-    return replace(outcome, policy=Policy(tuple(arms)), stops=tuple(calls))
+    return replace(outcome, policy=Policy(tuple(arms)), stops=tuple(calls), promises=tuple(promises))
 
 
 def promised(
@@ -109,8 +106,7 @@ def promised(
     *,
     left_out: Collection[int] = (),
     compound: bool = True,
-    quiet: bool = False,
-) -> StoppedArm:
+) -> tuple[StoppedArm, Promise]:
     """Return the arm of a context that promises a share of right answers, with its expected calls.
 
     Args:
@@ -119,39 +115,20 @@ def promised(
         context: Which context; its `Contexts.confidence` is the promise.
         left_out: Prompts that no stage asks.
         compound: Whether calls may go on with a second stage.
-        quiet: Whether a promise that no arm is sure to keep goes without a warning.
     """
-    tell = logging.DEBUG if quiet else logging.WARNING
     promise, own = float(problem.contexts.confidence[context]), outcome.policy[context]
     call = outcome.stops[context] if outcome.stops is not None else as_drawn(outcome, context, own)
     prompts = _prompts(outcome, context, own, left_out)
     found = list(_Search(problem, outcome, context, promise, prompts, own).candidates(compound)) if prompts else []
     allowed = [c for c in found if _keeps_caps(outcome, context, c.arm)]
     if not allowed:
-        logger.log(
-            tell,
-            "A preference promises %g of its answers right, and nothing is known of how sure answers are: its calls "
-            'answer in any case. Use the algorithm "auto", and a vote or Best-of-N.',
-            promise,
-        )
-        return call
+        return call, Promise(share=promise, bound=math.nan)
     kept = [c for c in allowed if c.passes]
-    if kept:
-        best = max(kept, key=lambda c: c.utility)
-    else:
-        best = max(allowed, key=lambda c: c.bound)
-        logger.log(
-            tell,
-            "No arm is sure to keep a promise of %g of the answers right: the best lower bound is %.3f. Calls answer "
-            "where they are as sure as they can be, and abstain elsewhere. More completions or more questions, a "
-            "stronger prompt, or min_confidence=%.2f would do.",
-            promise,
-            best.bound,
-            max(np.floor(best.bound * 100) / 100, 0.01),
-        )
+    best = max(kept, key=lambda c: c.utility) if kept else max(allowed, key=lambda c: c.bound)
+    found = Promise(share=promise, bound=best.bound)
     if not best.arm.compound and not own.compound and (best.arm.prompt, best.arm.n) == (own.prompt, own.n):
-        return call  # it answers in any case, and may stop early
-    return as_called(problem, outcome, context, best.arm)
+        return call, found  # it answers in any case, and may stop early
+    return as_called(problem, outcome, context, best.arm), found
 
 
 def _prompts(outcome: Outcome, context: int, own: Arm, left_out: Collection[int]) -> list[int]:

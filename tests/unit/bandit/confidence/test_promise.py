@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +15,6 @@ from iapo_dspy.environments.port import drive
 from iapo_dspy.environments.recorded.recording import VotingRecording
 from iapo_dspy.environments.recorded.stopped_values import StoppedValues
 from iapo_dspy.types import Policy
-
-LOGGER = "iapo_dspy.bandit.confidence.promise"
 
 
 def world(easy: float, hard: float) -> VotingRecording:
@@ -42,13 +39,13 @@ def run(recording: VotingRecording, promise: float, budget: int = 2_000) -> tupl
 
 
 @pytest.mark.slow
-def test_calls_abstain_where_questions_are_hard(caplog: pytest.LogCaptureFixture) -> None:
+def test_calls_abstain_where_questions_are_hard() -> None:
     recording = world(0.9, 0.36)  # hard questions: three answers are about as likely
     problem, plain = run(recording, 0.85)
     found = with_promises(problem, plain)
-    assert not caplog.records
     assert found.stops is not None and plain.stops is not None
-    call, arm = found.stops[0], found.policy[0]
+    call, arm, promise = found.stops[0], found.policy[0], found.promises[0]
+    assert promise is not None and promise.kept and "is kept" in promise.in_words
     assert arm.abstains and found.policy[1] == plain.policy[1] and found.stops[1] == plain.stops[1]
     truth = StoppedValues(recording=recording, sequences=100).calls(Policy((arm, plain.policy[1])))
     assert call.abstains == pytest.approx(float(truth.abstains[0]), abs=0.1) and 0.1 < call.abstains < 0.6
@@ -67,16 +64,13 @@ def test_where_all_answers_are_good_the_arm_stays() -> None:
 
 
 @pytest.mark.slow
-def test_a_promise_that_nobody_can_keep_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_promise_that_nobody_can_keep_is_said() -> None:
     problem, plain = run(world(0.4, 0.36), 0.95)
-    quiet = with_promises(problem, plain, quiet=True)
-    assert not caplog.records
     found = with_promises(problem, plain)
-    assert found.policy == quiet.policy and found.policy[0].abstains
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING and record.name == LOGGER
-    assert "No arm is sure to keep a promise of 0.95" in record.getMessage()
-    assert "min_confidence=0." in record.getMessage()
+    promise = found.promises[0]
+    assert found.policy[0].abstains and promise is not None and not promise.kept and promise.bound < 0.95
+    assert "no arm is sure to keep the promise of 0.95" in promise.in_words
+    assert "min_confidence=0." in promise.in_words and found.promises[1] is None
 
 
 def test_without_promises_nothing_changes() -> None:
@@ -84,13 +78,15 @@ def test_without_promises_nothing_changes() -> None:
     assert with_promises(problem, plain) is plain
 
 
-def test_without_a_model_nothing_can_be_promised(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_model_nothing_can_be_promised() -> None:
     recording = world(0.9, 0.36)
     problem = recording.problem(max_n=2)
     problem = replace(problem, contexts=replace(problem.contexts, confidence=np.array([0.9, 0.0])))
     outcome = drive(PSST().start(problem, budget=500, seed=1), recording.environment(1))
-    assert with_promises(problem, outcome).policy == outcome.policy
-    assert "nothing is known of how sure answers are" in caplog.text
+    found = with_promises(problem, outcome)
+    promise = found.promises[0]
+    assert found.policy == outcome.policy and promise is not None and not promise.kept
+    assert "nothing is known of how sure answers are" in promise.in_words
 
 
 def test_a_second_stage_is_asked_only_where_calls_may_combine_prompts() -> None:
