@@ -125,10 +125,10 @@ def promised(
         return call, Promise(share=promise, bound=math.nan)
     kept = [c for c in allowed if c.passes]
     best = max(kept, key=lambda c: c.utility) if kept else max(allowed, key=lambda c: c.bound)
-    found = Promise(share=promise, bound=best.bound)
+    sure = Promise(share=promise, bound=best.bound)
     if not best.arm.compound and not own.compound and (best.arm.prompt, best.arm.n) == (own.prompt, own.n):
-        return call, found  # it answers in any case, and may stop early
-    return as_called(problem, outcome, context, best.arm), found
+        return call, sure  # it answers in any case, and may stop early
+    return as_called(problem, outcome, context, best.arm), sure
 
 
 def _prompts(outcome: Outcome, context: int, own: Arm, left_out: Collection[int]) -> list[int]:
