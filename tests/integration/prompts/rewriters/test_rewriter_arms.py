@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from iapo_dspy import BatchAPI, Budget, CompiledProgram, Cost, Preference, Rewri
 from iapo_dspy.errors import ConfigurationError, LMRefused
 from iapo_dspy.sampling.ledger.reading import read_ledger
 from iapo_dspy.sampling.ledger.records import RewriteRecord
+from iapo_dspy.types import Arm, Escalation, Share, Stop
 from tests.support.compiling import optimizers
 from tests.support.loopback import Faults, Loopback, chat
 from tests.support.pipelines import Pipeline
@@ -346,3 +348,33 @@ def test_a_quote_bounds_and_foresees_the_rewrites(server: Loopback, helping: Loo
         assert again.prompt_tokens == pytest.approx(spent.prompt_tokens, rel=0.35)
         without = optimizer(rewriters=[rewriter(helping)], budget=120).quote(student(), trainset=questions(20))
         assert without.prompt_tokens is None and without.completion_tokens is None  # its LM has no max_tokens
+
+
+# -- arms of several prompts and stages
+
+
+def test_stages_and_shares_with_one_rewriter_rewrite_once(server: Loopback, helping: Loopback) -> None:
+    made = optimizer(candidates=[PLAIN, CLEAR], rewriters=[rewriter(helping, name="clear")], compound=False)
+    program = made.compile(student(), trainset=questions(10))
+    found = program.detailed_results.best()
+    last = Arm(1, 2, beside=(Share(prompt=3, n=1),))  # prompts 1 and 3 have the rewriter, 0 and 2 have not
+    for arm, texts in (
+        (Arm(1, 2, then=Escalation(below=1.5, arm=last)), {"rewritten"}),  # no vote is as sure as that
+        (Arm(0, 2, then=Escalation(below=1.5, arm=last)), {"rewritten", "plain"}),
+        (Arm(0, 2, then=Escalation(below=0.0, arm=last)), {"plain"}),  # the second stage is not reached
+    ):
+        before, asked = helping.requests, len(server.bodies)
+        report = program.with_arm(replace(found, arm=arm))(question="20 + 41").iapo
+        seen = {body["messages"][-1]["content"] for body in server.bodies[asked:]}
+        assert {"rewritten" if "Please compute 20 + 41" in text else "plain" for text in seen} == texts
+        assert helping.requests - before == ("rewritten" in texts) == len(report.rewritten)
+        assert report.cost == report.completion_tokens
+
+
+def test_a_call_that_stops_early_rewrites_once(server: Loopback, helping: Loopback) -> None:
+    made = optimizer(rewriters=[rewriter(helping)])
+    program = made.compile(student(), trainset=questions(10))
+    arm = Arm(1, 4, Stop(waves=(1, 2, 3, 4)))
+    before = helping.requests
+    report = program.with_arm(replace(program.detailed_results.best(), arm=arm))(question="20 + 41").iapo
+    assert report.waves > 1 and helping.requests == before + 1

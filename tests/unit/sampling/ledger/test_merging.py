@@ -18,6 +18,7 @@ from iapo_dspy.sampling.ledger.records import (
     GenerationRecord,
     ProposalRecord,
     Record,
+    RewriteRecord,
     ScoreRecord,
     SpentRecord,
     VerdictRecord,
@@ -62,6 +63,18 @@ def test_draws_scores_verdicts_calls_and_spending_are_merged(tmp_path: Path) -> 
     with Ledger.open(tmp_path / "into", fingerprint="f") as ledger:
         assert ledger.spent.finished and ledger.spent.spent == Spent(requests=2, usd=0.5)
     assert [(folder / "ledger.jsonl").read_bytes() for folder in (one, other)] == before
+
+
+def test_a_query_has_one_rewrite_and_that_of_the_first_ledger_stays(tmp_path: Path) -> None:
+    mine, theirs = (RewriteRecord(key="r/q", text=text) for text in ("mine", "theirs"))
+    one = written(tmp_path / "a", drawn(0, "x"), mine)
+    other = written(tmp_path / "b", drawn(0, "y"), theirs, RewriteRecord(key="r/p", failure="empty"))
+    assert merge_ledgers(tmp_path / "into", one, other) == 2
+    with Ledger.open(tmp_path / "into", fingerprint="new") as ledger:
+        kept = ledger.rewrite("r/q")
+        assert kept is not None and kept.text == "mine" and ledger.rewrite("r/z") is None
+        failed = ledger.rewrite("r/p")
+        assert failed is not None and (failed.text, failed.failure) == (None, "empty")
 
 
 def test_what_is_there_already_is_not_merged_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from iapo_dspy.sampling.ledger.records import (
     CallRecord,
     CompletionRecord,
+    RewriteRecord,
     SpentRecord,
     check_line,
     decode_record,
@@ -43,6 +44,9 @@ def test_lines_are_flat_and_those_of_older_versions_are_read() -> None:
     assert decode_record(older) == record(0, usage=replace(usage, shared_completion_tokens=0.0))
     call = CallRecord(query="q", call="c", repeat=0, usage=Usage(prompt_tokens=2, latency_s=0.5))
     assert "shared_tokens" not in encode_record(call) and decode_record(encode_record(call)) == call
+    rewrite = RewriteRecord(key="r/q", text="b", texts=["a", "b"], rewards=[0.5, 1.0], usage=Usage(completion_tokens=2))
+    line = encode_record(rewrite)
+    assert line["kind"] == "rewrite" and line["completion_tokens"] == 2 and decode_record(line) == rewrite
 
 
 def test_logprobs_stand_in_lines_that_have_them() -> None:
