@@ -58,6 +58,7 @@ class SavedProgram:
                     "instructions": self._instructions(prompt),
                     "decoding": policy.prompts[prompt].decoding.as_kwargs(),
                     "adapter": str(policy.prompts[prompt].adapter) if policy.prompts[prompt].adapter else None,
+                    "rewriter": str(policy.prompts[prompt].rewriter) if policy.prompts[prompt].rewriter else None,
                     "lms": {name: str(lm) for name, lm in policy.prompts[prompt].lms.items()},
                 }
                 for prompt in self._drawn

@@ -71,4 +71,5 @@ def _told(prompt: Prompt) -> dict[str, Any]:
         "lms": {name: jsonable(public_params(lm)) for name, lm in prompt.student.lms.items()},
         "decoding": jsonable(prompt.decoding.as_kwargs()),
         **({"adapter": str(prompt.adapter_name)} if prompt.adapter_name is not None else {}),
+        **({"rewriter": str(prompt.rewriter_name)} if prompt.rewriter_name is not None else {}),
     }

@@ -22,7 +22,7 @@ BPO_CHAT_TEMPLATE = (
 """BPO's request for servers that write the marks of Llama 2 themselves, by the chat template of the model."""
 
 BPO_TEMPLATE = f"[INST] {BPO_CHAT_TEMPLATE} [/INST]"
-"""BPO's request as published, for LMs that are sent plain text: `dspy.LM(..., model_type="text")`."""
+"""BPO's request as published, for servers that are sent plain text: `dspy.LM("text-completion-openai/THUDM/BPO")`."""
 
 BPO_STABLE = Decoding(temperature=0.6, top_p=0.9, max_tokens=1024)
 """The stable decoding: the model sometimes leaves the query as it is."""
@@ -43,7 +43,7 @@ def bpo(
         rewriters = [bpo(lm), bpo(lm, "aggressive")]  # lm serves THUDM/BPO
 
     Args:
-        lm: Serves the model `THUDM/BPO`.
+        lm: Serves the model `THUDM/BPO`: by chat requests, or as "text-completion-openai/..." by plain text.
         decoding: "stable" or "aggressive", or a decoding of your own.
         field: See `Rewriter`.
 
@@ -53,7 +53,8 @@ def bpo(
     known = {"stable": BPO_STABLE, "aggressive": BPO_AGGRESSIVE}
     if isinstance(decoding, str) and decoding not in known:
         raise ConfigurationError(f"bpo decoding={decoding!r}: give 'stable', 'aggressive' or a Decoding(...).")
-    plain = isinstance(lm, dspy.BaseLM) and lm.model_type == "text"
+    # LiteLLM sends such a model the text as it is; DSPy's own text type adds words of its own behind it.
+    plain = isinstance(lm, dspy.BaseLM) and (lm.model_type == "text" or lm.model.startswith("text-completion-openai/"))
     words = next((word for word, own in known.items() if decoding in (word, own)), "own decoding")
     return Rewriter(
         lm,

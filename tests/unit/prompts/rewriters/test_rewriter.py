@@ -26,7 +26,8 @@ def longer(query: dspy.Example, text: str) -> float:
 
 
 def test_bpo_asks_as_its_model_was_taught() -> None:
-    text = bpo(dspy.LM("openai/bpo", model_type="text", api_key="k")).messages("Why?")
+    text = bpo(dspy.LM("text-completion-openai/bpo", api_key="k")).messages("Why?")
+    assert bpo(dspy.LM("openai/bpo", model_type="text", api_key="k")).messages("Why?") == text
     assert text == [
         {
             "role": "user",
