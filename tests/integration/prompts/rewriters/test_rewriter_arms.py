@@ -378,3 +378,28 @@ def test_a_call_that_stops_early_rewrites_once(server: Loopback, helping: Loopba
     before = helping.requests
     report = program.with_arm(replace(program.detailed_results.best(), arm=arm))(question="20 + 41").iapo
     assert report.waves > 1 and helping.requests == before + 1
+
+
+def test_caps_hold_for_rewrite_and_completions_together(server: Loopback) -> None:
+    def long_and_clear(body: dict[str, Any], i: int) -> str:
+        return clearly(body, i) + " well" * 30  # 37 tokens
+
+    def talkative(body: dict[str, Any], i: int) -> str:
+        return sums(body, i) + " so" * 20  # 24 tokens, unless it is cut off
+
+    most = 120
+    capped = Preference("capped", cost=0.0, max_tokens=most)
+    with Loopback(talkative, obeys=True) as answers, Loopback(long_and_clear, latency=0.05) as writer:
+        with dspy.context(lm=answers.lm()):
+            program = optimizer(capped, rewriters=[rewriter(writer)], max_n=8).compile(
+                student(), trainset=questions(20)
+            )
+            assert writer.max_in_flight >= 3  # queries are rewritten at the same time
+            row = program.detailed_results.policy[0]
+            assert (
+                "rewriter" in row.label and 37 + row.arm.n * 24 <= most
+            )  # N = 3 at most, which is 4 without a rewrite
+            taken = [program(question=f"{i} + 41").iapo for i in range(5)]
+        assert all(report.rewriter_tokens > 37 and report.completion_tokens <= most for report in taken)
+        limits = {body.get("max_tokens") for body in answers.bodies[-3:]}
+        assert max(limit for limit in limits if limit) <= (most - 37) / row.arm.n
