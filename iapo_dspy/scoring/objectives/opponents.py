@@ -70,6 +70,11 @@ def opponent_of(baseline: Any) -> Opponent:
     Raises:
         ConfigurationError: It is none.
     """
+    if hasattr(baseline, "with_preference"):
+        raise ConfigurationError(
+            "prefers(baseline=a compiled program): it draws completions of its own, which no budget counts. Give one "
+            "of its prompts, program.detailed_results.candidate_programs[i], or a mapping from queries to its outputs."
+        )
     if is_program(baseline):
         return ProgramOpponent(identity_of(baseline), baseline)
     if isinstance(baseline, Mapping):

@@ -275,6 +275,13 @@ def test_an_opponent_whose_provider_refuses_every_call_ends_the_run(world: Loopb
             compiled(objectives.prefers(judge.lm(), baseline=opponent))
 
 
+def test_a_compiled_program_is_refused_because_nobody_counts_its_calls(world: Loopback) -> None:
+    compiled_one = iapo_dspy.CompiledProgram(student())
+    with pytest.raises(ConfigurationError, match="compiled program"):
+        objectives.prefers(fair, baseline=compiled_one)
+    assert world.requests == 0
+
+
 def test_opponents_of_several_steps_are_run_once_for_a_query(world: Loopback) -> None:
     class Steps(dspy.Module):
         def __init__(self) -> None:
@@ -319,7 +326,7 @@ def test_a_pipeline_is_compared_as_a_whole_where_its_result_is_the_metrics(world
 
 def test_a_deployed_call_compares_with_one_opponent_and_reports_its_tokens(world: Loopback) -> None:
     with Loopback(fair) as judge:
-        metric = objectives.prefers(judge.lm(cache=True), baseline=student())
+        metric = objectives.prefers(judge.lm(), baseline=student())
         program = compiled(metric, strategy="best_of_n", max_n=4, stopping=None)
         arm = program.solve()
         assert arm.n > 1
@@ -351,7 +358,7 @@ def test_waves_of_a_call_share_their_opponent(world: Loopback) -> None:
 
 def test_a_saved_program_duels_with_its_student(world: Loopback, tmp_path: Path) -> None:
     with Loopback(fair) as judge:
-        lm = judge.lm("openai/judge", cache=True)
+        lm = judge.lm("openai/judge")
         program = compiled(objectives.prefers(lm), strategy="best_of_n")
         program.save(tmp_path / "program.json")
         loaded = iapo_dspy.load(tmp_path / "program.json", lms=[lm])
