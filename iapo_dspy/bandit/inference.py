@@ -12,7 +12,7 @@ from iapo_dspy.bandit.compound.uncertainty import error_of, error_of_difference,
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.models.surfaces import groups
-from iapo_dspy.bandit.outcome import Outcome, StoppedArm
+from iapo_dspy.bandit.outcome import HeldOut, Outcome, StoppedArm
 from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.types import Arm, Contexts, FloatArray
 
@@ -41,8 +41,8 @@ class Certainty:
             be slightly negative where a near-tie went to the cheaper arm.
         probability_best: Probability that the arm's prompt is the best one for the context, at its best scale each;
             prompts that are as good share it. Of a compound arm, which has no prompt of its own, probability that it
-            is better than the best arm of one prompt: by the gain on queries that had no part in tuning it where that
-            is known, and else by the estimates.
+            is better than the best arm of one prompt: by the completions that measured it, else by its gain on queries
+            that had no part in tuning it, and else by the estimates. The latter two tend to be too high.
     """
 
     utility: float
@@ -108,14 +108,14 @@ def choices(
         value, reward = call.utility, call.reward
         behind = value - float(others[second]) if runner_up else float("nan")
         bounds = Bounds.of(aggregator, outcome.observations, contexts.weights[context])
+        measured = outcome.measured[context] if outcome.measured is not None else None
         if arm.compound:
-            probability = _better(outcome, context, call, runner_up, behind)
+            probability = _better(outcome, context, call, runner_up, behind, measured)
         else:
             noise = noises[evidence.row[context]]
             best = (q + noise.errors(evidence, context, outcome.reward[context], se[context], bounds)).max(axis=2)
             equal = best >= best.max(axis=1, keepdims=True) - _TIE * (bounds.high - bounds.low)
             probability = float((equal[:, arm.prompt] / equal.sum(axis=1)).mean())
-        measured = outcome.measured[context] if outcome.measured is not None else None
         alone = measured or bounds.estimated(
             value, reward - value, error_of(outcome, context, call), queries_of(outcome, arm)
         )
@@ -135,16 +135,21 @@ def choices(
     return tuple(found)
 
 
-def _better(outcome: Outcome, context: int, call: StoppedArm, single: Arm | None, behind: float) -> float:
+def _better(
+    outcome: Outcome, context: int, call: StoppedArm, single: Arm | None, behind: float, measured: HeldOut | None
+) -> float:
     """Return the probability that a compound arm is better than the best arm of one prompt."""
     if single is None or outcome.detail is None:
         return math.nan
-    gain, queries = behind, queries_of(outcome, call.arm)
-    error = error_of_difference(outcome.detail, context, call, as_drawn(outcome, context, single))
+    other = as_drawn(outcome, context, single)
+    if measured is not None:  # with errors of their own, as on a validation set: more cautious where they are not
+        error = math.hypot(measured.standard_error, error_of(outcome, context, other))
+        return probability_above(measured.utility - other.utility, error, measured.queries - 1.0)
+    gain, error = behind, error_of_difference(outcome.detail, context, call, other)
     for considered in outcome.considered[context] if outcome.considered else ():
         if considered.arm == call.arm and considered.kind == "cascade":  # the gain of a mixture is one of rewards
             gain, error = considered.gain, considered.standard_error
-    return probability_above(gain, error, queries - 1.0)
+    return probability_above(gain, error, queries_of(outcome, call.arm) - 1.0)
 
 
 def probability_above(gain: float, error: float, freedom: float) -> float:

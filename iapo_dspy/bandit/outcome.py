@@ -51,6 +51,8 @@ class StoppedArm:
         by_query: Expected reward on each visited query [V], of a compound arm; None of others, whose evidence has it.
         by_prompt: (prompt, expected completions, expected waves) of each prompt of a compound arm; none of others.
         abstains: Expected share of calls that end without an answer.
+        answered_by: Of a compound arm, each of its prompts with a scale, and the expected share of calls on each
+            visited query whose answer is of the prompt's completions [V]; none of others.
     """
 
     arm: Arm
@@ -63,6 +65,7 @@ class StoppedArm:
     by_query: FloatArray | None = None
     by_prompt: tuple[tuple[int, float, float], ...] = ()
     abstains: float = 0.0
+    answered_by: tuple[tuple[int, int, FloatArray], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -251,7 +251,20 @@ def _described(
             (int(p), float(c), float(w)) for p, c, w in zip(prompts, completions, waves, strict=True) if w > 0
         ),
         abstains=float(1.0 - played.answered.mean()),
+        answered_by=_answered_by(arm, played, sequences),
     )
+
+
+def _answered_by(arm: Arm, played: Played, sequences: Sequences) -> tuple[tuple[int, int, FloatArray], ...]:
+    """Return `StoppedArm.answered_by`: a stage's answer is of each of its parts as far as they draw for it."""
+    shares: dict[int, FloatArray] = {}
+    scales: dict[int, int] = {}
+    for number, stage in enumerate(arm.stages):
+        answers = sequences.by_query(((played.stage == number) & played.answered).astype(float))
+        for share in stage.shares:
+            scales.setdefault(share.prompt, stage.size)
+            shares[share.prompt] = shares.get(share.prompt, 0.0) + answers * (share.n / stage.size)
+    return tuple((prompt, scales[prompt], share) for prompt, share in shares.items())
 
 
 def _correction(outcome: Outcome, context: int, found: Offer, sequences: Sequences, single: Arm) -> float:

@@ -1,9 +1,10 @@
 """How far the estimates of arms may be off, compound ones included, and those of differences between arms.
 
-An arm of one prompt has its error in the evidence of its run. A compound arm was never drawn. The spread of its
-expected rewards from query to query says how far off they are for want of queries. It does not say how far the prompts'
-own levels are off, and answers of the arm rest on these prompts: so its error is at least the largest one among them.
-The same holds for its difference from another arm.
+An arm of one prompt has its error in the evidence of its run. A compound arm was never drawn: it has its expected
+reward on each query, by a model. What the model leaves open of a prompt on a query (the residual between
+`Evidence.influence` and `Evidence.values`) counts as far as calls on this query are answered by completions of the
+prompt, and so does the doubt about the prompt's level. The spread of both together from query to query tells the error,
+as it does for an arm of one prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from iapo_dspy.bandit.estimators.evidence import Evidence
 from iapo_dspy.bandit.outcome import Outcome, StoppedArm
-from iapo_dspy.types import Arm, FloatArray, IntArray
+from iapo_dspy.types import Arm, FloatArray
 
 
 def rewards_by_query(evidence: Evidence, context: int, call: StoppedArm) -> FloatArray:
@@ -41,11 +42,9 @@ def error_of(outcome: Outcome, context: int, call: StoppedArm) -> float:
     error = outcome.estimates.standard_error
     if error is None:
         return math.nan
-    prompts, scales = _parts(call.arm, outcome.q.shape[2])
-    worst = float(error[context][prompts, scales - 1].max())
     if outcome.detail is None or not call.arm.compound:
-        return worst
-    return _larger(worst, _mean_error(rewards_by_query(outcome.detail, context, call)))
+        return float(error[context, call.arm.prompt, call.arm.n - 1])
+    return _error(outcome.detail, context, call.answered_by, rewards_by_query(outcome.detail, context, call))
 
 
 def error_of_difference(evidence: Evidence, context: int, one: StoppedArm, other: StoppedArm) -> float:
@@ -57,13 +56,37 @@ def error_of_difference(evidence: Evidence, context: int, one: StoppedArm, other
         one: An arm, compound or not.
         other: An arm of one prompt.
     """
-    max_n = evidence.queries.shape[1]
-    prompts, scales = _parts(one.arm, max_n)
-    worst = float(evidence.against(context, prompts, scales, other.arm.prompt, other.arm.n).max())
+    prompt, n = other.arm.prompt, other.arm.n
     if not one.arm.compound:
-        return worst
-    difference = rewards_by_query(evidence, context, one) - rewards_by_query(evidence, context, other)
-    return _larger(worst, _mean_error(difference))
+        return float(evidence.against(context, np.array([prompt]), np.array([n]), one.arm.prompt, one.arm.n)[0])
+    values = [rewards_by_query(evidence, context, call) for call in (one, other)]
+    counted = {p: (p, scale, share) for p, scale, share in one.answered_by}
+    _, scale, share = counted.get(prompt, (prompt, n, np.zeros(evidence.n_visited)))
+    counted[prompt] = prompt, scale, share - 1.0  # the same draws tell of both
+    return _error(evidence, context, tuple(counted.values()), values[0] - values[1])
+
+
+def _error(
+    evidence: Evidence, context: int, counted: tuple[tuple[int, int, FloatArray], ...], values: FloatArray
+) -> float:
+    """Return the standard error of the mean of values [V].
+
+    Args:
+        evidence: The evidence.
+        context: Whose rewards the values are.
+        counted: Prompts, scales, and how much of each prompt's error the value of each query has [V].
+        values: The values; NaN where they are not known.
+    """
+    row, factor = evidence.row[context], evidence.factor[context]
+    error, doubt = np.zeros(evidence.n_visited), 0.0
+    for prompt, scale, share in counted:
+        at = np.array([prompt]), np.array([min(scale, evidence.queries.shape[1])])
+        residual = (evidence.influence[row].at(*at) - evidence.values[row].at(*at))[0]
+        error += factor * share * (residual - residual.mean())
+        doubt += float((factor * np.nanmean(share)) ** 2 * evidence.doubt[row][prompt, at[1][0] - 1])
+    known = ~np.isnan(values + error)
+    spread = float((values + error)[known].var()) / max(int(known.sum()) - 1, 1) if known.any() else math.nan
+    return math.sqrt(spread + doubt)
 
 
 def covariance(evidence: Evidence, context: int, one: StoppedArm, other: StoppedArm) -> float:
@@ -71,19 +94,3 @@ def covariance(evidence: Evidence, context: int, one: StoppedArm, other: Stopped
     values = np.stack([rewards_by_query(evidence, context, call) for call in (one, other)])
     values = values[:, ~np.isnan(values).any(axis=0)]
     return float(np.cov(values)[0, 1]) if values.shape[1] > 1 else 0.0
-
-
-def _parts(arm: Arm, max_n: int) -> tuple[IntArray, IntArray]:
-    """Return the arm's prompts with the scale of each of them, from stage to stage."""
-    parts = [(share.prompt, min(share.n, max_n)) for stage in arm.stages for share in stage.shares]
-    prompts, scales = np.array(parts, dtype=np.int64).T
-    return prompts, scales
-
-
-def _mean_error(values: FloatArray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else math.nan
-
-
-def _larger(worst: float, own: float) -> float:
-    return worst if math.isnan(own) else max(worst, own)

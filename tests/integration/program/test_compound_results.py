@@ -217,7 +217,7 @@ def test_a_run_that_finds_a_cascade_says_so(made: CompiledProgram) -> None:
     assert row.arm.compound and [stage.prompt for stage in row.arm.stages] == [0, 1]
     (cascade,) = (found for found in row.considered if found.kind == "cascade")
     assert cascade.chosen and cascade.arm == row.arm and cascade.gain > cascade.standard_error > 0
-    assert row.choice is not None and row.choice.probability_best > 0.9 and row.choice.runner_up is not None
+    assert row.choice is not None and row.choice.probability_best > 0.5 and row.choice.runner_up is not None
     single = {b.name: b for b in row.baselines}["best single arm"]
     assert single.interval is not None and single.interval[0] < cascade.gain < single.interval[1]
     assert row.tokens < 170 * 0.8  # about half of all questions are thought about

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from iapo_dspy.bandit.algorithms.auto import Auto
+from iapo_dspy.bandit.compound.uncertainty import error_of
 from iapo_dspy.bandit.inference import Certainty, choices, deceptive_prompts, probability_above
-from iapo_dspy.bandit.outcome import Considered, Outcome, StoppedArm
+from iapo_dspy.bandit.outcome import Considered, HeldOut, Outcome, StoppedArm
+from iapo_dspy.bandit.stops import as_drawn
 from iapo_dspy.environments.port import drive
 from iapo_dspy.types import Arm, Escalation, Policy
 from tests.unit.bandit.test_measurement import world
@@ -71,6 +73,7 @@ def compound(*considered: Considered) -> Outcome:
     call = StoppedArm(
         arm=CASCADE, reward=0.8, gain=0.0, completions=4.0, waves=1.5, cost=4.0, utility=0.75, by_query=by_query,
         by_prompt=((0, 2.0, 1.0), (1, 2.0, 0.5)),
+        answered_by=((0, 2, np.full(len(by_query), 0.5)), (1, 4, np.full(len(by_query), 0.5))),
     )  # fmt: skip
     return replace(outcome, policy=Policy((CASCADE,)), stops=(call,), considered=(considered,))
 
@@ -91,8 +94,8 @@ def test_a_compound_arm_is_compared_with_the_best_arm_of_one_prompt():
     assert found.behind == pytest.approx(0.75 - np.nanmax(outcome.q[0]))
     assert found.utility == pytest.approx(0.75) and found.interval[0] < 0.75 < found.interval[1]
     assert found.queries == int(min(outcome.count[0, 0], outcome.count[1, 0]))
-    assert outcome.estimates.standard_error is not None
-    assert found.standard_error >= outcome.estimates.standard_error[0, :, 1].max()
+    assert outcome.stops is not None
+    assert found.standard_error == error_of(outcome, 0, outcome.stops[0]) > 0
     assert deceptive_prompts(outcome) == ()
 
 
@@ -101,5 +104,13 @@ def test_the_gain_of_a_cascade_on_other_queries_says_how_probably_it_is_better()
     found = sure(compound(considered))
     assert found.probability_best == probability_above(0.02, 0.01, found.queries - 1.0) > 0.95
     other = replace(considered, arm=Arm(1, 2, then=Escalation(below=0.5)))  # another arm's gain says nothing of it
+    taken = HeldOut(utility=0.7, standard_error=0.05, interval=(0.6, 0.8), queries=30)
+    outcome = replace(compound(considered), measured=(taken,))
+    single = as_drawn(outcome, 0, Arm(1, int(np.nanargmax(outcome.q[0, 1])) + 1))
+    told = sure(outcome)  # completions that had no part in the choice say more than any estimate
+    assert told.runner_up == single.arm
+    assert told.probability_best == probability_above(
+        0.7 - single.utility, math.hypot(0.05, error_of(outcome, 0, single)), 29.0
+    )
     by_estimates = sure(compound(other)).probability_best
     assert by_estimates == sure(compound()).probability_best != found.probability_best
