@@ -73,23 +73,22 @@ def measuring_pulls(
         seed: Seed of that part.
         phases: 1 leaves out the single completions, and measures all prompts on the same queries.
     """
-    largest: dict[int, int] = {}
-    together = set[int]()  # prompts of compound arms, whose calls need all of them on the same queries
+    alone, together = dict[int, int](), dict[int, int]()  # prompts of compound arms are needed on the same queries
     for arm in outcome.policy.arms:
-        sizes = needed(arm) if arm.compound else {arm.prompt: _needed(problem, arm)}
-        together |= sizes.keys() if arm.compound else set()
+        largest, sizes = (together, needed(arm)) if arm.compound else (alone, {arm.prompt: _needed(problem, arm)})
         for prompt, n in sizes.items():
             largest[prompt] = max(largest.get(prompt, 0), n)
-    total = sum(largest.values())
-    order = np.random.default_rng([seed, len(queries)]).permutation(queries)
-    asked: list[tuple[int, int, int]] = []
-    for prompt, n in sorted(largest.items()):
-        if phases == 1 or prompt in together:
-            whole, single = min(len(queries), budget // total), 0
-        else:
-            whole, single = _two_phases(budget * n // total, n, len(queries))
-        asked += [(query, prompt, n if at < whole else 1) for at, query in enumerate(order[: whole + single].tolist())]
-    query, prompt, size = np.array(sorted(asked), dtype=np.int64).reshape(-1, 3).T
+    total = sum(alone.values()) + sum(together.values())
+    parts = {(prompt, n): _two_phases(budget * n // total, n, len(queries)) for prompt, n in alone.items()}
+    if phases == 1:
+        parts = {part: (min(len(queries), budget // total), 0) for part in parts}
+    parts |= {part: (min(len(queries), budget // total), 0) for part in together.items()}
+    order = np.random.default_rng([seed, len(queries)]).permutation(queries).tolist()
+    asked: dict[tuple[int, int], int] = {}
+    for (prompt, n), (whole, single) in parts.items():
+        for at, query in enumerate(order[: whole + single]):
+            asked[query, prompt] = max(n if at < whole else 1, asked.get((query, prompt), 0))
+    query, prompt, size = np.array([(*at, asked[at]) for at in sorted(asked)], dtype=np.int64).reshape(-1, 3).T
     return Pulls(prompt, query, size)
 
 
@@ -181,9 +180,10 @@ def _of_compound(
     predicted = outcome.stops[context].by_query
     visited = Cells.of(outcome.observations, problem.n_prompts, problem.contexts.n_objectives).visited
     query = cells.visited[calls.query]
-    if predicted is None or not np.isin(query, visited).all():
+    if predicted is None or query.max() >= problem.n_queries:
         return _estimate(played.reward, paid, np.zeros(len(calls)), np.empty(0), 0.0, bounds)
-    mine = predicted[np.searchsorted(visited, query)]
+    known = np.isin(query, visited)  # of other queries, what is expected of all is expected
+    mine = np.where(known, predicted[np.searchsorted(visited, query) * known], predicted.mean())
     return replace(_estimate(played.reward, paid, mine, predicted, 1.0, bounds), queries=len(calls))
 
 

@@ -31,6 +31,7 @@ SCALES = 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64
 FOLDS = 5
 _THRESHOLDS = 12  # of Best-of-N, where any number may be one
 _LONGER = 4  # first stages, of a prompt each, behind which two others are tried
+_CONFIDENCES = 0.95, 0.9, 0.8  # by which a vote of the last stage may stop
 _WEIGHTS = 1, 2, 3  # how often later completions count beside earlier ones
 _NEARLY = 0.03  # of the range of rewards: a cascade that is worse by less is looked at with votes of all its stages
 _TRIED = 500  # cascades whose caps are looked at
@@ -278,7 +279,8 @@ class Cascades:
             tried = play(other, self.sequences)
             better = self._worth(tried, prices)
             by_query = self.sequences.by_query(better - worth)
-            doubt = float(by_query.std() / np.sqrt(len(by_query))) if variant.weight is not None else 0.0
+            changes = variant.weight is not None or (variant.stop is not None and variant.stop.confidence is not None)
+            doubt = float(by_query.std() / np.sqrt(len(by_query))) if changes else 0.0
             if by_query.mean() > doubt:
                 arm, played, worth = other, tried, better
         return arm, played
@@ -298,7 +300,10 @@ class Cascades:
             else:  # so many can be sure enough; and two that differ may show that they are not
                 ends = (max(math.ceil(stage.then.below * stage.n), stage.n // 2 + 1), 2)
             options = [ends] if settling is None else [(end,) for end in ends]
-            found += [_Variant(stage=number, waves=(*e, stage.n)) for e in options if e and e[-1] < stage.n]
+            found += [_Variant(stage=number, stop=Stop(waves=(*e, stage.n))) for e in options if e and e[-1] < stage.n]
+            if stage.then is None and settling is not None and stage.n > 2:
+                waves = doubling_waves(2, stage.n)
+                found += [_Variant(stage=number, stop=Stop(waves=waves, confidence=c)) for c in _CONFIDENCES]
         return found
 
 
@@ -308,12 +313,12 @@ class _Variant:
 
     Attributes:
         stage: Which stage.
-        waves: Its waves; none: as it is.
+        stop: Its waves, and in the last stage the rule by which it stops; None: as it is.
         weight: How often its completions count; None: as it is.
     """
 
     stage: int
-    waves: tuple[int, ...] = ()
+    stop: Stop | None = None
     weight: int | None = None
 
 
@@ -326,10 +331,10 @@ def _grafted(arm: Arm, variant: _Variant) -> Arm | None:
     stages = list(arm.stages)
     at = variant.stage
     earlier = stages[at - 1].then if at else None
-    if variant.waves:
+    if variant.stop is not None:
         if earlier is not None and earlier.weight:
             return None  # its own completions do not count alone
-        stages[at] = replace(stages[at], stop=Stop(waves=variant.waves))
+        stages[at] = replace(stages[at], stop=variant.stop)
     if variant.weight is not None and earlier is not None:
         stages[at - 1] = replace(stages[at - 1], then=replace(earlier, weight=variant.weight))
     found = stages[-1]

@@ -24,7 +24,9 @@ PROMPTS = 8  # that compound arms are made of, at most
 SURE = 1.0  # standard errors that a gain must be above 0
 SURE_OF_MIXTURE = 1.5  # the same of a mixture
 _TRUST = 0.5  # in corrections: the queries that a stage answers are not like all queries
+_DOUBT = 0.25  # share of the doubt about prompts that counts: the same model has extrapolated both arms
 _SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
+_LEAST = 40  # queries on which it was drawn, at least
 _ROWS = 8192  # rows of sequences, over all queries
 _COPIES = 4, 32
 _RATES = np.concatenate(
@@ -228,7 +230,7 @@ def _of_mixture(outcome: Outcome, context: int, found: Mixture, sequences: Seque
 
 def _seen(outcome: Outcome) -> NDArray[np.bool_]:
     """Return which prompts were drawn on enough queries to be part of a compound arm [P]."""
-    return np.asarray(outcome.count[:, 0] >= _SEEN * outcome.count.max())
+    return np.asarray(outcome.count[:, 0] >= max(_SEEN * outcome.count.max(), _LEAST))
 
 
 def _described(
@@ -237,7 +239,8 @@ def _described(
     """Describe a compound arm by its expected calls."""
     prompts = sequences.prompts
     completions, waves = played.completions.mean(axis=0), played.waves.mean(axis=0)
-    reward = utility + float(paid.of(prompts, played).mean())
+    price = float(paid.of(prompts, played).mean())
+    reward = float(np.clip(utility + price, played.reward.min(), played.reward.max()))
     return StoppedArm(
         arm=arm,
         reward=reward,
@@ -245,7 +248,7 @@ def _described(
         completions=float(completions.sum()),
         waves=float(waves.sum()),
         cost=float(waves @ prices.raw_fixed[prompts] + completions @ prices.raw_each[prompts]),
-        utility=utility,
+        utility=reward - price,
         by_query=_centred(sequences.by_query(played.reward), reward),
         by_prompt=tuple(
             (int(p), float(c), float(w)) for p, c, w in zip(prompts, completions, waves, strict=True) if w > 0
@@ -306,7 +309,7 @@ def _error(outcome: Outcome, context: int, found: Offer, sequences: Sequences, s
     weight = np.stack(list(left.values()))
     noisy = found.difference + factor * (weight * residual).sum(axis=0)
     doubt = factor**2 * float(weight.mean(axis=1) ** 2 @ evidence.doubt[row, prompts, scale - 1])
-    return float(np.sqrt(noisy.var() / max(len(noisy) - 1, 1) + doubt))
+    return float(np.sqrt(noisy.var() / max(len(noisy) - 1, 1) + _DOUBT * doubt))
 
 
 def _centred(values: FloatArray, mean: float) -> FloatArray:
