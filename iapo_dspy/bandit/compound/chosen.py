@@ -23,6 +23,7 @@ from iapo_dspy.types import Arm, FloatArray, Policy
 PROMPTS = 8  # that compound arms are made of, at most
 SURE = 1.0  # standard errors that a gain must be above 0
 SURE_OF_MIXTURE = 1.5  # the same of a mixture
+LEAST_GAIN = 0.005  # of the rewards' range: less is not worth that calls ask several prompts
 _TRUST = 0.5  # in corrections: the queries that a stage answers are not like all queries
 _DOUBT = 0.25  # share of the doubt about prompts that counts: the same model has extrapolated both arms
 _SEEN = 0.5  # share of the visited queries that a prompt of a compound arm was drawn on
@@ -169,12 +170,24 @@ class _Offers:
         error = _error(outcome, context, found, sequences, single)
         if isinstance(found, Mixture):
             said = _of_mixture(outcome, context, found, sequences)
-            return replace(said, chosen=found.gain > SURE_OF_MIXTURE * error), found, found.gain
+            return replace(said, chosen=self._worth(context, found.gain, SURE_OF_MIXTURE * error)), found, found.gain
         gain = found.gain + _TRUST * _correction(outcome, context, found, sequences, single)
         offer = Considered(
-            kind="cascade", arm=found.arm, beside=single, gain=gain, standard_error=error, chosen=gain > SURE * error
+            kind="cascade",
+            arm=found.arm,
+            beside=single,
+            gain=gain,
+            standard_error=error,
+            chosen=self._worth(context, gain, SURE * error),
         )
         return offer, found, gain
+
+    def _worth(self, context: int, gain: float, uncertain: float) -> bool:
+        """Tell whether a gain is larger than its uncertainty, and large enough for calls of several prompts."""
+        evidence = self._outcome.detail
+        assert evidence is not None
+        spread = float(evidence.factor[context] * evidence.spread[evidence.row[context]])
+        return gain > max(uncertain, LEAST_GAIN * spread)
 
     def _compounds(self, context: int, single: Arm) -> _Known | None:
         """Return the compound arms of the context's prompts, made once for contexts of the same weights."""
