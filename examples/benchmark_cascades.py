@@ -8,18 +8,19 @@ In each run four fifths of the questions are trained on. `auto` draws T completi
 compound arms from the same draws (`auto+compound`). Both policies are measured as `compile` does. All arms are valued
 exactly: on all questions, and for the intervals on the held-out ones too. For each recording the script prints:
 
-(a) the cost, over that of one call of the best prompt at N = 1 (the "large" one), at which calls reach its accuracy
-    minus .01: by the true law the best arm of one prompt and the best cascade of a grid; then the cheapest such arm
-    that runs chose over the cost weights, median over seeds, and how many seeds have one;
+(a) the cost at which calls reach the accuracy, minus .01, of the best prompt at N = 1 ("always large"), and of the most
+    accurate arm of one prompt, in calls of these: by the true law the cheapest arm of one prompt and the cheapest
+    cascade of a grid; then the cheapest such arm that runs chose over the cost weights, median over seeds, and how many
+    seeds have one;
 (b) the utility by cost weight, mean over seeds, with the share of contexts that got a compound arm;
 (c) estimated minus exact utility of the chosen compound arms, how often their 95 % intervals hold the exact one, and
-    the seconds that choosing them took.
+    the seconds of processor time that choosing them took.
 
 The grid of cascades by the true law has two stages: every prompt (`--prompts`: those with the best votes), N up to 16,
 every threshold, with and without waves; then every arm of one prompt, with every stop. The second stage decides alone.
 
 `--record FILE` records the demo's additions with two LMs, a large and a small one, at made-up prices. `--live` compiles
-on them with `lms=[small, large]`, with and without compound arms, and prints policies, requests and seconds.
+on them with `lms=[small, large]`, with and without compound arms, and prints policies, completions and seconds.
 """
 
 from __future__ import annotations
@@ -206,11 +207,11 @@ def one_run(law: Law, budget: int, seed: int) -> tuple[list[Choice], tuple[float
     part = law.recording.subset(train)
     problem, world = part.problem(law.max_n), part.environment(seed, 1)
     kept = reserved(budget, problem, Auto().least(problem), len(train))
-    begun = time.perf_counter()
+    begun = time.process_time()
     stopped = with_stops(problem, drive(Auto().start(problem, budget=budget - kept, seed=seed), world))
-    chosen = time.perf_counter()
+    chosen = time.process_time()
     outcomes = dict(zip(NAMES, (stopped, with_compounds(problem, stopped)), strict=True))
-    seconds = chosen - begun, time.perf_counter() - chosen
+    seconds = chosen - begun, time.process_time() - chosen
     found = []
     for name, outcome in outcomes.items():
         assert outcome.stops is not None
@@ -249,28 +250,35 @@ def report(
     singles, *each = law.singles()
     cascades = law.cascades(singles, *each)
     rows = [choice for found, _ in runs for choice in found]
-    seeds = len({choice.seed for choice in rows})
+    seeds, pairs = len({choice.seed for choice in rows}), list(itertools.product(budgets, NAMES))
 
     def of(name: str, budget: int, context: int | None = None) -> list[Choice]:
         return [c for c in rows if (c.name, c.budget) == (name, budget) and context in (None, c.context)]
 
-    print(f"\n{path}: {seeds} seeds; the large prompt {law.large.prompt}, {accuracy:.4f} right, at {price:.5f} a call")
-    print(f"\n(a) cost, in calls of the large one, of {accuracy - SLACK:.4f}")
-    print("| arms | cost | arm |\n| --- | --- | --- |\n| always large | 1.00 | |")
-    for words, options in (("one prompt, true law", singles), ("cascade, true law", cascades)):
-        reached = options.reaching(accuracy - SLACK)
-        print(f"| {words} | {reached[1] / price:.3f} | {in_short(reached[0])} |" if reached else f"| {words} | - | |")
-    for budget, name in itertools.product(budgets, NAMES):
-        least = []
-        for seed in range(seeds):
-            costs = [c.cost for c in of(name, budget) if c.seed == seed and c.reward >= accuracy - SLACK]
-            least.append(min(costs, default=np.inf) / price)
-        reached_by = int(np.isfinite(least).sum())
-        print(f"| {name}, T = {budget:,} | {np.median(least):.3f} | {reached_by} of {seeds} seeds reach it |")
+    print(f"\n{path}: {seeds} seeds")
+    print("\n(a) cost, in calls of the arm that is named first, of its accuracy minus .01")
+    print(
+        "| accuracy of | by the true law: one prompt | cascade | chosen: "
+        + " | ".join(f"{n}, T = {b:,}" for b, n in pairs)
+    )
+    print("| --- " * (3 + len(pairs)) + "|")
+    for arm in (law.large, singles.best(0.0)[0]):
+        reference = law.values.on_queries(0, arm)
+        right, paid = float(reference.reward.mean()), float(reference.cost.mean())
+        cells = [f"{in_short(arm)}: {right:.4f} at {paid:.5f}"]
+        for options in (singles, cascades):
+            reached = options.reaching(right - SLACK)
+            cells.append(f"{reached[1] / paid:.3f}: {in_short(reached[0])}" if reached else "-")
+        for budget, name in pairs:
+            least = []
+            for seed in range(seeds):
+                costs = [c.cost for c in of(name, budget) if c.seed == seed and c.reward >= right - SLACK]
+                least.append(min(costs, default=np.inf) / paid)
+            cells.append(f"{np.median(least):.3f} ({int(np.isfinite(least).sum())} of {seeds})")
+        print("| " + " | ".join(cells) + " |")
 
     print("\n(b) utility by cost weight; in brackets the share of compound arms")
     head = ["cost weight", "always large", "one prompt, true law", "cascade, true law"]
-    pairs = list(itertools.product(budgets, NAMES))
     head += [f"{name}, T = {budget:,}" for budget, name in pairs]
     print("| " + " | ".join(head) + " |\n" + "| --- " * len(head) + "|")
     table = []
@@ -312,7 +320,8 @@ def report(
         cells.append(f"{np.mean(gains):+.4f}, {np.mean(np.array(gains) < 0):.2f} below 0" if gains else "-")
         print(f"| {budget:,} | " + " | ".join(cells) + " |")
     drawing, choosing = np.array([seconds for _, seconds in runs]).T
-    print(f"\nseconds: {drawing.mean():.2f} for the search with stops, {choosing.mean():.2f} more for compound arms")
+    seconds = f"{drawing.mean():.2f} for the search with stops, {choosing.mean():.2f} more for compound arms"
+    print(f"\nseconds of processor time: {seconds}")
 
 
 def law_words(weight: float, singles: Options, cascades: Options) -> str:
@@ -367,15 +376,15 @@ def live(budget: int) -> None:
     preferences = [Preference(f"{w:g}", cost=w) for w in WEIGHTS[::2]]
     seconds, programs = {}, dict[bool, CompiledProgram]()
     for compound in (False, True):
-        begun = time.perf_counter()
+        begun = time.process_time()
         made = optimizer(preferences, budget=Budget(budget), max_n=16, seed=0, search={"compound": compound})
         programs[compound] = made.compile(task.student(), trainset=task.train(200, 0))
-        seconds[compound] = time.perf_counter() - begun
+        seconds[compound] = time.process_time() - begun
         spent = programs[compound].detailed_results.spent
         print(f"\ncompound={compound}: {spent.completions} completions, {seconds[compound]:.1f} s")
         for preference, arm in zip(preferences, programs[compound].policy.ready.arms, strict=True):
             print(f"  cost weight {preference.name:<6} {in_short(arm)}")
-    print(f"\nseconds with compound arms over those without: {seconds[True] / seconds[False]:.2f}")
+    print(f"\nseconds of processor time with compound arms over those without: {seconds[True] / seconds[False]:.2f}")
 
 
 def main() -> None:
