@@ -142,6 +142,19 @@ def rightness(arm: Arm, played: Played, sequences: Sequences, margin: float | No
     return right
 
 
+def real_calls(problem: Problem, outcome: Outcome, context: int, arm: Arm, sequences: Sequences) -> RealCalls:
+    """Return the calls that an arm's prompts were really drawn for: all completions of a query are one call.
+
+    Args:
+        problem: The problem of the run.
+        outcome: The run.
+        context: Whose rewards count.
+        arm: Calls have at most so many completions of its prompts.
+        sequences: Those of `further_sequences`, of the arm or of one that draws more.
+    """
+    return _Learner(problem, outcome, context, arm, sequences).calls()
+
+
 def curve(sureness: FloatArray, right: FloatArray) -> Curve:
     """Fit a curve that never falls to rows [S], at least one of them."""
     values, place = np.unique(np.round(sureness, _DIGITS), return_inverse=True)
@@ -217,7 +230,7 @@ class _Learner:
     def learnt(self) -> Calibrated:
         """Return the map, and how well it agrees with real calls."""
         curves = stage_curves(self._arm, self._sequences, self._margin)
-        calls = self._calls()
+        calls = self.calls()
         correction, logprobs = _corrections(calls)
         stages = tuple(
             _curve(np.array(c.sureness), correction(np.array(c.confidence))) if correction != Correction() else c
@@ -226,8 +239,8 @@ class _Learner:
         found = ConfidenceMap(stages=stages, margin=self._margin, logprobs=logprobs)
         return Calibrated(map=found, reliability=_reliability(calls, least=min(self._arm.most, 2)))
 
-    def _calls(self) -> RealCalls:
-        """Return the calls that the arm's prompts were really drawn for: all completions of a query are one call."""
+    def calls(self) -> RealCalls:
+        """Return the calls that the arm's prompts were really drawn for."""
         after = self._outcome.measuring
         drawn = [(o, 0.0) for o in self._outcome.observations] + ([(after, 1.0)] if after is not None else [])
         groups: dict[float, list[Observations]] = {}

@@ -4,10 +4,11 @@ A preference with `min_confidence` wants at least this share of the answers to b
 confidence reaches a level, goes on with a stronger stage where it may, and abstains at last. The level is chosen by
 fixed sequence testing (Angelopoulos et al., Learn then Test, arXiv 2110.01052): levels are tested one after the other,
 the most careful one first, and the last one before the first failure is taken. A level passes where a lower bound of
-the share of right answers reaches the promise. The bound has three parts: the queries are a sample; the level of the
-model's log odds is uncertain by as much as the run's estimates are; and the arm was chosen because it looked good, for
-which `OPTIMISM` is taken off the log odds. Of all arms that pass, the one with the largest utility is taken, where an
-abstention is worth as much as a call without a vote.
+the share of right answers reaches the promise. The bound has two parts. The queries are a sample. And the model may be
+too sure: its log odds are off by an unknown number, which is about `-OPTIMISM`, give or take `DOUBT`, and is learnt
+from calls that were really drawn: those of at least half as many completions for which the model reaches the level. So
+a large N needs many completions of a query before it can promise anything. Of all arms that pass, the one with the
+largest utility is taken, where an abstention is worth as much as a call without a vote.
 
 Where no arm passes, the arm with the largest lower bound is taken; `Promise.kept` tells.
 """
@@ -24,7 +25,15 @@ from iapo_dspy.bandit.compound.chosen import as_called
 from iapo_dspy.bandit.compound.played import play
 from iapo_dspy.bandit.compound.sequences import Sequences
 from iapo_dspy.bandit.confidence.correction import log_odds, logistic
-from iapo_dspy.bandit.confidence.learning import MARGIN, curve, further_sequences, picks_best, rightness
+from iapo_dspy.bandit.confidence.learning import (
+    MARGIN,
+    RealCalls,
+    curve,
+    further_sequences,
+    picks_best,
+    real_calls,
+    rightness,
+)
 from iapo_dspy.bandit.costs.worst_path import keeps_caps
 from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.outcome import Outcome, Promise, StoppedArm
@@ -32,10 +41,11 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import as_drawn, call_prices
 from iapo_dspy.types import Arm, Escalation, FloatArray, Policy
 
-OPTIMISM = 0.3  # log odds by which the answers of an arm that was chosen look better than they are
-DOUBT = 0.25  # standard deviation of that, in log odds
+OPTIMISM = 0.2  # log odds by which the answers of an arm that was chosen look better than they are
+DOUBT = 0.8  # standard deviation of that, in log odds
 Z = 1.645  # standard errors of a bound that holds in 95 % of runs
 LEVELS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.2)
+_STEPS = 8
 _LEAST = 0.1  # share of calls that a level must let answer, to be tested at all
 _PROMPTS = 3  # by reward, and as many by reward at a price of completions
 _FIRST = 1, 2, 4, 8  # N of first stages
@@ -165,8 +175,7 @@ class _Search:
             bounds = Bounds.of(problem.aggregator, outcome.observations, problem.contexts.weights[context])
             self._margin = MARGIN * (bounds.high - bounds.low)
         self._prices = call_prices(problem, outcome)
-        self._stages: dict[tuple[int, int], _Stage] = {}
-        self._of_prompt: dict[int, Sequences | None] = {}
+        self._known: dict[int, RealCalls] = {}
         self._prompts = prompts
         # All prompts at once: rows of one query share what makes it hard.
         self._sequences = _sequences(problem, outcome, context, prompts)
@@ -247,7 +256,7 @@ class _Search:
         share = float(answers.mean())
         if share < _LEAST:
             return None
-        bound = self._bound(stages, p[answers], share)
+        bound = self._bound(stages, p[answers], share, level)
         utility = float(reward.mean()) - price
         return _Candidate(
             arm=_arm(stages, below, always=level <= 0.0), bound=bound, utility=utility, passes=bound >= self._promise
@@ -261,26 +270,36 @@ class _Search:
         found = self._sequences.aggregator.reward(np.full((1, 1), -1), np.full(shape, np.nan), weights)
         return float(found[0, 0])
 
-    def _bound(self, stages: list[_Stage], p: FloatArray, share: float) -> float:
+    def _bound(self, stages: list[_Stage], p: FloatArray, share: float, level: float) -> float:
         """Return the lower bound of the share of right answers, of calls with these probabilities [S']."""
         assert self._sequences is not None
-        expected = logistic(log_odds(p) - OPTIMISM)
-        mean, spread = float(expected.mean()), expected * (1.0 - expected)
+        shifts = [self._shift(stage, level) for stage in stages]
+        expected = logistic(log_odds(p) + min(mean for mean, _ in shifts))
+        mean, spread = float(expected.mean()), float((expected * (1.0 - expected)).mean())
         # Each query counts as a single call: what was drawn of it tells hardly more.
-        queries = self._sequences.n_queries * share
-        sampling = float(np.maximum(spread.mean(), mean * (1.0 - mean))) / queries
-        doubt = max(self._doubt(stage) for stage in stages) * float(spread.mean())
+        sampling = mean * (1.0 - mean) / (self._sequences.n_queries * share)
+        doubt = max(error for _, error in shifts) * spread
         return mean - Z * float(np.sqrt(sampling + doubt**2))
 
-    def _doubt(self, stage: _Stage) -> float:
-        """Return the standard deviation of the level of a stage's log odds."""
-        error, most = self._outcome.estimates.standard_error, self._problem.max_n
-        if error is None or self._margin is not None:  # the error is one of scores
-            return DOUBT
-        scale = max(float(self._problem.contexts.weights[self._context].sum()), 1e-12)
-        known = float(error[self._context, stage.prompt, min(stage.n, most) - 1]) / scale
-        mean = float(np.clip(stage.right.mean(), 0.02, 0.98))
-        return float(np.hypot(DOUBT, known / (mean * (1.0 - mean)))) if np.isfinite(known) else DOUBT
+    def _shift(self, stage: _Stage, level: float) -> tuple[float, float]:
+        """Return how far the log odds of sure calls of a stage are off, and its standard error."""
+        calls = self._calls(stage.prompt)
+        mine = (2 * calls.size >= stage.n) & (calls.expected >= level)
+        odds, right = log_odds(calls.expected[mine]), calls.right[mine]
+        shift, precision = -OPTIMISM, DOUBT**-2
+        for _ in range(_STEPS):
+            p = logistic(odds + shift)
+            information = float((p * (1.0 - p)).sum()) + precision
+            step = (float((right - p).sum()) - precision * (shift + OPTIMISM)) / information
+            shift += min(max(step, -1.0), 1.0)
+        return shift, information**-0.5
+
+    def _calls(self, prompt: int) -> RealCalls:
+        assert self._sequences is not None
+        if prompt not in self._known:
+            arm = Arm(prompt, max(n for n in _LAST if n <= self._problem.max_n))
+            self._known[prompt] = real_calls(self._problem, self._outcome, self._context, arm, self._sequences)
+        return self._known[prompt]
 
 
 def _arm(stages: list[_Stage], below: list[float], *, always: bool) -> Arm:

@@ -55,6 +55,39 @@ def test_confidence_is_that_of_right_answers_and_survives_saving(tmp_path: Path)
     assert "calibrations" in json.dumps(data)
 
 
+def doubtful(body: dict[str, Any], i: int) -> str:
+    """Answer even sums right, and odd ones by guessing."""
+    rng = body.setdefault("_rng", random.Random(body.get("seed")))
+    correct = total(body)
+    return chat(answer=str(correct if correct % 2 == 0 else rng.randint(1, 5)))
+
+
+@pytest.mark.slow
+def test_calls_that_are_not_sure_enough_return_nothing(tmp_path: Path) -> None:
+    safe = Preference("safe", min_confidence=0.8)
+    with Loopback(doubtful) as server, dspy.context(lm=server.lm(seed=3)):
+        program = optimizer(safe, Preference("plain"), max_n=4, budget=600, candidates=[CAREFUL]).compile(
+            student(), trainset=questions(60)
+        )
+        row = program.detailed_results.policy[0]
+        assert row.arm.abstains and 0.2 < row.abstains < 0.8
+        assert not program.detailed_results.policy[1].arm.abstains
+        program.save(tmp_path / "program.json")
+        loaded = CompiledProgram(student())
+        loaded.load(tmp_path / "program.json")
+        asked = [dspy.Example(question=f"{100 + i} + 2").with_inputs("question") for i in range(16)]
+        for one in (program, loaded):
+            answers = one.batch(asked) if one is program else [one(question=x.question) for x in asked]
+            silent = [a.iapo.abstained for a in answers]
+            assert [a.answer is None for a in answers] == silent and 3 <= sum(silent) <= 13
+            given = [
+                a.answer == str(sum(map(int, x.question.split(" + "))))
+                for a, x in zip(answers, asked, strict=True)
+                if a.answer
+            ]
+            assert np.mean(given) >= 0.8
+
+
 def single(body: dict[str, Any], i: int) -> str:
     """Answer right seven times of ten, whatever the question is."""
     rng = body.setdefault("_rng", random.Random(body.get("seed")))
