@@ -106,7 +106,10 @@ def with_promises(
     for context in promising:
         calls[context], promises[context] = promised(problem, outcome, context, left_out=left_out, compound=compound)
         arms[context] = calls[context].arm
-    return replace(outcome, policy=Policy(tuple(arms)), stops=tuple(calls), promises=tuple(promises))
+    considered = tuple(() if c in promising else offers for c, offers in enumerate(outcome.considered))
+    return replace(
+        outcome, policy=Policy(tuple(arms)), stops=tuple(calls), promises=tuple(promises), considered=considered
+    )
 
 
 def promised(

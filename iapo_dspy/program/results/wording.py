@@ -138,7 +138,11 @@ def considered_in_words(found: Considered, aggregator: Aggregator | None = None)
     if found.gain <= 0:
         return f"no {found.kind} gains over {beside}, {arm_in_words(found.beside)}"
     words = arm_in_words(found.arm, aggregator)
-    return f"a {found.kind} ({words}) would gain {by} over {beside}: not more than its uncertainty, so it is not used"
+    if found.gain <= found.standard_error:
+        why = "not more than its uncertainty"
+    else:
+        why = "too little to be sure of, or less than another arm gains"
+    return f"a {found.kind} ({words}) would gain {by} over {beside}: {why}, so it is not used"
 
 
 def _considered(policy: Sequence[PreferenceResult], aggregator: Aggregator | None) -> list[str]:
