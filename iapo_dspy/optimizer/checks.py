@@ -145,17 +145,12 @@ def check_around(pipeline: Pipeline, settings: Settings) -> None:
         _check_limits(lm_of(name, predictor), request_params(lm_of(name, predictor), predictor.config), settings)
 
 
-def check_rewriters(settings: Settings, pipeline: Pipeline | None) -> None:
+def check_rewriters(settings: Settings) -> None:
     """Refuse rewriters whose calls the budget cannot hold, and settings under which nothing can be rewritten."""
     if settings.batch is not None:
         raise ConfigurationError(
             "batch=... sends the requests of a round together, and a rewriter must have answered before. Leave batch "
             "out, or rewriters."
-        )
-    if pipeline is not None:
-        raise ConfigurationError(
-            f"rewriters=... rewrite the query, and inner={pipeline.path!r} has inputs that the steps before it make. "
-            "Leave inner out, or rewriters."
         )
     for i, rewriter in enumerate(settings.rewriters):
         try:

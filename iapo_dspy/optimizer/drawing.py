@@ -35,6 +35,7 @@ from iapo_dspy.optimizer.writing.nursery import Nursery
 from iapo_dspy.prompts.proposers.metered_writing import MeteredWriting
 from iapo_dspy.prompts.rewriters.rewrite_counts import RewriteCount
 from iapo_dspy.prompts.rewriters.rewriter_names import named_rewriters
+from iapo_dspy.prompts.rewriters.rewriting import Rewrites
 from iapo_dspy.sampling.ledger.ledger import Ledger, LedgerPort, NullLedger, fingerprint_of
 from iapo_dspy.sampling.ledger.records import SpentRecord
 from iapo_dspy.sampling.rollouts.sampler import Sampler
@@ -139,7 +140,10 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
             tries = writing = None
             if plan.writing is not None:
                 tries, writing = Tries(plan.writing.read), MeteredWriting(plan.writing.lm, sampler, ledger)
-            prompts = LivePrompts(plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of, room=plan.room)
+            rewrites = Rewrites(sampler, ledger)
+            prompts = LivePrompts(
+                plan.prompts, plan.pipeline, plan.as_it_is, id_of=id_of, room=plan.room, rewrites=rewrites
+            )
             environment = LiveEnvironment(
                 prompts=prompts,
                 examples=plan.examples + plan.held_out,
@@ -161,6 +165,7 @@ def draw(plan: Plan, watch: RunWatch) -> Findings:
                 stored_only=starts_from_evidence and ledger.answered,
                 tries=tries,
                 adapters=settings.adapters,
+                rewrites=rewrites,
                 student=plan.student.module,
                 around=None if plan.pipeline is None else plan.pipeline.outer,
             )

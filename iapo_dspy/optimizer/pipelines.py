@@ -15,6 +15,8 @@ from iapo_dspy.errors import ConfigurationError
 from iapo_dspy.program.compiled import CompiledProgram
 from iapo_dspy.prompts.copies import clone
 from iapo_dspy.prompts.prompt import Prompt
+from iapo_dspy.prompts.rewriters.inside_pipelines import with_rewritten_inputs
+from iapo_dspy.prompts.rewriters.rewriting import Rewrites
 from iapo_dspy.prompts.student import Student
 from iapo_dspy.sampling.rollouts.pipeline import InnerModule
 from iapo_dspy.scoring.strategies import Strategy
@@ -104,6 +106,7 @@ class LivePrompts(Sequence[LivePrompt]):
         student: One more prompt behind all that may come, if there is one.
         id_of: Names a prompt by its content.
         room: How many prompts there may be in the end. Default: as many as there are.
+        rewrites: Rewrites the inputs of inner modules; None where there are none.
     """
 
     def __init__(
@@ -114,8 +117,10 @@ class LivePrompts(Sequence[LivePrompt]):
         *,
         id_of: Callable[[int], str] = str,
         room: int | None = None,
+        rewrites: Rewrites | None = None,
     ) -> None:
         self.grow(prompts, id_of)
+        self._rewrites = rewrites
         self._room = len(prompts) if room is None else room
         self._student = student
         self._pipeline = pipeline
@@ -137,7 +142,7 @@ class LivePrompts(Sequence[LivePrompt]):
             behind = student is not None and index == self._room
             prompt = student if student is not None and behind else self._prompts[index]
             self._made[index] = LivePrompt(
-                program=prompt.program if pipeline is None else pipeline.with_inner(watched(prompt.program)),
+                program=prompt.program if pipeline is None else pipeline.with_inner(watched(self._inner(prompt))),
                 decoding=prompt.decoding,
                 inner=None if pipeline is None else prompt.program,
                 id=self._id_of(len(self._prompts) if behind else int(index)),
@@ -145,6 +150,11 @@ class LivePrompts(Sequence[LivePrompt]):
                 rewriter=prompt.rewriter,
             )
         return self._made[index]
+
+    def _inner(self, prompt: Prompt) -> dspy.Module:
+        if prompt.rewriter is None or self._rewrites is None:
+            return prompt.program
+        return with_rewritten_inputs(prompt.program, inner_inputs(prompt.program), prompt.rewriter, self._rewrites)
 
 
 def inner_inputs(inner: dspy.Module) -> list[str]:

@@ -273,8 +273,9 @@ def make_plan(
     inputs = sorted(examples[0].inputs().keys()) if pipeline is None else inner_inputs(part.module)
     check_reserved_fields(part, inputs, settings.preference_field)
     if settings.rewriters:
-        check_rewriters(settings, pipeline)
-        given = [dict(example.inputs().items()) for example in (*examples, *held_out)]
+        check_rewriters(settings)
+        texts = [dict(example.inputs().items()) for example in (*examples, *held_out)]
+        given = texts if pipeline is None else [dict.fromkeys(inputs, "")]  # what steps make is not known
         settings = replace(settings, rewriters=fitted_rewriters(settings.rewriters, inputs, given))
     settings.strategy.check_student(inputs, part.output_fields)
     strategy = fitted(settings.strategy, part.output_fields)

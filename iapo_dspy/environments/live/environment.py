@@ -118,6 +118,7 @@ class LiveEnvironment:
         tries: Where completions are kept for writers of prompts; None where nobody writes.
         patient: Go on where no completion can be read. Errors still end a run in which nothing works.
         adapters: Adapters that the prompts have between them; none where all have the configured one.
+        rewrites: The rewrites of the run; None makes them.
         student: See `Scorer`.
         around: See `Scorer`.
 
@@ -149,6 +150,7 @@ class LiveEnvironment:
         tries: Tries | None = None,
         patient: bool = False,
         adapters: Sequence[dspy.Adapter] = (),
+        rewrites: Rewrites | None = None,
         student: Any = None,
         around: Any = None,
     ) -> None:
@@ -188,7 +190,7 @@ class LiveEnvironment:
         )
         self._scorer = Scorer(strategy, metric, sampler, ledger, student, around)
         self._observer = Observer(self._scorer, self._tracker, cost, self.n_prompts, len(self._examples))
-        self.rewrites = Rewrites(sampler, ledger)
+        self.rewrites = rewrites or Rewrites(sampler, ledger)
         self._told_unit = False
         self._unit = StudentUnit(unit, self.n_prompts, cost, ledger) if unit is not None else None
         self._equal = equal
@@ -431,7 +433,8 @@ class LiveEnvironment:
         """Draw the missing completions of a pull, and put them on disk; none where its rewrite cannot be paid for."""
         pull, missing, prompt = start.pull, start.missing, self._prompts[start.pull.prompt]
         inputs = dict(self._examples[pull.query].inputs().items())
-        query = await self.rewrites.of(prompt.rewriter, self._queries[pull.query], inputs)
+        rewriter = prompt.rewriter if prompt.inner is None else None  # an inner module rewrites its own inputs
+        query = await self.rewrites.of(rewriter, self._queries[pull.query], inputs)
         if query is None:
             reservation.release()
             return {}
@@ -446,7 +449,10 @@ class LiveEnvironment:
         )
         done = [rollout for rollout in rollouts if not rollout.undrawn]
         if prompt.rewriter is not None:  # a call pays for the rewrite once: it is a part of all of them
-            done = [replace(r, usage=with_rewriting(r.usage, query.usage, len(done))) for r in done]
+            usage = [
+                query.usage if r.inner is None else self.rewrites.usage(prompt.rewriter, r.inner.inputs) for r in done
+            ]
+            done = [replace(r, usage=with_rewriting(r.usage, u, len(done))) for r, u in zip(done, usage, strict=True)]
         drawn = dict(zip(missing, done, strict=False))
         reservation.settle(completions=len(drawn))
         made = {i: Completion.of_rollout(r, start.key, i) for i, r in drawn.items()}

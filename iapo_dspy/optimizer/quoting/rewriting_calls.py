@@ -96,14 +96,20 @@ def _mean(plan: Plan, rewriter: Rewriter, known: LedgerContents | None) -> Float
         step = max(1, len(plan.examples) // _COUNTED)
         some = plan.examples[::step][:_COUNTED]
         read = float(np.mean([_call(rewriter, query).tokens for query in some])) * _requests(rewriter, 1)
-        texts = [count_text(rewriter.lm.model, str(query[rewriter.field or ""])) for query in some]
+        texts = [count_text(rewriter.lm.model, _text(rewriter, query)) for query in some]
         written = min(float(np.mean(texts)), longest_rewrite(rewriter) or np.inf) * rewriter.k
     usd = np.nan if price is None else read * price.prompt + written * price.completion
     return np.array([_requests(rewriter, 1), read, written, usd])
 
 
 def _call(rewriter: Rewriter, query: dspy.Example) -> LMCall:
-    return LMCall(lm=rewriter.lm, messages=rewriter.messages(str(query[rewriter.field or ""])), params=rewriter.params)
+    return LMCall(lm=rewriter.lm, messages=rewriter.messages(_text(rewriter, query)), params=rewriter.params)
+
+
+def _text(rewriter: Rewriter, query: dspy.Example) -> str:
+    """Return the text to rewrite; of an inner module that is not known, and taken to be as long as the query."""
+    inputs = dict(query.inputs().items())
+    return str(inputs.get(rewriter.field, " ".join(map(str, inputs.values()))))
 
 
 def _requests(rewriter: Rewriter, queries: int) -> int:

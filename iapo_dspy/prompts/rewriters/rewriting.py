@@ -237,6 +237,11 @@ class Rewrites:
                 return None
         return self._done[key]
 
+    def usage(self, rewriter: Rewriter, inputs: Mapping[str, Any]) -> Usage:
+        """Return what the rewrite of an inner module's inputs took."""
+        found = self._done.get(f"{rewriter.digest}/{digest(dict(inputs))}")
+        return Usage() if found is None else found.usage
+
     async def _find(self, key: str, rewriter: Rewriter, inputs: Mapping[str, Any]) -> Rewritten:
         known = self._ledger.rewrite(key)
         if known is not None:

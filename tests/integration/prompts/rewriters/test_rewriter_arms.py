@@ -218,7 +218,7 @@ def test_arguments_that_cannot_be_used_cost_no_call(server: Loopback, helping: L
     refused("several|does not say", dspy.Predict("a, b -> answer"), two, rewriters=[ready])
     refused("max_tokens", rewriters=[ready], budget=tiny)
     refused("batch", rewriters=[ready], batch=BatchAPI(), log_dir="never-made")
-    refused("inner", Pipeline(), inner="ask", rewriters=[ready])
+    refused("does not say|is not an input", Pipeline(), inner="report", rewriters=[ready])
     with pytest.raises(ConfigurationError, match=r"with \{\} in the place"):
         rewriter(helping, template="no place")
     assert (server.requests, helping.requests) == (before, 0)
