@@ -40,9 +40,10 @@ def deploy(
         "budget": 4 * len(candidates),
         "candidates": candidates,
         "progress": False,
+        "compound": False,
     }
     optimizer = iapo(strategy=strategy, **{**settings, **kwargs})
     program = optimizer.compile(student, trainset=train or questions(2))
-    policy = dataclasses.replace(program.policy.ready, arms=tuple(arms.values()))
+    policy = dataclasses.replace(program.policy.ready, arms=tuple(arms.values()), calibrations=None)
     programs = program.detailed_results.candidate_programs
     return CompiledProgram(student, strategy, policy, programs=programs, preference_field=optimizer.preference_field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 from dspy.streaming import StreamListener
 
 import iapo_dspy
-from iapo_dspy import Abstention, BestOfN, CompiledProgram, MajorityVote, Objective, Preference, metrics
-from iapo_dspy.errors import AllCompletionsFailed, ConfigurationError
+from iapo_dspy import Abstention, BestOfN, CompiledProgram, Cost, MajorityVote, Objective, Preference, metrics
+from iapo_dspy.errors import AllCompletionsFailed, CapsTooTight, ConfigurationError
 from iapo_dspy.types import Arm, Escalation, Share
 from tests.support.deployed import deploy
 from tests.support.loopback import Loopback, chat
@@ -85,6 +86,7 @@ def test_a_call_that_is_not_sure_goes_on(deployed: Any) -> None:
     assert (first.ending, first.sureness, second.ending, second.sureness) == ("went on", 0.25, "answered", 1.0)
     assert [p.prompt for p in (*first.prompts, *second.prompts)] == [0, 1]
     assert report.way == "prompt 0 was 25% sure after 4 completions, below 75%, so prompt 1 decided"
+    assert report.way in str(program.explain(prediction))
     assert len(prediction.completions) == 6 and prediction.completions[0].answer == "7"
 
 
@@ -108,7 +110,7 @@ def test_all_of_a_mixture_are_drawn_at_once_and_vote_together() -> None:
         report = program(question=ODD, preference="mixture").iapo
     assert sorted(asked(server, before)) == [("careful", 3), ("quick", 2)] and server.max_in_flight == 2
     assert (report.n, report.waves, report.prompt, report.votes["7"]) == (5, 1, 1, 3)
-    assert report.sureness == 0.6 and 0.3 <= report.seconds < 0.55
+    assert report.sureness == 0.6 and report.seconds >= 0.3
     assert report.way == "prompts 0 and 1 decided together"
     assert [(p.prompt, p.n) for p in report.stages[0].prompts] == [(0, 2), (1, 3)]
 
@@ -305,3 +307,51 @@ def test_any_arm_may_be_fixed(deployed: Any) -> None:
     found.arm = Arm(0, 1, then=Escalation(below=0.5, arm=Arm(7, 1)))
     with pytest.raises(ConfigurationError, match="1 of prompt 0; 1 of prompt 7 instead"):
         program.with_arm(found)
+
+
+@pytest.mark.extra
+def test_langchain_gets_none_where_a_call_abstains(deployed: Any) -> None:
+    pytest.importorskip("langchain_core")
+    _, program = deployed
+    runnable = program.as_runnable("safe")
+    assert runnable.batch([{"question": q} for q in (ODD, EVEN)]) == [{"answer": None}, {"answer": "8"}]
+    assert list(runnable.stream(ODD)) == [{"answer": None}]
+    assert isinstance(program.as_runnable("safe", output="prediction").invoke(ODD), Abstention)
+
+
+def test_caps_hold_on_the_worst_path(deployed: Any) -> None:
+    server, program = deployed
+    policy = dataclasses.replace(
+        program.policy.ready,
+        preferences=(Preference("capped", max_tokens=160), Preference("tight", max_tokens=10)),
+        arms=(CASCADE, CASCADE),
+        default="capped",
+        calibrations=None,
+    )
+    capped = CompiledProgram(dspy.Predict("question -> answer"), MajorityVote("answer"), policy)
+    before = len(server.bodies)
+    assert capped(question=ODD).iapo.stage == 1
+    limits = [(body.get("max_tokens"), body.get("n")) for body in server.bodies[before:]]
+    assert sum(most * n for most, n in limits) <= 160 and min(most for most, _ in limits) > 10
+    with pytest.raises(CapsTooTight, match="4 of prompt 0; 2 of prompt 1 instead"):
+        capped(question=ODD, preference="tight")
+
+
+def test_lms_of_all_stages_are_needed(deployed: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    server, _ = deployed
+    lms = [server.lm("openai/small", seed=1), server.lm("openai/large", seed=2)]
+    one = {"cascade": Arm(0, 2, then=Escalation(below=1.0, arm=Arm(1, 2)))}
+    settings: dict[str, Any] = {"lms": lms, "budget": 16, "cost_unit": Cost()}
+    program = deploy(dspy.Predict("question -> answer"), MajorityVote("answer"), [QUICK], one, **settings)
+    program.save(tmp_path / "program.json")
+    assert program.models == ("openai/small", "openai/large")
+    half = CompiledProgram(dspy.Predict("question -> answer"), lms=lms[:1])
+    half.load(tmp_path / "program.json")
+    assert "['cascade'] run on the LM openai/large" in caplog.text
+    with pytest.raises(ConfigurationError, match="measured with the LM openai/large"):
+        half(question=EVEN)  # before anything is asked
+    whole = CompiledProgram(dspy.Predict("question -> answer"), lms=lms)
+    whole.load(tmp_path / "program.json")
+    before = len(server.bodies)
+    whole(question=ODD)
+    assert [body["model"] for body in server.bodies[before:]] == ["small", "large"]
