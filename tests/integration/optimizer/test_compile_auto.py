@@ -17,7 +17,7 @@ from tests.support.worlds import CAREFUL, QUICK, adder, questions, student
 PREFERENCES = [Preference("quality", cost=0.0), Preference("thrifty", cost=3.0)]
 
 
-optimizer = optimizers(preferences=PREFERENCES, candidates=[QUICK, CAREFUL], max_n=8, budget=600)
+optimizer = optimizers(preferences=PREFERENCES, candidates=[QUICK, CAREFUL], max_n=8, budget=600, compound=False)
 
 
 @pytest.fixture(scope="module")

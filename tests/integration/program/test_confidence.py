@@ -43,7 +43,7 @@ def test_confidence_is_that_of_right_answers_and_survives_saving(tmp_path: Path)
         row = program.detailed_results.policy[0]
         assert row.reliability is not None and row.reliability.error < 0.15
         assert "confidence is off by 0." in row.reliability.in_words
-        assert program.detailed_results.to_dict()["policy"][0]["reliability"]["count"] == list(row.reliability.count)
+        assert program.detailed_results.to_dict()["reliability"][0]["count"] == list(row.reliability.count)
         program.save(tmp_path / "program.json")
         loaded = CompiledProgram(student())
         loaded.load(tmp_path / "program.json")

@@ -125,7 +125,7 @@ def test_an_arm_of_the_results_can_be_deployed(program: CompiledProgram, result:
     with Loopback(adder) as server, dspy.context(lm=server.lm(seed=2)):
         call = again(question=questions(1)[0].question)
     assert (call.iapo.prompt, call.iapo.planned) == (found.arm.prompt, found.arm.n)
-    with pytest.raises(ConfigurationError, match="prompt 9 with N=1 is not an arm"):
+    with pytest.raises(ConfigurationError, match="1 of prompt 9 is not an arm"):
         program.with_arm(dataclasses.replace(found, arm=Arm(9, 1)))
 
 
