@@ -204,6 +204,8 @@ class Call:
         """Say how a stage that may go on will end whatever its other completions are; None where that is open."""
         aggregator = self.strategy.aggregator()
         if isinstance(aggregator, Stoppable) and aggregator.settling(2) is not None:
+            if selection is not None and selection.votes is None:  # a strategy that does not tell its votes
+                return None
             votes = list(selection.votes.values()) if selection is not None and selection.votes else []
             return decided(stage, votes, len(read), None, settled)
         if selection is None or selection.votes is not None:  # votes with weights: nothing is sure before the end

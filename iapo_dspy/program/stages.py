@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import dspy
+import numpy as np
 
+from iapo_dspy.bandit.aggregators.port import Sure
 from iapo_dspy.bandit.compound.deciding import share_of_leader
 from iapo_dspy.prompts.rewriters.rewriter import Rewriter
 from iapo_dspy.prompts.rewriters.rewriting import CallRewrites
@@ -16,7 +18,7 @@ from iapo_dspy.sampling.judges.judge_usage import JudgeUsage
 from iapo_dspy.sampling.rollouts.rollout import Rollout
 from iapo_dspy.sampling.spending.usage import Usage
 from iapo_dspy.scoring.scores import Scored
-from iapo_dspy.scoring.strategies import Selection, Strategy
+from iapo_dspy.scoring.strategies import Selection, Strategy, columns_of
 from iapo_dspy.types import Arm, Decoding, FloatArray
 
 Ending = Literal["answered", "went on", "abstained"]
@@ -169,4 +171,20 @@ def judged(
         sureness = share_of_leader(list(found.votes.values()), len(order), silent)
     elif found.utilities is not None:
         sureness = found.utilities[found.index]
+    else:
+        sureness = _as_estimated(strategy, weights, [read[i] for i in order])
     return Verdict(selection=selection, sureness=sureness)
+
+
+def _as_estimated(strategy: Strategy, weights: FloatArray, read: Sequence[Scored]) -> float | None:
+    """Return how sure the aggregator is of these completions, for a strategy whose choice does not tell."""
+    aggregator = strategy.aggregator()
+    if not isinstance(aggregator, Sure):
+        return None
+    numbers: dict[str | None, int] = {None: -1}
+    label = np.array([numbers.setdefault(s.answer, len(numbers) - 1) for s in read])
+    columns = len(columns_of(strategy))
+    known = [s.scores if s.scores is not None and len(s.scores) == columns else (0.0,) * columns for s in read]
+    score = np.array(known)
+    score[[s.failure is not None for s in read]] = np.nan
+    return float(aggregator.sureness(label[None], score[None], np.append(weights, np.zeros(columns - len(weights))))[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from iapo_dspy.errors import AllCompletionsFailed
 from iapo_dspy.program.call import Call
 from iapo_dspy.program.call_report import CallReport
 from iapo_dspy.sampling.concurrency.loop import run_on_loop
+from iapo_dspy.scoring.strategies import Selection
 from iapo_dspy.types import Arm, Escalation, Share, Stop
 from tests.support.scripted import Scripted, drawables
 
@@ -26,6 +28,22 @@ ANSWERS = "abcd"
 PROMPTS, MOST = 3, 24
 SHARES = tuple(k / n for n in range(1, 6) for k in range(1, n + 1))  # sureness that really occurs
 worth = Objective("worth", lambda example, prediction: prediction.worth)
+
+
+class Silent:
+    """A strategy of a user's own, whose choices tell neither votes nor scores."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def choose(self, read: Any, weights: Any) -> Selection | None:
+        found = self._strategy.choose(read, weights)
+        return found and dataclasses.replace(found, votes=None, utilities=None)
+
+
 KINDS: dict[str, Any] = {
     "vote": MajorityVote("answer"),
     "weighted": WeightedVote("answer", weight=worth),
@@ -96,7 +114,9 @@ def played(kind: str, arm: Arm, answers: Any, worths: Any, right: Any) -> Played
     return play(arm, sequences)
 
 
-def called(kind: str, arm: Arm, answers: Any, worths: Any, question: str = "?") -> tuple[Any, Scripted, Any]:
+def called(
+    kind: str, arm: Arm, answers: Any, worths: Any, question: str = "?", strategy: Any = None
+) -> tuple[Any, Scripted, Any]:
     """Return the prediction or the error of a deployed call, its sampler and what it has drawn."""
     predictions = {
         p: [dspy.Prediction(answer=ANSWERS[a], worth=float(w)) if a >= 0 else None for a, w in zip(*row, strict=True)]
@@ -109,7 +129,7 @@ def called(kind: str, arm: Arm, answers: Any, worths: Any, question: str = "?") 
         drawables=drawables(arm.prompts),
         inputs={"question": question},
         outputs=("answer", "worth"),
-        strategy=KINDS[kind],
+        strategy=strategy or KINDS[kind],
         cost=Cost(),
     )
     with mock.patch("iapo_dspy.program.call._sampler", return_value=sampler):
@@ -153,6 +173,22 @@ def test_a_call_goes_as_it_is_played(world: Any) -> None:
     assert alone.reward[0] > 0  # one of the tied answers; the only one where there is not a tie
     if found.reward[0] == alone.reward[0]:
         assert alone.reward[0] == 1.0
+
+
+@pytest.mark.parametrize("kind", ["vote", "best"])
+def test_a_strategy_that_does_not_tell_goes_on_as_it_is_played(kind: str) -> None:
+    rng = np.random.default_rng(4)
+    ended = set()
+    for _ in range(60):
+        arm = Arm(0, 3, then=Escalation(below=0.6, arm=Arm(1, 2, then=Escalation(below=0.9))))
+        answers, worths = rng.integers(-1, 3, (PROMPTS, MOST)), rng.integers(0, 5, (PROMPTS, MOST)) / 4
+        answers[:2, 0] = 0  # no stage without an answer
+        found = played(kind, arm, answers, worths, [0])
+        prediction, _, drawn = called(kind, arm, answers, worths, strategy=Silent(KINDS[kind]))
+        assert prediction.iapo.sureness == pytest.approx(found.sureness[0])
+        assert (len(drawn.stages) - 1, prediction.iapo.abstained) == (found.stage[0], not found.answered[0])
+        ended.add((len(drawn.stages), prediction.iapo.abstained))
+    assert ended == {(1, False), (2, False), (2, True)}
 
 
 @pytest.mark.parametrize(
