@@ -243,7 +243,7 @@ def explain(table: PolicyTable, preference: Preference, report: CallReport | Non
         abstains=outcome.stops[0].abstains if arm.compound and outcome.stops is not None else 0.0,
         prompts={prompt: table.programs.label(prompt) for prompt in arm.prompts} if arm.compound else {},
         considered=tuple(
-            considered_in_words(found, table.strategy.aggregator())
+            considered_in_words(found, arm_in_words(found.arm, table.strategy.aggregator()))
             for found in (outcome.considered[0] if outcome.considered else ())
         ),
         alternatives=_alternatives(table, outcome, arm),

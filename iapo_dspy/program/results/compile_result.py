@@ -248,7 +248,6 @@ class CompileResult:
             failures=self.failures,
             bias=self.bias,
             rewriters=self.rewriters,
-            aggregator=self.strategy.aggregator(),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from iapo_dspy.bandit.aggregators.port import Aggregator
 from iapo_dspy.bandit.compound.arm_words import arm_in_words
 from iapo_dspy.bandit.inference import WANTED, Deceptive
 from iapo_dspy.bandit.outcome import Considered
@@ -38,7 +37,6 @@ def result_table(
     failures: FailureReport | None = None,
     bias: Mapping[str, PositionBias] | None = None,
     rewriters: Sequence[RewriterResult] = (),
-    aggregator: Aggregator | None = None,
 ) -> Table:
     """Return the chosen arm of each preference with its baselines below it.
 
@@ -54,7 +52,6 @@ def result_table(
             where it is more than a fifth of some prompt's.
         bias: How judges that compare take places, by the objective.
         rewriters: Rewriters beside the queries as they are.
-        aggregator: Says when an answer is not sure enough.
     """
     shown = [(row, row.preference.name or "ad hoc", row.estimate) for row in policy]
     lines: list[tuple[str, ArmEstimate, str, str, bool]] = []
@@ -102,7 +99,7 @@ def result_table(
             *(_won(row, name, rate) for row in policy for name, rate in row.wins.items()),
             *(f"{name}: {found}." for name, found in (bias or {}).items()),
             *(f"{found}." for found in rewriters),
-            *_considered(policy, aggregator),
+            *_considered(policy),
             *(
                 f"{r.preference.name or 'ad hoc'}: {r.reliability.in_words}."
                 for r in policy
@@ -129,28 +126,33 @@ def _prompts(arm: Arm) -> str:
     return f"prompts {', '.join(others)} and {last}" if others else f"prompt {last}"
 
 
-def considered_in_words(found: Considered, aggregator: Aggregator | None = None) -> str:
-    """Say what a cascade or a mixture would gain or gains over an arm of one prompt, and whether it is used."""
+def considered_in_words(found: Considered, words: str = "") -> str:
+    """Say what a cascade or a mixture would gain or gains over an arm of one prompt, and whether it is used.
+
+    Args:
+        found: The offer.
+        words: Its arm in words, for one that is not used; "" leaves it out.
+    """
     by = f"{found.gain:+.3f} (s.e. {found.standard_error:.3f})"
     beside = "the best arm of one prompt" if found.kind == "cascade" else "the best prompt at the same N"
     if found.chosen:
         return f"the {found.kind} gains {by} over {beside}, {arm_in_words(found.beside)}"
     if found.gain <= 0:
         return f"no {found.kind} gains over {beside}, {arm_in_words(found.beside)}"
-    words = arm_in_words(found.arm, aggregator)
+    what = f"{found.kind} ({words})" if words else found.kind
     if found.gain <= found.standard_error:
         why = "not more than its uncertainty"
     else:
         why = "too little to be sure of, or less than another arm gains"
-    return f"a {found.kind} ({words}) would gain {by} over {beside}: {why}, so it is not used"
+    return f"a {what} would gain {by} over {beside}: {why}, so it is not used"
 
 
-def _considered(policy: Sequence[PreferenceResult], aggregator: Aggregator | None) -> list[str]:
-    """Say of each preference which compound arms it was offered; once for preferences that were offered the same."""
+def _considered(policy: Sequence[PreferenceResult]) -> list[str]:
+    """Say of each preference which compound arms it was offered; once for preferences of which the same is said."""
     said: dict[str, list[str]] = {}
     for row in policy:
         for found in row.considered:
-            said.setdefault(considered_in_words(found, aggregator), []).append(row.preference.name or "ad hoc")
+            said.setdefault(considered_in_words(found), []).append(row.preference.name or "ad hoc")
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]
 
 
