@@ -3,12 +3,12 @@
 A preference with `min_confidence` wants at least this share of the answers to be right. Its arm answers where its
 confidence reaches a level, goes on with a stronger stage where it may, and abstains at last. The level is chosen by
 fixed sequence testing (Angelopoulos et al., Learn then Test, arXiv 2110.01052): levels are tested one after the other,
-the most careful one first, and the last one before the first failure is taken. A level passes where a lower bound of
-the share of right answers reaches the promise. The bound has two parts. The queries are a sample. And the model may be
-too sure: its log odds are off by an unknown number, which is about `-OPTIMISM`, give or take `DOUBT`, and is learnt
-from calls that were really drawn: those of at least half as many completions for which the model reaches the level. So
-a large N needs many completions of a query before it can promise anything. Of all arms that pass, the one with the
-largest utility is taken, where an abstention is worth as much as a call without a vote.
+the most careful one first that could pass, and the last one before the first failure is taken. A level passes where a
+lower bound of the share of right answers reaches the promise. The bound rests on calls that were really drawn: those of
+at least half as many completions for which the model reaches the level. How much the model was too sure of them is
+taken off what it says of the arm, and what it says counts like `MODEL` more calls. So a large N needs many completions
+of a query before it can promise anything. Of all arms that pass, the one with the largest utility is taken, where an
+abstention is worth as much as a call without a vote.
 
 Where no arm passes, the arm with the largest lower bound is taken; `Promise.kept` tells.
 """
@@ -24,7 +24,6 @@ import numpy as np
 from iapo_dspy.bandit.compound.chosen import as_called
 from iapo_dspy.bandit.compound.played import play
 from iapo_dspy.bandit.compound.sequences import Sequences
-from iapo_dspy.bandit.confidence.correction import log_odds, logistic
 from iapo_dspy.bandit.confidence.learning import (
     MARGIN,
     RealCalls,
@@ -41,11 +40,9 @@ from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import as_drawn, call_prices
 from iapo_dspy.types import Arm, Escalation, FloatArray, Policy
 
-OPTIMISM = 0.2  # log odds by which the answers of an arm that was chosen look better than they are
-DOUBT = 0.8  # standard deviation of that, in log odds
+MODEL = 10.0  # calls that the model counts for
 Z = 1.645  # standard errors of a bound that holds in 95 % of runs
 LEVELS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.2)
-_STEPS = 8
 _LEAST = 0.1  # share of calls that a level must let answer, to be tested at all
 _PROMPTS = 3  # by reward, and as many by reward at a price of completions
 _FIRST = 1, 2, 4, 8  # N of first stages
@@ -71,12 +68,16 @@ class _Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """An arm, the lower bound of its share of right answers, and its utility."""
+    """An arm, the lower bound of its share of right answers, and its utility.
+
+    It is testable where the bound would do if real calls were as often right as the model says.
+    """
 
     arm: Arm
     bound: float
     utility: float
     passes: bool
+    testable: bool
 
 
 def with_promises(
@@ -225,9 +226,10 @@ class _Search:
                 continue
             if surest is None or tested.bound > surest.bound:
                 surest = tested
-            if not tested.passes:
+            if tested.passes:
+                passing = tested
+            elif tested.testable or passing is not None:
                 break
-            passing = tested
         found = passing or surest
         if found is not None:
             yield found
@@ -235,7 +237,7 @@ class _Search:
     def _at(self, stages: list[_Stage], level: float) -> _Candidate | None:
         """Return an arm whose stages answer where their confidence reaches a level; None where hardly any would."""
         size = len(stages[0].right)
-        going, below = np.ones(size, dtype=bool), list[float]()
+        going, below, bound = np.ones(size, dtype=bool), list[float](), np.zeros(2)
         answers, p, reward, price = np.zeros(size, dtype=bool), np.zeros(size), np.full(size, self._nothing()), 0.0
         for stage in stages:
             if not going.any():
@@ -251,6 +253,8 @@ class _Search:
             answers |= mine
             p[mine] = np.interp(stage.sureness[mine], x, y)
             reward[mine] = stage.reward[mine]
+            if mine.any():
+                bound += float(mine.mean()) * self._bounds(stage, p[mine], level)
             price += float(going.mean()) * stage.price
             going = going & ~mine
             if not np.isfinite(least):
@@ -259,10 +263,15 @@ class _Search:
         share = float(answers.mean())
         if share < _LEAST:
             return None
-        bound = self._bound(stages, p[answers], share, level)
+        bound /= share
         utility = float(reward.mean()) - price
+        passes = bound >= self._promise
         return _Candidate(
-            arm=_arm(stages, below, always=level <= 0.0), bound=bound, utility=utility, passes=bound >= self._promise
+            arm=_arm(stages, below, always=level <= 0.0),
+            bound=float(bound[0]),
+            utility=utility,
+            passes=bool(passes[0]),
+            testable=bool(passes[1]),
         )
 
     def _nothing(self) -> float:
@@ -273,29 +282,25 @@ class _Search:
         found = self._sequences.aggregator.reward(np.full((1, 1), -1), np.full(shape, np.nan), weights)
         return float(found[0, 0])
 
-    def _bound(self, stages: list[_Stage], p: FloatArray, share: float, level: float) -> float:
-        """Return the lower bound of the share of right answers, of calls with these probabilities [S']."""
-        assert self._sequences is not None
-        shifts = [self._shift(stage, level) for stage in stages]
-        expected = logistic(log_odds(p) + min(mean for mean, _ in shifts))
-        mean, spread = float(expected.mean()), float((expected * (1.0 - expected)).mean())
-        # Each query counts as a single call: what was drawn of it tells hardly more.
-        sampling = mean * (1.0 - mean) / (self._sequences.n_queries * share)
-        doubt = max(error for _, error in shifts) * spread
-        return mean - Z * float(np.sqrt(sampling + doubt**2))
+    def _bounds(self, stage: _Stage, p: FloatArray, level: float) -> FloatArray:
+        """Return Wilson's (1927) lower bound of the share of right answers, of calls of a stage [2].
 
-    def _shift(self, stage: _Stage, level: float) -> tuple[float, float]:
-        """Return how far the log odds of sure calls of a stage are off, and its standard error."""
+        Args:
+            stage: The stage.
+            p: Their probabilities by the model [S'].
+            level: The least of these.
+
+        Returns:
+            By the real calls, and as if these were as often right as the model says.
+        """
+        assert self._sequences is not None
         calls = self._calls(stage.prompt)
         mine = (2 * calls.size >= stage.n) & (calls.expected >= level)
-        odds, right = log_odds(calls.expected[mine]), calls.right[mine]
-        shift, precision = -OPTIMISM, DOUBT**-2
-        for _ in range(_STEPS):
-            p = logistic(odds + shift)
-            information = float((p * (1.0 - p)).sum()) + precision
-            step = (float((right - p).sum()) - precision * (shift + OPTIMISM)) / information
-            shift += min(max(step, -1.0), 1.0)
-        return shift, information**-0.5
+        count = float(mine.sum()) + MODEL
+        off = np.array([float((calls.right - calls.expected)[mine].sum()) / count, 0.0])
+        count = min(count, self._sequences.n_queries * len(p) / len(self._sequences))
+        mean, z = np.clip(float(p.mean()) + off, 0.0, 1.0), Z**2 / count
+        return np.asarray((mean + z / 2 - Z * np.sqrt(mean * (1.0 - mean) / count + z / (4.0 * count))) / (1.0 + z))
 
     def _calls(self, prompt: int) -> RealCalls:
         assert self._sequences is not None
