@@ -44,7 +44,7 @@ from iapo_dspy.bandit.compound.chosen import with_compounds
 from iapo_dspy.bandit.inference import choices
 from iapo_dspy.bandit.measurement import measured, measuring_pulls, reserved
 from iapo_dspy.bandit.stopping.replays import VoteTally
-from iapo_dspy.bandit.stopping.rules import doubling_waves, exact_waves, tuned_scales
+from iapo_dspy.bandit.stopping.rules import exact_waves, tuned_scales, tuned_vote_stops
 from iapo_dspy.bandit.stops import with_stops
 from iapo_dspy.demo.provider import register
 from iapo_dspy.demo.tasks import MODEL, SMALL_MODEL, USD_PER_MILLION, addition_task
@@ -114,7 +114,7 @@ class Law:
             if n > 1:
                 arms.append(Arm(prompt, n, Stop(waves=exact_waves(n))))
             if 2 < n <= FIRST[-1]:
-                arms += [Arm(prompt, n, Stop(waves=doubling_waves(2, n), confidence=c)) for c in CONFIDENCES]
+                arms += [Arm(prompt, n, stop) for stop in tuned_vote_stops(n) if stop.confidence in CONFIDENCES]
         found = [self.values.on_queries(0, arm) for arm in arms]
         reward, cost = np.stack([f.reward for f in found]), np.stack([f.cost for f in found])
         return Options(arms, reward.mean(axis=1), cost.mean(axis=1)), reward, cost
