@@ -100,11 +100,7 @@ def result_table(
             *(f"{name}: {found}." for name, found in (bias or {}).items()),
             *(f"{found}." for found in rewriters),
             *_considered(policy),
-            *(
-                f"{r.preference.name or 'ad hoc'}: {r.reliability.in_words}."
-                for r in policy
-                if r.reliability is not None
-            ),
+            *_least_reliable(policy),
             *too_little,
             *([failures.remark] if failures is not None and failures.remark is not None else []),
             *([f"cost: {unit}"] if unit is not None else []),
@@ -113,6 +109,7 @@ def result_table(
 
 
 _NUMBERS = {"N", "draws", "tokens", "dollars", "cost", "best with p", "no answer", "unreadable"}
+_NONE_BETTER = "No cascade and no mixture is surely better than the best arm of one prompt."
 _NO_STUDENT = "The student as it was is not a candidate, so it was not drawn. Give it as one to compare with it."
 
 
@@ -148,12 +145,24 @@ def considered_in_words(found: Considered, words: str = "") -> str:
 
 
 def _considered(policy: Sequence[PreferenceResult]) -> list[str]:
-    """Say of each preference which compound arms it was offered; once for preferences of which the same is said."""
+    """Say which compound arms are used, or that none is; `PreferenceResult.considered` has all that were offered."""
     said: dict[str, list[str]] = {}
     for row in policy:
         for found in row.considered:
-            said.setdefault(considered_in_words(found), []).append(row.preference.name or "ad hoc")
+            if found.chosen:
+                said.setdefault(considered_in_words(found), []).append(row.preference.name or "ad hoc")
+    if not said and any(row.considered for row in policy):
+        return [_NONE_BETTER]
     return [f"{', '.join(names)}: {text}." for text, names in said.items()]
+
+
+def _least_reliable(policy: Sequence[PreferenceResult]) -> list[str]:
+    """Say how far confidence is off where it is off by most."""
+    known = [(row.reliability, row.preference.name or "ad hoc") for row in policy if row.reliability is not None]
+    if not known:
+        return []
+    worst, name = max(known, key=lambda pair: pair[0].error)
+    return [f"{name}: {worst.in_words}{'; the others less' if len(known) > 1 else ''}."]
 
 
 def _gain(baseline: ComparedArm, row: PreferenceResult) -> str:
