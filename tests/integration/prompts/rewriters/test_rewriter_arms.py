@@ -328,7 +328,7 @@ def test_a_quote_bounds_and_foresees_the_rewrites(server: Loopback, helping: Loo
     cost = Cost(completion_tokens=1, usd_per_million=prices)
     with dspy.context(lm=server.lm(max_tokens=20)):
         lm = helping.lm("openai/rewriter", max_tokens=30)
-        given: dict[str, Any] = {"cost_unit": cost, "log_dir": tmp_path, "budget": 120}
+        given: dict[str, Any] = {"cost_unit": cost, "log_dir": tmp_path, "budget": 120, "compound": False}
         with_it = optimizer(rewriters=[Rewriter(lm)], **given)
         two = optimizer(**given, candidates=[PLAIN, CLEAR])
         plain = two.quote(student(), trainset=questions(20), output_tokens=8)
