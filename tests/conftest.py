@@ -1,5 +1,6 @@
 """No test goes to the network: LiteLLM's price table is the one it ships with."""
 
+import logging
 import os
 import signal
 
@@ -17,6 +18,12 @@ def _ctrl_c() -> None:
     """Let Ctrl-C be tried where it is ignored, as in jobs that a shell runs in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _left_workers() -> None:
+    """Keep a task of LiteLLM's out of the log of tests: it is told of whenever a loop that ended before is collected."""
+    logging.getLogger("asyncio").addFilter(lambda record: "LoggingWorker" not in record.getMessage())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
