@@ -10,9 +10,9 @@ The first table has the expected calibration error (ECE, ten bins) of confidence
 its own, and of all runs together; the same of a curve that knows the law of the training queries, which is the noise
 floor of any method; and the mean confidence minus the share of right answers.
 
-The second table has promises (`min_confidence`): how often a run said that the promise is sure to be kept; in how many
-of these runs the share of right answers among the answered calls reaches it, on the law of all queries and on held-out
-ones; and the share of abstentions as estimated and true. The runs that were not sure come behind it.
+The second table has promises (`min_confidence`): in how many runs calls answer at all, because the run was sure to keep
+the promise; in which share of all runs it is kept, on the law of all queries and on held-out ones, and of those that
+answer; and of these the share of right answers, and the share of abstentions as estimated and true.
 """
 
 from __future__ import annotations
@@ -164,20 +164,19 @@ def kept_by(
 
 def summary(numbers: FloatArray, promise: float) -> dict[str, str]:
     """Return the numbers of one promise; rows of `kept_by` [R, 5]."""
-    sure, warned = numbers[numbers[:, 0] > 0], numbers[numbers[:, 0] == 0]
+    answering = numbers[numbers[:, 0] > 0]
 
     def of(values: NDArray[Any]) -> str:
         return f"{float(values.mean()):.3f}" if len(values) else "-"
 
     return {
-        "sure": f"{len(sure)}/{len(numbers)}",
-        "kept": of(sure[:, 1] >= promise),
-        "kept_out": of(sure[:, 2] >= promise),
-        "right": of(sure[:, 1]),
-        "estimated": of(sure[:, 3]),
-        "true": of(sure[:, 4]),
-        "warned_right": of(warned[:, 1]),
-        "warned_kept": of(warned[:, 1] >= promise),
+        "answers": f"{len(answering)}/{len(numbers)}",
+        "kept": of(numbers[:, 1] >= promise),
+        "kept_out": of(numbers[:, 2] >= promise),
+        "kept_answering": of(answering[:, 1] >= promise),
+        "right": of(answering[:, 1]),
+        "estimated": of(answering[:, 3]),
+        "true": of(answering[:, 4]),
     }
 
 

@@ -92,6 +92,10 @@ class Share:
             raise ConfigurationError(f"Share(prompt={self.prompt}, n={self.n}): need prompt >= 0 and n >= 1.")
 
 
+NEVER_SURE = 1e9
+"""As `Escalation.below`: no stage is so sure, so that the call goes on, or abstains, in any case."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Escalation:
     """How a call goes on where the answer of a stage is not sure enough.

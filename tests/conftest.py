@@ -22,7 +22,7 @@ def _ctrl_c() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _left_workers() -> None:
-    """Keep a task of LiteLLM's out of the log of tests: it is told of whenever a loop that ended before is collected."""
+    """Keep a task of LiteLLM out of the log of tests: it is told of whenever a loop that has ended is collected."""
     logging.getLogger("asyncio").addFilter(lambda record: "LoggingWorker" not in record.getMessage())
 
 

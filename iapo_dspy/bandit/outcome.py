@@ -177,8 +177,8 @@ class Promise:
             )
         less = max(np.floor(self.bound * 100.0) / 100.0, 0.01)
         return (
-            f"no arm is sure to keep {asked}: the best lower bound is {self.bound:.3f}. Calls answer where they are as "
-            "sure as they can be, and abstain elsewhere. More completions, more questions, a stronger prompt, or "
+            f"no arm is sure to keep {asked}: the best lower bound is {self.bound:.3f}. So calls abstain, and tell the "
+            "answer that they withhold. More completions, more questions, a stronger prompt, or "
             f"min_confidence={less:.2f} would do"
         )
 

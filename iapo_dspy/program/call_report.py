@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from iapo_dspy.report.html import table_html
 from iapo_dspy.report.tabular import Line, Table
+from iapo_dspy.types import NEVER_SURE
 
 
 class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships no types
@@ -214,6 +215,9 @@ def _sure(stage: StageReport) -> str:
     if stage.sureness is None or stage.below is None:
         return f"had no answer {after}"
     # Of votes, sureness is a share.
+    never = stage.below >= NEVER_SURE
     sure, below = (f"{v:.3g}" if stage.votes is None else f"{v:.0%}" for v in (stage.sureness, stage.below))
     had = f"scored {sure}" if stage.votes is None else f"was {sure} sure"
+    if never:
+        return f"{had} {after}, and no call is sure enough"
     return f"{had} {after}, {'at least' if stage.ending == 'answered' else 'below'} {below}"

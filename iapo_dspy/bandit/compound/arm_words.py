@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iapo_dspy.bandit.aggregators.port import Aggregator, Sure
-from iapo_dspy.types import Arm
+from iapo_dspy.types import NEVER_SURE, Arm
 
 
 def arm_in_words(arm: Arm, aggregator: Aggregator | None = None) -> str:
@@ -25,13 +25,17 @@ def arm_in_words(arm: Arm, aggregator: Aggregator | None = None) -> str:
         '4 of prompt 2; 16 of prompt 5 instead where fewer than 3 of 4 agree'
         >>> arm_in_words(Arm(2, 4, then=Escalation(below=0.6)), vote)
         '4 of prompt 2; no answer where fewer than 3 of 4 agree'
+        >>> arm_in_words(Arm(2, 4, then=Escalation(below=NEVER_SURE)), vote)
+        '4 of prompt 2; no answer in any case'
     """
     texts, counted, weight = [_stage(arm)], 0, 0
     for stage in arm.stages:
         counted = counted * bool(weight) + stage.size * max(weight, 1)  # completions of the stage, as they count
         if stage.then is None:
             break
-        weight, where = stage.then.weight, f"where {_doubt(stage.then.below, counted, aggregator)}"
+        never = stage.then.below >= NEVER_SURE
+        where = "in any case" if never else f"where {_doubt(stage.then.below, counted, aggregator)}"
+        weight = stage.then.weight
         if stage.then.arm is None:
             texts.append(f"no answer {where}")
             break

@@ -10,7 +10,8 @@ taken off what it says of the arm, and what it says counts like `MODEL` more cal
 of a query before it can promise anything. Of all arms that pass, the one with the largest utility is taken, where an
 abstention is worth as much as a call without a vote.
 
-Where no arm passes, the arm with the largest lower bound is taken; `Promise.kept` tells.
+Where no arm passes, a promise is kept by calls without an answer only: they withhold that of the arm with the largest
+lower bound. `Promise.kept` tells.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from iapo_dspy.bandit.measurement import Bounds
 from iapo_dspy.bandit.outcome import Outcome, Promise, StoppedArm
 from iapo_dspy.bandit.problem import Problem
 from iapo_dspy.bandit.stops import as_drawn, call_prices
-from iapo_dspy.types import Arm, Escalation, FloatArray, Policy
+from iapo_dspy.types import NEVER_SURE, Arm, Escalation, FloatArray, Policy
 
 MODEL = 10.0  # calls that the model counts for
-Z = 1.645  # standard errors of a bound that holds in 95 % of runs
+FAILS = 0.05  # share of runs in which a bound may be too high, whichever arm is taken
+_APART = 20  # arms beyond which further ones say much the same as others
 LEVELS = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.2)
 _LEAST = 0.1  # share of calls that a level must let answer, to be tested at all
 _PROMPTS = 3  # by reward, and as many by reward at a price of completions
@@ -140,6 +142,10 @@ def promised(
     kept = [c for c in allowed if c.passes]
     best = max(kept, key=lambda c: c.utility) if kept else max(allowed, key=lambda c: c.bound)
     sure = Promise(share=promise, bound=best.bound)
+    if not kept:
+        surest = best.arm.stages[-1]
+        never = Arm(surest.prompt, surest.n, then=Escalation(below=NEVER_SURE))
+        return as_called(problem, outcome, context, never), sure
     if not best.arm.compound and not own.compound and (best.arm.prompt, best.arm.n) == (own.prompt, own.n):
         return call, sure  # it answers in any case, and may stop early
     return as_called(problem, outcome, context, best.arm), sure
@@ -180,6 +186,7 @@ class _Search:
             self._margin = MARGIN * (bounds.high - bounds.low)
         self._prices = call_prices(problem, outcome)
         self._known: dict[int, RealCalls] = {}
+        self._z = _standard_errors(FAILS)
         self._prompts = prompts
         # All prompts at once: rows of one query share what makes it hard.
         self._sequences = _sequences(problem, outcome, context, prompts)
@@ -190,17 +197,23 @@ class _Search:
             return
         scales = [n for n in _LAST if n <= self._problem.max_n]
         lasts = [self._stage(p, n) for p in self._prompts for n in scales]
-        for last in lasts:
-            yield from self._tested([last])
-        if not compound:
-            return
         strong = {
             max((s for s in lasts if s.prompt == p), key=lambda s: float(s.right.mean())).n for p in self._prompts
         }
-        for first in lasts:
-            for last in lasts:
-                if first.prompt != last.prompt and first.n in _FIRST and last.n in strong and first.price <= last.price:
-                    yield from self._tested([first, last])
+        arms = [[last] for last in lasts]
+        arms += [
+            [first, last]
+            for first in lasts
+            for last in lasts
+            if compound
+            and first.prompt != last.prompt
+            and first.n in _FIRST
+            and last.n in strong
+            and first.price <= last.price
+        ]
+        self._z = _standard_errors(FAILS / min(len(arms), _APART))  # the best of several (Bonferroni)
+        for stages in arms:
+            yield from self._tested(stages)
 
     def _stage(self, prompt: int, n: int) -> _Stage:
         assert self._sequences is not None
@@ -299,8 +312,9 @@ class _Search:
         count = float(mine.sum()) + MODEL
         off = np.array([float((calls.right - calls.expected)[mine].sum()) / count, 0.0])
         count = min(count, self._sequences.n_queries * len(p) / len(self._sequences))
-        mean, z = np.clip(float(p.mean()) + off, 0.0, 1.0), Z**2 / count
-        return np.asarray((mean + z / 2 - Z * np.sqrt(mean * (1.0 - mean) / count + z / (4.0 * count))) / (1.0 + z))
+        mean, z = np.clip(float(p.mean()) + off, 0.0, 1.0), self._z**2 / count
+        half = self._z * np.sqrt(mean * (1.0 - mean) / count + z / (4.0 * count))
+        return np.asarray((mean + z / 2 - half) / (1.0 + z))
 
     def _calls(self, prompt: int) -> RealCalls:
         assert self._sequences is not None
@@ -308,6 +322,15 @@ class _Search:
             arm = Arm(prompt, max(n for n in _LAST if n <= self._problem.max_n))
             self._known[prompt] = real_calls(self._problem, self._outcome, self._context, arm, self._sequences)
         return self._known[prompt]
+
+
+def _standard_errors(tail: float) -> float:
+    """Return how many standard errors a normal variable exceeds with this probability, in (0, 0.5)."""
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if math.erfc(middle / math.sqrt(2.0)) / 2.0 > tail else (low, middle)
+    return low
 
 
 def _arm(stages: list[_Stage], below: list[float], *, always: bool) -> Arm:

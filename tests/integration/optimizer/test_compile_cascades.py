@@ -19,7 +19,7 @@ from tests.support.worlds import questions, total
 pytestmark = pytest.mark.slow
 
 PRICES = {"openai/small": (0.0, 1.0), "openai/large": (0.0, 15.0)}  # dollars per million tokens
-BUDGET, QUESTIONS = 600, 60
+BUDGET, QUESTIONS = 1_200, 80
 PREFERENCES = [Preference("quality"), Preference("balanced", cost=1.0), Preference("thrifty", cost=40.0)]
 
 
@@ -69,7 +69,7 @@ def test_the_same_draws_choose_it_and_no_more_are_paid_for(runs: Any) -> None:
     (_, alone, plain), (_, both, combining) = runs[False], runs[True]
     assert alone.detailed_results.spent.completions <= BUDGET and both.detailed_results.spent.completions <= BUDGET
     search = [[r.completions for r in program.detailed_results.rounds[:-1]] for program in (alone, both)]
-    assert search[0] == search[1] and sum(search[0]) > BUDGET / 3
+    assert search[0] == search[1] and sum(search[0]) > BUDGET / 4
     drawn = [sum(r.pulls for r in program.detailed_results.rounds[:-1]) for program in (alone, both)]
     assert (plain & combining).total() >= drawn[0] == drawn[1]
 

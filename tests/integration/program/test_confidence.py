@@ -66,7 +66,7 @@ def doubtful(body: dict[str, Any], i: int) -> str:
 def test_calls_that_are_not_sure_enough_return_nothing(tmp_path: Path) -> None:
     safe = Preference("safe", min_confidence=0.8)
     with Loopback(doubtful) as server, dspy.context(lm=server.lm(seed=3)):
-        program = optimizer(safe, Preference("plain"), max_n=4, budget=600, candidates=[CAREFUL]).compile(
+        program = optimizer(safe, Preference("plain"), max_n=4, budget=900, candidates=[CAREFUL]).compile(
             student(), trainset=questions(60)
         )
         row = program.detailed_results.policy[0]

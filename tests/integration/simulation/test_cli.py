@@ -48,7 +48,7 @@ def test_every_algorithm_at_every_budget(recording, tmp_path):
     assert found["environment"] == "small.npz"
     assert [(r["algorithm"], r["budget"]) for r in found["results"]] == [(a, b) for a in NAMES for b in (200, 1000)]
     for r in found["results"]:
-        early = r["algorithm"] in ("auto+exact", "auto+stop")  # may beat every arm that draws all its N
+        early = r["algorithm"] in ("auto+exact", "auto+stop", "auto+compound")  # may beat arms that draw all their N
         assert r["spent"] <= r["budget"] and 0 <= r["best_arm"] <= 1 and (early or r["regret"] >= 0)
         assert 1 <= r["completions"] <= 8 and (r["waves"] > 1 if early else r["waves"] == 1)
         assert early or r["acr"] <= found["references"]["oracle"] + 1e-9
