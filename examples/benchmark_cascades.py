@@ -92,7 +92,7 @@ class Options:
 
 
 class Law:
-    """What arms are worth by the true law of a recording."""
+    """The worth of arms by the true law of a recording."""
 
     def __init__(self, path: str, max_n: int, n_prompts: int | None) -> None:
         recording = load(Path(path))

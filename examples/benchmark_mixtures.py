@@ -53,7 +53,7 @@ ROWS = 48  # sequences for each question on which it is looked for
 
 @dataclass(frozen=True)
 class Row:
-    """What one run says of N completions, and what is true on the held-out questions; NaN without a mixture."""
+    """The claim of a run about N completions, and the truth on held-out questions; NaN without a mixture."""
 
     n: int
     said: float

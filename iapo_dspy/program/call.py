@@ -80,7 +80,7 @@ class Call:
 
     @functools.cached_property
     def _shared(self) -> Once[Hashable, Any]:
-        """What the completions of all waves share; see `once_per_call`."""
+        """The values that the completions of all waves share; see `once_per_call`."""
         return Once(keep_errors=True)
 
     @functools.cached_property

@@ -36,7 +36,7 @@ class CompiledPrediction(dspy.Prediction):  # type: ignore[misc]  # dspy ships n
 
 
 class Abstention(CompiledPrediction):
-    """What a call returns that was not sure enough to answer: all output fields are None.
+    """The prediction of a call that was not sure enough to answer: all output fields are None.
 
     `iapo.withheld` has the answer that it would have given, and `iapo` says how sure that was. It is a result and not
     an error, so a batch goes on.
@@ -44,7 +44,7 @@ class Abstention(CompiledPrediction):
 
 
 class PromptReport(BaseModel):
-    """What a stage of a call drew of one prompt.
+    """The part of one prompt in a stage of a call.
 
     Attributes:
         prompt: Index of the prompt.

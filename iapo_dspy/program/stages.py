@@ -1,4 +1,4 @@
-"""What a call may draw and has drawn, stage by stage, and which completion of a stage is its answer."""
+"""The draws of a call, stage by stage, and the completion of a stage that is its answer."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def score(self) -> float:
-        """What the completion is worth: 1 where it wins in both orders, 0.5 where they contradict each other."""
+        """The worth of the completion: 1 where it wins in both orders, 0.5 where they contradict each other."""
         found = [self.ahead, None if self.behind is None else 1.0 - self.behind]
         given = [v for v in found if v is not None]
         return sum(given) / len(given)

@@ -39,7 +39,7 @@ def _filled(name: str, question: str, index: int) -> str:
 
 
 def _better(question: str, total: int) -> str:
-    """Compare two answers with the sum, as a judge does who can add."""
+    """Compare two answers with the sum, as a judge does that can add."""
     one, two = (re.search(rf"{place}_answer ## \]\]\n(\d+)", question) for place in ("first", "second"))
     errors = [abs(int(found[1]) - total) if found else 10**6 for found in (one, two)]
     return "tie" if errors[0] == errors[1] else "first" if errors[0] < errors[1] else "second"

@@ -1,4 +1,4 @@
-"""What a call of an arm is expected to take."""
+"""The expected use of a call of an arm."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Logprobs:
-    """What the mean logprob of a token adds to the log odds of a confidence, where the LM gives logprobs.
+    """The log odds that the mean logprob of a token adds to a confidence, where the LM gives logprobs.
 
     Attributes:
         slope: Log odds that one standard deviation adds.

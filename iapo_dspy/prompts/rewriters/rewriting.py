@@ -38,7 +38,7 @@ Worth: TypeAlias = Callable[[str, Callable[[], float | None]], float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten:
-    """What became of a query.
+    """The result of rewriting a query.
 
     Attributes:
         inputs: The inputs that the student gets.
@@ -156,7 +156,7 @@ class CallRewrites:
 
     @property
     def usage(self) -> Usage:
-        """What all of them took."""
+        """Their usage, all together."""
         return sum((found.usage for found in self._done.values()), Usage())
 
     async def of(self, rewriter: Rewriter | None) -> Mapping[str, Any]:

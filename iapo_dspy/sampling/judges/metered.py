@@ -376,7 +376,7 @@ def drawn_once(key: str, draw: Callable[[], T], *, keep: bool = True) -> T:
 
     Args:
         key: Equal keys have equal results.
-        draw: Returns JSON data; where it raises, the next one who asks tries again.
+        draw: Returns JSON data; where it raises, the next caller tries again.
         keep: Whether the ledger keeps it, so that a run that is resumed has the same.
     """
     scope: Case | None = dspy.settings.get(METERING)

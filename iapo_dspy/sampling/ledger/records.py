@@ -194,7 +194,7 @@ class GenerationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteRecord:
-    """What a rewriter made of a query; completions of prompts with this rewriter are drawn on it.
+    """The text that a rewriter made of a query; completions of prompts with this rewriter are drawn on it.
 
     Attributes:
         key: Names it: the digest of the rewriter, and that of the query's inputs.

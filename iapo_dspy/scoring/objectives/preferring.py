@@ -145,7 +145,7 @@ class PairwiseObjective(Objective):
 
 @dataclass(frozen=True)
 class Prefers:
-    """What a completion is worth beside its opponents."""
+    """The worth of a completion beside its opponents."""
 
     name: str
     criterion: str
