@@ -307,14 +307,10 @@ def _error(outcome: Outcome, context: int, found: Offer, sequences: Sequences, s
     assert evidence is not None
     row, factor = evidence.row[context], evidence.factor[context]
     nothing = np.zeros(len(found.difference))
-    left: dict[int, FloatArray] = {}  # how much of each prompt's residual counts on each query
-    scales = {single.prompt: single.n}
-    for number, stage in enumerate(found.arm.stages):
-        answers = sequences.by_query((found.played.stage == number).astype(float))
-        for share in stage.shares:
-            scales.setdefault(share.prompt, min(stage.size, outcome.q.shape[2]))
-            left[share.prompt] = left.get(share.prompt, nothing) + answers * (share.n / stage.size)
+    answering = _answered_by(found.arm, found.played, sequences)
+    left = {prompt: share for prompt, _, share in answering}  # how much of a prompt's residual counts on each query
     left[single.prompt] = left.get(single.prompt, nothing) - 1.0  # the same draws decide both
+    scales = {prompt: min(n, outcome.q.shape[2]) for prompt, n, _ in answering} | {single.prompt: single.n}
     prompts = np.array(list(left))
     scale = np.array([scales[p] for p in left])
     residual = evidence.influence[row].at(prompts, scale) - evidence.values[row].at(prompts, scale)

@@ -8,7 +8,7 @@ lower bound of the share of right answers reaches the promise. The bound rests o
 at least half as many completions for which the model reaches the level. How much the model was too sure of them is
 taken off what it says of the arm, and what it says counts like `MODEL` more calls. So a large N needs many completions
 of a query before it can promise anything. Of all arms that pass, the one with the largest utility is taken, where an
-abstention is worth as much as a call without a vote.
+abstention is worth as much as a call without a vote; so each bound is that of the best of several (Bonferroni).
 
 Where no arm passes, a promise is kept by calls without an answer only: they withhold that of the arm with the largest
 lower bound. `Promise.kept` tells.
